@@ -1,0 +1,52 @@
+// mergekern._native: pointers in, arrays out, the GIL released while a kernel runs.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "gram.hpp"
+
+namespace py = pybind11;
+using mergekern::DType;
+using mergekern::TensorView;
+
+namespace {
+
+using Address = std::pair<std::uintptr_t, int>;  // data pointer, DType code
+
+TensorView view(const Address& address) {
+  return {reinterpret_cast<const void*>(address.first), static_cast<DType>(address.second)};
+}
+
+std::vector<TensorView> views(const std::vector<Address>& addresses) {
+  std::vector<TensorView> out;
+  out.reserve(addresses.size());
+  for (const Address& address : addresses) out.push_back(view(address));
+  return out;
+}
+
+py::array_t<double> gram(const Address& base, const std::vector<Address>& tuned, std::size_t count, int threads) {
+  py::array_t<double> out({tuned.size(), tuned.size()});
+  double* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::gram(view(base), views(tuned), count, threads, data);
+  return out;
+}
+
+py::array_t<double> squared_distances(const std::vector<Address>& tensors,
+                                      const std::vector<std::pair<int, int>>& pairs, std::size_t count, int threads) {
+  py::array_t<double> out(static_cast<py::ssize_t>(pairs.size()));
+  double* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::squared_distances(views(tensors), pairs, count, threads, data);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "C++ kernels of mergekern; use them through mergekern.kernels";
+  module.def("gram", &gram, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("threads"));
+  module.def("squared_distances", &squared_distances, py::arg("tensors"), py::arg("pairs"), py::arg("count"),
+             py::arg("threads"));
+  module.def("instruction_set", &mergekern::instruction_set);
+}

@@ -1,0 +1,24 @@
+// Checked launchers of the gram kernels. Formulas: mergekern/kernels/gram/__init__.py.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dtypes.hpp"
+
+namespace mergekern {
+
+// Writes the n×n matrix <tuned_i − base, tuned_j − base> to `out` (row-major, float64).
+// A base of nullptr stands for zero. Bit-identical for every thread count.
+void gram(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, int threads, double* out);
+
+// Writes ‖a_p − b_p‖² of each pair p of `tensors` to `out`.
+void squared_distances(const std::vector<TensorView>& tensors, const std::vector<std::pair<int, int>>& pairs,
+                       std::size_t count, int threads, double* out);
+
+// The instruction set the kernels run with on this processor: "avx512", "avx2" or "generic".
+std::string instruction_set();
+
+}  // namespace mergekern

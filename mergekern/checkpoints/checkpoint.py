@@ -1,0 +1,142 @@
+"""What every checkpoint offers, whatever its format: names, shapes, dtypes, and reads of parts of a tensor."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+
+from mergekern.checkpoints import float8
+from mergekern.errors import CheckpointError
+
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *float8.DTYPES)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A floating-point tensor of a checkpoint.
+
+    `storage` identifies the memory behind it: tensors of one checkpoint with equal `storage` are tied.
+    `scale` names the tensor that holds the scales of a float8 tensor, if there is one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: Hashable
+    scale: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def read_dtype(self) -> torch.dtype:
+        """The dtype that reads return: float32 for scaled or unusual float8, else the stored one."""
+        return torch.float32 if self.scale or self.dtype in float8.WIDENED else self.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor as read."""
+        return self.count * self.read_dtype.itemsize
+
+
+class Checkpoint(ABC):
+    """One model's tensors.
+
+    Attributes:
+        name: what errors and tables call it.
+        source: where it came from, for messages.
+        tensors: the floating-point tensors by name, in file order; tied names all appear, with equal `storage`.
+        buffers: names of integer and bool tensors, which are not part of any task vector.
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        self.tensors: dict[str, StoredTensor] = {}
+        self.buffers: list[str] = []
+
+    @abstractmethod
+    def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        """Return elements [start, stop) of the flattened tensor as stored: contiguous, 1-D, on the CPU."""
+
+    def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        """Return columns [start, stop) of a 2-D tensor as stored."""
+        rows, width = tensor.shape
+        return torch.stack([self._read_range(tensor, r * width + start, r * width + stop) for r in range(rows)])
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a whole tensor in its own shape. The result may share memory with the file: do not write to it."""
+        tensor = self.tensors[name]
+        return self.read_range(name, 0, tensor.count).view(tensor.shape)
+
+    def read_range(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return elements [start, stop) of the flattened tensor, 1-D and contiguous."""
+        tensor = self.tensors[name]
+        stored = self._read_range(tensor, start, stop)
+        if tensor.read_dtype == tensor.dtype:
+            return stored
+        values = stored.to(torch.float32)
+        if tensor.scale:
+            width = tensor.shape[-1] if tensor.shape else 1
+            at = torch.arange(start, stop)
+            values *= self._scale(tensor).at(at // width, at % width)
+        return values
+
+    def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return columns [start, stop) of a 2-D tensor."""
+        tensor = self.tensors[name]
+        stored = self._read_columns(tensor, start, stop)
+        if tensor.read_dtype == tensor.dtype:
+            return stored
+        values = stored.to(torch.float32)
+        if tensor.scale:
+            values *= self._scale(tensor).at(torch.arange(tensor.shape[0])[:, None], torch.arange(start, stop)[None])
+        return values
+
+    def _scale(self, tensor: StoredTensor) -> float8.ScaleGrid:
+        assert tensor.scale is not None
+        stored = self._scales[tensor.scale]
+        return float8.ScaleGrid(self._read_range(stored, 0, stored.count).view(stored.shape), tensor.shape, stored.name)
+
+    def _add(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, storage: Hashable) -> None:
+        """Register a tensor as float tensor or buffer; called by the formats while they open."""
+        if dtype.is_complex:
+            raise CheckpointError(f"{self.source}: tensor {name!r} is complex; only real tensors are supported")
+        if not dtype.is_floating_point:
+            self.buffers.append(name)
+        elif dtype in FLOAT_DTYPES:
+            self.tensors[name] = StoredTensor(name, shape, dtype, storage)
+        else:
+            raise CheckpointError(f"{self.source}: tensor {name!r} has dtype {dtype}, which is not supported")
+
+    def _finish(self) -> None:
+        """Check what was registered, and give float8 tensors their scales."""
+        refuse_quantised(self.source, [*self.tensors, *self.buffers])
+        self._scales: dict[str, StoredTensor] = {}
+        for name, tensor in list(self.tensors.items()):
+            if tensor.dtype not in float8.DTYPES:
+                continue
+            scale = next((n for n in (f"{name}_scale", f"{name}_scale_inv") if n in self.tensors), None)
+            if scale is not None:
+                self._scales[scale] = self.tensors[scale]
+                self.tensors[name] = StoredTensor(name, tensor.shape, tensor.dtype, tensor.storage, scale)
+                self._scale(self.tensors[name])
+        for scale in self._scales:
+            del self.tensors[scale]
+
+
+def refuse_quantised(source: str, names: list[str]) -> None:
+    """Raise CheckpointError if the names are those of integer-packed weights, which have no task vector."""
+    for kind, ending in (("GPTQ or AWQ", ".qweight"), ("bitsandbytes", ".absmax"), ("bitsandbytes", ".SCB")):
+        found = next((name for name in names if name.endswith(ending)), None)
+        if found:
+            raise CheckpointError(
+                f"{source}: {found!r} shows {kind} quantised weights; mergekern needs the floating-point "
+                "checkpoint they were made from (or a dequantised copy)"
+            )

@@ -1,0 +1,287 @@
+"""Open one checkpoint: safetensors, a Hugging Face folder, a torch file, a mapping or a module.
+
+Nothing here executes pickled code: torch files are loaded with `weights_only=True`, always.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import torch
+
+from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
+from mergekern.errors import CheckpointError
+
+IO = Literal["mmap", "pread"]
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+FOLDER_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+}
+_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+
+
+def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") -> Checkpoint:
+    """Open a checkpoint without reading its tensors.
+
+    Args:
+        source: a path (`.safetensors`; a Hugging Face folder, sharded or not; `.pt`, `.pth`, `.bin`, `.ckpt`),
+            a mapping name -> tensor or array, or a `torch.nn.Module`.
+        name: what to call it; by default the file's stem, or "model".
+        io: "mmap" maps files into memory; "pread" reads them into buffers, which is faster on network disks.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, corrupt, or of a kind that is not supported.
+
+    >>> open_checkpoint({"w": torch.zeros(2, 3), "steps": torch.tensor(7)}).tensors["w"].shape
+    (2, 3)
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, torch.nn.Module):
+        return StateDict(source.state_dict(), name or "model", type(source).__name__)
+    if isinstance(source, Mapping):
+        return StateDict(source, name or "model", name or "mapping")
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        return _open_path(path, name or checkpoint_name(path), io)
+    raise CheckpointError(
+        f"a checkpoint is a path, a mapping name -> tensor, or a torch.nn.Module, not {type(source).__name__}"
+    )
+
+
+def checkpoint_name(path: Path) -> str:
+    """Return the name a checkpoint gets from its path: a file's stem, a folder's name.
+
+    >>> checkpoint_name(Path("zoo/mnist.v2.safetensors"))
+    'mnist.v2'
+    """
+    return path.stem if path.suffix in SUFFIXES else path.resolve().name
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a path looks like a checkpoint: a known suffix, or a folder with a model file in it."""
+    if path.is_dir():
+        return any((path / file).is_file() for file in FOLDER_FILES)
+    return path.suffix in SUFFIXES and path.is_file()
+
+
+def _open_path(path: Path, name: str, io: IO) -> Checkpoint:
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _open_folder(path, name, io)
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path, name, io)
+    if path.suffix in TORCH_SUFFIXES:
+        return StateDict(_load_torch_file(path), name, str(path))
+    if path.suffix == ".gguf":
+        raise CheckpointError(f"{path}: GGUF files hold quantised weights; give the checkpoint they were made from")
+    raise CheckpointError(f"{path}: unknown suffix; known are {', '.join(SUFFIXES)} and Hugging Face folders")
+
+
+def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
+    found = next((folder / file for file in FOLDER_FILES if (folder / file).is_file()), None)
+    if found is None:
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(f"{folder}: a PEFT adapter; merge it into its base model first and give the result")
+        raise CheckpointError(f"{folder}: none of {', '.join(FOLDER_FILES)} is in this folder")
+    if found.suffix != ".json":
+        return _open_path(found, name, io)
+    try:
+        weight_map = json.loads(found.read_text())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+        if not all(isinstance(file, str) and Path(file).name == file for file in shards):
+            raise TypeError("shard names must be plain file names")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{found}: not a usable shard index ({type(error).__name__}: {error})") from error
+    return Sharded([_open_path(folder / file, name, io) for file in shards], weight_map, name, str(found))
+
+
+def _load_torch_file(path: Path) -> Mapping[str, Any]:
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise CheckpointError(
+                f"{path}: not a torch zip archive (an old or foreign pickle, or a damaged file); "
+                "load it where you trust it and save it again as safetensors"
+            )
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise CheckpointError(
+            f"{path}: torch.load(weights_only=True) refused it: {reason}. mergekern never executes pickled code; "
+            "load the file where you trust it and save its state dict as safetensors"
+        ) from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict (name -> tensor)")
+    return loaded
+
+
+class StateDict(Checkpoint):
+    """A checkpoint in memory (or mapped by torch): a mapping name -> tensor or array."""
+
+    def __init__(self, mapping: Mapping[str, Any], name: str, source: str) -> None:
+        super().__init__(name, source)
+        self._values: dict[str, torch.Tensor] = {}
+        if not mapping:
+            raise CheckpointError(f"{source}: holds no tensors")
+        for key, value in mapping.items():
+            tensor = _as_tensor(key, value, source)
+            self._values[key] = tensor
+            storage = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
+            self._add(key, tuple(tensor.shape), tensor.dtype, storage)
+        self._finish()
+
+    def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        return self._values[tensor.name].contiguous().view(-1)[start:stop].cpu()
+
+    def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        return self._values[tensor.name][:, start:stop].cpu()
+
+
+def _as_tensor(key: Any, value: Any, source: str) -> torch.Tensor:
+    if not isinstance(key, str):
+        raise CheckpointError(f"{source}: tensor names must be strings, not {key!r}")
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(f"{source}: {key!r} is a sparse, quantised or meta tensor, which is not supported")
+        return value.detach()
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+        if array.dtype.name == "bfloat16":  # ml_dtypes, which torch does not know
+            return torch.from_numpy(np.array(array).view(np.uint16)).view(torch.bfloat16)
+        try:
+            if not (array.flags.writeable and array.dtype.isnative and all(s >= 0 for s in array.strides)):
+                array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+            return torch.from_numpy(array)
+        except TypeError as error:
+            raise CheckpointError(f"{source}: {key!r} has dtype {array.dtype}, which is not supported") from error
+    hint = ""
+    if isinstance(value, Mapping):
+        hint = "; for several models give a mapping name -> checkpoint to `checkpoints`"
+    raise CheckpointError(f"{source}: {key!r} is a {type(value).__name__}, not a tensor or array{hint}")
+
+
+class SafetensorsFile(Checkpoint):
+    """A `.safetensors` file, mapped or read piece by piece."""
+
+    def __init__(self, path: Path, name: str, io: IO) -> None:
+        super().__init__(name, str(path))
+        header, self._data_start = _safetensors_header(path)
+        metadata = header.pop("__metadata__", {})
+        in_file_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        self._begin: dict[str, int] = {}
+        for key, entry in in_file_order:
+            dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+            if dtype is None and entry["dtype"] in _INTEGERS:
+                dtype = torch.int64
+            if dtype is None:
+                raise CheckpointError(f"{path}: tensor {key!r} has dtype {entry['dtype']}, which is not supported")
+            self._begin[key] = entry["data_offsets"][0]
+            self._add(key, tuple(entry["shape"]), dtype, key)
+        # save_model keeps one of a set of tied tensors and declares the other names in the metadata.
+        for alias, kept in metadata.items():
+            if kept in self.tensors and alias not in header:
+                tensor = self.tensors[kept]
+                self._begin[alias] = self._begin[kept]
+                self.tensors[alias] = StoredTensor(alias, tensor.shape, tensor.dtype, tensor.storage)
+        if not header:
+            raise CheckpointError(f"{path}: holds no tensors")
+        size = path.stat().st_size
+        self._mapped: torch.Tensor | None = None
+        self._descriptor: int | None = None
+        if io == "mmap":
+            storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+            self._mapped = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+        else:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        self._finish()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+    def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        size = tensor.dtype.itemsize
+        begin = self._data_start + self._begin[tensor.name]
+        return self._bytes(begin + start * size, begin + stop * size, size).view(tensor.dtype)
+
+    def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        if self._mapped is None:
+            return super()._read_columns(tensor, start, stop)
+        return self._read_range(tensor, 0, tensor.count).view(tensor.shape)[:, start:stop]
+
+    def _bytes(self, start: int, stop: int, alignment: int) -> torch.Tensor:
+        if self._mapped is not None:
+            view = self._mapped[start:stop]
+            return view if view.data_ptr() % alignment == 0 else view.clone()
+        assert self._descriptor is not None
+        out = torch.empty(stop - start, dtype=torch.uint8)
+        buffer = memoryview(out.numpy())
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._descriptor, [buffer[done:]], start + done)
+            if count == 0:
+                raise CheckpointError(f"{self.source}: the file ended at byte {start + done}; was it truncated?")
+            done += count
+        return out
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header and the offset of the data. The library checks the file; only then is it parsed here."""
+    try:
+        with safetensors.safe_open(path, framework="pt"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return json.loads(file.read(length)), 8 + length
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}); was it truncated or only partly downloaded?"
+        ) from error
+
+
+class Sharded(Checkpoint):
+    """A checkpoint spread over several files by an index."""
+
+    def __init__(self, shards: list[Checkpoint], weight_map: Mapping[str, str], name: str, source: str) -> None:
+        super().__init__(name, source)
+        self._home: dict[str, Checkpoint] = {}
+        missing: set[str] = set(weight_map)
+        for shard in shards:
+            missing -= {*shard.buffers, *shard.tensors, *shard._scales}
+            self.buffers += shard.buffers
+            for key, tensor in {**shard.tensors, **shard._scales}.items():
+                self._home[key] = shard
+                self.tensors[key] = StoredTensor(key, tensor.shape, tensor.dtype, (id(shard), tensor.storage))
+        if missing:
+            raise CheckpointError(f"{source}: the index lists {sorted(missing)[:5]}, which no shard holds")
+        self._finish()
+
+    def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        return self._home[tensor.name]._read_range(tensor, start, stop)
+
+    def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        return self._home[tensor.name]._read_columns(tensor, start, stop)

@@ -1,0 +1,124 @@
+"""Read a zoo one tensor at a time, in file order, under a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import xxhash
+
+from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.zoo import Zoo, ZooTensor
+from mergekern.errors import OptionError
+
+DEFAULT_MAX_MEMORY = 1 << 30
+
+
+class Layer:
+    """One tensor of the base and of all N models.
+
+    While the tensor fits the budget it is held once and every read is a view of it; a larger one is read
+    in blocks, again for every pass.
+
+    Attributes:
+        tensor: name and shape.
+        is_split: whether it is larger than the budget and comes in blocks.
+    """
+
+    def __init__(self, zoo: Zoo, tensor: ZooTensor, max_memory: int) -> None:
+        self.tensor = tensor
+        self._checkpoints = zoo.checkpoints
+        self._max_memory = max_memory
+        self._row_bytes = [c.tensors[n].read_dtype.itemsize for c, n in zip(zoo.checkpoints, tensor.names, strict=True)]
+        self.is_split = zoo.nbytes(tensor) > max_memory
+        self._held: list[torch.Tensor] | None = None
+        if not self.is_split:
+            self._held = [c.read(name) for c, name in zip(zoo.checkpoints, tensor.names, strict=True)]
+
+    def blocks(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+        """Yield (base, [tuned_0, ...]) over ranges of the flattened tensor, all models at a time.
+
+        Each is 1-D and contiguous, in its own storage dtype; all of one block together stay in the budget.
+
+        Raises:
+            OptionError: the budget does not hold even one element of every model.
+        """
+        if self._held is not None:
+            flat = [held.reshape(-1) for held in self._held]
+            yield flat[0], flat[1:]
+            return
+        count = self._checkpoints[0].tensors[self.tensor.names[0]].count
+        step = self._max_memory // sum(self._row_bytes)
+        if step == 0:
+            raise OptionError(
+                f"max_memory={self._max_memory} bytes does not hold one element of {len(self._row_bytes)} checkpoints"
+            )
+        for start in range(0, count, step):
+            base, *tuned = (
+                checkpoint.read_range(name, start, min(start + step, count)) for checkpoint, name in self._sources()
+            )
+            yield base, tuned
+
+    def matrix_blocks(self, model: int, axis: int, step: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield (start, base, tuned) for one model: `step` rows (axis 0) or columns (axis 1) of a matrix at a time."""
+        size, width = self.tensor.shape[axis], self.tensor.shape[1]
+        sources = list(self._sources())
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            pair = []
+            for index in (0, 1 + model):
+                checkpoint, name = sources[index]
+                if self._held is not None:
+                    pair.append(self._held[index].narrow(axis, start, stop - start))
+                elif axis == 0:
+                    pair.append(checkpoint.read_range(name, start * width, stop * width).view(-1, width))
+                else:
+                    pair.append(checkpoint.read_columns(name, start, stop))
+            yield start, pair[0], pair[1]
+
+    def content_hashes(self) -> list[str]:
+        """Return a hash of dtype, shape and bytes of the tensor: of the base, then of each model.
+
+        XXH3 (128 bits), which tells changed files from unchanged ones at memory speed (8.9 GB/s on one core,
+        BLAKE2b 0.35); it is no protection against someone who forges a collision.
+        """
+        hashers = []
+        for checkpoint, name in self._sources():
+            stored = checkpoint.tensors[name]
+            hashers.append(xxhash.xxh3_128(f"{stored.read_dtype}{stored.shape}".encode()))
+        for base, tuned in self.blocks():
+            for hasher, block in zip(hashers, (base, *tuned), strict=True):
+                hasher.update(block.view(torch.uint8).numpy())
+        return [hasher.hexdigest() for hasher in hashers]
+
+    def _sources(self) -> Iterator[tuple[Checkpoint, str]]:
+        return zip(self._checkpoints, self.tensor.names, strict=True)
+
+
+class LayerStream:
+    """Iterate over the tensors of a zoo, each of the base and all models together.
+
+    Args:
+        zoo: from `open_zoo`.
+        max_memory: bytes of weights handed out at a time; larger tensors are split. Default 1 GiB.
+
+    >>> from mergekern.checkpoints import open_zoo
+    >>> models = {"a": {"w": torch.ones(2)}, "b": {"w": torch.zeros(2)}}
+    >>> for layer in LayerStream(open_zoo(models, base={"w": torch.zeros(2)})):
+    ...     for base, tuned in layer.blocks():
+    ...         print(layer.tensor.name, base.shape, len(tuned))
+    w torch.Size([2]) 2
+    """
+
+    def __init__(self, zoo: Zoo, max_memory: int | None = None) -> None:
+        if max_memory is not None and max_memory <= 0:
+            raise OptionError(f"max_memory must be a positive number of bytes, not {max_memory}")
+        self.zoo = zoo
+        self.max_memory = DEFAULT_MAX_MEMORY if max_memory is None else int(max_memory)
+
+    def __len__(self) -> int:
+        return len(self.zoo.tensors)
+
+    def __iter__(self) -> Iterator[Layer]:
+        for tensor in self.zoo.tensors:
+            yield Layer(self.zoo, tensor, self.max_memory)

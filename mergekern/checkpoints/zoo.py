@@ -1,0 +1,203 @@
+"""From what the user gives to N named checkpoints and a base, matched tensor by tensor, once and up front."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.formats import IO, SUFFIXES, checkpoint_name, is_checkpoint, open_checkpoint
+from mergekern.errors import CheckpointError, MismatchError, OptionError
+
+OnMismatch = Literal["error", "skip"]
+
+NO_BASE = (
+    "no base checkpoint: task vectors are tuned − base, so pass base=PATH (--base on the command line), or, "
+    "for a folder, name one checkpoint in it base.safetensors (or a subfolder base/)"
+)
+
+
+@dataclass(frozen=True)
+class ZooTensor:
+    """A tensor that the base and all models of a zoo have, under possibly different (tied) names."""
+
+    name: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...]  # in the base, then in each model
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether singular values and vectors are defined for it."""
+        return len(self.shape) == 2
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A base and N models fine-tuned from it, with every tensor they share.
+
+    Attributes:
+        tensors: in the file order of the base, tied tensors once.
+        skipped: one line for each tensor left out by `on_mismatch="skip"`.
+    """
+
+    base: Checkpoint
+    models: tuple[Checkpoint, ...]
+    tensors: tuple[ZooTensor, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names of the models, in the order of every statistic and table."""
+        return tuple(model.name for model in self.models)
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The base, then the models: the order of `ZooTensor.names`."""
+        return (self.base, *self.models)
+
+    def nbytes(self, tensor: ZooTensor) -> int:
+        """Bytes of one tensor in the base and all models together."""
+        return sum(c.tensors[name].nbytes for c, name in zip(self.checkpoints, tensor.names, strict=True))
+
+
+def open_zoo(checkpoints: Any, base: Any = None, *, on_mismatch: OnMismatch = "error", io: IO = "mmap") -> Zoo:
+    """Open N models and their base and match them.
+
+    Args:
+        checkpoints: a folder (each checkpoint in it a model, the one named `base.*` the base), a sequence of
+            paths or of in-memory checkpoints, or a mapping name -> checkpoint.
+        base: the checkpoint all models were fine-tuned from; needed unless the folder has one.
+        on_mismatch: "error" reports every mismatch at once; "skip" leaves those tensors out.
+        io: "mmap" or "pread".
+
+    Raises:
+        OptionError: no base, fewer than two models, duplicate names.
+        CheckpointError: a checkpoint cannot be read.
+        MismatchError: the checkpoints do not fit together.
+
+    >>> models = {"a": {"w": torch.ones(2)}, "b": {"w": torch.zeros(2)}}
+    >>> open_zoo(models, base={"w": torch.zeros(2)}).model_names
+    ('a', 'b')
+    """
+    if on_mismatch not in ("error", "skip"):
+        raise OptionError(f"on_mismatch must be 'error' or 'skip', not {on_mismatch!r}")
+    if io not in ("mmap", "pread"):
+        raise OptionError(f"io must be 'mmap' or 'pread', not {io!r}")
+    sources, found_base = _sources(checkpoints, base)
+    base = base if base is not None else found_base
+    if base is None:
+        raise OptionError(NO_BASE)
+    if len(sources) < 2:
+        raise OptionError(
+            f"{len(sources)} model{'' if len(sources) == 1 else 's'} found beside the base; "
+            "pairwise metrics need at least two"
+        )
+    names = [name for name, _ in sources]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise OptionError(
+            f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint to name them yourself"
+        )
+    opened = tuple(open_checkpoint(source, name, io=io) for name, source in sources)
+    return align(open_checkpoint(base, "base", io=io), opened, on_mismatch)
+
+
+def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatch = "error") -> Zoo:
+    """Match the tensors of the models to those of the base; see `open_zoo`."""
+    mismatches: dict[str, list[str]] = {}
+
+    def mismatch(name: str, what: str) -> None:
+        mismatches.setdefault(name, []).append(what)
+
+    tied: dict[Hashable, list[str]] = {}
+    for name, tensor in base.tensors.items():
+        tied.setdefault(tensor.storage, []).append(name)
+    names: dict[str, list[str]] = {}
+    for name, tensor in base.tensors.items():
+        names[name] = [name]
+        for model in models:
+            # A name that the base ties to another may be absent where a model was saved with the tie undone.
+            found = next((n for n in (name, *tied[tensor.storage]) if n in model.tensors), None)
+            if found is None:
+                kind = "integers" if name in model.buffers else "missing"
+                mismatch(name, f"in {base.name!r} but {kind} in {model.name!r}")
+            elif model.tensors[found].shape != tensor.shape:
+                mismatch(
+                    name, f"shape {tensor.shape} in {base.name!r}, {model.tensors[found].shape} in {model.name!r}"
+                )
+            else:
+                names[name].append(found)
+    for model in models:
+        known = {model.tensors[name].storage for name in base.tensors if name in model.tensors}
+        for name, tensor in model.tensors.items():
+            if name not in base.tensors and tensor.storage not in known:
+                kind = "integers" if name in base.buffers else "missing"
+                mismatch(name, f"in {model.name!r} but {kind} in {base.name!r}")
+    lines = tuple(f"{name}: {'; '.join(what)}" for name, what in mismatches.items())
+    if lines and on_mismatch == "error":
+        shown = "\n  ".join(lines)
+        raise MismatchError(
+            f"{len(lines)} tensor{'s do' if len(lines) > 1 else ' does'} not match between the checkpoints:\n  {shown}\n"
+            'Give checkpoints of one architecture, or on_mismatch="skip" to leave these tensors out.'
+        )
+    matched = {name: tuple(found) for name, found in names.items() if name not in mismatches}
+    tensors = tuple(_tied_once((base, *models), matched))
+    if not tensors:
+        raise MismatchError(f"{base.name!r} and the models share no floating-point tensor")
+    return Zoo(base, tuple(models), tensors, lines)
+
+
+def _tied_once(checkpoints: Sequence[Checkpoint], matched: Mapping[str, tuple[str, ...]]) -> Iterator[ZooTensor]:
+    """Yield each matched tensor that is not empty; names that every checkpoint ties together count once."""
+    seen = set()
+    for name, names in matched.items():
+        storages = tuple(c.tensors[n].storage for c, n in zip(checkpoints, names, strict=True))
+        if checkpoints[0].tensors[name].count and storages not in seen:
+            seen.add(storages)
+            yield ZooTensor(name, checkpoints[0].tensors[name].shape, names)
+
+
+def _sources(checkpoints: Any, base: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """Return [(name, source)] and the base found among them, if any."""
+    if isinstance(checkpoints, str | os.PathLike):
+        return _folder_sources(Path(checkpoints), base)
+    if isinstance(checkpoints, Mapping):
+        if any(isinstance(value, torch.Tensor) for value in checkpoints.values()):
+            raise OptionError(
+                "`checkpoints` is a state dict (name -> tensor); give a mapping from model name to checkpoint"
+            )
+        return [(str(name), source) for name, source in checkpoints.items()], None
+    if isinstance(checkpoints, Sequence):
+        return [
+            (checkpoint_name(Path(item)) if isinstance(item, str | os.PathLike) else f"model_{index}", item)
+            for index, item in enumerate(checkpoints)
+        ], None
+    raise OptionError(
+        "`checkpoints` is a folder, a sequence of checkpoints, or a mapping name -> checkpoint, not "
+        f"{type(checkpoints).__name__}"
+    )
+
+
+def _folder_sources(folder: Path, base: Any) -> tuple[list[tuple[str, Any]], Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: not a folder of checkpoints")
+    given = Path(base).resolve() if isinstance(base, str | os.PathLike) else None
+    sources: list[tuple[str, Any]] = []
+    found_base = None
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not is_checkpoint(path) or path.resolve() == given:
+            continue
+        if checkpoint_name(path) == "base" and base is None:
+            if found_base is not None:
+                raise OptionError(f"{folder}: two bases, {found_base.name} and {path.name}; pass base=PATH")
+            found_base = path
+        else:
+            sources.append((checkpoint_name(path), path))
+    if not sources:
+        raise CheckpointError(f"{folder}: no checkpoints in it ({', '.join(SUFFIXES)}, or Hugging Face folders)")
+    return sources, found_base

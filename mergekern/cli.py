@@ -1,0 +1,236 @@
+"""The command line: thin commands over the functions of the package."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+import mergekern
+from mergekern.checkpoints import open_zoo
+from mergekern.checkpoints.float8 import DTYPES as FLOAT8
+from mergekern.engine import Progress
+from mergekern.errors import MergekernError
+from mergekern.metrics import CATALOGUE, Metric, select
+from mergekern.table import MetricTable, check_suffix
+
+SORT_BY = "task_vector_cosine_similarity"
+BYTE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class ByteSize(click.ParamType):
+    """A number of bytes, such as 500M or 2G."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        text = str(value).lower().removesuffix("b").removesuffix("i")
+        try:
+            size = float(text[:-1]) * BYTE_UNITS[text[-1]] if text[-1:] in BYTE_UNITS else float(text)
+            return int(size)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a number of bytes, such as 500M or 2G", param, ctx)
+
+
+class Commands(click.Group):
+    """Shows mergekern's errors as messages, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except MergekernError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mergekern")
+@click.option("-v", "--verbose", is_flag=True, help="Log every step.")
+def main(verbose: bool) -> None:
+    """Pairwise mergeability metrics of fine-tuned models, for all pairs at once."""
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+
+
+def zoo_options(command: Callable) -> Callable:
+    """Add the options that say what the zoo is and how it is read."""
+    options = [
+        click.argument("zoo", type=click.Path(path_type=Path), required=False),
+        click.option(
+            "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
+            "[default: base.* in ZOO].",
+        ),
+        click.option(
+            "--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories."
+        ),
+        click.option("--top-k", default=10, show_default=True, help="Dimension of the singular subspaces."),
+        click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
+        click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
+                     help="How files are read; pread suits network disks."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@zoo_options
+@click.option("--list", "list_metrics", is_flag=True, help="List all metrics and exit.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table here: .parquet, .csv or .json.")
+@click.option("--spectrum-k", default=100, show_default=True, help="Number of singular values compared.")
+@click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+              help="What to do about tensors that not all checkpoints share.")  # fmt: skip
+@click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
+              help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
+@click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
+@click.option("--sort-by", help=f"Rank the pairs by this metric [default: {SORT_BY}].")
+@click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
+@click.pass_context
+def metrics(
+    ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
+    sort_by: str | None, rows: int, **options: Any,
+) -> None:  # fmt: skip
+    """Compute the metrics of all pairs of models in the folder ZOO."""
+    if list_metrics:
+        show_catalogue()
+        return
+    if zoo is None:
+        raise click.UsageError("missing argument ZOO", ctx)
+    names = [name.strip() for name in metrics.split(",")]
+    chosen = [metric.name for metric in select(names)]
+    sort_by = sort_by or (SORT_BY if SORT_BY in chosen else chosen[0])
+    if sort_by not in chosen:
+        raise click.BadParameter(f"{sort_by!r} is not among the metrics computed", ctx, param_hint="--sort-by")
+    if out is not None:
+        check_suffix(out)
+        if not out.resolve().parent.is_dir():
+            raise click.BadParameter(f"the folder of {out} does not exist", ctx, param_hint="--out")
+    with progress_display() as progress:
+        table = mergekern.compute_all(
+            zoo, base, metrics="all" if names == ["all"] else names, progress=progress, **options
+        )
+    if out is not None:
+        table.save(out)
+    show_table(table, sort_by, rows)
+    if out is not None:
+        click.echo(f"wrote {out}")
+
+
+@main.command()
+@zoo_options
+def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any) -> None:
+    """Show what is in the folder ZOO, what a run will read and need, and what does not match."""
+    if zoo is None:
+        raise click.UsageError("missing argument ZOO")
+    opened = open_zoo(zoo, base, on_mismatch="skip", io=io)
+    names = [name.strip() for name in metrics.split(",")]
+    plan = mergekern.plan(opened, names, top_k=top_k, max_memory=max_memory, io=io)
+    models = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
+    for checkpoint in opened.checkpoints:
+        dtypes = sorted({_dtype_name(t) for t in checkpoint.tensors.values()})
+        models.add_row(
+            checkpoint.name, f"{sum(t.count for t in checkpoint.tensors.values()):,}", ", ".join(dtypes),
+            str(len(checkpoint.tensors)), str(len(checkpoint.buffers)), checkpoint.source,
+        )  # fmt: skip
+    console = _console()
+    console.print(models)
+    matrices = sum(tensor.is_matrix for tensor in opened.tensors)
+    pairs = len(opened.models) * (len(opened.models) - 1) // 2
+    click.echo(f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices")
+    click.echo(f"to read: {_bytes(plan.bytes_read)}; peak memory beside mapped files: about {_bytes(plan.peak_memory)}")
+    if opened.skipped:
+        click.echo(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")
+        for line in opened.skipped:
+            click.echo(f"  {line}")
+
+
+def show_catalogue() -> None:
+    """Print every metric with its formula, range, and the direction that is more mergeable."""
+    table = Table("metric", "category", "formula", "range", "more mergeable", box=None)
+    for metric in CATALOGUE.values():
+        table.add_row(metric.name, metric.category, metric.formula, _range(metric), metric.more_mergeable)
+    _console().print(table)
+
+
+def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
+    """Print the pairs ranked by a metric, with a few others beside it, and the notes."""
+    ranked = table.ranked(sort_by)
+    beside = [
+        SORT_BY,
+        "task_vector_l2_distance",
+        "effective_rank",
+        "subspace_overlap",
+        "right_subspace_overlap_top_k",
+        "right_subspace_overlap_bottom_k",
+    ]
+    columns = list(dict.fromkeys([sort_by, *(name for name in beside if name in table.metrics)]))[:6]
+    shown = Table("#", "model_a", "model_b", *(name.replace("_", " ") for name in columns), box=None)
+    for rank, (pair, values) in enumerate(ranked[columns].iterrows(), 1):
+        if rows and rank > rows:
+            break
+        assert isinstance(pair, tuple)
+        shown.add_row(str(rank), *map(str, pair), *(f"{value:.4g}" for value in values))
+    _console().print(shown)
+    if rows and len(ranked) > rows:
+        click.echo(f"... {len(ranked) - rows} more pairs (--rows 0 shows all)")
+    for note in table.notes:
+        click.echo(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
+    click.echo(f"{table!r}, ranked by {sort_by} ({CATALOGUE[sort_by].more_mergeable} is more mergeable)")
+
+
+@contextmanager
+def progress_display() -> Iterator[Callable[[Progress], None]]:
+    """Give a progress callable: a bar on a terminal, else one line a step; both on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda p: click.echo(_progress_line(p), err=True)
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda p: bar.update(task, description=p.tensor, completed=p.bytes_done, total=p.bytes_total)
+
+
+def _progress_line(p: Progress) -> str:
+    rate = p.bytes_done / p.seconds if p.seconds > 0 else 0.0
+    left = f", {(p.bytes_total - p.bytes_done) / rate:.0f} s left" if rate and p.tensor else ""
+    what = f"tensor {p.tensors_done + 1}/{p.tensors_total} {p.tensor}" if p.tensor else f"{p.tensors_total} tensors done"
+    return f"{what}: {_bytes(p.bytes_done)} of {_bytes(p.bytes_total)}, {_bytes(rate)}/s{left}"
+
+
+def _console() -> Console:
+    # Off a terminal, rich would cut tables at 80 columns.
+    return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=240)
+
+
+def _dtype_name(tensor: Any) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return f"{name} with scales" if tensor.dtype in FLOAT8 and tensor.scale else name
+
+
+def _range(metric: Metric) -> str:
+    low, high = (
+        f"{v:g}" if math.isfinite(v) else f"{'−' if v < 0 else ''}∞" for v in metric.range
+    )  # fmt: skip
+    return f"[{low}, {high}]"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

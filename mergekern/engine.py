@@ -1,0 +1,279 @@
+"""compute_all: the one place where the stages are composed.
+
+checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from mergekern.checkpoints import Layer, LayerStream, Zoo, open_zoo
+from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY
+from mergekern.checkpoints.zoo import OnMismatch
+from mergekern.errors import MergekernError, OptionError
+from mergekern.kernels import dispatch
+from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
+from mergekern.metrics import select
+from mergekern.metrics.subspace import Frozen
+from mergekern.statistics import LayerStatistics, ZooStatistics, measure_layer
+from mergekern.store import Store
+from mergekern.table import MetricTable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; given to the `progress` callable at the start of every tensor, and at the end.
+
+    Attributes:
+        tensor: the one that is worked on now; "" at the end.
+        tensors_done, tensors_total: counts.
+        bytes_done, bytes_total: of weights, in the base and all models.
+        seconds: since the run began.
+    """
+
+    tensor: str
+    tensors_done: int
+    tensors_total: int
+    bytes_done: int
+    bytes_total: int
+    seconds: float
+
+
+def compute_all(
+    checkpoints: Any,
+    base: Any = None,
+    *,
+    metrics: str | Iterable[str] = "all",
+    top_k: int = 10,
+    spectrum_k: int = 100,
+    per_layer: bool = False,
+    device: str | torch.device = "auto",
+    max_memory: int | None = None,
+    on_mismatch: OnMismatch = "error",
+    frozen: Frozen = "exclude",
+    statistics: str | os.PathLike[str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    io: IO = "mmap",
+) -> MetricTable:
+    """Compute the pairwise mergeability metrics of N models fine-tuned from one base, for all pairs.
+
+    The metrics are those of "Demystifying Mergeability" (arXiv 2601.22285); `mergekern.CATALOGUE` lists them.
+
+    Args:
+        checkpoints: a folder of checkpoints (the one named `base.*` is the base), a sequence of paths, or a mapping
+            name -> checkpoint. A checkpoint is a path (`.safetensors`, a Hugging Face folder, `.pt`/`.pth`/`.bin`),
+            a mapping name -> tensor or array, or a `torch.nn.Module`.
+        base: the checkpoint that all were fine-tuned from; needed unless the folder has one.
+        metrics: "all" that the inputs allow, or names of metrics or of categories.
+        top_k: dimension of the top and bottom singular subspaces.
+        spectrum_k: number of leading singular values that are compared.
+        per_layer: also give each metric for every tensor alone.
+        device: "auto" or "cpu".
+        max_memory: bytes of weights held at a time; larger tensors are read in blocks. Default 1 GiB.
+        on_mismatch: "error" reports every tensor that is missing, extra or of another shape; "skip" leaves
+            those out and lists them in the table's notes.
+        frozen: "exclude" leaves tensors equal to the base out of the averages over layers; "include" counts them
+            as the published code does.
+        statistics: a folder in which the statistics are kept. What is there for the same inputs (by content hash)
+            is used again, so that a killed run continues, and gives the same values.
+        progress: called with a `Progress` at the start of every tensor and at the end.
+        io: "mmap" maps the files; "pread" reads them, which is faster on network disks.
+
+    Returns:
+        A `MetricTable` with a row for each of the N(N−1)/2 pairs.
+
+    Raises:
+        OptionError: an unknown metric or device, no base, fewer than two models, duplicate names.
+        CheckpointError: a file that is missing, truncated, corrupt or of an unsupported kind.
+        MismatchError: checkpoints that do not fit together.
+        NonFiniteError: NaN or infinite weights.
+        StatisticsError: `statistics` is a path to something else.
+
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> base = {"w": torch.randn(16, 12, generator=generator)}
+    >>> zoo = {name: {"w": base["w"] + 0.1 * torch.randn(16, 12, generator=generator)} for name in "abc"}
+    >>> table = compute_all(zoo, base)
+    >>> table
+    MetricTable(3 models, 3 pairs, 18 metrics)
+    >>> table.to_pandas()["task_vector_cosine_similarity"].round(2).to_dict()
+    {('a', 'b'): -0.06, ('a', 'c'): 0.12, ('b', 'c'): 0.1}
+    """
+    if frozen not in ("exclude", "include"):
+        raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
+    measured = measure(
+        checkpoints, base, metrics=metrics, top_k=top_k, spectrum_k=spectrum_k, device=device, max_memory=max_memory,
+        on_mismatch=on_mismatch, statistics=statistics, progress=progress, io=io,
+    )  # fmt: skip
+    return MetricTable.from_statistics(measured, metrics, per_layer=per_layer, frozen=frozen)
+
+
+def measure(
+    checkpoints: Any,
+    base: Any = None,
+    *,
+    metrics: str | Iterable[str] = "all",
+    top_k: int = 10,
+    spectrum_k: int = 100,
+    device: str | torch.device = "auto",
+    max_memory: int | None = None,
+    on_mismatch: OnMismatch = "error",
+    statistics: str | os.PathLike[str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    io: IO = "mmap",
+) -> ZooStatistics:
+    """Measure the statistics that metrics need, reading the weights once; arguments as for `compute_all`."""
+    chosen = select(metrics)
+    for name, size in (("top_k", top_k), ("spectrum_k", spectrum_k)):
+        if not isinstance(size, int) or size < 1:
+            raise OptionError(f"{name} must be a positive integer, not {size!r}")
+    backend = dispatch.choose(device)
+    zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    stream = LayerStream(zoo, max_memory)
+    store = Store(Path(statistics)) if statistics is not None else None
+    run = _Run(zoo, backend, any(metric.needs == "spectra" for metric in chosen), top_k, spectrum_k, store)
+    try:
+        return run.measure(stream, progress)
+    except MergekernError:
+        if store is not None:
+            store.undo()
+        raise
+
+
+class _Run:
+    """One pass over the layers of a zoo."""
+
+    def __init__(
+        self, zoo: Zoo, backend: dispatch.Backend, with_spectrum: bool, top_k: int, spectrum_k: int, store: Store | None
+    ) -> None:
+        self.zoo, self.backend, self.store = zoo, backend, store
+        self.with_spectrum, self.top_k, self.spectrum_k = with_spectrum, top_k, spectrum_k
+        self.threads = torch.get_num_threads()
+        self.keys: list[str] = []
+        self.hashers = [xxhash.xxh3_128() for _ in zoo.checkpoints]
+
+    def measure(self, stream: LayerStream, progress: Callable[[Progress], None] | None) -> ZooStatistics:
+        began = time.perf_counter()
+        sizes = [self.zoo.nbytes(tensor) for tensor in self.zoo.tensors]
+
+        def report(done: int, tensor: str) -> None:
+            if progress is not None:
+                seconds = time.perf_counter() - began
+                progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds))
+
+        layers = []
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mergekern")
+        try:
+            for done, layer in enumerate(stream):
+                report(done, layer.tensor.name)
+                layers.append(self._layer(layer, pool))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        report(len(layers), "")
+        result = ZooStatistics(
+            self.zoo.model_names, tuple(layers), self.top_k, self.spectrum_k, self.zoo.skipped, self._provenance()
+        )
+        if self.store is not None:
+            self.store.finish(result, self.keys)
+        return result
+
+    def _layer(self, layer: Layer, pool: ThreadPoolExecutor) -> LayerStatistics:
+        hashes = layer.content_hashes()
+        for hasher, digest in zip(self.hashers, hashes, strict=True):
+            hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
+        key = ""
+        if self.store is not None:
+            key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, self.top_k, self.spectrum_k)
+            self.keys.append(key)
+            if (kept := self.store.get(key, self.with_spectrum)) is not None:
+                return kept
+        measured = measure_layer(
+            layer, self.zoo, self.backend, pool, self.threads, self.with_spectrum, self.top_k, self.spectrum_k
+        )
+        if self.store is not None:
+            self.store.put(key, measured)
+        logger.debug("measured %s %s", measured.name, measured.shape)
+        return measured.without_bases()
+
+    def _provenance(self) -> dict[str, object]:
+        dtypes = {
+            checkpoint.name: sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
+            for checkpoint in self.zoo.checkpoints
+        }
+        names = [checkpoint.name for checkpoint in self.zoo.checkpoints]
+        return {
+            "versions": versions(),
+            "device": self.backend.device,
+            "backend": self.backend.name,
+            "dtypes": dtypes,
+            "content_hashes": {n: f"xxh3_128:{h.hexdigest()}" for n, h in zip(names, self.hashers, strict=True)},
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Attributes:
+        bytes_read: of weights; tensors larger than the budget are read several times.
+        peak_memory: estimate of the bytes allocated at once, beside mapped files and the interpreter itself.
+    """
+
+    bytes_read: int
+    peak_memory: int
+
+
+def plan(
+    zoo: Zoo, metrics: str | Iterable[str] = "all", *, top_k: int = 10, max_memory: int | None = None, io: IO = "mmap"
+) -> Plan:
+    """Return what measuring a zoo will take, without reading its weights."""
+    budget = DEFAULT_MAX_MEMORY if max_memory is None else max_memory
+    with_spectrum = any(metric.needs == "spectra" for metric in select(metrics))
+    threads, models = torch.get_num_threads(), len(zoo.models)
+    total = peak = 0
+    for tensor in zoo.tensors:
+        size = zoo.nbytes(tensor)
+        is_split = size > budget
+        # Split tensors are read once to hash them, once for the Gram matrix, and twice for each spectrum.
+        passes = 2 if is_split else 1
+        total += size * passes
+        memory = min(size, budget) if io == "pread" or is_split else 0
+        if with_spectrum and tensor.is_matrix:
+            shape = (tensor.shape[0], tensor.shape[1])
+            if is_split:
+                base_size = zoo.base.tensors[tensor.names[0]].nbytes
+                total += 2 * (size - base_size + models * base_size)
+            memory += min(threads, models) * spectrum_on_cpu.workspace(shape, top_k)
+            memory += 2 * 4 * models * min(top_k, *shape) * (shape[0] + 2 * shape[1])
+        peak = max(peak, memory)
+    return Plan(total, peak)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on.
+
+    >>> sorted(versions())
+    ['mergekern', 'numpy', 'python', 'scipy', 'torch']
+    """
+    found = {"python": platform.python_version()}
+    for package in ("mergekern", "torch", "numpy", "scipy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,40 @@
+"""The errors mergekern raises for bad input; each says what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MergekernError(ValueError):
+    """Base of all errors raised for bad input."""
+
+
+class CheckpointError(MergekernError):
+    """A checkpoint cannot be read: missing, truncated, corrupt, or of a kind that is not supported."""
+
+
+class MismatchError(MergekernError):
+    """The checkpoints do not fit together: tensors missing or extra, shapes that differ."""
+
+
+class NonFiniteError(MergekernError):
+    """A checkpoint holds NaN or infinite values."""
+
+
+class OptionError(MergekernError):
+    """An argument is wrong: an unknown name, a device that is not there, an impossible budget."""
+
+
+class StatisticsError(MergekernError):
+    """Saved statistics or a saved table are missing, damaged, or were not written by mergekern."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the nearest of the known names, or an empty string.
+
+    >>> did_you_mean("weight_space_angel", ["weight_space_angle", "stable_rank"])
+    " (did you mean 'weight_space_angle'?)"
+    """
+    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

@@ -1,0 +1,56 @@
+"""spectrum: leading singular values, and top and bottom singular vectors, of one task matrix.
+
+    τ = tuned − base = U Σ Vᵀ      (m × n, thin, r = min(m, n) values σ₁ ≥ … ≥ σ_r)
+
+Of it: the leading `spectrum_k` values; U and V of the k largest; V of the k smallest; k = min(top_k, r). The vectors
+are bases of subspaces: their signs, and their order within the bottom, mean nothing.
+
+`rank` counts the values above `RANK_TOLERANCE`·σ₁. Vectors beyond it are an arbitrary orthonormal basis; metrics
+leave such matrices out. A zero matrix has rank 0, and the columns of the identity as vectors.
+
+Bytes: (m·n)(itemsize of tuned and base). Flops on the CPU, with s = min(m, n), l = max(m, n): s²l for the Gram
+matrix, 4/3 s³ for its tridiagonal form, O(s²) for the values, O(s·l·k) for the vectors.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+# What a float64 Gram matrix resolves, with margin: it holds σ² to 1e-16·σ₁², that is σ to 1e-8·σ₁.
+RANK_TOLERANCE = 1e-7
+
+
+class Spectrum(NamedTuple):
+    """Singular values and vectors of one task matrix.
+
+    Attributes:
+        values: (min(spectrum_k, r),) float64, descending.
+        rank: number of singular values above 1e-7·σ₁, of all r.
+        left_top: (m, k) float32, orthonormal columns.
+        right_top: (n, k) float32.
+        right_bottom: (n, k) float32.
+    """
+
+    values: np.ndarray
+    rank: int
+    left_top: np.ndarray
+    right_top: np.ndarray
+    right_bottom: np.ndarray
+
+
+def zero_spectrum(shape: tuple[int, int], top_k: int, spectrum_k: int) -> Spectrum:
+    """Return the spectrum of a zero matrix (a frozen tensor), as an SVD gives it: identity vectors.
+
+    >>> zero_spectrum((3, 2), 1, 100).right_bottom
+    array([[0.],
+           [1.]], dtype=float32)
+    """
+    rows, columns = shape
+    r = min(shape)
+    k = min(top_k, r)
+    identity = np.eye(columns, r, dtype=np.float32)
+    return Spectrum(
+        np.zeros(min(spectrum_k, r)), 0, np.eye(rows, k, dtype=np.float32), identity[:, :k], identity[:, r - k :]
+    )

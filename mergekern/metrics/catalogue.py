@@ -1,0 +1,142 @@
+"""The catalogue of metrics: the one place that lists them.
+
+The command line, the documentation and every table read it. To add a metric, write its function in the module of its
+category and give it an entry here.
+
+Notation: τ_i is the task vector of model i, τ_i^l its part in tensor l, g the Gram matrix of the whole task vectors;
+s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; U, V the singular vectors of a task matrix, k = 10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mergekern.errors import OptionError, did_you_mean
+from mergekern.metrics import effective_rank, geometry, subspace
+from mergekern.statistics import ZooStatistics
+
+Needs = Literal["inner products", "spectra"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A pairwise metric.
+
+    Attributes:
+        name: the published one.
+        category: of the study.
+        formula: in the notation of this module.
+        range: smallest and largest value.
+        more_mergeable: whether higher or lower values promise a better merge, as the study's authors expect.
+        needs: the statistics it is computed from.
+        undefined: why a pair can be without a value.
+        function: statistics -> (N, N) matrix, symmetric, NaN where undefined; metrics of spectra also take `frozen`.
+    """
+
+    name: str
+    category: str
+    formula: str
+    range: tuple[float, float]
+    more_mergeable: Literal["higher", "lower"]
+    needs: Needs
+    undefined: str
+    function: Callable[..., np.ndarray]
+
+    def compute(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> np.ndarray:
+        """Return the (N, N) values of all pairs; the diagonal compares each model with itself.
+
+        For the value of one tensor alone, give `statistics.only(layer)`.
+        """
+        if self.needs == "spectra":
+            return self.function(statistics, frozen=frozen)
+        return self.function(statistics)
+
+
+def _metric(
+    function: Callable[..., np.ndarray], formula: str, bounds: tuple[float, float], more: Literal["higher", "lower"]
+) -> Metric:
+    """Return the entry of a function; what is common to a category comes from its module."""
+    category, needs, undefined = _CATEGORIES[function.__module__]
+    return Metric(function.__name__, category, formula, bounds, more, needs, undefined, function)
+
+
+_CATEGORIES: dict[str, tuple[str, Needs, str]] = {
+    geometry.__name__: (
+        "task-vector geometry",
+        "inner products",
+        "a whole task vector is zero: the model equals the base",
+    ),
+    effective_rank.__name__: (
+        "effective rank",
+        "inner products",
+        "no tensor differs from the base in both models",
+    ),
+    subspace.__name__: (
+        "subspace overlap",
+        "spectra",
+        "no matrix differs from the base in both models with the rank that its singular vectors need",
+    ),
+}
+
+CATALOGUE: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _metric(geometry.task_vector_cosine_similarity, "g_ij / √(g_ii g_jj)", (-1, 1), "higher"),
+        _metric(geometry.task_vector_l2_distance, "√(g_ii + g_jj − 2 g_ij)", (0, math.inf), "lower"),
+        _metric(geometry.task_vector_dot_product, "g_ij", (-math.inf, math.inf), "higher"),
+        _metric(geometry.weight_space_angle, "arccos of the cosine, degrees", (0, 180), "lower"),
+        _metric(geometry.task_vector_magnitude_ratio, "shorter ‖τ‖ / longer ‖τ‖", (0, 1), "higher"),
+        _metric(effective_rank.effective_rank, "exp(−Σ p ln p)", (1, 2), "lower"),
+        _metric(effective_rank.effective_rank_mergeability_score, "clip(2 − effective_rank, 0, 1)", (0, 1), "higher"),
+        _metric(effective_rank.stable_rank, "(Σs)² / Σs²", (1, 2), "lower"),
+        _metric(effective_rank.spectral_gap, "(s₁ − s₂) / s₁", (0, 1), "higher"),
+        _metric(effective_rank.singular_value_ratio, "s₂ / s₁", (0, 1), "lower"),
+        _metric(
+            effective_rank.layerwise_effective_rank, "Σ_l w_l er_l / Σ_l w_l, w_l = ‖τ_i^l‖ + ‖τ_j^l‖", (1, 2), "lower"
+        ),
+        _metric(
+            effective_rank.layerwise_effective_rank_mergeability_score,
+            "clip(2 − layerwise_effective_rank, 0, 1)",
+            (0, 1),
+            "higher",
+        ),
+        _metric(subspace.singular_value_overlap, "mean_l cos(σ_i, σ_j), top 100", (0, 1), "higher"),
+        _metric(subspace.subspace_overlap, "mean_l ‖U_iᵀU_j‖_F / k, top k", (0, 1), "higher"),
+        _metric(subspace.right_subspace_overlap_top_k, "mean_l ‖V_iᵀV_j‖_F / √k, top k", (0, 1), "higher"),
+        _metric(subspace.right_subspace_overlap_bottom_k, "mean_l ‖V_iᵀV_j‖_F / √k, bottom k", (0, 1), "higher"),
+        _metric(subspace.interaction_matrix_overlap_top_k, "mean_l ‖V_iᵀV_j‖_F² / k, top k", (0, 1), "higher"),
+        _metric(subspace.interaction_matrix_overlap_bottom_k, "mean_l ‖V_iᵀV_j‖_F² / k, bottom k", (0, 1), "higher"),
+    )
+}
+
+
+def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
+    """Return the metrics of these names, in catalogue order.
+
+    Args:
+        metrics: "all", one name, or several; a category's name stands for all metrics of it.
+
+    Raises:
+        OptionError: an unknown name, or none at all.
+
+    >>> [metric.name for metric in select(["stable_rank", "effective_rank"])]
+    ['effective_rank', 'stable_rank']
+    """
+    if isinstance(metrics, str):
+        metrics = [metrics]
+    wanted = set()
+    for name in metrics:
+        matching = {m.name for m in CATALOGUE.values() if name in ("all", m.name, m.category)}
+        if not matching:
+            raise OptionError(
+                f"unknown metric {name!r}{did_you_mean(name, CATALOGUE)}; `mergekern metrics --list` lists them all"
+            )
+        wanted |= matching
+    if not wanted:
+        raise OptionError("no metrics asked for; give names, or 'all'")
+    return [metric for metric in CATALOGUE.values() if metric.name in wanted]

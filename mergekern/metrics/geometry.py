@@ -1,0 +1,66 @@
+"""Task-vector geometry: lengths and angles of whole task vectors, from their Gram matrix g = Σ_l G_l."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergekern.statistics import LayerStatistics, ZooStatistics
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Lengths and mutual positions of N vectors.
+
+    Attributes:
+        inner: (N, N) inner products.
+        norm: (N,) lengths.
+        squared_distance: (N, N).
+    """
+
+    inner: np.ndarray
+    norm: np.ndarray
+    squared_distance: np.ndarray
+
+    @staticmethod
+    def of(statistics: ZooStatistics | LayerStatistics) -> Geometry:
+        """Return the geometry of whole task vectors, or of one tensor of them."""
+        return Geometry(statistics.inner, np.sqrt(np.diagonal(statistics.inner)), statistics.squared_distance)
+
+    @property
+    def one_minus_cosine(self) -> np.ndarray:
+        """(N, N) 1 − cos, to full relative accuracy also for nearly parallel vectors; NaN for a zero vector.
+
+        (‖a − b‖² − (‖a‖ − ‖b‖)²) / 2‖a‖‖b‖, in which nothing cancels that the squared distance has kept.
+        """
+        a, b = self.norm[:, None], self.norm[None, :]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.clip((self.squared_distance - (a - b) ** 2) / (2 * a * b), 0.0, 2.0)
+
+
+def task_vector_cosine_similarity(statistics: ZooStatistics) -> np.ndarray:
+    """g_ij / √(g_ii g_jj)."""
+    return 1.0 - Geometry.of(statistics).one_minus_cosine
+
+
+def task_vector_l2_distance(statistics: ZooStatistics) -> np.ndarray:
+    """√(g_ii + g_jj − 2 g_ij)."""
+    return np.sqrt(Geometry.of(statistics).squared_distance)
+
+
+def task_vector_dot_product(statistics: ZooStatistics) -> np.ndarray:
+    """g_ij."""
+    return Geometry.of(statistics).inner
+
+
+def weight_space_angle(statistics: ZooStatistics) -> np.ndarray:
+    """arccos of the cosine, in degrees; as 2 arcsin √((1 − cos)/2), which is accurate for small angles."""
+    return np.degrees(2.0 * np.arcsin(np.sqrt(Geometry.of(statistics).one_minus_cosine / 2.0)))
+
+
+def task_vector_magnitude_ratio(statistics: ZooStatistics) -> np.ndarray:
+    """Shorter length / longer length; NaN where a vector is zero."""
+    norm = Geometry.of(statistics).norm
+    norm = np.where(norm > 0, norm, np.nan)
+    return np.minimum.outer(norm, norm) / np.maximum.outer(norm, norm)

@@ -1,0 +1,74 @@
+"""Subspace overlap: whether two models change a matrix along the same directions, averaged over all matrices.
+
+A pair's average is over the matrices in which both task matrices are measurable: not zero (a frozen tensor has no
+directions), of full rank for the bottom vectors, of rank ≥ k for the top ones; beyond the rank a singular vector is an
+arbitrary choice. With `frozen="include"` a zero matrix counts, as in the published code, with the identity as its
+singular vectors. A pair for which no matrix is left gets NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from mergekern.statistics import SpectrumStatistics, ZooStatistics
+
+Frozen = Literal["exclude", "include"]
+# The rank a task matrix needs to be measured: any but 0, the k of the top vectors, or full.
+Needed = Literal["any", "top", "full"]
+
+
+def _average(
+    statistics: ZooStatistics, frozen: Frozen, needed: Needed, value: Callable[[SpectrumStatistics], np.ndarray]
+) -> np.ndarray:
+    """Average value(spectrum) over the matrices in which both models have the rank that is needed."""
+    total = np.zeros((len(statistics.models),) * 2)
+    count = np.zeros_like(total)
+    for layer in statistics.layers:
+        if (spectrum := layer.spectrum) is None:
+            continue
+        least = {"any": 1, "top": spectrum.k, "full": min(layer.shape)}[needed]
+        measurable = np.where(spectrum.rank == 0, frozen == "include", spectrum.rank >= least)
+        both = np.logical_and.outer(measurable, measurable)
+        total += np.where(both, value(spectrum), 0.0)
+        count += both
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / count
+
+
+def singular_value_overlap(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
+    """Cosine between the leading singular values; 0 for a zero matrix, where it is included."""
+
+    def cosine(spectrum: SpectrumStatistics) -> np.ndarray:
+        length = np.linalg.norm(spectrum.values, axis=1, keepdims=True)
+        unit = spectrum.values / np.where(length > 0, length, 1.0)
+        return unit @ unit.T
+
+    return _average(statistics, frozen, "any", cosine)
+
+
+def subspace_overlap(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
+    """‖U_iᵀU_j‖_F / k of the top-k left vectors; equal subspaces give 1/√k."""
+    return _average(statistics, frozen, "top", lambda s: np.sqrt(s.left_top) / s.k)
+
+
+def right_subspace_overlap_top_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
+    """‖V_iᵀV_j‖_F / √k of the top-k right vectors; equal subspaces give 1."""
+    return _average(statistics, frozen, "top", lambda s: np.sqrt(s.right_top / s.k))
+
+
+def right_subspace_overlap_bottom_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
+    """‖V_iᵀV_j‖_F / √k of the last k right vectors of the thin SVD; equal subspaces give 1."""
+    return _average(statistics, frozen, "full", lambda s: np.sqrt(s.right_bottom / s.k))
+
+
+def interaction_matrix_overlap_top_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
+    """‖V_iᵀV_j‖_F² / k of the top-k right vectors: the mean squared cosine of their principal angles."""
+    return _average(statistics, frozen, "top", lambda s: s.right_top / s.k)
+
+
+def interaction_matrix_overlap_bottom_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
+    """‖V_iᵀV_j‖_F² / k of the last k right vectors."""
+    return _average(statistics, frozen, "full", lambda s: s.right_bottom / s.k)

@@ -1,0 +1,25 @@
+"""Build of the C++ extension; everything else about the package is in pyproject.toml."""
+
+import os
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+
+# The kernels choose their instruction set at run time, so no flag here ties the wheel to a processor.
+flags = [] if os.name == "nt" else ["-O3", "-fopenmp", "-fno-math-errno", "-Wall"]
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "mergekern._native",
+            ["csrc/cpu/bindings.cpp", "csrc/cpu/gram.cpp"],
+            depends=["csrc/cpu/dtypes.hpp", "csrc/cpu/gram.hpp", "csrc/cpu/gram_kernel.hpp"],
+            cxx_std=17,
+            extra_compile_args=flags,
+            extra_link_args=flags,
+            # Without a compiler the package still installs: its NumPy and SciPy path runs, more
+            # slowly, and every table records which backend ran.
+            optional=True,
+        )
+    ]
+)
