@@ -12,8 +12,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "mergekern._native",
-            ["csrc/cpu/bindings.cpp", "csrc/cpu/gram.cpp"],
-            depends=["csrc/cpu/dtypes.hpp", "csrc/cpu/gram.hpp", "csrc/cpu/gram_kernel.hpp"],
+            ["csrc/cpu/bindings.cpp", "csrc/cpu/task_vector.cpp"],
+            depends=["csrc/cpu/dtypes.hpp", "csrc/cpu/task_vector.hpp", "csrc/cpu/task_vector_kernel.hpp"],
             cxx_std=17,
             extra_compile_args=flags,
             extra_link_args=flags,

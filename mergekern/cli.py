@@ -148,7 +148,9 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
     console.print(models)
     matrices = sum(tensor.is_matrix for tensor in opened.tensors)
     pairs = len(opened.models) * (len(opened.models) - 1) // 2
-    click.echo(f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices")
+    click.echo(
+        f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices"
+    )
     click.echo(f"to read: {_bytes(plan.bytes_read)}; peak memory beside mapped files: about {_bytes(plan.peak_memory)}")
     if opened.skipped:
         click.echo(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")
@@ -207,7 +209,9 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
 def _progress_line(p: Progress) -> str:
     rate = p.bytes_done / p.seconds if p.seconds > 0 else 0.0
     left = f", {(p.bytes_total - p.bytes_done) / rate:.0f} s left" if rate and p.tensor else ""
-    what = f"tensor {p.tensors_done + 1}/{p.tensors_total} {p.tensor}" if p.tensor else f"{p.tensors_total} tensors done"
+    what = (
+        f"tensor {p.tensors_done + 1}/{p.tensors_total} {p.tensor}" if p.tensor else f"{p.tensors_total} tensors done"
+    )
     return f"{what}: {_bytes(p.bytes_done)} of {_bytes(p.bytes_total)}, {_bytes(rate)}/s{left}"
 
 

@@ -24,7 +24,7 @@ from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import MergekernError, OptionError
-from mergekern.kernels import dispatch
+from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 from mergekern.metrics import select
 from mergekern.metrics.subspace import Frozen
@@ -112,7 +112,7 @@ def compute_all(
     >>> table
     MetricTable(3 models, 3 pairs, 18 metrics)
     >>> table.to_pandas()["task_vector_cosine_similarity"].round(2).to_dict()
-    {('a', 'b'): -0.06, ('a', 'c'): 0.12, ('b', 'c'): 0.1}
+    {('a', 'b'): -0.01, ('a', 'c'): 0.08, ('b', 'c'): 0.07}
     """
     if frozen not in ("exclude", "include"):
         raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
@@ -177,13 +177,10 @@ class _Run:
                 progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds))
 
         layers = []
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mergekern")
-        try:
+        with lapack.single_threaded_pool(self.threads) as pool:
             for done, layer in enumerate(stream):
                 report(done, layer.tensor.name)
                 layers.append(self._layer(layer, pool))
-        finally:
-            pool.shutdown(cancel_futures=True)
         report(len(layers), "")
         result = ZooStatistics(
             self.zoo.model_names, tuple(layers), self.top_k, self.spectrum_k, self.zoo.skipped, self._provenance()

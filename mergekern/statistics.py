@@ -16,7 +16,6 @@ import numpy as np
 
 from mergekern.checkpoints import Layer, Zoo
 from mergekern.errors import NonFiniteError
-from mergekern.kernels import lapack
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.spectrum import Spectrum
@@ -157,8 +156,8 @@ def measure_layer(
     Raises:
         NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
     """
-    grams = [backend.gram(base, tuned, threads) for base, tuned in layer.blocks()]
-    gram = Gram(sum(g.inner for g in grams), sum(g.squared_distance for g in grams))
+    grams = (backend.gram(base, tuned, threads) for base, tuned in layer.blocks())
+    gram = reduce(lambda a, b: Gram(a.inner + b.inner, a.squared_distance + b.squared_distance), grams)
     if not np.isfinite(gram.inner).all():
         raise _non_finite(layer, zoo)
     spectrum = None
@@ -166,13 +165,9 @@ def measure_layer(
         shape = (layer.tensor.shape[0], layer.tensor.shape[1])
 
         def factorise(model: int) -> Spectrum:
-            return backend.spectrum(
-                lambda axis, step: layer.matrix_blocks(model, axis, step), shape, top_k, spectrum_k
-            )
+            return backend.spectrum(lambda axis, step: layer.matrix_blocks(model, axis, step), shape, top_k, spectrum_k)
 
-        with lapack.single_threaded_blas():
-            spectra = list(pool.map(factorise, range(len(zoo.models))))
-            spectrum = _combine(spectra, backend, pool)
+        spectrum = _combine(list(pool.map(factorise, range(len(zoo.models)))), backend, pool)
     return LayerStatistics(layer.tensor.name, layer.tensor.shape, gram.inner, gram.squared_distance, spectrum)
 
 
@@ -182,10 +177,13 @@ def _combine(spectra: list[Spectrum], backend: Backend, pool: ThreadPoolExecutor
         np.stack([s.right_top for s in spectra]),
         np.stack([s.right_bottom for s in spectra]),
     )
+    left_top, right_top, right_bottom = pool.map(backend.overlap, bases)
     return SpectrumStatistics(
         np.stack([s.values for s in spectra]),
         np.array([s.rank for s in spectra]),
-        *pool.map(backend.overlap, bases),
+        left_top,
+        right_top,
+        right_bottom,
         k=bases.left_top.shape[2],
         bases=bases,
     )

@@ -6,16 +6,20 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.files import write_atomically
 from mergekern.metrics import CATALOGUE, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.statistics import ZooStatistics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# pandas and pyarrow, which take as long to import as all else, are imported where they are used.
 
 SUFFIXES = (".parquet", ".csv", ".json")
 INDEX = ["model_a", "model_b"]
@@ -33,10 +37,8 @@ class MetricTable:
     >>> import mergekern
     >>> zoo = {"a": {"w": np.array([3.0, 4.0])}, "b": {"w": np.array([3.0, -4.0])}}
     >>> table = mergekern.compute_all(zoo, base={"w": np.zeros(2)}, metrics="task_vector_l2_distance")
-    >>> table.to_pandas()
-                     task_vector_l2_distance
-    model_a model_b
-    a       b                            8.0
+    >>> table.to_pandas().to_dict("index")
+    {('a', 'b'): {'task_vector_l2_distance': 8.0}}
     """
 
     def __init__(
@@ -175,11 +177,7 @@ class MetricTable:
             if suffix == ".json":
                 return _from_json(json.loads(path.read_text()))
             if suffix == ".csv":
-                frame = pd.read_csv(
-                    path, dtype={name: str for name in (*INDEX, "tensor")}, keep_default_na=False, na_values=[""],
-                    float_precision="round_trip",
-                )  # fmt: skip
-                return _from_frame(frame, {})
+                return _from_csv(path)
             return _from_parquet(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StatisticsError(f"{path}: not a readable table ({type(error).__name__}: {error})") from error
@@ -193,6 +191,8 @@ class MetricTable:
         return np.triu_indices(len(self.models), 1)
 
     def _frame(self, matrices: Mapping[str, np.ndarray]) -> pd.DataFrame:
+        import pandas as pd
+
         i, j = self._pairs()
         names = np.array(self.models, dtype=object)
         index = pd.MultiIndex.from_arrays([names[i], names[j]], names=INDEX)
@@ -200,6 +200,8 @@ class MetricTable:
 
     def _long_frame(self) -> pd.DataFrame:
         """Return the frame of pairs; with per-layer values, also a row for each pair and tensor."""
+        import pandas as pd
+
         whole = self.to_pandas()
         if self._layers is None:
             return whole
@@ -254,19 +256,23 @@ class MetricTable:
 def check_suffix(path: Path) -> str:
     """Return the suffix of a table's path; raise OptionError if no table can be kept there."""
     if path.suffix not in SUFFIXES:
-        raise OptionError(f"{path}: a table is kept as {', '.join(SUFFIXES)}, not {path.suffix or 'without a suffix'!r}")
+        raise OptionError(
+            f"{path}: a table is kept as {', '.join(SUFFIXES)}, not {path.suffix or 'without a suffix'!r}"
+        )
     return path.suffix
 
 
 def _jsonable(values: np.ndarray) -> Any:
     """Return nested lists with None for NaN."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    missing: Any = None
+    return np.where(np.isnan(values), missing, values.astype(object)).tolist()
 
 
 def _from_json(document: dict[str, Any]) -> MetricTable:
     models = document["datasets"]
     i, j = np.triu_indices(len(models), 1)
-    values, layers = {}, {}
+    values: dict[str, np.ndarray] = {}
+    layers: dict[str, dict[str, np.ndarray]] = {}
     for name, entry in document["metrics"].items():
         matrix = np.array(entry["matrix"], dtype=np.float64).reshape(len(models), len(models))
         values[name] = np.where(np.tri(len(models), k=-1, dtype=bool), matrix.T, matrix)
@@ -277,6 +283,18 @@ def _from_json(document: dict[str, Any]) -> MetricTable:
                 matrices[tensor][[a, b], [b, a]] = np.nan if value is None else value
     notes = [*document.get("notes", []), *_unknown(values)]
     return MetricTable(models, values, _complete(values, layers), notes, document.get("provenance"))
+
+
+def _from_csv(path: Path) -> MetricTable:
+    import pandas as pd
+
+    # As text: a model may be called NA, and Python's float() reads back what was written, to the last bit.
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    values = [name for name in frame.columns if name not in (*INDEX, "tensor")]
+    frame[values] = frame[values].replace("", "nan").astype(object).map(float)
+    if "tensor" in frame:
+        frame["tensor"] = frame["tensor"].replace("", None)
+    return _from_frame(frame, {})
 
 
 def _from_parquet(path: Path) -> MetricTable:

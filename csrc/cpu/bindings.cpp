@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "gram.hpp"
+#include "task_vector.hpp"
 
 namespace py = pybind11;
 using mergekern::DType;
@@ -41,6 +41,15 @@ py::array_t<double> squared_distances(const std::vector<Address>& tensors,
   return out;
 }
 
+py::array_t<double> difference(const Address& base, std::size_t base_stride, const Address& tuned,
+                               std::size_t tuned_stride, std::size_t rows, std::size_t columns) {
+  py::array_t<double> out({rows, columns});
+  double* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, data);
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -48,5 +57,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("gram", &gram, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("threads"));
   module.def("squared_distances", &squared_distances, py::arg("tensors"), py::arg("pairs"), py::arg("count"),
              py::arg("threads"));
+  module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
+             py::arg("tuned_stride"), py::arg("rows"), py::arg("columns"));
   module.def("instruction_set", &mergekern::instruction_set);
 }

@@ -83,9 +83,10 @@ class Checkpoint(ABC):
             return stored
         values = stored.to(torch.float32)
         if tensor.scale:
-            width = tensor.shape[-1] if tensor.shape else 1
-            at = torch.arange(start, stop)
-            values *= self._scale(tensor).at(at // width, at % width)
+            width = math.prod(tensor.shape[-1:]) or 1
+            first, last = start // width, -(-stop // width)
+            scales = self._scale(tensor).at(torch.arange(first, last), torch.arange(width)).reshape(-1)
+            values *= scales[start - first * width : stop - first * width]
         return values
 
     def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -96,16 +97,19 @@ class Checkpoint(ABC):
             return stored
         values = stored.to(torch.float32)
         if tensor.scale:
-            values *= self._scale(tensor).at(torch.arange(tensor.shape[0])[:, None], torch.arange(start, stop)[None])
+            values *= self._scale(tensor).at(torch.arange(tensor.shape[0]), torch.arange(start, stop))
         return values
 
     def _scale(self, tensor: StoredTensor) -> float8.ScaleGrid:
         assert tensor.scale is not None
         stored = self._scales[tensor.scale]
-        return float8.ScaleGrid(self._read_range(stored, 0, stored.count).view(stored.shape), tensor.shape, stored.name)
+        values = self._read_range(stored, 0, stored.count).view(stored.shape)
+        return float8.ScaleGrid(values, tensor.shape, f"{self.source}: {stored.name!r}")
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, storage: Hashable) -> None:
         """Register a tensor as float tensor or buffer; called by the formats while they open."""
+        if max(shape, default=0) > torch.iinfo(torch.int64).max:  # A file may declare it where another size is 0.
+            raise CheckpointError(f"{self.source}: tensor {name!r} has the impossible shape {shape}")
         if dtype.is_complex:
             raise CheckpointError(f"{self.source}: tensor {name!r} is complex; only real tensors are supported")
         if not dtype.is_floating_point:
@@ -117,12 +121,17 @@ class Checkpoint(ABC):
 
     def _finish(self) -> None:
         """Check what was registered, and give float8 tensors their scales."""
+        if not (self.tensors or self.buffers):
+            raise CheckpointError(f"{self.source}: holds no tensors")
         refuse_quantised(self.source, [*self.tensors, *self.buffers])
         self._scales: dict[str, StoredTensor] = {}
         for name, tensor in list(self.tensors.items()):
             if tensor.dtype not in float8.DTYPES:
                 continue
-            scale = next((n for n in (f"{name}_scale", f"{name}_scale_inv") if n in self.tensors), None)
+            companions = (f"{name}_scale", f"{name}_scale_inv")
+            scale = next((n for n in companions if n in self.tensors or n in self.buffers), None)
+            if scale in self.buffers:
+                raise CheckpointError(f"{self.source}: the scale {scale!r} holds integers, which is not supported")
             if scale is not None:
                 self._scales[scale] = self.tensors[scale]
                 self.tensors[name] = StoredTensor(name, tensor.shape, tensor.dtype, tensor.storage, scale)

@@ -26,31 +26,30 @@ class ScaleGrid:
 
     >>> grid = ScaleGrid(torch.tensor([[2.0], [3.0]]), (2, 4), "w_scale")
     >>> grid.at(torch.tensor([0, 1]), torch.tensor([3, 0]))
-    tensor([2., 3.])
+    tensor([[2., 2.],
+            [3., 3.]])
     """
 
     def __init__(self, scale: torch.Tensor, shape: tuple[int, ...], name: str) -> None:
         rows, width = (shape[0], shape[-1]) if len(shape) == 2 else (1, max(1, shape[-1] if shape else 1))
         if len(shape) > 2 and scale.numel() != 1:
             raise CheckpointError(f"{name}: a scale of a {len(shape)}-D tensor must be one number")
-        if scale.dim() < 2:
+        if scale.dim() < 2 or scale.numel() == 1:
             scale = scale.reshape(-1, 1) if scale.numel() == rows else scale.reshape(1, -1)
         self.values = scale.to(torch.float32)
         try:
-            self.block = (_block(rows, scale.shape[0]), _block(width, scale.shape[1]))
-        except (ValueError, IndexError):
+            self.block = tuple(_block(*sizes) for sizes in zip((rows, width), scale.shape, strict=True))
+        except ValueError:
             raise CheckpointError(
                 f"{name}: a scale of shape {tuple(scale.shape)} does not fit a tensor of shape {shape}; expected "
                 "one number, one per row, one per column, or one per 128×128 block"
             ) from None
 
-    def at(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        """Return the scales at the given row and column indices (broadcast)."""
+    def at(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return the scales where these rows and columns cross."""
         last_row, last_column = self.values.shape[0] - 1, self.values.shape[1] - 1
-        return self.values[
-            (row // self.block[0]).clamp(max=last_row),
-            (column // self.block[1]).clamp(max=last_column),
-        ]
+        of_rows = self.values[(rows // self.block[0]).clamp(max=last_row)]
+        return of_rows[:, (columns // self.block[1]).clamp(max=last_column)]
 
 
 def _block(size: int, blocks: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,10 @@ def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") ->
         return StateDict(source, name or "model", name or "mapping")
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return _open_path(path, name or checkpoint_name(path), io)
+        try:
+            return _open_path(path, name or checkpoint_name(path), io)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from error
     raise CheckpointError(
         f"a checkpoint is a path, a mapping name -> tensor, or a torch.nn.Module, not {type(source).__name__}"
     )
@@ -75,7 +79,8 @@ def checkpoint_name(path: Path) -> str:
     >>> checkpoint_name(Path("zoo/mnist.v2.safetensors"))
     'mnist.v2'
     """
-    return path.stem if path.suffix in SUFFIXES else path.resolve().name
+    # Links keep their own name: those of a model hub's cache point to folders named by a hash.
+    return path.stem if path.suffix in SUFFIXES else Path(os.path.abspath(path)).name
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -88,8 +93,12 @@ def is_checkpoint(path: Path) -> bool:
 def _open_path(path: Path, name: str, io: IO) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    if path.is_dir():
-        return _open_folder(path, name, io)
+    return _open_folder(path, name, io) if path.is_dir() else _open_file(path, name, io)
+
+
+def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return SafetensorsFile(path, name, io)
     if path.suffix in TORCH_SUFFIXES:
@@ -106,15 +115,15 @@ def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
             raise CheckpointError(f"{folder}: a PEFT adapter; merge it into its base model first and give the result")
         raise CheckpointError(f"{folder}: none of {', '.join(FOLDER_FILES)} is in this folder")
     if found.suffix != ".json":
-        return _open_path(found, name, io)
+        return _open_file(found, name, io)
     try:
-        weight_map = json.loads(found.read_text())["weight_map"]
-        shards = sorted(set(weight_map.values()))
-        if not all(isinstance(file, str) and Path(file).name == file for file in shards):
+        weight_map = json.loads(found.read_text("utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+        if not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise TypeError("shard names must be plain file names")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{found}: not a usable shard index ({type(error).__name__}: {error})") from error
-    return Sharded([_open_path(folder / file, name, io) for file in shards], weight_map, name, str(found))
+    return Sharded({file: _open_file(folder / file, name, io) for file in files}, weight_map, name, str(found))
 
 
 def _load_torch_file(path: Path) -> Mapping[str, Any]:
@@ -127,10 +136,9 @@ def _load_torch_file(path: Path) -> Mapping[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:300]
         raise CheckpointError(
-            f"{path}: torch.load(weights_only=True) refused it: {reason}. mergekern never executes pickled code; "
-            "load the file where you trust it and save its state dict as safetensors"
+            f"{path}: torch.load(weights_only=True) refused it: {_objection(error)}. If the file is whole, load it "
+            "where you trust it and save its state dict as safetensors; mergekern never executes pickled code"
         ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
@@ -139,14 +147,19 @@ def _load_torch_file(path: Path) -> Mapping[str, Any]:
     return loaded
 
 
+def _objection(error: Exception) -> str:
+    """Return what torch.load found wrong, without its advice to execute the pickle after all."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "GLOBAL" in line or "WeightsUnpickler error" in line]
+    return f"{type(error).__name__}: {(telling or lines or [''])[0].split('. ')[0].rstrip('.')[:300]}"
+
+
 class StateDict(Checkpoint):
     """A checkpoint in memory (or mapped by torch): a mapping name -> tensor or array."""
 
     def __init__(self, mapping: Mapping[str, Any], name: str, source: str) -> None:
         super().__init__(name, source)
         self._values: dict[str, torch.Tensor] = {}
-        if not mapping:
-            raise CheckpointError(f"{source}: holds no tensors")
         for key, value in mapping.items():
             tensor = _as_tensor(key, value, source)
             self._values[key] = tensor
@@ -155,7 +168,13 @@ class StateDict(Checkpoint):
         self._finish()
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
-        return self._values[tensor.name].contiguous().view(-1)[start:stop].cpu()
+        values = self._values[tensor.name]
+        if not values.is_contiguous():
+            # Only the rows asked for are copied; all of an expanded tensor may be more than memory holds.
+            row = tensor.count // values.shape[0]
+            first = start // row
+            values, start, stop = values[first : -(-stop // row)], start - first * row, stop - first * row
+        return values.reshape(-1)[start:stop].cpu()
 
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         return self._values[tensor.name][:, start:stop].cpu()
@@ -165,17 +184,23 @@ def _as_tensor(key: Any, value: Any, source: str) -> torch.Tensor:
     if not isinstance(key, str):
         raise CheckpointError(f"{source}: tensor names must be strings, not {key!r}")
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise CheckpointError(f"{source}: {key!r} is a sparse, quantised or meta tensor, which is not supported")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
+            raise CheckpointError(
+                f"{source}: {key!r} is a sparse, nested, quantised or meta tensor, which is not supported"
+            )
         return value.detach()
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
         if array.dtype.name == "bfloat16":  # ml_dtypes, which torch does not know
             return torch.from_numpy(np.array(array).view(np.uint16)).view(torch.bfloat16)
         try:
-            if not (array.flags.writeable and array.dtype.isnative and all(s >= 0 for s in array.strides)):
+            whole_steps = all(step >= 0 and step % max(array.itemsize, 1) == 0 for step in array.strides)
+            if not (array.dtype.isnative and array.flags.aligned and whole_steps):
                 array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-            return torch.from_numpy(array)
+            with warnings.catch_warnings():
+                # torch warns of read-only arrays, such as mapped files; nothing here writes to them.
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.from_numpy(array)
         except TypeError as error:
             raise CheckpointError(f"{source}: {key!r} has dtype {array.dtype}, which is not supported") from error
     hint = ""
@@ -190,7 +215,7 @@ class SafetensorsFile(Checkpoint):
     def __init__(self, path: Path, name: str, io: IO) -> None:
         super().__init__(name, str(path))
         header, self._data_start = _safetensors_header(path)
-        metadata = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None) or {}
         in_file_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         self._begin: dict[str, int] = {}
         for key, entry in in_file_order:
@@ -207,14 +232,12 @@ class SafetensorsFile(Checkpoint):
                 tensor = self.tensors[kept]
                 self._begin[alias] = self._begin[kept]
                 self.tensors[alias] = StoredTensor(alias, tensor.shape, tensor.dtype, tensor.storage)
-        if not header:
-            raise CheckpointError(f"{path}: holds no tensors")
         size = path.stat().st_size
         self._mapped: torch.Tensor | None = None
         self._descriptor: int | None = None
         if io == "mmap":
             storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-            self._mapped = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+            self._mapped = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         else:
             self._descriptor = os.open(path, os.O_RDONLY)
         self._finish()
@@ -236,7 +259,7 @@ class SafetensorsFile(Checkpoint):
     def _bytes(self, start: int, stop: int, alignment: int) -> torch.Tensor:
         if self._mapped is not None:
             view = self._mapped[start:stop]
-            return view if view.data_ptr() % alignment == 0 else view.clone()
+            return view if start % alignment == 0 else view.clone()
         assert self._descriptor is not None
         out = torch.empty(stop - start, dtype=torch.uint8)
         buffer = memoryview(out.numpy())
@@ -266,18 +289,21 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 class Sharded(Checkpoint):
     """A checkpoint spread over several files by an index."""
 
-    def __init__(self, shards: list[Checkpoint], weight_map: Mapping[str, str], name: str, source: str) -> None:
+    def __init__(self, shards: Mapping[str, Checkpoint], weight_map: Mapping[str, str], name: str, source: str) -> None:
         super().__init__(name, source)
         self._home: dict[str, Checkpoint] = {}
-        missing: set[str] = set(weight_map)
-        for shard in shards:
-            missing -= {*shard.buffers, *shard.tensors, *shard._scales}
+        missing: set[str] = set()
+        for file, shard in shards.items():
+            floats = {**shard.tensors, **shard._scales}
+            missing |= {key for key, home in weight_map.items() if home == file} - {*floats, *shard.buffers}
             self.buffers += shard.buffers
-            for key, tensor in {**shard.tensors, **shard._scales}.items():
-                self._home[key] = shard
-                self.tensors[key] = StoredTensor(key, tensor.shape, tensor.dtype, (id(shard), tensor.storage))
+            for key, tensor in floats.items():
+                # Names that the index does not list, such as those of tied tensors, are where they are found.
+                if weight_map.get(key, file) == file:
+                    self._home[key] = shard
+                    self.tensors[key] = StoredTensor(key, tensor.shape, tensor.dtype, (id(shard), tensor.storage))
         if missing:
-            raise CheckpointError(f"{source}: the index lists {sorted(missing)[:5]}, which no shard holds")
+            raise CheckpointError(f"{source}: the index lists {sorted(missing)[:5]}, which its shards do not hold")
         self._finish()
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:

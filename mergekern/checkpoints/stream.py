@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from numbers import Real
 
 import torch
 import xxhash
@@ -111,8 +113,8 @@ class LayerStream:
     """
 
     def __init__(self, zoo: Zoo, max_memory: int | None = None) -> None:
-        if max_memory is not None and max_memory <= 0:
-            raise OptionError(f"max_memory must be a positive number of bytes, not {max_memory}")
+        if max_memory is not None and not (isinstance(max_memory, Real) and 1 <= max_memory < math.inf):
+            raise OptionError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
         self.zoo = zoo
         self.max_memory = DEFAULT_MAX_MEMORY if max_memory is None else int(max_memory)
 

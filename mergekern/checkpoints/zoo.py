@@ -127,9 +127,7 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
                 kind = "integers" if name in model.buffers else "missing"
                 mismatch(name, f"in {base.name!r} but {kind} in {model.name!r}")
             elif model.tensors[found].shape != tensor.shape:
-                mismatch(
-                    name, f"shape {tensor.shape} in {base.name!r}, {model.tensors[found].shape} in {model.name!r}"
-                )
+                mismatch(name, f"shape {tensor.shape} in {base.name!r}, {model.tensors[found].shape} in {model.name!r}")
             else:
                 names[name].append(found)
     for model in models:
@@ -140,15 +138,16 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
                 mismatch(name, f"in {model.name!r} but {kind} in {base.name!r}")
     lines = tuple(f"{name}: {'; '.join(what)}" for name, what in mismatches.items())
     if lines and on_mismatch == "error":
+        count = f"{len(lines)} tensor{'s do' if len(lines) > 1 else ' does'}"
         shown = "\n  ".join(lines)
         raise MismatchError(
-            f"{len(lines)} tensor{'s do' if len(lines) > 1 else ' does'} not match between the checkpoints:\n  {shown}\n"
+            f"{count} not match between the checkpoints:\n  {shown}\n"
             'Give checkpoints of one architecture, or on_mismatch="skip" to leave these tensors out.'
         )
     matched = {name: tuple(found) for name, found in names.items() if name not in mismatches}
     tensors = tuple(_tied_once((base, *models), matched))
     if not tensors:
-        raise MismatchError(f"{base.name!r} and the models share no floating-point tensor")
+        raise MismatchError("\n  ".join([f"{base.name!r} and the models share no floating-point tensor", *lines[:10]]))
     return Zoo(base, tuple(models), tensors, lines)
 
 

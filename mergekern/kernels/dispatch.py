@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mergekern.errors import OptionError
+from mergekern.kernels import native
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.gram import on_cpu as gram_on_cpu
 from mergekern.kernels.overlap import on_cpu as overlap_on_cpu
@@ -44,13 +45,13 @@ NUMPY = Backend("numpy", "cpu", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, ove
 
 def backends() -> list[Backend]:
     """Return the backends that can run here, the best first."""
-    if gram_on_cpu._native is None:
+    if native.extension is None:
         return [NUMPY]
-    instructions = gram_on_cpu._native.instruction_set()
-    native = Backend(
+    instructions = native.extension.instruction_set()
+    best = Backend(
         f"native ({instructions})", "cpu", gram_on_cpu.native, spectrum_on_cpu.spectrum, overlap_on_cpu.overlap
     )
-    return [native, NUMPY]
+    return [best, NUMPY]
 
 
 def choose(device: str | torch.device = "auto") -> Backend:

@@ -11,33 +11,31 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import scipy.linalg.cython_blas
-import scipy.linalg.cython_lapack
 from threadpoolctl import ThreadpoolController
 
+_ARGUMENTS = {"dgemm": 13, "dsyrk": 10, "dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13, "dgesdd": 14}
 
-def _routine(module: object, name: str, arguments: int) -> Callable[..., None]:
+
+@functools.cache
+def _routine(name: str) -> Callable[..., None]:
+    # Imported at first use: scipy.linalg takes 0.2 s.
+    import scipy.linalg.cython_blas
+    import scipy.linalg.cython_lapack
+
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    capsule = module.__pyx_capi__[name]  # type: ignore[attr-defined]
-    address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
-
-
-_dgemm = _routine(scipy.linalg.cython_blas, "dgemm", 13)
-_dsyrk = _routine(scipy.linalg.cython_blas, "dsyrk", 10)
-_dsytrd = _routine(scipy.linalg.cython_lapack, "dsytrd", 10)
-_dsterf = _routine(scipy.linalg.cython_lapack, "dsterf", 4)
-_dstein = _routine(scipy.linalg.cython_lapack, "dstein", 13)
-_dormtr = _routine(scipy.linalg.cython_lapack, "dormtr", 13)
-_dgesdd = _routine(scipy.linalg.cython_lapack, "dgesdd", 14)
+    exported = scipy.linalg.cython_blas.__pyx_capi__ | scipy.linalg.cython_lapack.__pyx_capi__
+    address = api.PyCapsule_GetPointer(exported[name], api.PyCapsule_GetName(exported[name]))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * _ARGUMENTS[name])(address)
 
 
 def _int(value: int) -> object:
@@ -57,7 +55,7 @@ def add_gram(block: np.ndarray, gram: np.ndarray, of_rows: bool) -> None:
     rows, columns = block.shape
     size, depth = (rows, columns) if of_rows else (columns, rows)
     # The lower triangle of Fortran is the upper one here.
-    _dsyrk(
+    _routine("dsyrk")(
         b"L", b"T" if of_rows else b"N", _int(size), _int(depth), _double(1.0), _at(block), _int(columns),
         _double(1.0), _at(gram), _int(size),
     )  # fmt: skip
@@ -68,7 +66,7 @@ def project(block: np.ndarray, vectors: np.ndarray, out: np.ndarray, start: int,
     rows, columns = block.shape
     count, size = vectors.shape
     width = columns if of_rows else rows
-    _dgemm(
+    _routine("dgemm")(
         b"N" if of_rows else b"T", b"N", _int(width), _int(count), _int(size), _double(1.0), _at(block),
         _int(columns), _at(vectors), _int(size), _double(0.0), _at(out) + 8 * start, _int(out.shape[1]),
     )  # fmt: skip
@@ -77,7 +75,7 @@ def project(block: np.ndarray, vectors: np.ndarray, out: np.ndarray, start: int,
 def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b."""
     out = np.empty((a.shape[0], b.shape[1]))
-    _dgemm(
+    _routine("dgemm")(
         b"N", b"N", _int(b.shape[1]), _int(a.shape[0]), _int(a.shape[1]), _double(1.0), _at(b), _int(b.shape[1]),
         _at(a), _int(a.shape[1]), _double(0.0), _at(out), _int(b.shape[1]),
     )  # fmt: skip
@@ -92,7 +90,7 @@ def tridiagonalise(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     n = len(gram)
     diagonal, off_diagonal, scales = np.empty(n), np.empty(max(n - 1, 1)), np.empty(max(n - 1, 1))
     work, info = np.empty(64 * n), ctypes.c_int()
-    _dsytrd(
+    _routine("dsytrd")(
         b"L", _int(n), _at(gram), _int(n), _at(diagonal), _at(off_diagonal), _at(scales), _at(work),
         _int(len(work)), ctypes.byref(info),
     )  # fmt: skip
@@ -102,37 +100,45 @@ def tridiagonalise(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def tridiagonal_values(diagonal: np.ndarray, off_diagonal: np.ndarray) -> np.ndarray:
     """Return all eigenvalues, ascending. Raises numpy.linalg.LinAlgError if the iteration does not converge."""
     values, off, info = diagonal.copy(), np.append(off_diagonal, 0.0), ctypes.c_int()
-    _dsterf(_int(len(values)), _at(values), _at(off), ctypes.byref(info))
+    _routine("dsterf")(_int(len(values)), _at(values), _at(off), ctypes.byref(info))
     if info.value:
         raise np.linalg.LinAlgError("tridiagonal eigenvalues did not converge")
     return values
 
 
-def tridiagonal_vectors(diagonal: np.ndarray, off_diagonal: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the eigenvectors, as rows, that belong to some of the eigenvalues, given ascending.
+def tridiagonal_vectors(
+    diagonal: np.ndarray, off_diagonal: np.ndarray, values: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """Return some of the eigenvectors, as rows.
 
     By inverse iteration; where that fails (reported by LAPACK, or seen in residual or orthogonality), by a full
     decomposition.
+
+    Args:
+        diagonal, off_diagonal: of the matrix, n and n − 1.
+        values: all n eigenvalues, ascending.
+        wanted: positions in `values`, ascending.
     """
-    n, count = len(diagonal), len(values)
-    off = np.append(off_diagonal, 0.0)
+    n, count = len(diagonal), len(wanted)
+    off, some = np.append(off_diagonal, 0.0), np.ascontiguousarray(values[wanted])
     vectors = np.empty((count, n))
     block, split = np.ones(count, dtype=np.int32), np.full(n, n, dtype=np.int32)
     work, integers, failed, info = np.empty(5 * n), np.empty(n, np.int32), np.empty(count, np.int32), ctypes.c_int()
-    _dstein(
-        _int(n), _at(diagonal), _at(off), _int(count), _at(values), _at(block), _at(split), _at(vectors), _int(n),
+    _routine("dstein")(
+        _int(n), _at(diagonal), _at(off), _int(count), _at(some), _at(block), _at(split), _at(vectors), _int(n),
         _at(work), _at(integers), _at(failed), ctypes.byref(info),
     )  # fmt: skip
     scale = np.abs(diagonal).max() + 2 * np.abs(off).max()
-    residual = vectors * (diagonal - values[:, None])
+    residual = vectors * (diagonal - some[:, None])
     residual[:, 1:] += vectors[:, :-1] * off_diagonal
     residual[:, :-1] += vectors[:, 1:] * off_diagonal
     gram = np.zeros((count, count))
     add_gram(vectors, gram, of_rows=True)
     unorthogonal = np.abs(np.triu(gram) - np.eye(count)).max()
     if info.value or not (np.abs(residual).max() <= 1e-13 * scale and unorthogonal <= 1e-10):
-        every, all_vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
-        return np.ascontiguousarray(all_vectors.T[np.searchsorted(every, values).clip(0, n - 1)])
+        import scipy.linalg
+
+        return np.ascontiguousarray(scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)[1].T[wanted])
     return vectors
 
 
@@ -140,14 +146,16 @@ def back_transform(reflectors: np.ndarray, scales: np.ndarray, vectors: np.ndarr
     """Turn eigenvectors of the tridiagonal form (rows) into those of the matrix it came from, in place."""
     count, n = vectors.shape
     work, info = np.empty(64 * max(count, 1)), ctypes.c_int()
-    _dormtr(
+    _routine("dormtr")(
         b"L", b"L", b"N", _int(n), _int(count), _at(reflectors), _int(n), _at(scales), _at(vectors), _int(n),
         _at(work), _int(len(work)), ctypes.byref(info),
     )  # fmt: skip
 
 
 def thin_svd(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (left (p, p), values (p,), right (p, l)) of a (p, l) matrix with p ≤ l; `rows` is overwritten.
+    """Return (L (p, p), values (p,), R (p, l)) of a (p, l) matrix with p ≤ l: rows = Lᵀ·diag(values)·R.
+
+    `rows` is overwritten.
 
     Raises numpy.linalg.LinAlgError if the iteration does not converge.
     """
@@ -157,7 +165,7 @@ def thin_svd(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     def call(work: np.ndarray, size: int) -> None:
         # Fortran sees the (l, p) transpose, whose left vectors are the right ones here.
-        _dgesdd(
+        _routine("dgesdd")(
             b"S", _int(length), _int(p), _at(rows), _int(length), _at(values), _at(right), _int(length), _at(left),
             _int(p), _at(work), _int(size), _at(integers), ctypes.byref(info),
         )  # fmt: skip
@@ -167,30 +175,70 @@ def thin_svd(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     call(work, len(work))
     if info.value:
         raise np.linalg.LinAlgError("singular values did not converge")
-    return left, values, right
+    return left.T.copy(), values, right
 
 
-_limit_lock = threading.Lock()
-_limit_users = 0
-_limit: contextlib.ExitStack = contextlib.ExitStack()
+class _SingleThreadedBlas:
+    """Holds the process's BLAS to one thread per caller while anyone is inside.
+
+    The limit is set and lifted by a thread of its own: threadpoolctl lets only the thread that set a limit lift it,
+    and runs that overlap end in any order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._release = threading.Event()
+        self._holder: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                limited = threading.Event()
+                self._release.clear()
+                self._holder = threading.Thread(target=self._hold, args=(limited,), name="mergekern-blas", daemon=True)
+                self._holder.start()
+                limited.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._holder is not None:
+                self._release.set()
+                self._holder.join()
+
+    def _hold(self, limited: threading.Event) -> None:
+        try:
+            with ThreadpoolController().limit(limits=1, user_api="blas"):
+                limited.set()
+                self._release.wait()
+        finally:
+            limited.set()
+
+
+_single_threaded_blas = _SingleThreadedBlas()
+
+
+def _limit_this_thread() -> None:
+    # Where BLAS runs on OpenMP the limit belongs to each thread; elsewhere this does nothing.
+    ThreadpoolController().limit(limits=1, user_api="blas")
 
 
 @contextlib.contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Hold BLAS to one thread per caller while inside, for the whole process; restored when the last user leaves.
+def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool of threads in each of which BLAS runs on one thread; tasks not yet begun are dropped on an error.
 
     One matrix a thread is 1.5 times faster here than one matrix on two threads, and its bits do not depend
     on the number of threads.
+
+    >>> with single_threaded_pool(2) as pool:
+    ...     list(pool.map(abs, [-1, 2]))
+    [1, 2]
     """
-    global _limit_users
-    with _limit_lock:
-        if _limit_users == 0:
-            _limit.enter_context(ThreadpoolController().limit(limits=1, user_api="blas"))
-        _limit_users += 1
-    try:
-        yield
-    finally:
-        with _limit_lock:
-            _limit_users -= 1
-            if _limit_users == 0:
-                _limit.close()
+    with _single_threaded_blas:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="mergekern", initializer=_limit_this_thread)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -4,7 +4,8 @@ The command line, the documentation and every table read it. To add a metric, wr
 category and give it an entry here.
 
 Notation: τ_i is the task vector of model i, τ_i^l its part in tensor l, g the Gram matrix of the whole task vectors;
-s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; U, V the singular vectors of a task matrix, k = 10.
+s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; σ, U and V the singular values and vectors of a
+task matrix, k = 10.
 """
 
 from __future__ import annotations

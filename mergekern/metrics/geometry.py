@@ -34,9 +34,9 @@ class Geometry:
 
         (‖a − b‖² − (‖a‖ − ‖b‖)²) / 2‖a‖‖b‖, in which nothing cancels that the squared distance has kept.
         """
-        a, b = self.norm[:, None], self.norm[None, :]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.clip((self.squared_distance - (a - b) ** 2) / (2 * a * b), 0.0, 2.0)
+        norm = np.where(self.norm > 0, self.norm, np.nan)
+        a, b = norm[:, None], norm[None, :]
+        return np.clip((self.squared_distance - (a - b) ** 2) / (2 * a * b), 0.0, 2.0)
 
 
 def task_vector_cosine_similarity(statistics: ZooStatistics) -> np.ndarray:

@@ -8,33 +8,22 @@ import numpy as np
 import torch
 
 from mergekern.kernels.gram import Gram, distances_from_inner
+from mergekern.kernels.native import address, extension
 
-try:
-    from mergekern import _native
-except ImportError:  # the package was installed without a compiler
-    _native = None  # type: ignore[assignment]
-
-# Codes of csrc/cpu/dtypes.hpp.
-_DTYPE_CODES = {
-    torch.float64: 0,
-    torch.float32: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.float8_e4m3fn: 4,
-    torch.float8_e5m2: 5,
-}
 # Elements of a block of the NumPy path: its float64 differences of 20 models take 20 MB.
 _NUMPY_BLOCK = 1 << 17
 
 
 def native(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int = 1) -> Gram:
     """Return the Gram of task vectors by the C++ kernel; bit-identical for every number of threads."""
+    if not all(t.is_contiguous() for t in (*tuned, *([] if base is None else [base]))):
+        raise ValueError("gram needs contiguous tensors")
     count = tuned[0].numel()
-    addresses = [_address(t) for t in tuned]
-    inner = _native.gram((0, 0) if base is None else _address(base), addresses, count, threads)
+    addresses = [address(t) for t in tuned]
+    inner = extension.gram((0, 0) if base is None else address(base), addresses, count, threads)
     distance, spoilt = distances_from_inner(inner)
     if spoilt:
-        _put(distance, spoilt, _native.squared_distances(addresses, spoilt, count, threads))
+        _put(distance, spoilt, extension.squared_distances(addresses, spoilt, count, threads))
     return Gram(inner, distance)
 
 
@@ -62,9 +51,3 @@ def _wide_blocks(tuned: Sequence[torch.Tensor]) -> Iterator[tuple[int, np.ndarra
 def _put(matrix: np.ndarray, pairs: list[tuple[int, int]], values: np.ndarray) -> None:
     i, j = np.array(pairs).T
     matrix[i, j] = matrix[j, i] = values
-
-
-def _address(tensor: torch.Tensor) -> tuple[int, int]:
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError("gram needs contiguous CPU tensors")
-    return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype]

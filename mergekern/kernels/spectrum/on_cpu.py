@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mergekern.kernels import lapack
+from mergekern.kernels.native import difference
 from mergekern.kernels.spectrum import RANK_TOLERANCE, Spectrum, zero_spectrum
 
 # (axis, step) -> (start, base, tuned) of consecutive rows (axis 0) or columns (axis 1).
@@ -53,7 +54,7 @@ def spectrum(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k
     bottom = _subspace_size(squares, k)
     top = _subspace_size(-squares[::-1], k)
     wanted = np.concatenate([np.arange(bottom), np.arange(max(short - top, bottom), short)])
-    vectors = lapack.tridiagonal_vectors(diagonal, off_diagonal, np.ascontiguousarray(squares[wanted]))
+    vectors = lapack.tridiagonal_vectors(diagonal, off_diagonal, squares, wanted)
     lapack.back_transform(gram, scales, vectors)
 
     short_top, long_top = _resolve(deltas, vectors[wanted >= short - top], long)
@@ -95,7 +96,6 @@ def _resolve(deltas: _Deltas, vectors: np.ndarray, long: int) -> tuple[np.ndarra
     for start, delta in deltas:
         lapack.project(delta, vectors, projected, start, deltas.of_rows)
     rotation, _, long_vectors = lapack.thin_svd(projected)
-    # Fortran order: thin_svd's left factor holds its vectors as rows.
     return lapack.multiply(rotation, vectors), long_vectors
 
 
@@ -115,7 +115,7 @@ class _Deltas:
             yield 0, self._whole
             return
         for start, base, tuned in self._blocks(self._axis, self._step):
-            delta = np.ascontiguousarray(tuned.to(torch.float64).sub_(base.to(torch.float64)).numpy())
+            delta = difference(base, tuned)
             if self._single:
                 self._whole = delta
             yield start, delta

@@ -1,5 +1,5 @@
-// Raw-pointer kernels of `gram`. No include guard: gram.cpp includes this file once for each
-// instruction set, inside a namespace, with LANES (float64 per register) and TILE (rows of the
+// Raw-pointer kernels of task vectors. No include guard: task_vector.cpp includes this file once for
+// each instruction set, inside a namespace, with LANES (float64 per register) and TILE (rows of the
 // register block) set.
 
 typedef double Lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(8)));
@@ -153,4 +153,20 @@ void squared_distance_segment(const std::vector<TensorView>& tensors, const std:
       out[p] += horizontal_sum(sum);
     }
   }
+}
+
+// out = tuned − base of a rows × columns block, whose rows lie base_stride and tuned_stride elements
+// apart. `chunk` holds two rows of chunk_length.
+void difference_rows(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
+                     std::size_t tuned_stride, std::size_t rows, std::size_t columns, std::size_t chunk_length,
+                     double* chunk, double* out) {
+  double* base_row = chunk;
+  double* zero_row = chunk + chunk_length;
+  std::memset(zero_row, 0, chunk_length * sizeof(double));
+  for (std::size_t r = 0; r < rows; ++r)
+    for (std::size_t at = 0; at < columns; at += chunk_length) {
+      const std::size_t count = columns - at < chunk_length ? columns - at : chunk_length;
+      subtract(base, r * base_stride + at, count, zero_row, base_row);
+      subtract(tuned, r * tuned_stride + at, count, base_row, out + r * columns + at);
+    }
 }

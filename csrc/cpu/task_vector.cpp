@@ -1,4 +1,4 @@
-#include "gram.hpp"
+#include "task_vector.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@ namespace mergekern {
 namespace avx512 {
 #define LANES 8
 #define TILE 5
-#include "gram_kernel.hpp"
+#include "task_vector_kernel.hpp"
 #undef LANES
 #undef TILE
 }  // namespace avx512
@@ -27,7 +27,7 @@ namespace mergekern {
 namespace avx2 {
 #define LANES 4
 #define TILE 3
-#include "gram_kernel.hpp"
+#include "task_vector_kernel.hpp"
 #undef LANES
 #undef TILE
 }  // namespace avx2
@@ -39,7 +39,7 @@ namespace mergekern {
 namespace generic {
 #define LANES 2
 #define TILE 3
-#include "gram_kernel.hpp"
+#include "task_vector_kernel.hpp"
 #undef LANES
 #undef TILE
 }  // namespace generic
@@ -51,6 +51,7 @@ struct Kernels {
   std::size_t tile;
   decltype(&generic::gram_segment) gram_segment;
   decltype(&generic::squared_distance_segment) squared_distance_segment;
+  decltype(&generic::difference_rows) difference_rows;
 };
 
 const Kernels& kernels() {
@@ -58,11 +59,11 @@ const Kernels& kernels() {
 #ifdef MERGEKERN_X86
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-      return Kernels{"avx512", 5, avx512::gram_segment, avx512::squared_distance_segment};
+      return Kernels{"avx512", 5, avx512::gram_segment, avx512::squared_distance_segment, avx512::difference_rows};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      return Kernels{"avx2", 3, avx2::gram_segment, avx2::squared_distance_segment};
+      return Kernels{"avx2", 3, avx2::gram_segment, avx2::squared_distance_segment, avx2::difference_rows};
 #endif
-    return Kernels{"generic", 3, generic::gram_segment, generic::squared_distance_segment};
+    return Kernels{"generic", 3, generic::gram_segment, generic::squared_distance_segment, generic::difference_rows};
   }();
   return chosen;
 }
@@ -164,6 +165,19 @@ void squared_distances(const std::vector<TensorView>& tensors, const std::vector
                                   run.squared_distance_segment(tensors, pairs, start, stop, length, scratch, partial);
                                 });
   add_in_order(partials.get(), count, pairs.size(), out);
+}
+
+void difference(const TensorView& base, std::size_t base_stride, const TensorView& tuned, std::size_t tuned_stride,
+                std::size_t rows, std::size_t columns, double* out) {
+  check(base, rows * columns, "base");
+  check(tuned, rows * columns, "tuned");
+  if (base_stride == columns && tuned_stride == columns) {
+    columns *= rows;
+    rows = 1;
+  }
+  constexpr std::size_t length = 1024;
+  double chunk[2 * length];
+  kernels().difference_rows(base, base_stride, tuned, tuned_stride, rows, columns, length, chunk, out);
 }
 
 }  // namespace mergekern

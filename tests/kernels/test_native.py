@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+import torch
+
+from mergekern.kernels import native
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.fixture(params=["extension", "torch"])
+def path(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(native, "extension", None)
+    elif native.extension is None:
+        pytest.skip("not built")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1025), (3, 1024), (7, 63), (100, 1)], ids=str)
+def test_difference_is_exact(path, dtype, shape):
+    base, tuned = (torch.randn(shape, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
+    found = native.difference(base, tuned)
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, (tuned.double() - base.double()).numpy())
+
+
+def test_difference_of_columns_and_transposes(path):
+    base, tuned = (torch.randn(40, 30, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    expected = (tuned.double() - base.double()).numpy()
+    assert np.array_equal(native.difference(base[:, 3:20], tuned[:, 3:20]), expected[:, 3:20])
+    assert np.array_equal(native.difference(base.T, tuned.T), expected.T)
+    assert np.array_equal(native.difference(base, tuned.T.contiguous().T), expected)
+
+
+def test_difference_leaves_its_operands(path):
+    base, tuned = torch.ones(3, 3, dtype=torch.float64), torch.full((3, 3), 2.0, dtype=torch.float64)
+    native.difference(base, tuned)
+    assert (base == 1).all()
+    assert (tuned == 2).all()
+
+
+def test_address_refuses_other_devices():
+    with pytest.raises(ValueError, match="CPU"):
+        native.address(torch.ones(2, device="meta"))

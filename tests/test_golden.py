@@ -1,0 +1,45 @@
+"""The values that the published research code gives, whole and per layer, on every backend."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mergekern
+from mergekern.kernels import dispatch
+from mergekern.metrics import CATALOGUE
+from tests.golden.zoo import SPECS, make_zoo
+from tests.tolerances import PUBLISHED
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(params=dispatch.backends(), ids=lambda backend: backend.name)
+def backend(request, monkeypatch):
+    monkeypatch.setattr(dispatch, "backends", lambda: [request.param])
+    return request.param
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("max_memory", [None, 4000], ids=["whole", "in blocks"])
+def test_agrees_with_the_published_code(spec, backend, max_memory):
+    expected = json.loads((GOLDEN / f"golden_{spec}.json").read_text())
+    base, tuned = make_zoo(SPECS[spec])
+    zoo = {str(index): model for index, model in enumerate(tuned)}
+    table = mergekern.compute_all(zoo, base, per_layer=True, max_memory=max_memory)
+    assert table.provenance["backend"] == backend.name
+    assert not table.notes
+    frame = table.to_pandas()
+    assert list(frame.columns) == list(CATALOGUE)
+    assert len(frame) == len(expected["pairs"])
+    for name in CATALOGUE:
+        layers = table.per_layer(name)
+        for pair, values in expected["pairs"].items():
+            at = tuple(pair.split("-"))
+            assert frame.loc[at, name] == pytest.approx(values[name], rel=PUBLISHED, abs=PUBLISHED), (pair, name)
+            for tensor, value in expected["per_layer"][pair][name].items():
+                if tensor not in layers:
+                    assert len(base[tensor].shape) != 2
+                    assert value == 0.0
+                else:
+                    assert layers.loc[at, tensor] == pytest.approx(value, rel=PUBLISHED, abs=PUBLISHED), (pair, tensor)
