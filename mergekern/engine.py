@@ -5,7 +5,6 @@ checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
@@ -26,13 +25,12 @@ from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import MergekernError, OptionError
 from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
+from mergekern.measurement import Measurement
 from mergekern.metrics import select
 from mergekern.metrics.subspace import Frozen
-from mergekern.statistics import LayerStatistics, ZooStatistics, measure_layer
+from mergekern.statistics import LayerStatistics, ZooStatistics
 from mergekern.store import Store
 from mergekern.table import MetricTable
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,10 @@ def measure(
     zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, max_memory)
     store = Store(Path(statistics)) if statistics is not None else None
-    run = _Run(zoo, backend, any(metric.needs == "spectra" for metric in chosen), top_k, spectrum_k, store)
+    with_spectrum = any(metric.needs == "spectra" for metric in chosen)
+    measurement = Measurement(backend, with_spectrum, top_k, spectrum_k, torch.get_num_threads())
     try:
-        return run.measure(stream, progress)
+        return _Run(zoo, measurement, store).measure(stream, progress)
     except MergekernError:
         if store is not None:
             store.undo()
@@ -158,12 +157,8 @@ def measure(
 class _Run:
     """One pass over the layers of a zoo."""
 
-    def __init__(
-        self, zoo: Zoo, backend: dispatch.Backend, with_spectrum: bool, top_k: int, spectrum_k: int, store: Store | None
-    ) -> None:
-        self.zoo, self.backend, self.store = zoo, backend, store
-        self.with_spectrum, self.top_k, self.spectrum_k = with_spectrum, top_k, spectrum_k
-        self.threads = torch.get_num_threads()
+    def __init__(self, zoo: Zoo, measurement: Measurement, store: Store | None) -> None:
+        self.zoo, self.measurement, self.store = zoo, measurement, store
         self.keys: list[str] = []
         self.hashers = [xxhash.xxh3_128() for _ in zoo.checkpoints]
 
@@ -177,13 +172,18 @@ class _Run:
                 progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds))
 
         layers = []
-        with lapack.single_threaded_pool(self.threads) as pool:
+        with lapack.single_threaded_pool(self.measurement.threads) as pool:
             for done, layer in enumerate(stream):
                 report(done, layer.tensor.name)
                 layers.append(self._layer(layer, pool))
         report(len(layers), "")
         result = ZooStatistics(
-            self.zoo.model_names, tuple(layers), self.top_k, self.spectrum_k, self.zoo.skipped, self._provenance()
+            self.zoo.model_names,
+            tuple(layers),
+            self.measurement.top_k,
+            self.measurement.spectrum_k,
+            self.zoo.skipped,
+            self._provenance(),
         )
         if self.store is not None:
             self.store.finish(result, self.keys)
@@ -193,18 +193,15 @@ class _Run:
         hashes = layer.content_hashes()
         for hasher, digest in zip(self.hashers, hashes, strict=True):
             hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
-        key = ""
-        if self.store is not None:
-            key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, self.top_k, self.spectrum_k)
-            self.keys.append(key)
-            if (kept := self.store.get(key, self.with_spectrum)) is not None:
-                return kept
-        measured = measure_layer(
-            layer, self.zoo, self.backend, pool, self.threads, self.with_spectrum, self.top_k, self.spectrum_k
-        )
-        if self.store is not None:
-            self.store.put(key, measured)
-        logger.debug("measured %s %s", measured.name, measured.shape)
+        if self.store is None:
+            return self.measurement.of(layer, self.zoo, pool).without_bases()
+        options = (self.measurement.top_k, self.measurement.spectrum_k)
+        key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, *options)
+        self.keys.append(key)
+        if (kept := self.store.get(key, self.measurement.with_spectrum)) is not None:
+            return kept
+        measured = self.measurement.of(layer, self.zoo, pool)
+        self.store.put(key, measured)
         return measured.without_bases()
 
     def _provenance(self) -> dict[str, object]:
@@ -215,8 +212,8 @@ class _Run:
         names = [checkpoint.name for checkpoint in self.zoo.checkpoints]
         return {
             "versions": versions(),
-            "device": self.backend.device,
-            "backend": self.backend.name,
+            "device": self.measurement.backend.device,
+            "backend": self.measurement.backend.name,
             "dtypes": dtypes,
             "content_hashes": {n: f"xxh3_128:{h.hexdigest()}" for n, h in zip(names, self.hashers, strict=True)},
         }

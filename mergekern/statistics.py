@@ -1,24 +1,28 @@
 """The sufficient statistics of a zoo: everything that the metrics need, and no weights.
 
-Measured one tensor at a time; every metric is a function of them.
+Every metric is a function of them. On disk they are a folder with a manifest and a block for each tensor.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mergekern.checkpoints import Layer, Zoo
-from mergekern.errors import NonFiniteError
-from mergekern.kernels.dispatch import Backend
-from mergekern.kernels.gram import Gram
-from mergekern.kernels.spectrum import Spectrum
+from mergekern.blocks import SUFFIX, read_block, write_block
+from mergekern.errors import StatisticsError
+from mergekern.files import write_atomically
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+BLOCKS = "blocks"
+_SPECTRUM_ARRAYS = ("values", "rank", "left_top", "right_top", "right_bottom")
 
 
 class Bases(NamedTuple):
@@ -78,6 +82,36 @@ class LayerStatistics:
             return self
         return dataclasses.replace(self, spectrum=dataclasses.replace(self.spectrum, bases=None))
 
+    def write(self, path: Path) -> None:
+        """Write to a file, with the singular vectors if they are here."""
+        arrays = {"inner": self.inner, "squared_distance": self.squared_distance}
+        description: dict[str, Any] = {"name": self.name, "shape": self.shape}
+        if self.spectrum is not None:
+            description["k"] = self.spectrum.k
+            arrays |= {f"spectrum.{name}": getattr(self.spectrum, name) for name in _SPECTRUM_ARRAYS}
+            if self.spectrum.bases is not None:
+                arrays |= {f"bases.{name}": array for name, array in self.spectrum.bases._asdict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_block(path, arrays, description)
+
+    @staticmethod
+    def read(path: Path) -> LayerStatistics:
+        """Read from a file, without the singular vectors.
+
+        Raises:
+            StatisticsError: the file is missing, damaged or something else.
+        """
+        arrays, description = read_block(path)
+        try:
+            spectrum = None
+            if "k" in description:
+                parts: dict[str, Any] = {name: arrays[f"spectrum.{name}"] for name in _SPECTRUM_ARRAYS}
+                spectrum = SpectrumStatistics(**parts, k=description["k"])
+            inner, distance = arrays["inner"], arrays["squared_distance"]
+            return LayerStatistics(description["name"], tuple(description["shape"]), inner, distance, spectrum)
+        except (KeyError, TypeError) as error:
+            raise StatisticsError(f"{path}: not a block of statistics (no {error})") from error
+
     @property
     def frozen(self) -> np.ndarray:
         """(N,) bool: the models whose tensor equals that of the base."""
@@ -130,72 +164,52 @@ class ZooStatistics:
         return ZooStatistics(self.models, (layer,), self.top_k, self.spectrum_k)
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics to a folder; see `mergekern.store`."""
-        from mergekern.store import save
+        """Write the statistics to a folder: a manifest, and a block for each tensor (without singular vectors)."""
+        keys = [f"{index:05d}" for index in range(len(self.layers))]
+        for key, layer in zip(keys, self.layers, strict=True):
+            layer.write(block_path(Path(path), key))
+        self.write_manifest(Path(path), keys)
 
-        save(self, Path(path))
+    def write_manifest(self, folder: Path, keys: Sequence[str]) -> None:
+        """Write what a folder of blocks, named by their keys in the order of the layers, is about."""
+        manifest = {
+            "format": FORMAT,
+            "models": self.models,
+            "top_k": self.top_k,
+            "spectrum_k": self.spectrum_k,
+            "skipped": self.skipped,
+            "provenance": self.provenance,
+            "blocks": list(keys),
+        }
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
     @staticmethod
     def load(path: str | Path) -> ZooStatistics:
-        """Read statistics from a folder, checking every block; see `mergekern.store`.
+        """Read statistics from a folder that `save` or `compute_all(statistics=...)` wrote, checking every block.
 
         Raises:
             StatisticsError: missing, damaged or foreign files.
         """
-        from mergekern.store import load
-
-        return load(Path(path))
-
-
-def measure_layer(
-    layer: Layer, zoo: Zoo, backend: Backend, pool: ThreadPoolExecutor, threads: int, with_spectrum: bool,
-    top_k: int, spectrum_k: int,
-) -> LayerStatistics:  # fmt: skip
-    """Compute the statistics of one tensor.
-
-    Raises:
-        NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
-    """
-    grams = (backend.gram(base, tuned, threads) for base, tuned in layer.blocks())
-    gram = reduce(lambda a, b: Gram(a.inner + b.inner, a.squared_distance + b.squared_distance), grams)
-    if not np.isfinite(gram.inner).all():
-        raise _non_finite(layer, zoo)
-    spectrum = None
-    if with_spectrum and layer.tensor.is_matrix:
-        shape = (layer.tensor.shape[0], layer.tensor.shape[1])
-
-        def factorise(model: int) -> Spectrum:
-            return backend.spectrum(lambda axis, step: layer.matrix_blocks(model, axis, step), shape, top_k, spectrum_k)
-
-        spectrum = _combine(list(pool.map(factorise, range(len(zoo.models)))), backend, pool)
-    return LayerStatistics(layer.tensor.name, layer.tensor.shape, gram.inner, gram.squared_distance, spectrum)
+        path = Path(path)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+            if manifest["format"] != FORMAT:
+                raise StatisticsError(f"{path}: format {manifest['format']}, but this version reads {FORMAT}")
+            return ZooStatistics(
+                tuple(manifest["models"]),
+                tuple(LayerStatistics.read(block_path(path, key)) for key in manifest["blocks"]),
+                manifest["top_k"],
+                manifest["spectrum_k"],
+                tuple(manifest["skipped"]),
+                manifest["provenance"],
+            )
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise StatisticsError(
+                f"{path}: not a folder of finished statistics ({type(error).__name__}: {error}); "
+                "run compute_all(..., statistics=PATH) to make or finish it"
+            ) from error
 
 
-def _combine(spectra: list[Spectrum], backend: Backend, pool: ThreadPoolExecutor) -> SpectrumStatistics:
-    bases = Bases(
-        np.stack([s.left_top for s in spectra]),
-        np.stack([s.right_top for s in spectra]),
-        np.stack([s.right_bottom for s in spectra]),
-    )
-    left_top, right_top, right_bottom = pool.map(backend.overlap, bases)
-    return SpectrumStatistics(
-        np.stack([s.values for s in spectra]),
-        np.array([s.rank for s in spectra]),
-        left_top,
-        right_top,
-        right_bottom,
-        k=bases.left_top.shape[2],
-        bases=bases,
-    )
-
-
-def _non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:
-    counts = [0] * len(zoo.checkpoints)
-    for base, tuned in layer.blocks():
-        for index, values in enumerate((base, *tuned)):
-            counts[index] += int((~values.double().isfinite()).sum())
-    found = "; ".join(f"{count} in {c.name!r}" for c, count in zip(zoo.checkpoints, counts, strict=True) if count)
-    return NonFiniteError(
-        f"tensor {layer.tensor.name!r} holds NaN or infinite values: {found or 'its task vectors overflow float64'}. "
-        "Repair or leave out those checkpoints."
-    )
+def block_path(folder: Path, key: str) -> Path:
+    """Return where the block of one tensor lies in a folder of statistics."""
+    return folder / BLOCKS / f"{key}{SUFFIX}"

@@ -1,9 +1,8 @@
-"""Statistics on disk: a folder of blocks, one for each tensor, and a manifest.
+"""The statistics folder of a run: what is there for the same inputs is used, what is missing is written.
 
-A block is a safetensors file named by what it was computed from (content hashes of the tensor in the base and in
-every model, and the options), so that one that is there need not be computed again, and a changed input never meets
-a stale one. Files are written under a temporary name, flushed and renamed: a run killed at any moment leaves whole
-blocks and continues from them. Each block carries a checksum of its arrays.
+A block is named by what it was computed from (content hashes of the tensor in the base and in every model, and the
+options), so that a changed input never meets a stale one. Blocks are written whole or not at all: a run killed at any
+moment continues from them.
 """
 
 from __future__ import annotations
@@ -13,19 +12,11 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import safetensors.numpy
 import xxhash
 
 from mergekern.errors import StatisticsError
-from mergekern.files import write_atomically
-from mergekern.statistics import LayerStatistics, SpectrumStatistics, ZooStatistics
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-BLOCKS = "blocks"
+from mergekern.statistics import BLOCKS, FORMAT, LayerStatistics, ZooStatistics, block_path
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +44,11 @@ class Store:
 
     def get(self, key: str, with_spectrum: bool) -> LayerStatistics | None:
         """Return a block if it is there, whole, and holds what is needed."""
-        path = self._block(key)
+        path = block_path(self.path, key)
         if not path.exists():
             return None
         try:
-            layer = _read_block(path)
+            layer = LayerStatistics.read(path)
         except StatisticsError as error:
             logger.warning("%s; computing it again", error)
             return None
@@ -65,26 +56,15 @@ class Store:
 
     def put(self, key: str, layer: LayerStatistics) -> None:
         """Write a block."""
-        (self.path / BLOCKS).mkdir(parents=True, exist_ok=True)
-        write_atomically(self._block(key), _block_bytes(layer))
-        self._written.append(self._block(key))
+        layer.write(block_path(self.path, key))
+        self._written.append(block_path(self.path, key))
 
     def finish(self, statistics: ZooStatistics, keys: Sequence[str]) -> None:
         """Write the manifest and remove the blocks that it does not name."""
-        manifest = {
-            "format": FORMAT,
-            "models": statistics.models,
-            "top_k": statistics.top_k,
-            "spectrum_k": statistics.spectrum_k,
-            "skipped": statistics.skipped,
-            "provenance": statistics.provenance,
-            "blocks": list(keys),
-        }
-        (self.path / BLOCKS).mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1).encode())
-        keep = {f"{key}.safetensors" for key in keys}
+        statistics.write_manifest(self.path, keys)
+        keep = {block_path(self.path, key) for key in keys}
         for path in (self.path / BLOCKS).iterdir():
-            if path.name not in keep:
+            if path not in keep:
                 path.unlink()
 
     def undo(self) -> None:
@@ -93,84 +73,3 @@ class Store:
             path.unlink(missing_ok=True)
         if self._is_new and self.path.exists():
             shutil.rmtree(self.path)
-
-    def _block(self, key: str) -> Path:
-        return self.path / BLOCKS / f"{key}.safetensors"
-
-
-def save(statistics: ZooStatistics, path: Path) -> None:
-    """Write statistics to a folder."""
-    store = Store(path)
-    keys = []
-    for layer in statistics.layers:
-        # Without the inputs at hand a block is named by its own content.
-        key = store.key(layer.name, layer.shape, [_checksum(_arrays(layer))], statistics.top_k, statistics.spectrum_k)
-        store.put(key, layer)
-        keys.append(key)
-    store.finish(statistics, keys)
-
-
-def load(path: Path) -> ZooStatistics:
-    """Read statistics from a folder; every block is checked."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise StatisticsError(f"{path}: format {manifest['format']}, but this version reads {FORMAT}")
-        return ZooStatistics(
-            tuple(manifest["models"]),
-            tuple(_read_block(path / BLOCKS / f"{key}.safetensors") for key in manifest["blocks"]),
-            manifest["top_k"],
-            manifest["spectrum_k"],
-            tuple(manifest["skipped"]),
-            manifest["provenance"],
-        )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StatisticsError(
-            f"{path}: not a folder of finished statistics ({type(error).__name__}: {error}); "
-            "run compute_all(..., statistics=PATH) to make or finish it"
-        ) from error
-
-
-def _arrays(layer: LayerStatistics) -> dict[str, np.ndarray]:
-    arrays = {"inner": layer.inner, "squared_distance": layer.squared_distance}
-    if layer.spectrum is not None:
-        for field in ("values", "rank", "left_top", "right_top", "right_bottom"):
-            arrays[f"spectrum.{field}"] = getattr(layer.spectrum, field)
-        if layer.spectrum.bases is not None:
-            arrays |= {f"bases.{field}": array for field, array in layer.spectrum.bases._asdict().items()}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    hasher = xxhash.xxh3_128()
-    for name, array in sorted(arrays.items()):
-        hasher.update(f"{name}{array.dtype}{array.shape}".encode())
-        hasher.update(array)
-    return hasher.hexdigest()
-
-
-def _block_bytes(layer: LayerStatistics) -> bytes:
-    arrays = _arrays(layer)
-    description: dict[str, Any] = {"name": layer.name, "shape": layer.shape, "checksum": _checksum(arrays)}
-    if layer.spectrum is not None:
-        description["k"] = layer.spectrum.k
-    return safetensors.numpy.save(arrays, metadata={"mergekern": json.dumps(description)})
-
-
-def _read_block(path: Path) -> LayerStatistics:
-    """Return the statistics in a block, without its singular vectors."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            description = json.loads((file.metadata() or {})["mergekern"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _checksum(arrays) != description["checksum"]:
-            raise ValueError("checksum differs")
-        spectrum = None
-        if "k" in description:
-            parts = {name.split(".")[1]: array for name, array in arrays.items() if name.startswith("spectrum.")}
-            spectrum = SpectrumStatistics(**parts, k=description["k"])
-        return LayerStatistics(
-            description["name"], tuple(description["shape"]), arrays["inner"], arrays["squared_distance"], spectrum
-        )
-    except Exception as error:
-        raise StatisticsError(f"{path}: a damaged block of statistics ({type(error).__name__}: {error})") from error

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "mergekern"
 # A module imports only from its own layer and the layers before it.
 LAYERS = [
     ["errors", "files"],
-    ["checkpoints", "kernels"],
+    ["checkpoints", "kernels", "blocks"],
     ["statistics"],
-    ["store", "metrics"],
+    ["measurement", "store", "metrics"],
     ["table"],
     ["engine"],
     ["cli"],

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info
 
 import mergekern
 from mergekern import OptionError, ZooStatistics
+from mergekern.measurement import Measurement
 from mergekern.metrics import CATALOGUE
 from tests.golden.zoo import SPECS, make_zoo
 
@@ -69,10 +70,13 @@ def test_statistics_are_reused_only_while_the_inputs_are_the_same(mixed, tmp_pat
     first = frame(zoo, base, statistics=folder)
     blocks = {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").iterdir()}
     measured = []
-    original = mergekern.engine.measure_layer
-    monkeypatch.setattr(
-        mergekern.engine, "measure_layer", lambda layer, *a: measured.append(layer.tensor.name) or original(layer, *a)
-    )
+    original = Measurement.of
+
+    def counted(self, layer, *arguments):
+        measured.append(layer.tensor.name)
+        return original(self, layer, *arguments)
+
+    monkeypatch.setattr(Measurement, "of", counted)
     pd.testing.assert_frame_equal(frame(zoo, base, statistics=folder), first, check_exact=True)
     assert not measured
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").iterdir()} == blocks

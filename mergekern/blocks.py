@@ -1,0 +1,54 @@
+"""Named arrays in one file, written whole or not at all and checked when read: what statistics are kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import xxhash
+
+from mergekern.errors import StatisticsError
+from mergekern.files import write_atomically
+
+SUFFIX = ".safetensors"
+
+
+def write_block(path: Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
+    """Write arrays, a JSON description and a checksum of the arrays as a safetensors file."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = json.dumps({**description, "checksum": checksum(arrays)})
+    write_atomically(path, safetensors.numpy.save(dict(arrays), metadata={"mergekern": header}))
+
+
+def read_block(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what `write_block` wrote.
+
+    Raises:
+        StatisticsError: the file is missing, damaged or something else.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            description = json.loads((file.metadata() or {})["mergekern"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if checksum(arrays) != description.pop("checksum"):
+            raise ValueError("its checksum differs")
+        return arrays, description
+    except Exception as error:
+        raise StatisticsError(f"{path}: a damaged block of statistics ({type(error).__name__}: {error})") from error
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a hash of names, dtypes, shapes and values.
+
+    >>> checksum({"a": np.zeros(2)}) == checksum({"a": np.zeros(3)})
+    False
+    """
+    hasher = xxhash.xxh3_128()
+    for name, array in sorted(arrays.items()):
+        hasher.update(f"{name}{array.dtype}{array.shape}".encode())
+        hasher.update(np.ascontiguousarray(array))
+    return hasher.hexdigest()

@@ -1,0 +1,86 @@
+"""From one tensor of all models to its statistics, by the kernels of a backend."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from mergekern.checkpoints import Layer, Zoo
+from mergekern.errors import NonFiniteError
+from mergekern.kernels.dispatch import Backend
+from mergekern.kernels.gram import Gram
+from mergekern.kernels.spectrum import Spectrum
+from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured, and with what.
+
+    Attributes:
+        backend: the kernels.
+        with_spectrum: whether matrices are factorised.
+        top_k, spectrum_k: sizes of the subspaces and of the spectra.
+        threads: that a kernel may use.
+    """
+
+    backend: Backend
+    with_spectrum: bool
+    top_k: int
+    spectrum_k: int
+    threads: int
+
+    def of(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> LayerStatistics:
+        """Return the statistics of one tensor, with the singular vectors.
+
+        Raises:
+            NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
+        """
+        grams = (self.backend.gram(base, tuned, self.threads) for base, tuned in layer.blocks())
+        gram = reduce(lambda a, b: Gram(a.inner + b.inner, a.squared_distance + b.squared_distance), grams)
+        if not np.isfinite(gram.inner).all():
+            raise _non_finite(layer, zoo)
+        spectrum = (
+            self._spectrum(layer, len(zoo.models), pool) if self.with_spectrum and layer.tensor.is_matrix else None
+        )
+        return LayerStatistics(layer.tensor.name, layer.tensor.shape, gram.inner, gram.squared_distance, spectrum)
+
+    def _spectrum(self, layer: Layer, models: int, pool: ThreadPoolExecutor) -> SpectrumStatistics:
+        shape = (layer.tensor.shape[0], layer.tensor.shape[1])
+
+        def factorise(model: int) -> Spectrum:
+            return self.backend.spectrum(
+                lambda axis, step: layer.matrix_blocks(model, axis, step), shape, self.top_k, self.spectrum_k
+            )
+
+        spectra = list(pool.map(factorise, range(models)))
+        bases = Bases(
+            np.stack([s.left_top for s in spectra]),
+            np.stack([s.right_top for s in spectra]),
+            np.stack([s.right_bottom for s in spectra]),
+        )
+        left_top, right_top, right_bottom = pool.map(self.backend.overlap, bases)
+        return SpectrumStatistics(
+            np.stack([s.values for s in spectra]),
+            np.array([s.rank for s in spectra]),
+            left_top,
+            right_top,
+            right_bottom,
+            k=bases.left_top.shape[2],
+            bases=bases,
+        )
+
+
+def _non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:
+    counts = [0] * len(zoo.checkpoints)
+    for base, tuned in layer.blocks():
+        for index, values in enumerate((base, *tuned)):
+            counts[index] += int((~values.double().isfinite()).sum())
+    found = "; ".join(f"{count} in {c.name!r}" for c, count in zip(zoo.checkpoints, counts, strict=True) if count)
+    return NonFiniteError(
+        f"tensor {layer.tensor.name!r} holds NaN or infinite values: {found or 'its task vectors overflow float64'}. "
+        "Repair or leave out those checkpoints."
+    )

@@ -1,0 +1,173 @@
+"""make_digits_zoo.py: the files it writes, what the models learned, and that runs continue and repeat."""
+
+import doctest
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+import mergekern
+
+SCRIPT = Path(__file__).parents[2] / "python" / "make_digits_zoo.py"
+TASKS = ("rotated", "parity", "three_or_eight")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The program as a module, with short training."""
+    spec = importlib.util.spec_from_file_location("make_digits_zoo", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    module.OPTIONS["pretraining"]["steps"] = 100
+    module.OPTIONS["fine_tuning"]["steps"] = 40
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def zoo(script, tmp_path_factory) -> Path:
+    """A zoo of the first three tasks, shared since it takes seconds to make; tests leave it as it was."""
+    out = tmp_path_factory.mktemp("zoo") / "digits"
+    result = run(script, out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def run(script: ModuleType, out: Path, *options: str) -> Result:
+    """Run the program for three tasks."""
+    threads = torch.get_num_threads()
+    try:
+        return CliRunner().invoke(script.main, [str(out), "--tasks", "3", *options])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file of a folder with its bytes."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_examples_in_docstrings(script):
+    assert doctest.testmod(script).failed == 0
+
+
+def test_tasks_have_names_of_their_own_and_every_kind(script):
+    assert len({task.name for task in script.TASKS} | {"base"}) == 21
+    assert {task.kind for task in script.TASKS} == {"transformed", "relabelled", "subset", "pairwise", "other"}
+
+
+def test_writes_just_the_files_of_a_zoo(zoo):
+    models = {f"{name}.safetensors" for name in ("base", *TASKS)}
+    calibration = {f"calibration/{name}.safetensors" for name in TASKS}
+    assert set(contents(zoo)) == models | calibration | {"model.json"}
+
+
+def test_every_parameter_tensor_of_the_encoder_moved(zoo):
+    base = load_file(zoo / "base.safetensors")
+    for name in TASKS:
+        model = load_file(zoo / f"{name}.safetensors")
+        assert {key: tensor.shape for key, tensor in model.items()} == {k: t.shape for k, t in base.items()}
+        assert all(tensor.dtype == torch.float32 for tensor in model.values())
+        for key, tensor in model.items():
+            assert (tensor != base[key]).float().mean() > 0.99, key
+
+
+def test_held_out_accuracy_clears_chance(zoo):
+    config = json.loads((zoo / "model.json").read_text())
+    assert tuple(config["tasks"]) == TASKS
+    for record in (config["base"], *config["tasks"].values()):
+        assert record["accuracy"] >= record["chance"] + 0.5 * (1 - record["chance"])
+        assert record["description"]
+
+
+def test_the_saved_files_give_the_recorded_accuracy(script, zoo):
+    config = json.loads((zoo / "model.json").read_text())
+    encoder = script.build_model(config)
+    assert config["activations"] in dict(encoder.named_modules())
+    for name, record in config["tasks"].items():
+        encoder.load_state_dict(load_file(zoo / f"{name}.safetensors"))
+        data = load_file(zoo / "calibration" / f"{name}.safetensors")
+        with torch.no_grad():
+            logits = encoder(data["test.inputs"]) @ data["head.weight"].T + data["head.bias"]
+        accuracy = (logits.argmax(dim=1) == data["test.labels"]).double().mean().item()
+        assert accuracy == pytest.approx(record["accuracy"], abs=0.01)  # a near tie may fall otherwise on two threads
+
+
+@pytest.mark.parametrize(("name", "classes"), [("rotated", 10), ("parity", 2), ("three_or_eight", 2)])
+def test_calibration_data_fit_the_task(zoo, name, classes):
+    data = load_file(zoo / "calibration" / f"{name}.safetensors")
+    assert json.loads((zoo / "model.json").read_text())["tasks"][name]["classes"] == classes
+    assert data["inputs"].shape == (10, 1, 8, 8)
+    assert data["labels"].shape == (10,)
+    assert data["test.inputs"].shape == (len(data["test.labels"]), 1, 8, 8)
+    assert data["head.weight"].shape == (classes, 64)
+    assert data["head.bias"].shape == (classes,)
+    assert {data[key].dtype for key in ("inputs", "test.inputs", "head.weight", "head.bias")} == {torch.float32}
+    for labels in (data["labels"], data["test.labels"]):
+        assert labels.dtype == torch.int64
+        assert 0 <= labels.min() <= labels.max() < classes
+
+
+def test_mergekern_reads_the_folder(zoo):
+    table = mergekern.compute_all(zoo, metrics="task_vector_cosine_similarity")
+    assert sorted(table.models) == sorted(TASKS)
+
+
+def test_a_second_run_leaves_everything(script, zoo):
+    before = contents(zoo)
+    result = run(script, zoo)
+    assert result.exit_code == 0
+    assert result.output.count("done before") == 4
+    assert contents(zoo) == before
+
+
+def test_missing_and_broken_files_are_made_again_alike(script, zoo):
+    before = contents(zoo)
+    (zoo / "parity.safetensors").unlink()
+    (zoo / "calibration" / "rotated.safetensors").write_bytes(before["calibration/rotated.safetensors"][:-1])
+    result = run(script, zoo)
+    assert result.exit_code == 0
+    assert result.output.count("done before") == 2
+    assert contents(zoo) == before
+
+
+def test_other_options_need_force(script, zoo):
+    before = contents(zoo)
+    result = run(script, zoo, "--seed", "1")
+    assert result.exit_code == 1
+    assert "other options (seed)" in result.output
+    assert "--force" in result.output
+    assert contents(zoo) == before
+
+
+def test_models_of_unknown_origin_need_force(script, zoo, tmp_path):
+    (tmp_path / "base.safetensors").write_bytes((zoo / "base.safetensors").read_bytes())
+    result = run(script, tmp_path)
+    assert result.exit_code == 1
+    assert "--force" in result.output
+    assert list(contents(tmp_path)) == ["base.safetensors"]
+
+
+def test_without_its_base_no_model_stays(script, zoo, tmp_path):
+    for name, content in contents(zoo).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "base.safetensors").unlink()
+    options = {"seed": 0, **script.OPTIONS}
+    assert script.take_over(tmp_path, options, force=False) == {}
+    assert list(contents(tmp_path)) == ["model.json"]
+
+
+def test_a_task_that_was_not_learned_is_an_error(script):
+    encoder = script.build_model(script.OPTIONS)
+    recipe = {**script.OPTIONS["fine_tuning"], "steps": 5, "learning_rate": 1e-9}
+    with pytest.raises(script.click.ClickException, match="shuffled_pixels was not learned"):
+        script.learn({task.name: task for task in script.TASKS}["shuffled_pixels"], encoder, recipe, seed=0)
