@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -180,6 +179,18 @@ class StateDict(Checkpoint):
         return self._values[tensor.name][:, start:stop].cpu()
 
 
+class _Writeable:
+    """A read-only array, such as a mapped file, as one that torch takes without a warning; nothing here writes to it.
+
+    Filtering the warning instead would change the filters of all threads.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array  # keeps its memory alive
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
 def _as_tensor(key: Any, value: Any, source: str) -> torch.Tensor:
     if not isinstance(key, str):
         raise CheckpointError(f"{source}: tensor names must be strings, not {key!r}")
@@ -197,10 +208,7 @@ def _as_tensor(key: Any, value: Any, source: str) -> torch.Tensor:
             whole_steps = all(step >= 0 and step % max(array.itemsize, 1) == 0 for step in array.strides)
             if not (array.dtype.isnative and array.flags.aligned and whole_steps):
                 array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-            with warnings.catch_warnings():
-                # torch warns of read-only arrays, such as mapped files; nothing here writes to them.
-                warnings.simplefilter("ignore", UserWarning)
-                return torch.from_numpy(array)
+            return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writeable(array)))
         except TypeError as error:
             raise CheckpointError(f"{source}: {key!r} has dtype {array.dtype}, which is not supported") from error
     hint = ""
