@@ -18,9 +18,10 @@ SUFFIX = ".safetensors"
 
 
 def write_block(path: Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
-    """Write arrays, a JSON description and a checksum of the arrays as a safetensors file."""
+    """Write arrays, a JSON description and a checksum of both as a safetensors file."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = json.dumps({**description, "checksum": checksum(arrays)})
+    text = json.dumps(description)
+    header = json.dumps({"description": text, "checksum": checksum(arrays, text)})
     write_atomically(path, safetensors.numpy.save(dict(arrays), metadata={"mergekern": header}))
 
 
@@ -32,22 +33,22 @@ def read_block(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            description = json.loads((file.metadata() or {})["mergekern"])
+            header = json.loads((file.metadata() or {})["mergekern"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if checksum(arrays) != description.pop("checksum"):
+        if checksum(arrays, header["description"]) != header["checksum"]:
             raise ValueError("its checksum differs")
-        return arrays, description
+        return arrays, json.loads(header["description"])
     except Exception as error:
         raise StatisticsError(f"{path}: a damaged block of statistics ({type(error).__name__}: {error})") from error
 
 
-def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return a hash of names, dtypes, shapes and values.
+def checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    """Return a hash of a text and of the names, dtypes, shapes and values of arrays.
 
-    >>> checksum({"a": np.zeros(2)}) == checksum({"a": np.zeros(3)})
+    >>> checksum({"a": np.zeros(2)}, "") == checksum({"a": np.zeros(3)}, "")
     False
     """
-    hasher = xxhash.xxh3_128()
+    hasher = xxhash.xxh3_128(text.encode())
     for name, array in sorted(arrays.items()):
         hasher.update(f"{name}{array.dtype}{array.shape}".encode())
         hasher.update(np.ascontiguousarray(array))

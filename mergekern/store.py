@@ -31,6 +31,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._is_new = not path.exists()
+        self._was_empty = path.is_dir() and not any(path.iterdir())
         self._written: list[Path] = []
         if not self._is_new and not path.is_dir():
             raise StatisticsError(f"{path}: is a file; statistics are kept in a folder")
@@ -73,3 +74,5 @@ class Store:
             path.unlink(missing_ok=True)
         if self._is_new and self.path.exists():
             shutil.rmtree(self.path)
+        elif self._was_empty and (self.path / BLOCKS).is_dir():
+            (self.path / BLOCKS).rmdir()

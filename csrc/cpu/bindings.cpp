@@ -41,13 +41,13 @@ py::array_t<double> squared_distances(const std::vector<Address>& tensors,
   return out;
 }
 
-py::array_t<double> difference(const Address& base, std::size_t base_stride, const Address& tuned,
-                               std::size_t tuned_stride, std::size_t rows, std::size_t columns) {
-  py::array_t<double> out({rows, columns});
+void difference(const Address& base, std::size_t base_stride, const Address& tuned, std::size_t tuned_stride,
+                py::array_t<double, py::array::c_style>& out) {
+  if (out.ndim() != 2) throw py::value_error("out must be a matrix");
+  const std::size_t rows = out.shape(0), columns = out.shape(1);
   double* data = out.mutable_data();
   py::gil_scoped_release release;
   mergekern::difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, data);
-  return out;
 }
 
 }  // namespace
@@ -58,6 +58,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("squared_distances", &squared_distances, py::arg("tensors"), py::arg("pairs"), py::arg("count"),
              py::arg("threads"));
   module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
-             py::arg("tuned_stride"), py::arg("rows"), py::arg("columns"));
+             py::arg("tuned_stride"), py::arg("out").noconvert());
   module.def("instruction_set", &mergekern::instruction_set);
 }

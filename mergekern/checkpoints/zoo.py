@@ -69,8 +69,8 @@ def open_zoo(checkpoints: Any, base: Any = None, *, on_mismatch: OnMismatch = "e
     """Open N models and their base and match them.
 
     Args:
-        checkpoints: a folder (each checkpoint in it a model, the one named `base.*` the base), a sequence of
-            paths or of in-memory checkpoints, or a mapping name -> checkpoint.
+        checkpoints: a folder (each checkpoint in it a model, but the one named `base.*` the base, which `base`
+            overrides), a sequence of paths or of in-memory checkpoints, or a mapping name -> checkpoint.
         base: the checkpoint all models were fine-tuned from; needed unless the folder has one.
         on_mismatch: "error" reports every mismatch at once; "skip" leaves those tensors out.
         io: "mmap" or "pread".
@@ -98,6 +98,10 @@ def open_zoo(checkpoints: Any, base: Any = None, *, on_mismatch: OnMismatch = "e
             "pairwise metrics need at least two"
         )
     names = [name for name, _ in sources]
+    if "base" in names:
+        raise OptionError(
+            "a model is called 'base', as the base itself is in messages and provenance; give it another name"
+        )
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
         raise OptionError(
@@ -191,8 +195,8 @@ def _folder_sources(folder: Path, base: Any) -> tuple[list[tuple[str, Any]], Any
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not is_checkpoint(path) or path.resolve() == given:
             continue
-        if checkpoint_name(path) == "base" and base is None:
-            if found_base is not None:
+        if checkpoint_name(path) == "base":  # never a model, also where another base is given
+            if found_base is not None and base is None:
                 raise OptionError(f"{folder}: two bases, {found_base.name} and {path.name}; pass base=PATH")
             found_base = path
         else:

@@ -152,15 +152,15 @@ def back_transform(reflectors: np.ndarray, scales: np.ndarray, vectors: np.ndarr
     )  # fmt: skip
 
 
-def thin_svd(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def thin_svd(rows: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (L (p, p), values (p,), R (p, l)) of a (p, l) matrix with p ≤ l: rows = Lᵀ·diag(values)·R.
 
-    `rows` is overwritten.
+    R is written to `right`; `rows` is overwritten.
 
     Raises numpy.linalg.LinAlgError if the iteration does not converge.
     """
     p, length = rows.shape
-    values, right, left = np.empty(p), np.empty((p, length)), np.empty((p, p))
+    values, left = np.empty(p), np.empty((p, p))
     info, size, integers = ctypes.c_int(), np.empty(1), np.empty(8 * p, np.int32)
 
     def call(work: np.ndarray, size: int) -> None:
@@ -192,6 +192,7 @@ class _SingleThreadedBlas:
         self._holder: threading.Thread | None = None
 
     def __enter__(self) -> None:
+        _routine("dsyrk")  # a library that is loaded later would not be limited
         with self._lock:
             self._users += 1
             if self._users == 1:

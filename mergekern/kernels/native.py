@@ -28,16 +28,19 @@ def address(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype]
 
 
-def difference(base: torch.Tensor, tuned: torch.Tensor) -> np.ndarray:
-    """Return tuned − base of matrices as a C-contiguous float64 array, on the calling thread alone.
+def difference(base: torch.Tensor, tuned: torch.Tensor, out: np.ndarray) -> None:
+    """Write tuned − base of matrices to a C-contiguous float64 array, on the calling thread alone.
 
-    >>> difference(torch.ones(2, 2), torch.eye(2))
+    >>> out = np.empty((2, 2))
+    >>> difference(torch.ones(2, 2), torch.eye(2), out)
+    >>> out
     array([[ 0., -1.],
            [-1.,  0.]])
     """
     if extension is None:
-        delta = tuned.to(torch.float64, copy=True).sub_(base.to(torch.float64))
-        return np.ascontiguousarray(delta.numpy())
+        np.subtract(tuned.to(torch.float64).numpy(), base.to(torch.float64).numpy(), out=out)
+        return
+    if base.shape != out.shape or tuned.shape != out.shape:
+        raise ValueError(f"shapes differ: {tuple(base.shape)}, {tuple(tuned.shape)}, {out.shape}")
     base, tuned = (t if t.stride(1) == 1 else t.contiguous() for t in (base, tuned))
-    rows, columns = tuned.shape
-    return extension.difference(address(base), base.stride(0), address(tuned), tuned.stride(0), rows, columns)
+    extension.difference(address(base), base.stride(0), address(tuned), tuned.stride(0), out)

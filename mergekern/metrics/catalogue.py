@@ -130,6 +130,8 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
     """
     if isinstance(metrics, str):
         metrics = [metrics]
+    if not isinstance(metrics, Iterable):
+        raise OptionError(f"metrics must be 'all', a name or several names, not {metrics!r}")
     wanted = set()
     for name in metrics:
         matching = {m.name for m in CATALOGUE.values() if name in ("all", m.name, m.category)}

@@ -56,10 +56,22 @@ def test_base_may_be_a_link_to_a_folder(folder, tmp_path):
 @pytest.mark.parametrize("spelling", ["zoo", "zoo/../zoo", "link"])
 def test_base_given_inside_the_folder_is_no_model(folder, tmp_path, spelling):
     (tmp_path / "link").symlink_to(folder)
+    (folder / "base.safetensors").rename(folder / "zero.safetensors")
     zoo = open_zoo(str(folder), base=f"{tmp_path}/{spelling}/two.safetensors")
-    # The file that is called base is one of the models where another base is given.
-    assert zoo.model_names == ("base", "one")
-    assert_holds(zoo, 2, 0, 1)
+    assert zoo.model_names == ("one", "zero")
+    assert_holds(zoo, 2, 1, 0)
+
+
+def test_another_base_overrides_that_of_the_folder(folder, tmp_path):
+    save_file(weights(7), tmp_path / "other.safetensors")
+    zoo = open_zoo(folder, base=tmp_path / "other.safetensors")
+    assert zoo.model_names == ("one", "two")
+    assert_holds(zoo, 7, 1, 2)
+
+
+def test_a_model_called_base_is_refused():
+    with pytest.raises(OptionError, match="a model is called 'base'"):
+        open_zoo({"base": weights(0), "one": weights(1)}, base=weights(2))
 
 
 def test_other_files_and_folders_are_no_models(folder):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -61,7 +63,7 @@ def test_products_and_thin_svd():
     np.testing.assert_allclose(out[:, 9:16], a @ b, atol=1e-14)
     assert np.isnan(out[:, :2]).all()
     assert np.isnan(out[:, 16:]).all()
-    rotation, values, vectors = lapack.thin_svd(b.copy())
+    rotation, values, vectors = lapack.thin_svd(b.copy(), np.empty_like(b))
     np.testing.assert_allclose(values, scipy.linalg.svdvals(b), atol=1e-13)
     np.testing.assert_allclose(rotation @ b, values[:, None] * vectors, atol=1e-13)
 
@@ -84,6 +86,20 @@ def test_blas_threads_are_restored_when_the_last_of_overlapping_users_leaves():
     release.set()
     thread.join()
     assert blas_threads() == before
+
+
+def test_the_first_pool_of_a_process_limits_the_library_it_uses():
+    program = """
+import numpy as np
+from mergekern.kernels import lapack
+from threadpoolctl import threadpool_info
+with lapack.single_threaded_pool(2) as pool:
+    pool.submit(lapack.multiply, np.eye(2), np.eye(2)).result()
+    inside = threadpool_info()
+print(sorted({library["num_threads"] for library in inside if library["user_api"] == "blas"}))
+"""
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "[1]"
 
 
 def test_an_error_drops_the_tasks_that_wait():

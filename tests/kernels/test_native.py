@@ -15,28 +15,40 @@ def path(request, monkeypatch):
         pytest.skip("not built")
 
 
+def difference(base, tuned):
+    out = np.full(tuple(base.shape), np.nan)
+    native.difference(base, tuned, out)
+    return out
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1025), (3, 1024), (7, 63), (100, 1)], ids=str)
 def test_difference_is_exact(path, dtype, shape):
     base, tuned = (torch.randn(shape, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
-    found = native.difference(base, tuned)
-    assert found.flags.c_contiguous
+    found = difference(base, tuned)
     assert np.array_equal(found, (tuned.double() - base.double()).numpy())
 
 
 def test_difference_of_columns_and_transposes(path):
     base, tuned = (torch.randn(40, 30, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     expected = (tuned.double() - base.double()).numpy()
-    assert np.array_equal(native.difference(base[:, 3:20], tuned[:, 3:20]), expected[:, 3:20])
-    assert np.array_equal(native.difference(base.T, tuned.T), expected.T)
-    assert np.array_equal(native.difference(base, tuned.T.contiguous().T), expected)
+    assert np.array_equal(difference(base[:, 3:20], tuned[:, 3:20]), expected[:, 3:20])
+    assert np.array_equal(difference(base.T, tuned.T), expected.T)
+    assert np.array_equal(difference(base, tuned.T.contiguous().T), expected)
 
 
 def test_difference_leaves_its_operands(path):
     base, tuned = torch.ones(3, 3, dtype=torch.float64), torch.full((3, 3), 2.0, dtype=torch.float64)
-    native.difference(base, tuned)
+    difference(base, tuned)
     assert (base == 1).all()
     assert (tuned == 2).all()
+
+
+@pytest.mark.skipif(native.extension is None, reason="not built")
+@pytest.mark.parametrize("shape", [(3, 5), (4, 4), (12,)], ids=str)
+def test_difference_refuses_another_shape(shape):
+    with pytest.raises(ValueError):
+        native.difference(torch.ones(3, 4), torch.ones(3, 4), np.empty(shape))
 
 
 def test_address_refuses_other_devices():

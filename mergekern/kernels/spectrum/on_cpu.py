@@ -15,6 +15,7 @@ import torch
 from mergekern.kernels import lapack
 from mergekern.kernels.native import difference
 from mergekern.kernels.spectrum import RANK_TOLERANCE, Spectrum, zero_spectrum
+from mergekern.kernels.workspace import Workspace
 
 # (axis, step) -> (start, base, tuned) of consecutive rows (axis 0) or columns (axis 1).
 Blocks = Callable[[int, int], Iterator[tuple[int, torch.Tensor, torch.Tensor]]]
@@ -26,6 +27,8 @@ BLOCK = 1 << 22
 # restricted to it, which is accurate to ε·σ₁/gap.
 ACCURATE = 1e-7
 WIDEN = 4
+
+_workspace = Workspace()
 
 
 def spectrum(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k: int = 100) -> Spectrum:
@@ -42,7 +45,8 @@ def spectrum(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k
     k = min(top_k, short)
     deltas = _Deltas(blocks, shape, of_rows)
 
-    gram = np.zeros((short, short))
+    gram = _workspace.array("gram", (short, short))
+    gram.fill(0.0)
     for _, delta in deltas:
         lapack.add_gram(delta, gram, of_rows)
     if not np.diagonal(gram).any():
@@ -57,11 +61,11 @@ def spectrum(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k
     vectors = lapack.tridiagonal_vectors(diagonal, off_diagonal, squares, wanted)
     lapack.back_transform(gram, scales, vectors)
 
-    short_top, long_top = _resolve(deltas, vectors[wanted >= short - top], long)
+    short_top, long_top = _resolve(deltas, vectors[wanted >= short - top], long, "top")
     long_bottom: np.ndarray | None = None
     short_bottom = vectors[:k]
     if of_rows or bottom > k:
-        short_bottom, long_bottom = (rows[::-1][:k] for rows in _resolve(deltas, vectors[:bottom], long))
+        short_bottom, long_bottom = (rows[::-1][:k] for rows in _resolve(deltas, vectors[:bottom], long, "bottom"))
     left_top, right_top = (short_top, long_top) if of_rows else (long_top, short_top)
     right_bottom = long_bottom if of_rows else short_bottom
     assert right_bottom is not None
@@ -90,12 +94,12 @@ def _subspace_size(ascending: np.ndarray, k: int) -> int:
     return k if error <= ACCURATE else min(WIDEN * k, len(ascending))
 
 
-def _resolve(deltas: _Deltas, vectors: np.ndarray, long: int) -> tuple[np.ndarray, np.ndarray]:
+def _resolve(deltas: _Deltas, vectors: np.ndarray, long: int, end: str) -> tuple[np.ndarray, np.ndarray]:
     """Return singular vectors (short side, long side) of the matrix within span(vectors), as rows, descending."""
-    projected = np.empty((len(vectors), long))
+    projected = _workspace.array(f"projected {end}", (len(vectors), long))
     for start, delta in deltas:
         lapack.project(delta, vectors, projected, start, deltas.of_rows)
-    rotation, _, long_vectors = lapack.thin_svd(projected)
+    rotation, _, long_vectors = lapack.thin_svd(projected, _workspace.array(f"resolved {end}", projected.shape))
     return lapack.multiply(rotation, vectors), long_vectors
 
 
@@ -115,7 +119,8 @@ class _Deltas:
             yield 0, self._whole
             return
         for start, base, tuned in self._blocks(self._axis, self._step):
-            delta = difference(base, tuned)
+            delta = _workspace.array("delta", tuple(tuned.shape))
+            difference(base, tuned, delta)
             if self._single:
                 self._whole = delta
             yield start, delta
