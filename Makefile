@@ -27,4 +27,4 @@ $(VENV)/.installed: pyproject.toml setup.py requirements-dev.txt $(wildcard csrc
 	touch $@
 
 clean:
-	rm -rf $(VENV) build zoo *.egg-info mergekern/*.so
+	rm -rf $(VENV) build *.egg-info mergekern/*.so

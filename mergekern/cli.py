@@ -199,7 +199,8 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
         yield lambda p: click.echo(_progress_line(p), err=True)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
     )  # fmt: skip
     with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
@@ -217,7 +218,7 @@ def _progress_line(p: Progress) -> str:
 
 def _console() -> Console:
     # Off a terminal, rich would cut tables at 80 columns.
-    return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=240)
+    return Console(markup=False, width=None if sys.stdout.isatty() else 240)
 
 
 def _dtype_name(tensor: Any) -> str:

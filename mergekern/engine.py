@@ -5,6 +5,7 @@ checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
 
 from __future__ import annotations
 
+import operator
 import os
 import platform
 import time
@@ -18,15 +19,14 @@ from typing import Any
 import torch
 import xxhash
 
-from mergekern.checkpoints import Layer, LayerStream, Zoo, open_zoo
+from mergekern.checkpoints import Checkpoint, Layer, LayerStream, Zoo, ZooTensor, open_zoo
 from mergekern.checkpoints.formats import IO
-from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import MergekernError, OptionError
 from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 from mergekern.measurement import Measurement
-from mergekern.metrics import select
+from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.statistics import LayerStatistics, ZooStatistics
 from mergekern.store import Store
@@ -87,8 +87,9 @@ def compute_all(
             those out and lists them in the table's notes.
         frozen: "exclude" leaves tensors equal to the base out of the averages over layers; "include" counts them
             as the published code does.
-        statistics: a folder in which the statistics are kept. What is there for the same inputs (by content hash)
-            is used again, so that a killed run continues, and gives the same values.
+        statistics: a folder in which the statistics of this run are kept. What is there for the same inputs (by
+            content hash), options and version is used again, so that a killed run continues, and gives the same
+            values; what belongs to other inputs or options is removed at the end.
         progress: called with a `Progress` at the start of every tensor and at the end.
         io: "mmap" maps the files; "pread" reads them, which is faster on network disks.
 
@@ -114,6 +115,7 @@ def compute_all(
     """
     if frozen not in ("exclude", "include"):
         raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
+    metrics = as_names(metrics)
     measured = measure(
         checkpoints, base, metrics=metrics, top_k=top_k, spectrum_k=spectrum_k, device=device, max_memory=max_memory,
         on_mismatch=on_mismatch, statistics=statistics, progress=progress, io=io,
@@ -135,11 +137,13 @@ def measure(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
 ) -> ZooStatistics:
-    """Measure the statistics that metrics need, reading the weights once; arguments as for `compute_all`."""
+    """Measure the statistics that metrics need, reading the weights once.
+
+    Arguments and errors as for `compute_all`; `checkpoints` may also be a `Zoo`, whose base and whose way of reading
+    then hold.
+    """
     chosen = select(metrics)
-    for name, size in (("top_k", top_k), ("spectrum_k", spectrum_k)):
-        if not isinstance(size, int) or size < 1:
-            raise OptionError(f"{name} must be a positive integer, not {size!r}")
+    top_k, spectrum_k = _positive("top_k", top_k), _positive("spectrum_k", spectrum_k)
     backend = dispatch.choose(device)
     zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, max_memory)
@@ -152,6 +156,15 @@ def measure(
         if store is not None:
             store.undo()
         raise
+
+
+def _positive(name: str, size: Any) -> int:
+    try:
+        if (count := operator.index(size)) > 0 and size is not True:
+            return count
+    except TypeError:
+        pass
+    raise OptionError(f"{name} must be a positive integer, not {size!r}")
 
 
 class _Run:
@@ -176,6 +189,7 @@ class _Run:
             for done, layer in enumerate(stream):
                 report(done, layer.tensor.name)
                 layers.append(self._layer(layer, pool))
+                layer.release()
         report(len(layers), "")
         result = ZooStatistics(
             self.zoo.model_names,
@@ -195,8 +209,9 @@ class _Run:
             hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
         if self.store is None:
             return self.measurement.of(layer, self.zoo, pool).without_bases()
-        options = (self.measurement.top_k, self.measurement.spectrum_k)
-        key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, *options)
+        m = self.measurement
+        how: list[str | int] = [_version("mergekern"), m.backend.name, m.top_k, m.spectrum_k]
+        key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, how)
         self.keys.append(key)
         if (kept := self.store.get(key, self.measurement.with_spectrum)) is not None:
             return kept
@@ -236,7 +251,8 @@ def plan(
     zoo: Zoo, metrics: str | Iterable[str] = "all", *, top_k: int = 10, max_memory: int | None = None, io: IO = "mmap"
 ) -> Plan:
     """Return what measuring a zoo will take, without reading its weights."""
-    budget = DEFAULT_MAX_MEMORY if max_memory is None else max_memory
+    top_k = _positive("top_k", top_k)
+    budget = LayerStream(zoo, max_memory).max_memory
     with_spectrum = any(metric.needs == "spectra" for metric in select(metrics))
     threads, models = torch.get_num_threads(), len(zoo.models)
     total = peak = 0
@@ -246,7 +262,8 @@ def plan(
         # Split tensors are read once to hash them, once for the Gram matrix, and twice for each spectrum.
         passes = 2 if is_split else 1
         total += size * passes
-        memory = min(size, budget) if io == "pread" or is_split else 0
+        widened = any(c.tensors[n].read_dtype != c.tensors[n].dtype for c, n in _stored(zoo, tensor))
+        memory = min(size, budget) if io == "pread" or is_split or widened else 0
         if with_spectrum and tensor.is_matrix:
             shape = (tensor.shape[0], tensor.shape[1])
             if is_split:
@@ -258,6 +275,10 @@ def plan(
     return Plan(total, peak)
 
 
+def _stored(zoo: Zoo, tensor: ZooTensor) -> Iterable[tuple[Checkpoint, str]]:
+    return zip(zoo.checkpoints, tensor.names, strict=True)
+
+
 def versions() -> dict[str, str]:
     """Return the versions that results depend on.
 
@@ -266,8 +287,12 @@ def versions() -> dict[str, str]:
     """
     found = {"python": platform.python_version()}
     for package in ("mergekern", "torch", "numpy", "scipy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = _version(package)
     return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout
+        return "not installed"

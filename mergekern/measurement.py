@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
@@ -39,13 +38,15 @@ class Measurement:
         Raises:
             NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
         """
-        grams = (self.backend.gram(base, tuned, self.threads) for base, tuned in layer.blocks())
-        gram = reduce(lambda a, b: Gram(a.inner + b.inner, a.squared_distance + b.squared_distance), grams)
+        models = len(zoo.models)
+        gram = Gram(np.zeros((models, models)), np.zeros((models, models)))
+        for base, tuned in layer.blocks():
+            part = self.backend.gram(base, tuned, self.threads)
+            gram = Gram(gram.inner + part.inner, gram.squared_distance + part.squared_distance)
+            del base, tuned
         if not np.isfinite(gram.inner).all():
             raise _non_finite(layer, zoo)
-        spectrum = (
-            self._spectrum(layer, len(zoo.models), pool) if self.with_spectrum and layer.tensor.is_matrix else None
-        )
+        spectrum = self._spectrum(layer, models, pool) if self.with_spectrum and layer.tensor.is_matrix else None
         return LayerStatistics(layer.tensor.name, layer.tensor.shape, gram.inner, gram.squared_distance, spectrum)
 
     def _spectrum(self, layer: Layer, models: int, pool: ThreadPoolExecutor) -> SpectrumStatistics:

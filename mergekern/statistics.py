@@ -147,12 +147,12 @@ class ZooStatistics:
     @cached_property
     def inner(self) -> np.ndarray:
         """(N, N) inner products of the whole task vectors: the sum over all tensors."""
-        return reduce(np.add, (layer.inner for layer in self.layers))
+        return _read_only(reduce(np.add, (layer.inner for layer in self.layers)))
 
     @cached_property
     def squared_distance(self) -> np.ndarray:
         """(N, N) squared distances between the whole task vectors."""
-        return reduce(np.add, (layer.squared_distance for layer in self.layers))
+        return _read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
 
     @property
     def has_spectra(self) -> bool:
@@ -208,6 +208,13 @@ class ZooStatistics:
                 f"{path}: not a folder of finished statistics ({type(error).__name__}: {error}); "
                 "run compute_all(..., statistics=PATH) to make or finish it"
             ) from error
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    # Kept and handed to every metric: none may change it. A view, since a single layer's own array comes through here.
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def block_path(folder: Path, key: str) -> Path:

@@ -1,8 +1,8 @@
 """The statistics folder of a run: what is there for the same inputs is used, what is missing is written.
 
-A block is named by what it was computed from (content hashes of the tensor in the base and in every model, and the
-options), so that a changed input never meets a stale one. Blocks are written whole or not at all: a run killed at any
-moment continues from them.
+A block is named by what it was computed from (content hashes of the tensor in the base and in every model, the options,
+backend and version), so that a changed input never meets a stale one. Blocks are written whole or not at all: a run
+killed at any moment continues from them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Store:
         if not self._is_new and any(path.iterdir()) and not (path / BLOCKS).is_dir():
             raise StatisticsError(f"{path}: a folder with other things in it; give a new or empty one for statistics")
 
-    def key(self, name: str, shape: Sequence[int], hashes: Sequence[str], top_k: int, spectrum_k: int) -> str:
-        """Return the name of the block of one tensor."""
-        content = json.dumps([FORMAT, name, list(shape), list(hashes), top_k, spectrum_k])
+    def key(self, name: str, shape: Sequence[int], hashes: Sequence[str], how: Sequence[str | int]) -> str:
+        """Return the name of the block of one tensor, from its content and from how it is measured."""
+        content = json.dumps([FORMAT, name, list(shape), list(hashes), list(how)])
         return xxhash.xxh3_128(content.encode()).hexdigest()
 
     def get(self, key: str, with_spectrum: bool) -> LayerStatistics | None:
@@ -56,17 +56,19 @@ class Store:
         return None if with_spectrum and layer.is_matrix and layer.spectrum is None else layer
 
     def put(self, key: str, layer: LayerStatistics) -> None:
-        """Write a block."""
-        layer.write(block_path(self.path, key))
-        self._written.append(block_path(self.path, key))
+        """Write a block; one that is there with less in it is replaced."""
+        path = block_path(self.path, key)
+        if not path.exists():
+            self._written.append(path)
+        layer.write(path)
 
     def finish(self, statistics: ZooStatistics, keys: Sequence[str]) -> None:
         """Write the manifest and remove the blocks that it does not name."""
         statistics.write_manifest(self.path, keys)
         keep = {block_path(self.path, key) for key in keys}
         for path in (self.path / BLOCKS).iterdir():
-            if path not in keep:
-                path.unlink()
+            if path not in keep and not path.name.startswith("."):
+                path.unlink(missing_ok=True)
 
     def undo(self) -> None:
         """Remove what this run wrote: its input turned out to be bad."""

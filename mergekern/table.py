@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.files import write_atomically
-from mergekern.metrics import CATALOGUE, select
+from mergekern.metrics import CATALOGUE, as_names, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.statistics import ZooStatistics
 
@@ -78,10 +79,11 @@ class MetricTable:
         """
         if frozen not in ("exclude", "include"):
             raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
+        metrics = as_names(metrics)
         chosen = select(metrics)
         if not statistics.has_spectra:
             lacking = [metric.name for metric in chosen if metric.needs == "spectra"]
-            if lacking and metrics != "all":
+            if lacking and "all" not in metrics:
                 raise OptionError(
                     f"{', '.join(lacking)}: these statistics were measured without spectra; measure them again "
                     "with these metrics"
@@ -230,7 +232,7 @@ class MetricTable:
 
     def _to_json(self) -> dict[str, Any]:
         i, j = self._pairs()
-        keys = [f"{self.models[a]}__{self.models[b]}" for a, b in zip(i, j, strict=True)]
+        keys = _pair_keys(self.models)
         lower = np.tri(len(self.models), k=-1, dtype=bool)
         metrics: dict[str, Any] = {}
         for name, matrix in self._values.items():
@@ -268,16 +270,30 @@ def _jsonable(values: np.ndarray) -> Any:
     return np.where(np.isnan(values), missing, values.astype(object)).tolist()
 
 
+def _pair_keys(models: Sequence[str]) -> list[str]:
+    """Return the study's key of each pair, a__b; where two pairs get the same one, the later ones are numbered."""
+    keys: dict[str, None] = {}
+    for first, second in itertools.combinations(models, 2):
+        plain = key = f"{first}__{second}"
+        number = 1
+        while key in keys:
+            number += 1
+            key = f"{plain}#{number}"
+        keys[key] = None
+    return list(keys)
+
+
 def _from_json(document: dict[str, Any]) -> MetricTable:
     models = document["datasets"]
     i, j = np.triu_indices(len(models), 1)
+    keys = _pair_keys(models)
     values: dict[str, np.ndarray] = {}
     layers: dict[str, dict[str, np.ndarray]] = {}
     for name, entry in document["metrics"].items():
         matrix = np.array(entry["matrix"], dtype=np.float64).reshape(len(models), len(models))
         values[name] = np.where(np.tri(len(models), k=-1, dtype=bool), matrix.T, matrix)
-        for key, a, b in zip(entry.get("per_layer", {}), i, j, strict=False):
-            for tensor, value in entry["per_layer"][key].items():
+        for key, a, b in zip(keys, i, j, strict=True):
+            for tensor, value in entry.get("per_layer", {}).get(key, {}).items():
                 matrices = layers.setdefault(name, {})
                 matrices.setdefault(tensor, np.full(matrix.shape, np.nan))
                 matrices[tensor][[a, b], [b, a]] = np.nan if value is None else value
@@ -344,16 +360,31 @@ def _unknown(values: Mapping[str, Any]) -> list[str]:
 
 def _notes(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: Frozen) -> list[str]:
     notes = [f"tensor left out of everything: {line}" for line in statistics.skipped]
+    if any(CATALOGUE[name].needs == "spectra" for name in values):
+        notes += _subspace_notes(statistics, frozen)
+    i, j = np.triu_indices(len(statistics.models), 1)
+    for metric, matrix in values.items():
+        missing = np.flatnonzero(np.isnan(matrix[i, j]))
+        if len(missing):
+            pairs = ", ".join(f"({statistics.models[i[p]]}, {statistics.models[j[p]]})" for p in missing)
+            notes.append(f"{metric}: no value for {len(missing)} pairs, {CATALOGUE[metric].undefined}: {pairs}")
+    return notes
+
+
+def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
+    """Return which matrices of which models the averages over layers leave out."""
+    notes = []
     how = "left out of" if frozen == "exclude" else "included in"
     for model, name in enumerate(statistics.models):
         same, short, deficient = [], [], []
         for layer in statistics.layers:
-            spectrum = layer.spectrum
-            if layer.frozen[model]:
+            if (spectrum := layer.spectrum) is None:
+                continue
+            if spectrum.rank[model] == 0:
                 same.append(layer.name)
-            elif spectrum is not None and spectrum.rank[model] < spectrum.k:
+            elif spectrum.rank[model] < spectrum.k:
                 short.append(layer.name)
-            elif spectrum is not None and spectrum.rank[model] < min(layer.shape):
+            elif spectrum.rank[model] < min(layer.shape):
                 deficient.append(layer.name)
         for tensors, what in (
             (same, f"equal to the base, {how} the averages over layers"),
@@ -361,11 +392,5 @@ def _notes(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: 
             (deficient, "not of full rank, left out of the bottom-k averages"),
         ):
             if tensors:
-                notes.append(f"{name}: {len(tensors)} tensors {what}: {', '.join(tensors)}")
-    i, j = np.triu_indices(len(statistics.models), 1)
-    for metric, matrix in values.items():
-        missing = np.flatnonzero(np.isnan(matrix[i, j]))
-        if len(missing):
-            pairs = ", ".join(f"({statistics.models[i[p]]}, {statistics.models[j[p]]})" for p in missing)
-            notes.append(f"{metric}: no value for {len(missing)} pairs, {CATALOGUE[metric].undefined}: {pairs}")
+                notes.append(f"{name}: {len(tensors)} matrices {what}: {', '.join(tensors)}")
     return notes

@@ -95,3 +95,10 @@ def test_wrong_options_are_told_before_anything_runs(zoo, tmp_path, monkeypatch,
     assert message in result.output
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_names_are_shown_as_they_are(zoo, tmp_path):
+    for path in zoo.glob("*.safetensors"):
+        (tmp_path / path.name.replace("task_", "task[red]")).write_bytes(path.read_bytes())
+    assert "task[red]3" in run("metrics", tmp_path, "--metrics", "stable_rank").stdout
+    assert "task[red]3" in run("info", tmp_path).stdout

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from threadpoolctl import threadpool_info
 
 import mergekern
 from mergekern import OptionError, ZooStatistics
+from mergekern.kernels import dispatch
 from mergekern.measurement import Measurement
 from mergekern.metrics import CATALOGUE
 from tests.golden.zoo import SPECS, make_zoo
@@ -133,7 +135,7 @@ class TestFrozen:
             assert both.loc[("a", "b"), metric] == pytest.approx(p.loc[("a", "b"), metric])
             assert both.loc[("a", "c"), metric] == pytest.approx(p.loc[("a", "c"), metric])
         notes = mergekern.compute_all(models, base).notes
-        assert notes[0] == "a: 1 tensors equal to the base, left out of the averages over layers: q"
+        assert notes[0] == "a: 1 matrices equal to the base, left out of the averages over layers: q"
 
     def test_included_as_the_published_code_does(self, zoo):
         base, models = zoo
@@ -187,8 +189,8 @@ def test_low_rank_updates_count_only_where_they_can_be_measured():
         for pair in layers.index:
             assert np.isnan(layers.loc[pair, "w"]) == (pair not in counted), (metric, pair)
             assert whole.loc[pair, metric] == pytest.approx(layers.loc[pair].mean())
-    assert "low: 1 tensors of rank below k, left out of the top-k and bottom-k averages: w" in table.notes
-    assert "middle: 1 tensors not of full rank, left out of the bottom-k averages: w" in table.notes
+    assert "low: 1 matrices of rank below k, left out of the top-k and bottom-k averages: w" in table.notes
+    assert "middle: 1 matrices not of full rank, left out of the bottom-k averages: w" in table.notes
 
 
 def test_skipped_tensors_are_noted(mixed):
@@ -275,3 +277,40 @@ def test_grad_mode_modules_and_parameters():
     states = {name: model.state_dict() for name, model in models.items()}
     pd.testing.assert_frame_equal(table.to_pandas(), frame(states, base.state_dict()), check_exact=True)
     assert table.to_pandas().notna().all().all()
+
+
+def test_metrics_may_be_any_iterable(mixed):
+    base, zoo = mixed
+    assert list(frame(zoo, base, metrics=(name for name in ["stable_rank"]), top_k=np.int64(3))) == ["stable_rank"]
+
+
+def test_a_refused_run_leaves_the_blocks_of_an_earlier_one(mixed, tmp_path):
+    base, zoo = mixed
+    folder = tmp_path / "s"
+    before = frame(zoo, base, metrics="stable_rank", statistics=folder)
+    bad = {**zoo, "m4": {**zoo["m4"], "head.small.weight": np.full((6, 48), np.nan, np.float32)}}
+    with pytest.raises(mergekern.NonFiniteError):
+        mergekern.compute_all(bad, base, statistics=folder)
+    again = mergekern.MetricTable.from_statistics(ZooStatistics.load(folder), "stable_rank")
+    pd.testing.assert_frame_equal(again.to_pandas(), before, check_exact=True)
+
+
+def test_blocks_of_another_backend_are_not_reused(mixed, tmp_path, monkeypatch):
+    base, zoo = mixed
+    mergekern.compute_all(zoo, base, statistics=tmp_path / "s")
+    monkeypatch.setattr(dispatch, "backends", lambda: [dispatch.NUMPY])
+    ran = []
+    gram = dispatch.NUMPY.gram
+    monkeypatch.setattr(
+        dispatch, "NUMPY", dataclasses.replace(dispatch.NUMPY, gram=lambda *a: ran.append(1) or gram(*a))
+    )
+    table = mergekern.compute_all(zoo, base, statistics=tmp_path / "s")
+    assert table.provenance["backend"] == "numpy"
+    assert len(ran) == 10
+
+
+def test_metrics_cannot_change_the_statistics(mixed):
+    base, zoo = mixed
+    statistics = mergekern.measure(zoo, base, metrics="stable_rank")
+    with pytest.raises(ValueError, match="read-only"):
+        CATALOGUE["task_vector_dot_product"].compute(statistics)[:] = 0

@@ -128,3 +128,12 @@ def test_errors_name_what_is_wrong(table, tmp_path):
 def test_matrices_are_copies(table):
     table.matrix("stable_rank")[:] = 0
     assert table.matrix("stable_rank")[0, 1] > 0
+
+
+def test_json_keeps_pairs_whose_study_keys_are_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    zoo = {name: {"w": rng.standard_normal((4, 4))} for name in ("a", "a__b", "b__c", "c")}
+    table = mergekern.compute_all(zoo, {"w": np.zeros((4, 4))}, per_layer=True)
+    table.save(tmp_path / "t.json")
+    again = MetricTable.load(tmp_path / "t.json")
+    pd.testing.assert_frame_equal(again.per_layer("stable_rank"), table.per_layer("stable_rank"), check_exact=True)

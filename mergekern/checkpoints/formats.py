@@ -55,8 +55,6 @@ def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") ->
     >>> open_checkpoint({"w": torch.zeros(2, 3), "steps": torch.tensor(7)}).tensors["w"].shape
     (2, 3)
     """
-    if isinstance(source, Checkpoint):
-        return source
     if isinstance(source, torch.nn.Module):
         return StateDict(source.state_dict(), name or "model", type(source).__name__)
     if isinstance(source, Mapping):
@@ -83,10 +81,10 @@ def checkpoint_name(path: Path) -> str:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell whether a path looks like a checkpoint: a known suffix, or a folder with a model file in it."""
+    """Tell whether a path looks like a checkpoint, also of a kind that `open_checkpoint` refuses and explains."""
     if path.is_dir():
-        return any((path / file).is_file() for file in FOLDER_FILES)
-    return path.suffix in SUFFIXES and path.is_file()
+        return any((path / file).is_file() for file in (*FOLDER_FILES, "adapter_config.json"))
+    return path.suffix in (*SUFFIXES, ".gguf") and path.is_file()
 
 
 def _open_path(path: Path, name: str, io: IO) -> Checkpoint:

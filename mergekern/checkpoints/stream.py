@@ -19,8 +19,8 @@ DEFAULT_MAX_MEMORY = 1 << 30
 class Layer:
     """One tensor of the base and of all N models.
 
-    While the tensor fits the budget it is held once and every read is a view of it; a larger one is read
-    in blocks, again for every pass.
+    A tensor that fits the budget is read once, at first use, and held until it is released; every read is a view of it.
+    A larger one is read in blocks, again for every pass.
 
     Attributes:
         tensor: name and shape.
@@ -31,11 +31,18 @@ class Layer:
         self.tensor = tensor
         self._checkpoints = zoo.checkpoints
         self._max_memory = max_memory
-        self._row_bytes = [c.tensors[n].read_dtype.itemsize for c, n in zip(zoo.checkpoints, tensor.names, strict=True)]
+        self._element_bytes = [c.tensors[n].read_dtype.itemsize for c, n in self._sources()]
         self.is_split = zoo.nbytes(tensor) > max_memory
         self._held: list[torch.Tensor] | None = None
-        if not self.is_split:
-            self._held = [c.read(name) for c, name in zip(zoo.checkpoints, tensor.names, strict=True)]
+
+    def release(self) -> None:
+        """Let go of the tensors: the next layer is read while this object may still be referred to."""
+        self._held = None
+
+    def _whole(self) -> list[torch.Tensor]:
+        if self._held is None:
+            self._held = [checkpoint.read(name) for checkpoint, name in self._sources()]
+        return self._held
 
     def blocks(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
         """Yield (base, [tuned_0, ...]) over ranges of the flattened tensor, all models at a time.
@@ -45,21 +52,22 @@ class Layer:
         Raises:
             OptionError: the budget does not hold even one element of every model.
         """
-        if self._held is not None:
-            flat = [held.reshape(-1) for held in self._held]
+        if not self.is_split:
+            flat = [whole.reshape(-1) for whole in self._whole()]
             yield flat[0], flat[1:]
             return
         count = self._checkpoints[0].tensors[self.tensor.names[0]].count
-        step = self._max_memory // sum(self._row_bytes)
+        step = self._max_memory // sum(self._element_bytes)
         if step == 0:
-            raise OptionError(
-                f"max_memory={self._max_memory} bytes does not hold one element of {len(self._row_bytes)} checkpoints"
-            )
+            models = len(self._element_bytes)
+            raise OptionError(f"max_memory={self._max_memory} bytes does not hold one element of {models} checkpoints")
         for start in range(0, count, step):
-            base, *tuned = (
-                checkpoint.read_range(name, start, min(start + step, count)) for checkpoint, name in self._sources()
-            )
-            yield base, tuned
+            # No name here refers to a block, so that it is gone before the next one is read if its user lets it go.
+            yield self._block(start, min(start + step, count))
+
+    def _block(self, start: int, stop: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        base, *tuned = (checkpoint.read_range(name, start, stop) for checkpoint, name in self._sources())
+        return base, tuned
 
     def matrix_blocks(self, model: int, axis: int, step: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Yield (start, base, tuned) for one model: `step` rows (axis 0) or columns (axis 1) of a matrix at a time."""
@@ -70,8 +78,8 @@ class Layer:
             pair = []
             for index in (0, 1 + model):
                 checkpoint, name = sources[index]
-                if self._held is not None:
-                    pair.append(self._held[index].narrow(axis, start, stop - start))
+                if not self.is_split:
+                    pair.append(self._whole()[index].narrow(axis, start, stop - start))
                 elif axis == 0:
                     pair.append(checkpoint.read_range(name, start * width, stop * width).view(-1, width))
                 else:
@@ -91,6 +99,7 @@ class Layer:
         for base, tuned in self.blocks():
             for hasher, block in zip(hashers, (base, *tuned), strict=True):
                 hasher.update(block.view(torch.uint8).numpy())
+            del base, tuned, block
         return [hasher.hexdigest() for hasher in hashers]
 
     def _sources(self) -> Iterator[tuple[Checkpoint, str]]:

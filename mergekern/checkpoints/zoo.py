@@ -166,7 +166,7 @@ def _tied_once(checkpoints: Sequence[Checkpoint], matched: Mapping[str, tuple[st
 
 
 def _sources(checkpoints: Any, base: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """Return [(name, source)] and the base found among them, if any."""
+    """Return [(name, source)] of the models, without the base, and the base found among them, if any."""
     if isinstance(checkpoints, str | os.PathLike):
         return _folder_sources(Path(checkpoints), base)
     if isinstance(checkpoints, Mapping):
@@ -179,6 +179,7 @@ def _sources(checkpoints: Any, base: Any) -> tuple[list[tuple[str, Any]], Any]:
         return [
             (checkpoint_name(Path(item)) if isinstance(item, str | os.PathLike) else f"model_{index}", item)
             for index, item in enumerate(checkpoints)
+            if not _is_same(item, base)
         ], None
     raise OptionError(
         "`checkpoints` is a folder, a sequence of checkpoints, or a mapping name -> checkpoint, not "
@@ -186,14 +187,21 @@ def _sources(checkpoints: Any, base: Any) -> tuple[list[tuple[str, Any]], Any]:
     )
 
 
+def _is_same(source: Any, base: Any) -> bool:
+    """Tell whether a path is that of the base, or of the folder that the base's file lies in."""
+    if not all(isinstance(path, str | os.PathLike) for path in (source, base)):
+        return False
+    path, base_path = Path(source).resolve(), Path(base).resolve()
+    return path == base_path or (path == base_path.parent and base_path.is_file())
+
+
 def _folder_sources(folder: Path, base: Any) -> tuple[list[tuple[str, Any]], Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder of checkpoints")
-    given = Path(base).resolve() if isinstance(base, str | os.PathLike) else None
     sources: list[tuple[str, Any]] = []
     found_base = None
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not is_checkpoint(path) or path.resolve() == given:
+        if path.name.startswith(".") or not is_checkpoint(path) or _is_same(path, base):
             continue
         if checkpoint_name(path) == "base":  # never a model, also where another base is given
             if found_base is not None and base is None:

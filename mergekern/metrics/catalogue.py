@@ -116,6 +116,23 @@ CATALOGUE: dict[str, Metric] = {
 }
 
 
+def as_names(metrics: str | Iterable[str]) -> list[str]:
+    """Return the names in an argument that is one name or several.
+
+    Raises:
+        OptionError: it is neither.
+
+    >>> as_names("all")
+    ['all']
+    """
+    if isinstance(metrics, str):
+        return [metrics]
+    try:
+        return [str(name) for name in metrics]
+    except TypeError:
+        raise OptionError(f"metrics must be 'all', a name or several names, not {metrics!r}") from None
+
+
 def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
     """Return the metrics of these names, in catalogue order.
 
@@ -128,12 +145,8 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
     >>> [metric.name for metric in select(["stable_rank", "effective_rank"])]
     ['effective_rank', 'stable_rank']
     """
-    if isinstance(metrics, str):
-        metrics = [metrics]
-    if not isinstance(metrics, Iterable):
-        raise OptionError(f"metrics must be 'all', a name or several names, not {metrics!r}")
     wanted = set()
-    for name in metrics:
+    for name in as_names(metrics):
         matching = {m.name for m in CATALOGUE.values() if name in ("all", m.name, m.category)}
         if not matching:
             raise OptionError(

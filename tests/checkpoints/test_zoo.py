@@ -250,7 +250,7 @@ def test_untied_anywhere_counts_both(untied):
 def test_alias_that_a_model_lacks_is_found_by_the_tie_of_the_base(kept):
     zoo = open_zoo({"one": tied(1, names=(kept,)), "two": tied(2)}, tied(0))
     assert [tensor.names for tensor in zoo.tensors] == [("embed", kept, "embed"), ("b", "b", "b")]
-    assert_same(next(iter(LayerStream(zoo)))._held[1], tied(1)["embed"])
+    assert_same(next(iter(LayerStream(zoo)))._whole()[1], tied(1)["embed"])
 
 
 def test_alias_that_only_a_model_has_is_no_extra_tensor():
@@ -270,3 +270,19 @@ def test_ties_declared_in_safetensors_and_ties_in_memory_are_the_same(tmp_path):
     zoo = open_zoo([tmp_path / "one.safetensors", module], base=module)
     assert len(zoo.tensors) == 1
     assert_same(zoo.models[0].read("head.weight"), module["embed"].weight.detach())
+
+
+def test_the_base_among_the_paths_is_no_model(folder):
+    paths = sorted(folder.glob("*.safetensors"))
+    assert open_zoo(paths, base=folder / "base.safetensors").model_names == ("one", "two")
+    (folder / "start").mkdir()
+    save_file(weights(9), folder / "start" / "model.safetensors")
+    assert open_zoo(folder, base=folder / "start" / "model.safetensors").model_names == ("one", "two")
+
+
+@pytest.mark.parametrize(("name", "message"), [("lora/adapter_config.json", "PEFT"), ("q4.gguf", "GGUF")])
+def test_what_cannot_be_read_is_not_left_out_in_silence(folder, name, message):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=message):
+        open_zoo(folder)
