@@ -209,13 +209,13 @@ class _Run:
             hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
         if self.store is None:
             return self.measurement.of(layer, self.zoo, pool).without_bases()
-        m = self.measurement
-        how: list[str | int] = [_version("mergekern"), m.backend.name, m.top_k, m.spectrum_k]
+        measurement = self.measurement
+        how = [_version("mergekern"), measurement.backend.name, measurement.top_k, measurement.spectrum_k]
         key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, how)
         self.keys.append(key)
-        if (kept := self.store.get(key, self.measurement.with_spectrum)) is not None:
+        if (kept := self.store.get(key, measurement.with_spectrum)) is not None:
             return kept
-        measured = self.measurement.of(layer, self.zoo, pool)
+        measured = measurement.of(layer, self.zoo, pool)
         self.store.put(key, measured)
         return measured.without_bases()
 

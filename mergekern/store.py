@@ -38,7 +38,7 @@ class Store:
         if not self._is_new and any(path.iterdir()) and not (path / BLOCKS).is_dir():
             raise StatisticsError(f"{path}: a folder with other things in it; give a new or empty one for statistics")
 
-    def key(self, name: str, shape: Sequence[int], hashes: Sequence[str], how: Sequence[str | int]) -> str:
+    def key(self, name: str, shape: Sequence[int], hashes: Sequence[str], how: Sequence[object]) -> str:
         """Return the name of the block of one tensor, from its content and from how it is measured."""
         content = json.dumps([FORMAT, name, list(shape), list(hashes), list(how)])
         return xxhash.xxh3_128(content.encode()).hexdigest()
