@@ -1,6 +1,7 @@
 """Build of the C++ extension; everything else about the package is in pyproject.toml."""
 
 import os
+from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
@@ -12,8 +13,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "mergekern._native",
-            ["csrc/cpu/bindings.cpp", "csrc/cpu/task_vector.cpp"],
-            depends=["csrc/cpu/dtypes.hpp", "csrc/cpu/task_vector.hpp", "csrc/cpu/task_vector_kernel.hpp"],
+            sorted(glob("csrc/cpu/*.cpp")),
+            depends=sorted(glob("csrc/cpu/*.hpp")),
             cxx_std=17,
             extra_compile_args=flags,
             extra_link_args=flags,

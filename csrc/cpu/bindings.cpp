@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "instruction_set.hpp"
 #include "task_vector.hpp"
+#include "tridiagonal.hpp"
 
 namespace py = pybind11;
 using mergekern::DType;
@@ -50,6 +52,67 @@ void difference(const Address& base, std::size_t base_stride, const Address& tun
   mergekern::difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, data);
 }
 
+using Array = py::array_t<double, py::array::c_style>;
+
+// Throws unless the array is contiguous (which the type says) and holds at least `count` values.
+double* at_least(Array& array, std::size_t count, const char* name) {
+  if (static_cast<std::size_t>(array.size()) < count) throw py::value_error(std::string(name) + " is too small");
+  return array.mutable_data();
+}
+
+py::tuple tridiagonalise(Array& matrix, std::size_t size, Array& reflectors, Array& scratch) {
+  if (size == 0) throw py::value_error("an empty matrix has no tridiagonal form");
+  double* m = at_least(matrix, mergekern::padded_size(size) * mergekern::padded_stride(size), "matrix");
+  double* r = at_least(reflectors, mergekern::reflector_count(size), "reflectors");
+  double* s = at_least(scratch, mergekern::scratch_count(size), "scratch");
+  Array diagonal(static_cast<py::ssize_t>(size)), off_diagonal(static_cast<py::ssize_t>(size - 1));
+  double *d = diagonal.mutable_data(), *o = off_diagonal.mutable_data();
+  {
+    py::gil_scoped_release release;
+    mergekern::tridiagonalise(m, size, r, s, d, o);
+  }
+  return py::make_tuple(diagonal, off_diagonal);
+}
+
+void back_transform(Array& reflectors, Array& vectors, Array& scratch) {
+  if (vectors.ndim() != 2 || vectors.shape(1) == 0) throw py::value_error("vectors must be a matrix");
+  const std::size_t count = vectors.shape(0), size = vectors.shape(1);
+  const double* r = at_least(reflectors, mergekern::reflector_count(size), "reflectors");
+  double* s = at_least(scratch, mergekern::scratch_count(size), "scratch");
+  double* v = vectors.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::back_transform(r, size, v, count, s);
+}
+
+std::size_t checked_size(const Array& diagonal, const Array& off_diagonal) {
+  if (diagonal.size() == 0 || off_diagonal.size() != diagonal.size() - 1)
+    throw py::value_error("a tridiagonal matrix has n ≥ 1 and n − 1 elements");
+  return diagonal.size();
+}
+
+Array tridiagonal_values(const Array& diagonal, const Array& off_diagonal,
+                         const py::array_t<long long, py::array::c_style>& positions) {
+  const std::size_t size = checked_size(diagonal, off_diagonal);
+  for (py::ssize_t i = 0; i < positions.size(); ++i)
+    if (positions.data()[i] < 0 || positions.data()[i] >= static_cast<long long>(size))
+      throw py::value_error("position out of range");
+  Array values(positions.size());
+  const double *d = diagonal.data(), *o = off_diagonal.data();
+  const long long* p = positions.data();
+  const std::size_t count = positions.size();
+  double* out = values.mutable_data();
+  {
+    py::gil_scoped_release release;
+    mergekern::tridiagonal_values(d, o, size, p, count, out);
+  }
+  return values;
+}
+
+std::size_t values_below(const Array& diagonal, const Array& off_diagonal, double bound) {
+  const std::size_t size = checked_size(diagonal, off_diagonal);
+  return mergekern::values_below(diagonal.data(), off_diagonal.data(), size, bound);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -59,5 +122,16 @@ PYBIND11_MODULE(_native, module) {
              py::arg("threads"));
   module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
              py::arg("tuned_stride"), py::arg("out").noconvert());
-  module.def("instruction_set", &mergekern::instruction_set);
+  module.def("padded_size", &mergekern::padded_size, py::arg("size"));
+  module.def("padded_stride", &mergekern::padded_stride, py::arg("size"));
+  module.def("reflector_count", &mergekern::reflector_count, py::arg("size"));
+  module.def("scratch_count", &mergekern::scratch_count, py::arg("size"));
+  module.def("tridiagonalise", &tridiagonalise, py::arg("matrix").noconvert(), py::arg("size"),
+             py::arg("reflectors").noconvert(), py::arg("scratch").noconvert());
+  module.def("back_transform", &back_transform, py::arg("reflectors").noconvert(), py::arg("vectors").noconvert(),
+             py::arg("scratch").noconvert());
+  module.def("tridiagonal_values", &tridiagonal_values, py::arg("diagonal"), py::arg("off_diagonal"),
+             py::arg("positions"));
+  module.def("values_below", &values_below, py::arg("diagonal"), py::arg("off_diagonal"), py::arg("bound"));
+  module.def("instruction_set", &mergekern::instruction_set_name);
 }

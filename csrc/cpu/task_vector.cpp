@@ -5,65 +5,38 @@
 #include <cstring>
 #include <memory>
 
-// One copy of the kernels for each instruction set; the processor chooses at run time. The tile
-// fills the register file: 5×5 sums and 6 operands of 32, 3×3 and 4 of 16.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define MERGEKERN_X86 1
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c")
-namespace mergekern {
-namespace avx512 {
-#define LANES 8
-#define TILE 5
-#include "task_vector_kernel.hpp"
-#undef LANES
-#undef TILE
-}  // namespace avx512
-}  // namespace mergekern
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-namespace mergekern {
-namespace avx2 {
-#define LANES 4
-#define TILE 3
-#include "task_vector_kernel.hpp"
-#undef LANES
-#undef TILE
-}  // namespace avx2
-}  // namespace mergekern
-#pragma GCC pop_options
+#include "instruction_set.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
 #endif
 
-namespace mergekern {
-namespace generic {
-#define LANES 2
-#define TILE 3
-#include "task_vector_kernel.hpp"
-#undef LANES
-#undef TILE
-}  // namespace generic
+#define KERNEL "task_vector_kernel.hpp"
+#include "for_each_instruction_set.hpp"
 
+namespace mergekern {
 namespace {
 
 struct Kernels {
-  const char* name;
-  std::size_t tile;
+  decltype(&generic::gram_sums) gram_sums;
+  decltype(&generic::gram_unpack) gram_unpack;
   decltype(&generic::gram_segment) gram_segment;
   decltype(&generic::squared_distance_segment) squared_distance_segment;
   decltype(&generic::difference_rows) difference_rows;
 };
 
+#define MERGEKERN_KERNELS(set) \
+  Kernels { set::gram_sums, set::gram_unpack, set::gram_segment, set::squared_distance_segment, set::difference_rows }
+
 const Kernels& kernels() {
   static const Kernels chosen = [] {
+    switch (instruction_set()) {
 #ifdef MERGEKERN_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-      return Kernels{"avx512", 5, avx512::gram_segment, avx512::squared_distance_segment, avx512::difference_rows};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      return Kernels{"avx2", 3, avx2::gram_segment, avx2::squared_distance_segment, avx2::difference_rows};
+      case InstructionSet::avx512: return MERGEKERN_KERNELS(avx512);
+      case InstructionSet::avx2: return MERGEKERN_KERNELS(avx2);
 #endif
-    return Kernels{"generic", 3, generic::gram_segment, generic::squared_distance_segment, generic::difference_rows};
+      default: return MERGEKERN_KERNELS(generic);
+    }
   }();
   return chosen;
 }
@@ -71,12 +44,11 @@ const Kernels& kernels() {
 // Work is cut into segments of fixed length whose sums are added in order, so that the result
 // does not depend on the number of threads.
 constexpr std::size_t kSegment = 1 << 17;
-// The float64 rows of one chunk stay in a private cache of 1 MiB with room for the inputs.
-constexpr std::size_t kChunkBytes = 512 << 10;
-
+// The rows of one chunk, float64, stay in a private cache of 1 MiB. Of many models they are shorter, so that those of
+// two register blocks stay in the innermost cache.
 std::size_t chunk_length(std::size_t rows) {
-  std::size_t length = kChunkBytes / (sizeof(double) * (rows + 1)) / 64 * 64;
-  return std::clamp<std::size_t>(length, 64, 4096);
+  const std::size_t most = (896 << 10) / (sizeof(double) * (rows + 1)) / 64 * 64;
+  return std::clamp<std::size_t>(most, 64, rows <= 32 ? 512 : 256);
 }
 
 double decode_float8(unsigned bits, int exponent_bits, int mantissa_bits, int bias, bool has_infinity) {
@@ -103,11 +75,14 @@ std::unique_ptr<double[]> over_segments(std::size_t count, int threads, std::siz
   const std::ptrdiff_t segments = static_cast<std::ptrdiff_t>((count + kSegment - 1) / kSegment);
   std::unique_ptr<double[]> partials(new double[segments * partial_size]());
   threads = std::max(1, std::min<int>(threads, static_cast<int>(segments)));
-  std::unique_ptr<double[]> scratch(new double[threads * scratch_size]);
+  // On a cache line: registers that straddle two are read at half the speed.
+  scratch_size = (scratch_size + 7) / 8 * 8;
+  std::unique_ptr<double[]> memory(new double[threads * scratch_size + 8]);
+  double* scratch = memory.get() + (64 - reinterpret_cast<std::uintptr_t>(memory.get()) % 64) % 64 / 8;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int thread = 0; thread < threads; ++thread)
     for (std::ptrdiff_t s = thread; s < segments; s += threads)
-      segment(s * kSegment, std::min(count, (s + 1) * kSegment), scratch.get() + thread * scratch_size,
+      segment(s * kSegment, std::min(count, (s + 1) * kSegment), scratch + thread * scratch_size,
               partials.get() + s * partial_size);
   return partials;
 }
@@ -132,24 +107,20 @@ const Float8Tables& float8_tables() {
   return tables;
 }
 
-std::string instruction_set() { return kernels().name; }
-
 void gram(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, int threads, double* out) {
   const std::size_t n = tuned.size();
   if (base.data) check(base, count, "base");
   for (const TensorView& view : tuned) check(view, count, "tuned");
   const Kernels& run = kernels();
-  const std::size_t padded = (n + run.tile - 1) / run.tile * run.tile;
-  const std::size_t length = chunk_length(padded);
-  const std::size_t size = padded * padded;
-  auto partials = over_segments(count, threads, (padded + 2) * generic::row_stride(length), size,
+  const std::size_t length = chunk_length(n);
+  const std::size_t size = run.gram_sums(n);
+  auto partials = over_segments(count, threads, (n + 1) * generic::row_stride(length), size,
                                 [&](std::size_t start, std::size_t stop, double* scratch, double* partial) {
-                                  run.gram_segment(base, tuned, start, stop, length, scratch, partial);
+                                  run.gram_segment(base, tuned.data(), n, start, stop, length, scratch, partial);
                                 });
-  std::vector<double> sum(size);
-  add_in_order(partials.get(), count, size, sum.data());
-  for (std::size_t i = 0; i < n; ++i)
-    for (std::size_t j = i; j < n; ++j) out[i * n + j] = out[j * n + i] = sum[i * padded + j];
+  std::vector<double> sums(size);
+  add_in_order(partials.get(), count, size, sums.data());
+  run.gram_unpack(sums.data(), n, out);
 }
 
 void squared_distances(const std::vector<TensorView>& tensors, const std::vector<std::pair<int, int>>& pairs,
@@ -160,7 +131,7 @@ void squared_distances(const std::vector<TensorView>& tensors, const std::vector
       if (index < 0 || index >= static_cast<int>(tensors.size())) throw std::invalid_argument("pair out of range");
   const Kernels& run = kernels();
   const std::size_t length = chunk_length(tensors.size());
-  auto partials = over_segments(count, threads, (tensors.size() + 1) * generic::row_stride(length), pairs.size(),
+  auto partials = over_segments(count, threads, tensors.size() * generic::row_stride(length), pairs.size(),
                                 [&](std::size_t start, std::size_t stop, double* scratch, double* partial) {
                                   run.squared_distance_segment(tensors, pairs, start, stop, length, scratch, partial);
                                 });
@@ -176,8 +147,8 @@ void difference(const TensorView& base, std::size_t base_stride, const TensorVie
     rows = 1;
   }
   constexpr std::size_t length = 1024;
-  double chunk[2 * length];
-  kernels().difference_rows(base, base_stride, tuned, tuned_stride, rows, columns, length, chunk, out);
+  double base_row[length];
+  kernels().difference_rows(base, base_stride, tuned, tuned_stride, rows, columns, length, base_row, out);
 }
 
 }  // namespace mergekern

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -22,8 +21,5 @@ void squared_distances(const std::vector<TensorView>& tensors, const std::vector
 // its stride apart, counted in elements. Runs on the calling thread alone.
 void difference(const TensorView& base, std::size_t base_stride, const TensorView& tuned, std::size_t tuned_stride,
                 std::size_t rows, std::size_t columns, double* out);
-
-// The instruction set the kernels run with on this processor: "avx512", "avx2" or "generic".
-std::string instruction_set();
 
 }  // namespace mergekern

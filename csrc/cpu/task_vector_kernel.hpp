@@ -1,61 +1,89 @@
-// Raw-pointer kernels of task vectors. No include guard: task_vector.cpp includes this file once for
-// each instruction set, inside a namespace, with LANES (float64 per register) and TILE (rows of the
-// register block) set.
+// Raw-pointer kernels of task vectors. Included once for each instruction set (for_each_instruction_set.hpp).
 
-typedef double Lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(8)));
+#include "lanes.hpp"
 
-// One decoder for each storage type: its exact value as float64.
+// Rows of the register block, which fills the register file: 5×5 sums and 6 operands of 32, 3×3 and 4 of 16.
+constexpr int kTile = LANES == 8 ? 5 : 3;
+
+// One decoder for each storage type: LANES values, exact in float64.
+template <typename Element>
+struct Vector {
+  typedef Element Type __attribute__((vector_size(LANES * sizeof(Element)), aligned(sizeof(Element))));
+};
+typedef Vector<float>::Type Floats;
+typedef Vector<std::uint32_t>::Type Words;
+
+template <typename To, typename From>
+MERGEKERN_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// GCC's own conversion of eight takes twice as many instructions.
+MERGEKERN_INLINE Lanes widen(Floats x) {
+#if LANES == 8
+  return _mm512_cvtps_pd(x);
+#else
+  return __builtin_convertvector(x, Lanes);
+#endif
+}
+
 struct FromFloat64 {
   typedef double Stored;
-  double operator()(double x) const { return x; }
+  Lanes operator()(const double* at) const { return load(at); }
 };
 
 struct FromFloat32 {
   typedef float Stored;
-  double operator()(float x) const { return x; }
+  Lanes operator()(const float* at) const { return widen(*reinterpret_cast<const Floats*>(at)); }
 };
 
 struct FromFloat16 {
   typedef std::uint16_t Stored;
-  double operator()(std::uint16_t half) const {
+  Lanes operator()(const std::uint16_t* at) const {
+    const Words half = __builtin_convertvector(*reinterpret_cast<const Vector<std::uint16_t>::Type*>(at), Words);
     // The exponent is moved by a multiplication, which also normalises subnormal halves.
-    const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7fffu) << 13;
-    float value;
-    std::memcpy(&value, &magnitude, sizeof value);
-    value *= 0x1p112f;
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    bits |= (half & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
-    bits |= static_cast<std::uint32_t>(half & 0x8000u) << 16;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    const Words bits = bits_as<Words>(bits_as<Floats>((half & 0x7fffu) << 13) * 0x1p112f);
+    const Words infinite = (half & 0x7c00u) == 0x7c00u ? Words{} + 0x7f800000u : Words{};
+    return widen(bits_as<Floats>(bits | infinite | ((half & 0x8000u) << 16)));
   }
 };
 
 struct FromBFloat16 {
   typedef std::uint16_t Stored;
-  double operator()(std::uint16_t brain) const {
-    const std::uint32_t bits = static_cast<std::uint32_t>(brain) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+  Lanes operator()(const std::uint16_t* at) const {
+    const Words brain = __builtin_convertvector(*reinterpret_cast<const Vector<std::uint16_t>::Type*>(at), Words);
+    return widen(bits_as<Floats>(brain << 16));
   }
 };
 
 struct FromFloat8 {
   typedef std::uint8_t Stored;
   const float* table;
-  double operator()(std::uint8_t x) const { return table[x]; }
+  Lanes operator()(const std::uint8_t* at) const {
+    Lanes out;
+    for (int lane = 0; lane < LANES; ++lane) out[lane] = table[at[lane]];
+    return out;
+  }
 };
 
 template <typename Decoder>
-void subtract_as(Decoder decoder, const void* data, std::size_t start, std::size_t count,
-                 const double* __restrict minus, double* __restrict out) {
-  const typename Decoder::Stored* __restrict source = static_cast<const typename Decoder::Stored*>(data) + start;
-  for (std::size_t e = 0; e < count; ++e) out[e] = decoder(source[e]) - minus[e];
+void subtract_as(Decoder decoder, const void* data, std::size_t start, std::size_t count, const double* minus,
+                 double* out) {
+  const typename Decoder::Stored* source = static_cast<const typename Decoder::Stored*>(data) + start;
+  const std::size_t whole = count / LANES * LANES;
+  for (std::size_t e = 0; e < whole; e += LANES)
+    store(out + e, minus ? decoder(source + e) - load(minus + e) : decoder(source + e));
+  if (whole == count) return;
+  typename Decoder::Stored rest[LANES] = {};
+  std::memcpy(rest, source + whole, (count - whole) * sizeof rest[0]);
+  const Lanes last = decoder(rest);
+  for (std::size_t e = whole; e < count; ++e) out[e] = last[e - whole] - (minus ? minus[e] : 0.0);
 }
 
-// out[e] = view[start + e] − minus[e], the view's values exact.
+// out[e] = view[start + e] − minus[e], the view's values exact; minus of nullptr stands for zero.
 void subtract(const TensorView& view, std::size_t start, std::size_t count, const double* minus, double* out) {
   switch (view.dtype) {
     case DType::float64: return subtract_as(FromFloat64(), view.data, start, count, minus, out);
@@ -69,77 +97,149 @@ void subtract(const TensorView& view, std::size_t start, std::size_t count, cons
   }
 }
 
-inline double horizontal_sum(Lanes v) {
-  double sum = 0;
-  for (int lane = 0; lane < LANES; ++lane) sum += v[lane];
-  return sum;
-}
+// Asks for the bytes that the next chunk will read, a cache line at a time, while this one is worked on.
+class ReadAhead {
+ public:
+  ReadAhead(const TensorView* base, const TensorView* views, std::size_t n, std::size_t start, std::size_t stop)
+      : base_(base), views_(views), n_(n), start_(start), stop_(start < stop ? stop : start) {
+    next_view();
+  }
 
-// out[r][c] += <rows + r·stride, cols + c·stride> for a TILE×TILE block; length a multiple of LANES.
-inline void tile_products(const double* rows, const double* cols, std::size_t stride, std::size_t length,
-                          double* out, std::size_t out_stride) {
-  // Unrolled by the compiler, so that every sum lives in a register.
-  Lanes sum[TILE][TILE] = {};
+  MERGEKERN_INLINE void line() {
+    if (at_ >= end_) {
+      if (view_ > n_) return;
+      next_view();
+    }
+    __builtin_prefetch(at_, 0, 2);
+    at_ += 64;
+  }
+
+ private:
+  void next_view() {
+    const TensorView& view = view_ < n_ ? views_[view_] : *base_;
+    const std::size_t size = view.data ? item_size(view.dtype) : 0;
+    at_ = static_cast<const char*>(view.data) + start_ * size;
+    end_ = static_cast<const char*>(view.data) + stop_ * size;
+    ++view_;
+  }
+
+  const TensorView *base_, *views_;
+  std::size_t n_, start_, stop_, view_ = 0;
+  const char *at_ = nullptr, *end_ = nullptr;
+};
+
+// Float64 that the sums of one register block take in memory.
+constexpr int kTileSums = (kTile * kTile + LANES - 1) / LANES * LANES;
+
+// out[r·COLUMNS + c] += <rows + r·stride, columns + c·stride> for a block of sums in registers, on the diagonal only
+// those with c ≥ r; length a multiple of LANES.
+template <int ROWS, int COLUMNS, bool DIAGONAL>
+void tile_products(const double* rows, const double* columns, std::size_t stride, std::size_t length, double* out,
+                   ReadAhead& read_ahead) {
+  ReadAhead ahead = read_ahead;  // in registers
+  Lanes sum[kTileSums] = {};
   for (std::size_t e = 0; e < length; e += LANES) {
-    Lanes row[TILE];
+    ahead.line();
+    Lanes row[ROWS];
 #pragma GCC unroll 8
-    for (int r = 0; r < TILE; ++r) row[r] = *reinterpret_cast<const Lanes*>(rows + r * stride + e);
+    for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * stride + e);
 #pragma GCC unroll 8
-    for (int c = 0; c < TILE; ++c) {
-      const Lanes col = *reinterpret_cast<const Lanes*>(cols + c * stride + e);
+    for (int c = 0; c < COLUMNS; ++c) {
+      const Lanes column = DIAGONAL ? row[c] : load(columns + c * stride + e);
 #pragma GCC unroll 8
-      for (int r = 0; r < TILE; ++r) sum[r][c] += row[r] * col;
+      for (int r = 0; r < ROWS; ++r)
+        if (!DIAGONAL || c >= r) sum[r * COLUMNS + c] += row[r] * column;
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < TILE; ++r)
-#pragma GCC unroll 8
-    for (int c = 0; c < TILE; ++c) out[r * out_stride + c] += horizontal_sum(sum[r][c]);
+  read_ahead = ahead;
+#pragma GCC unroll 32
+  for (int i = 0; i < ROWS * COLUMNS; i += LANES)
+    store(out + i, load(out + i) + sums_of_lanes(*reinterpret_cast<const Lanes(*)[LANES]>(sum + i)));
+}
+
+// tile_products of ROWS and at most kTile columns.
+template <int ROWS>
+void tile_of(std::size_t columns, bool diagonal, const double* left, const double* right, std::size_t stride,
+             std::size_t length, double* out, ReadAhead& ahead) {
+  if (diagonal) return tile_products<ROWS, ROWS, true>(left, right, stride, length, out, ahead);
+  switch (columns) {
+    case 1: return tile_products<ROWS, 1, false>(left, right, stride, length, out, ahead);
+    case 2: return tile_products<ROWS, 2, false>(left, right, stride, length, out, ahead);
+#if LANES == 8
+    case 3: return tile_products<ROWS, 3, false>(left, right, stride, length, out, ahead);
+    case 4: return tile_products<ROWS, 4, false>(left, right, stride, length, out, ahead);
+#endif
+    default: return tile_products<ROWS, kTile, false>(left, right, stride, length, out, ahead);
+  }
 }
 
 // Rows of a chunk lie one cache line further apart than they are long: at a power of two they would
 // all fall into one set of the cache.
 inline std::size_t row_stride(std::size_t chunk_length) { return chunk_length + 8; }
 
-// Adds the Gram matrix of elements [start, stop) to `out`, whose rows are `padded` long (n rounded
-// up to a multiple of TILE). `chunk` holds padded + 2 rows.
-void gram_segment(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t start, std::size_t stop,
-                  std::size_t chunk_length, double* chunk, double* out) {
-  const std::size_t n = tuned.size();
-  const std::size_t padded = (n + TILE - 1) / TILE * TILE;
+// Float64 that gram_segment writes for n tensors.
+std::size_t gram_sums(std::size_t n) {
+  const std::size_t blocks = (n + kTile - 1) / kTile;
+  return blocks * (blocks + 1) / 2 * kTileSums;
+}
+
+// Adds the inner products of elements [start, stop) of n tensors to `sums`, in register blocks (see gram_unpack).
+// `chunk` holds n + 1 rows.
+void gram_segment(const TensorView& base, const TensorView* tuned, std::size_t n, std::size_t start, std::size_t stop,
+                  std::size_t chunk_length, double* chunk, double* sums) {
   const std::size_t stride = row_stride(chunk_length);
-  double* base_row = chunk + padded * stride;
-  double* zero_row = base_row + stride;
-  std::memset(chunk + n * stride, 0, (padded + 2 - n) * stride * sizeof(double));
+  double* base_row = chunk + n * stride;
   for (std::size_t at = start; at < stop; at += chunk_length) {
     const std::size_t count = stop - at < chunk_length ? stop - at : chunk_length;
     const std::size_t length = (count + LANES - 1) / LANES * LANES;
-    if (base.data) subtract(base, at, count, zero_row, base_row);
+    if (base.data) subtract(base, at, count, nullptr, base_row);
     for (std::size_t i = 0; i < n; ++i) {
       double* row = chunk + i * stride;
-      subtract(tuned[i], at, count, base_row, row);
+      subtract(tuned[i], at, count, base.data ? base_row : nullptr, row);
       for (std::size_t e = count; e < length; ++e) row[e] = 0.0;
     }
-    for (std::size_t i = 0; i < padded; i += TILE)
-      for (std::size_t j = i; j < padded; j += TILE)
-        tile_products(chunk + i * stride, chunk + j * stride, stride, length, out + i * padded + j, padded);
+    const std::size_t next = at + chunk_length, after = next + chunk_length < stop ? next + chunk_length : stop;
+    ReadAhead ahead(&base, tuned, n, next, after);
+    double* out = sums;
+    for (std::size_t i = 0; i < n; i += kTile)
+      for (std::size_t j = i; j < n; j += kTile, out += kTileSums) {
+        const std::size_t columns = n - j;
+        const double *left = chunk + i * stride, *right = chunk + j * stride;
+        switch (n - i) {
+          case 1: tile_of<1>(columns, i == j, left, right, stride, length, out, ahead); break;
+          case 2: tile_of<2>(columns, i == j, left, right, stride, length, out, ahead); break;
+#if LANES == 8
+          case 3: tile_of<3>(columns, i == j, left, right, stride, length, out, ahead); break;
+          case 4: tile_of<4>(columns, i == j, left, right, stride, length, out, ahead); break;
+#endif
+          default: tile_of<kTile>(columns, i == j, left, right, stride, length, out, ahead);
+        }
+      }
   }
 }
 
-// Adds ‖a − b‖² of elements [start, stop) of each pair to out[pair]. `chunk` holds one row for each
-// tensor and one more.
+// matrix (n × n, whole) from the sums of gram_segment.
+void gram_unpack(const double* sums, std::size_t n, double* matrix) {
+  for (std::size_t i = 0; i < n; i += kTile)
+    for (std::size_t j = i; j < n; j += kTile, sums += kTileSums) {
+      const std::size_t rows = n - i < kTile ? n - i : kTile, columns = n - j < kTile ? n - j : kTile;
+      for (std::size_t r = 0; r < rows; ++r)
+        for (std::size_t c = i == j ? r : 0; c < columns; ++c)
+          matrix[(i + r) * n + j + c] = matrix[(j + c) * n + i + r] = sums[r * columns + c];
+    }
+}
+
+// Adds ‖a − b‖² of elements [start, stop) of each pair to out[pair]. `chunk` holds one row for each tensor.
 void squared_distance_segment(const std::vector<TensorView>& tensors, const std::vector<std::pair<int, int>>& pairs,
                               std::size_t start, std::size_t stop, std::size_t chunk_length, double* chunk,
                               double* out) {
   const std::size_t stride = row_stride(chunk_length);
-  double* zero_row = chunk + tensors.size() * stride;
-  std::memset(zero_row, 0, stride * sizeof(double));
   for (std::size_t at = start; at < stop; at += chunk_length) {
     const std::size_t count = stop - at < chunk_length ? stop - at : chunk_length;
     const std::size_t length = (count + LANES - 1) / LANES * LANES;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       double* row = chunk + i * stride;
-      subtract(tensors[i], at, count, zero_row, row);
+      subtract(tensors[i], at, count, nullptr, row);
       for (std::size_t e = count; e < length; ++e) row[e] = 0.0;
     }
     for (std::size_t p = 0; p < pairs.size(); ++p) {
@@ -147,26 +247,23 @@ void squared_distance_segment(const std::vector<TensorView>& tensors, const std:
       const double* b = chunk + pairs[p].second * stride;
       Lanes sum = {};
       for (std::size_t e = 0; e < length; e += LANES) {
-        Lanes difference = *reinterpret_cast<const Lanes*>(a + e) - *reinterpret_cast<const Lanes*>(b + e);
+        const Lanes difference = load(a + e) - load(b + e);
         sum += difference * difference;
       }
-      out[p] += horizontal_sum(sum);
+      out[p] += sum_of_lanes(sum);
     }
   }
 }
 
 // out = tuned − base of a rows × columns block, whose rows lie base_stride and tuned_stride elements
-// apart. `chunk` holds two rows of chunk_length.
+// apart. `base_row` holds chunk_length.
 void difference_rows(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
                      std::size_t tuned_stride, std::size_t rows, std::size_t columns, std::size_t chunk_length,
-                     double* chunk, double* out) {
-  double* base_row = chunk;
-  double* zero_row = chunk + chunk_length;
-  std::memset(zero_row, 0, chunk_length * sizeof(double));
+                     double* base_row, double* out) {
   for (std::size_t r = 0; r < rows; ++r)
     for (std::size_t at = 0; at < columns; at += chunk_length) {
       const std::size_t count = columns - at < chunk_length ? columns - at : chunk_length;
-      subtract(base, r * base_stride + at, count, zero_row, base_row);
+      subtract(base, r * base_stride + at, count, nullptr, base_row);
       subtract(tuned, r * tuned_stride + at, count, base_row, out + r * columns + at);
     }
 }

@@ -49,7 +49,7 @@ def backends() -> list[Backend]:
         return [NUMPY]
     instructions = native.extension.instruction_set()
     best = Backend(
-        f"native ({instructions})", "cpu", gram_on_cpu.native, spectrum_on_cpu.spectrum, overlap_on_cpu.overlap
+        f"native ({instructions})", "cpu", gram_on_cpu.native, spectrum_on_cpu.native, overlap_on_cpu.overlap
     )
     return [best, NUMPY]
 

@@ -51,13 +51,13 @@ def _at(array: np.ndarray) -> int:
 
 
 def add_gram(block: np.ndarray, gram: np.ndarray, of_rows: bool) -> None:
-    """Add block·blockᵀ (of_rows) or blockᵀ·block to `gram`, in its upper triangle only."""
+    """Add block·blockᵀ (of_rows) or blockᵀ·block to the upper triangle of the first rows and columns of `gram`."""
     rows, columns = block.shape
     size, depth = (rows, columns) if of_rows else (columns, rows)
     # The lower triangle of Fortran is the upper one here.
     _routine("dsyrk")(
         b"L", b"T" if of_rows else b"N", _int(size), _int(depth), _double(1.0), _at(block), _int(columns),
-        _double(1.0), _at(gram), _int(size),
+        _double(1.0), _at(gram), _int(gram.shape[1]),
     )  # fmt: skip
 
 
@@ -106,21 +106,14 @@ def tridiagonal_values(diagonal: np.ndarray, off_diagonal: np.ndarray) -> np.nda
     return values
 
 
-def tridiagonal_vectors(
-    diagonal: np.ndarray, off_diagonal: np.ndarray, values: np.ndarray, wanted: np.ndarray
-) -> np.ndarray:
-    """Return some of the eigenvectors, as rows.
+def tridiagonal_vectors(diagonal: np.ndarray, off_diagonal: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the eigenvectors of some of the eigenvalues (ascending), as rows.
 
     By inverse iteration; where that fails (reported by LAPACK, or seen in residual or orthogonality), by a full
-    decomposition.
-
-    Args:
-        diagonal, off_diagonal: of the matrix, n and n − 1.
-        values: all n eigenvalues, ascending.
-        wanted: positions in `values`, ascending.
+    decomposition, of which the vectors of the nearest eigenvalues are taken.
     """
-    n, count = len(diagonal), len(wanted)
-    off, some = np.append(off_diagonal, 0.0), np.ascontiguousarray(values[wanted])
+    n, count = len(diagonal), len(values)
+    off, some = np.append(off_diagonal, 0.0), np.ascontiguousarray(values)
     vectors = np.empty((count, n))
     block, split = np.ones(count, dtype=np.int32), np.full(n, n, dtype=np.int32)
     work, integers, failed, info = np.empty(5 * n), np.empty(n, np.int32), np.empty(count, np.int32), ctypes.c_int()
@@ -138,8 +131,23 @@ def tridiagonal_vectors(
     if info.value or not (np.abs(residual).max() <= 1e-13 * scale and unorthogonal <= 1e-10):
         import scipy.linalg
 
-        return np.ascontiguousarray(scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)[1].T[wanted])
+        every, all_vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
+        return np.ascontiguousarray(all_vectors.T[_nearest(every, some)])
     return vectors
+
+
+def _nearest(every: np.ndarray, some: np.ndarray) -> list[int]:
+    """Return distinct positions in `every` of the values nearest to `some`; both are ascending.
+
+    >>> _nearest(np.array([1.0, 1.0, 2.0, 3.0]), np.array([1.0, 1.0, 2.9]))
+    [0, 1, 3]
+    """
+    positions: list[int] = []
+    for index, value in enumerate(some):
+        first = positions[-1] + 1 if positions else 0
+        last = len(every) - (len(some) - index)
+        positions.append(first + int(np.abs(every[first : last + 1] - value).argmin()))
+    return positions
 
 
 def back_transform(reflectors: np.ndarray, scales: np.ndarray, vectors: np.ndarray) -> None:

@@ -24,8 +24,9 @@ class Workspace(threading.local):
         self._buffers: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an uninitialised array; what was got before under this name is overwritten by it."""
+        """Return an uninitialised array on a cache line; what was got before under this name is overwritten by it."""
         size = math.prod(shape)
         if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(size)
+            buffer = np.empty(size + 8)
+            self._buffers[name] = buffer[-buffer.ctypes.data % 64 // 8 :][:size]
         return self._buffers[name][:size].reshape(shape)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -54,3 +58,17 @@ def test_difference_refuses_another_shape(shape):
 def test_address_refuses_other_devices():
     with pytest.raises(ValueError, match="CPU"):
         native.address(torch.ones(2, device="meta"))
+
+
+@pytest.mark.skipif(native.extension is None, reason="the extension was not built")
+@pytest.mark.parametrize("instructions", ["generic", "avx2"])
+def test_every_instruction_set_passes_the_kernels_tests(instructions):
+    """The processor that runs the tests may have better ones, which would hide the others."""
+    environment = os.environ | {"MERGEKERN_INSTRUCTION_SET": instructions}
+    shown = [sys.executable, "-c", "from mergekern.kernels import native; print(native.extension.instruction_set())"]
+    if subprocess.run(shown, env=environment, capture_output=True, text=True).stdout.strip() != instructions:
+        pytest.skip(f"the processor has no {instructions}")
+    files = ["tests/kernels/test_gram.py", "tests/kernels/test_native.py", "tests/kernels/test_tridiagonal.py"]
+    chosen = [*files, "-k", "not instruction_set and not numpy and not Lapack", "-p", "no:cacheprovider"]
+    run = subprocess.run([sys.executable, "-m", "pytest", *chosen], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:]

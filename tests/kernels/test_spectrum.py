@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from mergekern.kernels.spectrum import on_cpu, reference
+from tests.kernels.test_tridiagonal import IMPLEMENTATIONS
 from tests.tolerances import SUBSPACE_SINE
 
 SHAPES = [
@@ -46,9 +47,13 @@ def blocks_of(tuned, base):
     return blocks
 
 
-def run(tuned, base=None, top_k=10, spectrum_k=100):
-    base = torch.zeros_like(tuned) if base is None else base
-    return on_cpu.spectrum(blocks_of(tuned, base), tuple(tuned.shape), top_k, spectrum_k)
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda implementation: implementation.__name__)
+def run(request):
+    def run(tuned, base=None, top_k=10, spectrum_k=100):
+        base = torch.zeros_like(tuned) if base is None else base
+        return on_cpu.spectrum(blocks_of(tuned, base), tuple(tuned.shape), top_k, spectrum_k, request.param)
+
+    return run
 
 
 def sine(found, expected):
@@ -71,18 +76,18 @@ def assert_spectrum(found, expected, top=True, bottom=True):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_agrees_with_oracle(shape, spectrum):
+def test_agrees_with_oracle(run, shape, spectrum):
     matrix = with_values(shape, SPECTRA[spectrum](min(shape)))
     assert_spectrum(run(matrix), reference.spectrum(None, matrix))
 
 
 @pytest.mark.parametrize("shape", [(768, 768), (1200, 300), (300, 1200)], ids=str)
-def test_noise_with_a_soft_edge(shape):
+def test_noise_with_a_soft_edge(run, shape):
     matrix = torch.from_numpy(np.random.default_rng(3).standard_normal(shape))
     assert_spectrum(run(matrix), reference.spectrum(None, matrix))
 
 
-def test_the_bottom_beyond_what_a_gram_matrix_resolves(monkeypatch):
+def test_the_bottom_beyond_what_a_gram_matrix_resolves(run, monkeypatch):
     matrix = with_values((300, 200), np.geomspace(1, 1e-6, 200))
     expected = reference.spectrum(None, matrix)
     assert_spectrum(run(matrix), expected)
@@ -92,27 +97,27 @@ def test_the_bottom_beyond_what_a_gram_matrix_resolves(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("shape", [(96, 40), (40, 96)], ids=str)
-def test_storage_dtypes(dtype, shape):
+def test_storage_dtypes(run, dtype, shape):
     generator = torch.Generator().manual_seed(0)
     base, tuned = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     assert_spectrum(run(tuned, base), reference.spectrum(base, tuned))
 
 
 @pytest.mark.parametrize(("shape", "rank"), [((60, 40), 4), ((40, 60), 4), ((60, 40), 25), ((50, 50), 49)], ids=str)
-def test_rank_deficient(shape, rank):
+def test_rank_deficient(run, shape, rank):
     matrix = with_values(shape, np.linspace(1, 0.5, rank))
     expected = reference.spectrum(None, matrix)
     assert expected.rank == rank
     assert_spectrum(run(matrix), expected, top=rank >= 10, bottom=False)
 
 
-def test_rank_counts_values_above_1e_7():
+def test_rank_counts_values_above_1e_7(run):
     values = np.array([1.0, 0.5, 2e-7, 5e-8])
     assert run(with_values((9, 4), values)).rank == 3
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (30, 30)], ids=str)
-def test_zero_matrix_has_identity_vectors(shape):
+def test_zero_matrix_has_identity_vectors(run, shape):
     zero = torch.zeros(shape)
     found, expected = run(zero, top_k=2), reference.spectrum(None, zero, top_k=2)
     assert found.rank == 0
@@ -122,7 +127,7 @@ def test_zero_matrix_has_identity_vectors(shape):
 
 
 @pytest.mark.parametrize("shape", [(50, 30), (30, 50)], ids=str)
-def test_rows_and_columns_of_zeros(shape):
+def test_rows_and_columns_of_zeros(run, shape):
     """Unused embeddings split the tridiagonal form."""
     matrix = with_values(shape, np.linspace(1, 0.1, 30))
     matrix[::3] = 0
@@ -131,26 +136,26 @@ def test_rows_and_columns_of_zeros(shape):
     assert_spectrum(run(matrix), expected, top=expected.rank >= 10, bottom=False)
 
 
-def test_block_diagonal_with_repeated_values():
+def test_block_diagonal_with_repeated_values(run):
     matrix = torch.diag(torch.arange(30, 0, -1).double().repeat_interleave(2))
     assert_spectrum(run(matrix), reference.spectrum(None, matrix))
 
 
 @pytest.mark.parametrize("shape", [(200, 40), (40, 200)], ids=str)
 @pytest.mark.parametrize("spectrum", ["linear", "condition 1e5"])
-def test_blocks_give_the_same_as_the_whole(shape, spectrum, monkeypatch):
+def test_blocks_give_the_same_as_the_whole(run, shape, spectrum, monkeypatch):
     matrix = with_values(shape, SPECTRA[spectrum](40))
     monkeypatch.setattr(on_cpu, "BLOCK", 700)
     assert_spectrum(run(matrix), reference.spectrum(None, matrix))
 
 
 @pytest.mark.parametrize(("top_k", "spectrum_k"), [(1, 1), (3, 1000), (40, 7), (100, 100)])
-def test_sizes_asked_for(top_k, spectrum_k):
+def test_sizes_asked_for(run, top_k, spectrum_k):
     matrix = with_values((90, 40), np.linspace(1, 0.1, 40))
     assert_spectrum(run(matrix, None, top_k, spectrum_k), reference.spectrum(None, matrix, top_k, spectrum_k))
 
 
-def test_large_entries_do_not_hide_small_differences():
+def test_large_entries_do_not_hide_small_differences(run):
     """τ is the exact difference of stored values, here 1e-6 of them."""
     base = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     tuned = base * (1 + 1e-6 * torch.randn(64, 32, generator=torch.Generator().manual_seed(1)))

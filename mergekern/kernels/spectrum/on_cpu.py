@@ -1,8 +1,7 @@
 """`spectrum` on the CPU: a partial eigensolver of the Gram matrix of the short side, in float64.
 
-One tridiagonal reduction gives all eigenvalues; only the vectors that are wanted are computed and transformed
-back, and the vectors of the long side come from a product with the matrix itself. A full SVD does five times
-the work.
+After one tridiagonal reduction only the eigenvalues and vectors that are wanted are computed and transformed back, and
+the vectors of the long side come from a product with the matrix itself. A full SVD does many times the work.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from mergekern.kernels import lapack
 from mergekern.kernels.native import difference
 from mergekern.kernels.spectrum import RANK_TOLERANCE, Spectrum, zero_spectrum
+from mergekern.kernels.tridiagonal import LapackTridiagonal, NativeTridiagonal, Tridiagonal
 from mergekern.kernels.workspace import Workspace
 
 # (axis, step) -> (start, base, tuned) of consecutive rows (axis 0) or columns (axis 1).
@@ -31,7 +31,13 @@ WIDEN = 4
 _workspace = Workspace()
 
 
-def spectrum(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k: int = 100) -> Spectrum:
+def spectrum(
+    blocks: Blocks,
+    shape: tuple[int, int],
+    top_k: int = 10,
+    spectrum_k: int = 100,
+    tridiagonal: type[Tridiagonal] = LapackTridiagonal,
+) -> Spectrum:
     """Return the spectrum of a task matrix that is read in blocks; see the package's docstring.
 
     Args:
@@ -39,27 +45,35 @@ def spectrum(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k
         shape: (m, n).
         top_k: size of the top and bottom subspaces.
         spectrum_k: number of leading values.
+        tridiagonal: the implementation of the tridiagonal form.
     """
     of_rows = shape[0] < shape[1]  # the Gram matrix is that of the short side
     short, long = min(shape), max(shape)
     k = min(top_k, short)
     deltas = _Deltas(blocks, shape, of_rows)
 
-    gram = _workspace.array("gram", (short, short))
-    gram.fill(0.0)
+    gram = tridiagonal.zeros(short)
     for _, delta in deltas:
         lapack.add_gram(delta, gram, of_rows)
     if not np.diagonal(gram).any():
         return zero_spectrum(shape, top_k, spectrum_k)
-    diagonal, off_diagonal, scales = lapack.tridiagonalise(gram)
-    squares = lapack.tridiagonal_values(diagonal, off_diagonal)
-    values = np.sqrt(np.maximum(squares[::-1], 0.0))
+    form = tridiagonal(gram, short)
+    squares = np.full(short, np.nan)  # eigenvalues, ascending, as far as they are needed
+
+    def compute_squares(positions: np.ndarray) -> None:
+        missing = positions[np.isnan(squares[positions])]
+        squares[missing] = form.values(missing)
+
+    leading = min(max(spectrum_k, k + 1), short)
+    compute_squares(np.arange(min(k + 1, short)))
+    compute_squares(np.arange(short - leading, short))
+    values = np.sqrt(np.maximum(squares[::-1][:leading], 0.0))
 
     bottom = _subspace_size(squares, k)
-    top = _subspace_size(-squares[::-1], k)
-    wanted = np.concatenate([np.arange(bottom), np.arange(max(short - top, bottom), short)])
-    vectors = lapack.tridiagonal_vectors(diagonal, off_diagonal, squares, wanted)
-    lapack.back_transform(gram, scales, vectors)
+    top = _subspace_size(squares[::-1], k)
+    wanted = np.union1d(np.arange(bottom), np.arange(short - top, short))
+    compute_squares(wanted)
+    vectors = form.vectors(squares[wanted])
 
     short_top, long_top = _resolve(deltas, vectors[wanted >= short - top], long, "top")
     long_bottom: np.ndarray | None = None
@@ -71,27 +85,34 @@ def spectrum(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k
     assert right_bottom is not None
     return Spectrum(
         values[:spectrum_k],
-        int((values > RANK_TOLERANCE * values[0]).sum()),
+        form.count_above(RANK_TOLERANCE**2 * squares[-1]),
         left_top[:k].T.astype(np.float32),
         right_top[:k].T.astype(np.float32),
         right_bottom.T.astype(np.float32),
     )
 
 
+def native(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k: int = 100) -> Spectrum:
+    """Return the spectrum with the tridiagonal form by the C++ extension."""
+    return spectrum(blocks, shape, top_k, spectrum_k, NativeTridiagonal)
+
+
 def workspace(shape: tuple[int, int], top_k: int) -> int:
-    """Return the bytes that one call allocates at most: difference and its operand, Gram matrix, and vectors."""
+    """Return the bytes that one call allocates at most: difference and its operand, matrices, and vectors."""
     short, long = min(shape), max(shape)
     vectors = min(2 * WIDEN * top_k, 2 * short)
-    return 8 * (2 * min(BLOCK + short, short * long) + short * short + vectors * (short + 3 * long))
+    return 8 * (
+        2 * min(BLOCK + short, short * long) + 2 * (short + 96) ** 2 + 120 * short + vectors * (short + 3 * long)
+    )
 
 
-def _subspace_size(ascending: np.ndarray, k: int) -> int:
-    """Return how many of the first vectors to compute so that the first k are accurate."""
-    if k == len(ascending):
+def _subspace_size(squares: np.ndarray, k: int) -> int:
+    """Return how many vectors to compute so that the first k are accurate, from eigenvalues in either order."""
+    if k == len(squares):
         return k
-    gap = ascending[k] - ascending[k - 1]
-    error = np.finfo(np.float64).eps * np.abs(ascending).max() / max(gap, np.finfo(np.float64).tiny)
-    return k if error <= ACCURATE else min(WIDEN * k, len(ascending))
+    gap = abs(squares[k] - squares[k - 1])
+    error = np.finfo(np.float64).eps * np.nanmax(np.abs(squares)) / max(gap, np.finfo(np.float64).tiny)
+    return k if error <= ACCURATE else min(WIDEN * k, len(squares))
 
 
 def _resolve(deltas: _Deltas, vectors: np.ndarray, long: int, end: str) -> tuple[np.ndarray, np.ndarray]:
