@@ -5,16 +5,18 @@ checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -25,7 +27,7 @@ from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import MergekernError, OptionError
 from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
-from mergekern.measurement import Measurement
+from mergekern.measurement import Begun, Measurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.statistics import LayerStatistics, ZooStatistics
@@ -167,8 +169,24 @@ def _positive(name: str, size: Any) -> int:
     raise OptionError(f"{name} must be a positive integer, not {size!r}")
 
 
+# Layers in flight: enough that the small tensors between two matrices do not leave the pool without work.
+LAYERS_AHEAD = 16
+
+
+class _Begun(NamedTuple):
+    """A layer in flight: hashed, and either found in the store or begun to be measured."""
+
+    hashes: list[str]
+    key: str | None
+    found: LayerStatistics | Begun
+
+
 class _Run:
-    """One pass over the layers of a zoo."""
+    """One pass over the layers of a zoo.
+
+    A thread of its own reads ahead: it pages a layer in, hashes it, measures its Gram (work bound by memory) and queues
+    its factorisations (bound by arithmetic), while the pool factorises the layers before it.
+    """
 
     def __init__(self, zoo: Zoo, measurement: Measurement, store: Store | None) -> None:
         self.zoo, self.measurement, self.store = zoo, measurement, store
@@ -178,19 +196,28 @@ class _Run:
     def measure(self, stream: LayerStream, progress: Callable[[Progress], None] | None) -> ZooStatistics:
         began = time.perf_counter()
         sizes = [self.zoo.nbytes(tensor) for tensor in self.zoo.tensors]
+        layers: list[LayerStatistics] = []
+        ahead: deque[tuple[Layer, Future[_Begun]]] = deque()
 
-        def report(done: int, tensor: str) -> None:
+        def report(tensor: str) -> None:
             if progress is not None:
-                seconds = time.perf_counter() - began
+                done, seconds = len(layers), time.perf_counter() - began
                 progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds))
 
-        layers = []
-        with lapack.single_threaded_pool(self.measurement.threads) as pool:
-            for done, layer in enumerate(stream):
-                report(done, layer.tensor.name)
-                layers.append(self._layer(layer, pool))
-                layer.release()
-        report(len(layers), "")
+        def finish_first() -> None:
+            layer, begun = ahead.popleft()
+            report(layer.tensor.name)
+            layers.append(self._finish(layer, begun.result()))
+            layer.release()
+
+        with lapack.single_threaded_pool(self.measurement.threads) as pool, _reader() as reader:
+            for layer in stream:
+                while ahead and not stream.hold_together([layer, *(other for other, _ in ahead)], LAYERS_AHEAD):
+                    finish_first()
+                ahead.append((layer, reader.submit(self._begin, layer, pool)))
+            while ahead:
+                finish_first()
+        report("")
         result = ZooStatistics(
             self.zoo.model_names,
             tuple(layers),
@@ -203,20 +230,27 @@ class _Run:
             self.store.finish(result, self.keys)
         return result
 
-    def _layer(self, layer: Layer, pool: ThreadPoolExecutor) -> LayerStatistics:
+    def _begin(self, layer: Layer, pool: ThreadPoolExecutor) -> _Begun:
         hashes = layer.content_hashes()
-        for hasher, digest in zip(self.hashers, hashes, strict=True):
+        key = None
+        if self.store is not None:
+            measurement = self.measurement
+            how = [_version("mergekern"), measurement.backend.name, measurement.top_k, measurement.spectrum_k]
+            key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, how)
+            if (kept := self.store.get(key, measurement.with_spectrum)) is not None:
+                return _Begun(hashes, key, kept)
+        return _Begun(hashes, key, self.measurement.begin(layer, self.zoo, pool))
+
+    def _finish(self, layer: Layer, begun: _Begun) -> LayerStatistics:
+        for hasher, digest in zip(self.hashers, begun.hashes, strict=True):
             hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
-        if self.store is None:
-            return self.measurement.of(layer, self.zoo, pool).without_bases()
-        measurement = self.measurement
-        how = [_version("mergekern"), measurement.backend.name, measurement.top_k, measurement.spectrum_k]
-        key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, how)
-        self.keys.append(key)
-        if (kept := self.store.get(key, measurement.with_spectrum)) is not None:
-            return kept
-        measured = measurement.of(layer, self.zoo, pool)
-        self.store.put(key, measured)
+        if begun.key is not None:
+            self.keys.append(begun.key)
+        if isinstance(begun.found, LayerStatistics):
+            return begun.found
+        measured = self.measurement.finish(begun.found)
+        if self.store is not None and begun.key is not None:
+            self.store.put(begun.key, measured)
         return measured.without_bases()
 
     def _provenance(self) -> dict[str, object]:
@@ -232,6 +266,15 @@ class _Run:
             "dtypes": dtypes,
             "content_hashes": {n: f"xxh3_128:{h.hexdigest()}" for n, h in zip(names, self.hashers, strict=True)},
         }
+
+
+@contextlib.contextmanager
+def _reader() -> Iterator[ThreadPoolExecutor]:
+    reader = ThreadPoolExecutor(1, thread_name_prefix="mergekern-reader")
+    try:
+        yield reader
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -255,24 +298,24 @@ def plan(
     budget = LayerStream(zoo, max_memory).max_memory
     with_spectrum = any(metric.needs == "spectra" for metric in select(metrics))
     threads, models = torch.get_num_threads(), len(zoo.models)
-    total = peak = 0
+    total = held = working = 0
     for tensor in zoo.tensors:
         size = zoo.nbytes(tensor)
         is_split = size > budget
         # Split tensors are read once to hash them, once for the Gram matrix, and twice for each spectrum.
-        passes = 2 if is_split else 1
-        total += size * passes
+        total += size * (2 if is_split else 1)
         widened = any(c.tensors[n].read_dtype != c.tensors[n].dtype for c, n in _stored(zoo, tensor))
-        memory = min(size, budget) if io == "pread" or is_split or widened else 0
+        if io == "pread" or is_split or widened:
+            held += size
         if with_spectrum and tensor.is_matrix:
             shape = (tensor.shape[0], tensor.shape[1])
             if is_split:
                 base_size = zoo.base.tensors[tensor.names[0]].nbytes
                 total += 2 * (size - base_size + models * base_size)
-            memory += min(threads, models) * spectrum_on_cpu.workspace(shape, top_k)
-            memory += 2 * 4 * models * min(top_k, *shape) * (shape[0] + 2 * shape[1])
-        peak = max(peak, memory)
-    return Plan(total, peak)
+            # The vectors of one layer, their stack, and those of the layer that is ahead.
+            vectors = 3 * 4 * models * min(top_k, *shape) * (shape[0] + 2 * shape[1])
+            working = max(working, threads * spectrum_on_cpu.workspace(shape, top_k) + vectors)
+    return Plan(total, min(held, budget) + working)
 
 
 def _stored(zoo: Zoo, tensor: ZooTensor) -> Iterable[tuple[Checkpoint, str]]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from mergekern.checkpoints import Layer, Zoo
+from mergekern.checkpoints import Layer, Zoo, ZooTensor
 from mergekern.errors import NonFiniteError
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
+
+
+class Begun(NamedTuple):
+    """A layer of which the Gram is known and the factorisations are on their way (None where they are not wanted)."""
+
+    tensor: ZooTensor
+    gram: Gram
+    spectra: list[Future[Spectrum]] | None
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ class Measurement:
     spectrum_k: int
     threads: int
 
-    def of(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> LayerStatistics:
-        """Return the statistics of one tensor, with the singular vectors.
+    def begin(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> Begun:
+        """Measure the Gram of one tensor, and submit its factorisations to a pool, one task a model.
 
         Raises:
             NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
@@ -46,10 +55,8 @@ class Measurement:
             del base, tuned
         if not np.isfinite(gram.inner).all():
             raise _non_finite(layer, zoo)
-        spectrum = self._spectrum(layer, models, pool) if self.with_spectrum and layer.tensor.is_matrix else None
-        return LayerStatistics(layer.tensor.name, layer.tensor.shape, gram.inner, gram.squared_distance, spectrum)
-
-    def _spectrum(self, layer: Layer, models: int, pool: ThreadPoolExecutor) -> SpectrumStatistics:
+        if not (self.with_spectrum and layer.tensor.is_matrix):
+            return Begun(layer.tensor, gram, None)
         shape = (layer.tensor.shape[0], layer.tensor.shape[1])
 
         def factorise(model: int) -> Spectrum:
@@ -57,13 +64,21 @@ class Measurement:
                 lambda axis, step: layer.matrix_blocks(model, axis, step), shape, self.top_k, self.spectrum_k
             )
 
-        spectra = list(pool.map(factorise, range(models)))
+        return Begun(layer.tensor, gram, [pool.submit(factorise, model) for model in range(models)])
+
+    def finish(self, begun: Begun) -> LayerStatistics:
+        """Wait for the factorisations, and return the statistics of the tensor, with the singular vectors."""
+        spectra = None if begun.spectra is None else self._overlaps([future.result() for future in begun.spectra])
+        inner, squared_distance = begun.gram
+        return LayerStatistics(begun.tensor.name, begun.tensor.shape, inner, squared_distance, spectra)
+
+    def _overlaps(self, spectra: list[Spectrum]) -> SpectrumStatistics:
         bases = Bases(
             np.stack([s.left_top for s in spectra]),
             np.stack([s.right_top for s in spectra]),
             np.stack([s.right_bottom for s in spectra]),
         )
-        left_top, right_top, right_bottom = pool.map(self.backend.overlap, bases)
+        left_top, right_top, right_bottom = map(self.backend.overlap, bases)
         return SpectrumStatistics(
             np.stack([s.values for s in spectra]),
             np.array([s.rank for s in spectra]),

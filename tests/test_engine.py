@@ -72,13 +72,13 @@ def test_statistics_are_reused_only_while_the_inputs_are_the_same(mixed, tmp_pat
     first = frame(zoo, base, statistics=folder)
     blocks = {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").iterdir()}
     measured = []
-    original = Measurement.of
+    original = Measurement.begin
 
     def counted(self, layer, *arguments):
         measured.append(layer.tensor.name)
         return original(self, layer, *arguments)
 
-    monkeypatch.setattr(Measurement, "of", counted)
+    monkeypatch.setattr(Measurement, "begin", counted)
     pd.testing.assert_frame_equal(frame(zoo, base, statistics=folder), first, check_exact=True)
     assert not measured
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").iterdir()} == blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Real
 
 import torch
@@ -25,6 +25,7 @@ class Layer:
     Attributes:
         tensor: name and shape.
         is_split: whether it is larger than the budget and comes in blocks.
+        nbytes: of weights that reading it holds at a time.
     """
 
     def __init__(self, zoo: Zoo, tensor: ZooTensor, max_memory: int) -> None:
@@ -33,6 +34,7 @@ class Layer:
         self._max_memory = max_memory
         self._element_bytes = [c.tensors[n].read_dtype.itemsize for c, n in self._sources()]
         self.is_split = zoo.nbytes(tensor) > max_memory
+        self.nbytes = min(zoo.nbytes(tensor), max_memory)
         self._held: list[torch.Tensor] | None = None
 
     def release(self) -> None:
@@ -129,6 +131,10 @@ class LayerStream:
 
     def __len__(self) -> int:
         return len(self.zoo.tensors)
+
+    def hold_together(self, layers: Sequence[Layer], most: int) -> bool:
+        """Tell whether the budget allows these layers, and `most` their number, to be read at the same time."""
+        return len(layers) <= most and sum(layer.nbytes for layer in layers) <= self.max_memory
 
     def __iter__(self) -> Iterator[Layer]:
         for tensor in self.zoo.tensors:
