@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint readme clean
+.PHONY: demo test bench lint readme clean
 
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
@@ -12,12 +12,19 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) -m pytest
 
+# Correctness first, then every suite side by side (about 10 minutes); adds rows, and draws them.
+bench: $(VENV)/.installed
+	$(RUN) -m pytest tests/kernels tests/test_golden.py tests/test_oracle.py
+	$(RUN) -m pytest benchmarks --results benchmarks/results
+	$(RUN) -m benchmarks.plots
+	$(RUN) python/make_readme.py
+
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Writes the metric table of the README anew from the catalogue.
+# Writes the tables of the README anew, from the catalogue and from the rows of benchmarks/results.
 readme: $(VENV)/.installed
 	$(RUN) python/make_readme.py
 

@@ -1,68 +1,85 @@
-"""Times of the kernels at ViT-B/16 shapes, against plain torch side by side; each is checked before it is timed.
-
-python -m pytest benchmarks --benchmark-group-by=group
-"""
+"""Times of the kernels at ViT-B/16 shapes, against plain torch and NumPy; each is checked before it is timed."""
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mergekern.kernels import lapack
-from mergekern.kernels.gram import on_cpu as gram_on_cpu
-from mergekern.kernels.gram import reference as gram_reference
-from mergekern.kernels.overlap import on_cpu as overlap_on_cpu
+from benchmarks import counts
+from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.overlap import reference as overlap_reference
-from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 from mergekern.kernels.spectrum import reference as spectrum_reference
 
 MODELS = 20
+ELEMENTS = 3072 * 768
 MATRICES = [(768, 768), (2304, 768), (3072, 768), (768, 3072)]
 THREADS = torch.get_num_threads()
+BEST, NUMPY = dispatch.backends()[0], dispatch.NUMPY
+# By what follows the name of a case.
+BACKENDS = {"": BEST, "/numpy": NUMPY} if BEST is not NUMPY else {"/numpy": NUMPY}
 
 
 def draw(shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def plain_gram(base, tuned, threads=None):
+    delta = torch.stack(tuned).double() - base.double()
+    return delta @ delta.T
+
+
 @pytest.fixture(scope="module")
 def layer():
     """A 3072 × 768 tensor of a base and 20 models, flat."""
-    return [draw(3072 * 768, seed=seed) for seed in range(MODELS + 1)]
+    return [draw(ELEMENTS, seed=seed) for seed in range(MODELS + 1)]
 
 
-@pytest.mark.parametrize("implementation", ["native", "numpy"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_gram(benchmark, layer, implementation, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("implementation", [*BACKENDS, "/torch"])
+def test_gram(benchmark, describe, layer, implementation, dtype):
     base, *tuned = (tensor.to(dtype) for tensor in layer)
-    gram = getattr(gram_on_cpu, implementation)
-    expected = gram_reference.gram(base[:9999], [t[:9999] for t in tuned]).inner
-    np.testing.assert_allclose(gram(base[:9999], [t[:9999] for t in tuned], THREADS).inner, expected, atol=1e-8)
-    benchmark.group = f"gram 20 × 3072×768 {dtype}"
-    benchmark.extra_info["bytes"] = (MODELS + 1) * base.numel() * dtype.itemsize
-    benchmark.extra_info["flops"] = MODELS * (MODELS + 1) * base.numel()
+    gram = BACKENDS[implementation].gram if implementation in BACKENDS else plain_gram
+    if implementation in BACKENDS:
+        np.testing.assert_allclose(gram(base, tuned, THREADS).inner, plain_gram(base, tuned), rtol=1e-10)
+    case = f"kernel/gram/{MODELS}x3072x768/{str(dtype).removeprefix('torch.')}"
+    describe(case + implementation, counts.gram(MODELS, ELEMENTS, dtype.itemsize), group=case)
     benchmark(gram, base, tuned, THREADS)
 
 
-def test_gram_by_torch(benchmark, layer):
-    base, *tuned = layer
-    benchmark.group = "gram 20 × 3072×768 torch.float32"
+@pytest.mark.parametrize("models", [2, 5, 10, 20, 40, 100, 200])
+@pytest.mark.parametrize("implementation", ["", "/torch"])
+def test_gram_growth(benchmark, describe, layer, models, implementation):
+    """With the number of models, at the same total of bytes."""
+    elements = sum(tensor.numel() for tensor in layer) // (models + 1)
+    base, *tuned = torch.cat(layer)[: (models + 1) * elements].view(models + 1, elements)
+    gram = plain_gram if implementation else BEST.gram
+    if not implementation:
+        np.testing.assert_allclose(gram(base, tuned, THREADS).inner, plain_gram(base, tuned), rtol=1e-10)
+    describe(f"kernel/gram/{models}x{elements}{implementation}", counts.gram(models, elements, 4), f"{models} models")
+    benchmark(gram, base, tuned, THREADS)
 
-    def plain():
-        delta = torch.stack(tuned).double() - base.double()
-        return delta @ delta.T
 
-    benchmark(plain)
+def test_gram_of_a_zoo(benchmark, describe, vit_b16):
+    """Of every tensor of 20 models, from mapped files."""
+    models = [load_file(path) for path in vit_b16.models.values()]
+    layers = [(base.flatten(), [m[name].flatten() for m in models]) for name, base in vit_b16.base.items()]
+    base, tuned = layers[0]
+    np.testing.assert_allclose(BEST.gram(base, tuned, THREADS).inner, plain_gram(base, tuned), rtol=1e-10, atol=1e-12)
+    every = counts.gram(len(models), sum(base.numel() for base, _ in layers), layers[0][0].itemsize)
+    describe(f"kernel/gram/{vit_b16.name}x{len(models)}", every)
+    benchmark.pedantic(
+        lambda: [BEST.gram(base, tuned, THREADS) for base, tuned in layers], rounds=3, iterations=1, warmup_rounds=1
+    )
 
 
 @pytest.mark.parametrize("shape", MATRICES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-@pytest.mark.parametrize("how", ["partial eigensolver", "float32 torch SVD"])
-def test_spectrum(benchmark, shape, how):
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_spectrum(benchmark, describe, shape, implementation):
+    """One matrix on each thread, as a run does it; the time of one is that divided by the threads."""
     base, tuned = draw(shape), draw(shape, seed=1)
-    benchmark.group = f"spectrum {shape[0]}×{shape[1]}"
-    if how == "float32 torch SVD":
-        benchmark.extra_info["matrices"] = THREADS
-        benchmark(lambda: [torch.linalg.svd(tuned - base, full_matrices=False) for _ in range(THREADS)])
-        return
+    case = f"kernel/spectrum/{shape[0]}x{shape[1]}"
+    describe(case + implementation, counts.spectrum(shape, 4), group=case, per=THREADS)
+    spectrum = BACKENDS[implementation].spectrum
 
     def blocks(axis, step):
         yield 0, base, tuned
@@ -70,18 +87,37 @@ def test_spectrum(benchmark, shape, how):
     with lapack.single_threaded_pool(THREADS) as pool:
 
         def every_thread():
-            """One matrix on each thread, as a run does it; divide by the threads for the time of one."""
-            return list(pool.map(lambda _: spectrum_on_cpu.spectrum(blocks, shape), range(THREADS)))
+            return list(pool.map(lambda _: spectrum(blocks, shape, 10, 100), range(THREADS)))
 
         found, expected = every_thread()[0], spectrum_reference.spectrum(base, tuned)
-        assert np.linalg.norm(found.right_bottom.T @ expected.right_bottom) ** 2 == pytest.approx(10, abs=1e-4)
-        benchmark.extra_info["matrices"] = THREADS
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-7)
+        for name in ("left_top", "right_top", "right_bottom"):
+            shared = np.linalg.norm(getattr(found, name).T @ getattr(expected, name)) ** 2
+            assert shared == pytest.approx(10, abs=1e-4), name
         benchmark(every_thread)
 
 
-def test_overlap(benchmark):
+@pytest.mark.parametrize("shape", MATRICES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("how", ["torch_svd_float32", "numpy_eigh_float64"])
+def test_spectrum_by_libraries(benchmark, describe, shape, how):
+    """One matrix at a time, on all threads."""
+    base, tuned = draw(shape), draw(shape, seed=1)
+    case = f"kernel/spectrum/{shape[0]}x{shape[1]}"
+    describe(f"{case}/{how}", counts.spectrum(shape, 4), group=case)
+
+    def svd():
+        return torch.linalg.svd(tuned - base, full_matrices=False)
+
+    def eigh():
+        delta = tuned.double().numpy() - base.double().numpy()
+        return np.linalg.eigh(delta @ delta.T if shape[0] < shape[1] else delta.T @ delta)
+
+    benchmark(svd if how == "torch_svd_float32" else eigh)
+
+
+def test_overlap(benchmark, describe):
     rng = np.random.default_rng(0)
     bases = np.stack([np.linalg.qr(rng.standard_normal((3072, 10)))[0] for _ in range(MODELS)]).astype(np.float32)
-    np.testing.assert_allclose(overlap_on_cpu.overlap(bases), overlap_reference.overlap(bases), atol=1e-5)
-    benchmark.extra_info["flops"] = (MODELS * 10) ** 2 * 3072
-    benchmark(overlap_on_cpu.overlap, bases)
+    np.testing.assert_allclose(BEST.overlap(bases), overlap_reference.overlap(bases), atol=1e-5)
+    describe(f"kernel/overlap/{MODELS}x3072x10", counts.overlap(MODELS, 3072))
+    benchmark(BEST.overlap, bases)

@@ -1,49 +1,128 @@
-"""Write the metric table of README.md anew from the catalogue; `--check` only tells whether it is up to date."""
+"""Write the tables of README.md anew: the metrics from the catalogue, the speed from the rows of benchmarks/results.
+
+`--check` only tells whether they are up to date.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
+
+from benchmarks import rows
 from mergekern.metrics import CATALOGUE
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- metrics: begin (python/make_readme.py) -->", "<!-- metrics: end -->"
+PAIRS = 190
+COMPUTE_ALL, ONE_PAIR = "compute_all/vit_b16x20/files", "baseline_pair/vit_b16"
+WITH_EXTENSION = "compute_all/vit_w384_d4x5/files"
+GRAM = "kernel/gram/20x3072x768/float32"
+SQUARE, TALL = "kernel/spectrum/768x768", "kernel/spectrum/3072x768"
+# (what, case, what it is compared with, case of that)
+KERNELS = [
+    ("`gram`, 20 × 3072×768 float32", GRAM, "plain torch", f"{GRAM}/torch"),
+    ("`spectrum`, 768×768", SQUARE, "torch SVD, float32", f"{SQUARE}/torch_svd_float32"),
+    ("`spectrum`, 3072×768", TALL, "torch SVD, float32", f"{TALL}/torch_svd_float32"),
+    ("`overlap`, 20 × 3072×10", "kernel/overlap/20x3072x10", "", ""),
+]
 
 
 def metric_table() -> str:
     """Return the catalogue as a Markdown table."""
-    rows = ["| metric | formula | range | more mergeable |", "|---|---|---|---|"]
+    lines = ["| metric | formula | range | more mergeable |", "|---|---|---|---|"]
     category = None
     for metric in CATALOGUE.values():
         if metric.category != category:
             category = metric.category
-            rows.append(f"| **{category}** | | | |")
+            lines.append(f"| **{category}** | | | |")
         low, high = ("∞" if v == math.inf else "−∞" if v == -math.inf else f"{v:g}" for v in metric.range)
         formula = metric.formula.replace("|", "\\|")
-        rows.append(f"| `{metric.name}` | {formula} | [{low}, {high}] | {metric.more_mergeable} |")
-    return "\n".join(rows)
+        lines.append(f"| `{metric.name}` | {formula} | [{low}, {high}] | {metric.more_mergeable} |")
+    return "\n".join(lines)
 
 
-def with_table(text: str) -> str:
-    """Return the README's text with its metric table made anew."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{metric_table()}\n{END}{after}"
+def speed_table(newest: Mapping[str, rows.Row]) -> str | None:
+    """Return the measured speed as Markdown, or None where a whole run was not measured.
+
+    Args:
+        newest: the last row of each case, on one device.
+    """
+    if not {COMPUTE_ALL, ONE_PAIR} <= newest.keys():
+        return None
+    every, pair = newest[COMPUTE_ALL], newest[ONE_PAIR]
+    factor = PAIRS * _median(pair) / _median(every)
+    lines = [
+        f"On {every['device']} (`make bench`; medians; the ceiling is what the memory or the float64 matrix product "
+        "of this machine allows at best):",
+        "",
+        "| | time | of the ceiling |",
+        "|---|---|---|",
+        f"| `mergekern.compute_all`, {PAIRS} pairs | {_time(every)} | {every['fraction']:.0%} |",
+        "| plain implementation, float32, a full SVD of every matrix for every pair: **one** pair "
+        f"| {_time(pair)} | {pair['fraction']:.1%} |",
+        "",
+        f"that is {factor:.0f} times the speed, extrapolating the plain implementation to {PAIRS} pairs.",
+    ]
+    if {WITH_EXTENSION, f"{WITH_EXTENSION}/numpy"} <= newest.keys():
+        slower = _median(newest[f"{WITH_EXTENSION}/numpy"]) / _median(newest[WITH_EXTENSION])
+        lines[-1] += f" Without the C++ extension a run takes {slower:.1f} times as long (5 models of width 384)."
+    if kernels := [_kernel(newest, *kernel) for kernel in KERNELS if kernel[1] in newest]:
+        lines += ["", "| kernel | time | of the ceiling | compared with |", "|---|---|---|---|", *kernels]
+    lines += ["", "![Time against the number of models](benchmarks/plots/models.svg)"]
+    lines += ["![Time against the width of the model](benchmarks/plots/width.svg)"]
+    return "\n".join(lines)
+
+
+def _kernel(newest: Mapping[str, rows.Row], what: str, case: str, other: str, other_case: str) -> str:
+    row = newest[case]
+    compared = f"{other}: {_time(newest[other_case])}" if other_case in newest else ""
+    return f"| {what} | {_time(row)} | {row['fraction']:.0%} | {compared} |"
+
+
+def _median(row: rows.Row) -> float:
+    return float(row["seconds"]["median"])
+
+
+def _time(row: rows.Row) -> str:
+    seconds = _median(row)
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def with_section(text: str, name: str, body: str) -> str:
+    """Return the README's text with one marked section replaced.
+
+    >>> print(with_section("<!-- a: begin (python/make_readme.py) -->old<!-- a: end -->", "a", "new"))
+    <!-- a: begin (python/make_readme.py) -->
+    new
+    <!-- a: end -->
+    """
+    begin, end = f"<!-- {name}: begin (python/make_readme.py) -->", f"<!-- {name}: end -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"
+
+
+def with_tables(text: str, measured: list[rows.Row]) -> str:
+    """Return the README's text with its tables made anew; the speed stays as it is where nothing was measured."""
+    text = with_section(text, "metrics", metric_table())
+    speed = speed_table(rows.newest_of_one_device(measured, COMPUTE_ALL))
+    return text if speed is None else with_section(text, "speed", speed)
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail if the table is out of date.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a table is out of date.")
 def main(check: bool) -> None:
-    """Write the metric table of README.md anew."""
+    """Write the tables of README.md anew."""
     text = README.read_text("utf-8")
-    if check and text != with_table(text):
-        sys.exit("README.md: the metric table is out of date; run `make readme`")
+    anew = with_tables(text, rows.read())
+    if check and text != anew:
+        sys.exit("README.md: a table is out of date; run `make readme`")
     if not check:
-        README.write_text(with_table(text), "utf-8")
+        README.write_text(anew, "utf-8")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,12 @@ SHAPES = [
     (64, 64),
     (257, 129),
     (129, 513),
+    (2500, 60),
+    (60, 2500),
 ]
 SPECTRA = {
     "linear": lambda r: np.linspace(1, 0.1, r),
+    "nearly flat": lambda r: np.linspace(1.05, 1, r),
     "condition 1e4": lambda r: np.geomspace(1, 1e-4, r),
     "condition 1e5": lambda r: np.geomspace(1, 1e-5, r),
     "power law": lambda r: 1 / np.arange(1, r + 1),

@@ -1,16 +1,64 @@
+import doctest
 import importlib.util
 from pathlib import Path
+
+import pytest
 
 from mergekern.metrics import CATALOGUE
 
 SCRIPT = Path(__file__).parents[2] / "python" / "make_readme.py"
 
 
-def test_metric_table_of_the_readme_is_up_to_date():
+@pytest.fixture(scope="module")
+def script():
     spec = importlib.util.spec_from_file_location("make_readme", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    text = script.README.read_text("utf-8")
-    assert script.with_table(text) == text, "run `make readme`"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def text(script):
+    return script.README.read_text("utf-8")
+
+
+def rows_of(script, seconds, device="abacus"):
+    provenance = {"device": device, "time": "2025-01-01"}
+    rates = script.rows.Rates(bytes=10.0, flops=10.0)
+    return [script.rows.make(case, [median], 10, 10, rates, provenance) for case, median in seconds.items()]
+
+
+def test_examples_in_docstrings(script):
+    assert doctest.testmod(script).failed == 0
+
+
+def test_tables_of_the_readme_are_up_to_date(script, text):
+    assert script.with_tables(text, script.rows.read()) == text, "run `make readme`"
     assert all(f"`{name}`" in text for name in CATALOGUE)
-    assert script.with_table(text.replace("`stable_rank`", "`gone`")) == text
+    assert script.with_tables(text.replace("`stable_rank`", "`gone`"), script.rows.read()) == text
+
+
+def test_speed_stays_where_a_whole_run_was_not_measured(script, text):
+    assert script.with_tables(text, []) == text
+    assert script.with_tables(text, rows_of(script, {script.COMPUTE_ALL: 2.0})) == text
+
+
+def test_speed_table_of_rows(script, text):
+    seconds = {
+        script.COMPUTE_ALL: 2.0,
+        script.ONE_PAIR: 10.0,
+        script.WITH_EXTENSION: 1.0,
+        f"{script.WITH_EXTENSION}/numpy": 1.5,
+        script.GRAM: 0.25,
+        f"{script.GRAM}/torch": 0.5,
+    }
+    earlier = rows_of(script, {case: 100.0 for case in seconds}) + rows_of(script, {script.COMPUTE_ALL: 7.0}, "other")
+    written = script.with_tables(text, earlier + rows_of(script, seconds))
+    speed = written.split("<!-- speed: begin (python/make_readme.py) -->\n")[1].split("<!-- speed: end -->")[0]
+    assert speed.startswith("On abacus ")
+    assert "190 pairs | 2.0 s | 50% |" in speed
+    assert "**one** pair | 10.0 s | 10.0% |" in speed
+    assert "that is 950 times the speed" in speed
+    assert "takes 1.5 times as long" in speed
+    assert "| 250 ms | 400% | plain torch: 500 ms |" in speed
+    assert script.with_tables(written, []) == written

@@ -65,8 +65,7 @@ def spectrum(
         squares[missing] = form.values(missing)
 
     leading = min(max(spectrum_k, k + 1), short)
-    compute_squares(np.arange(min(k + 1, short)))
-    compute_squares(np.arange(short - leading, short))
+    compute_squares(np.union1d(np.arange(min(k + 1, short)), np.arange(short - leading, short)))
     values = np.sqrt(np.maximum(squares[::-1][:leading], 0.0))
 
     bottom = _subspace_size(squares, k)

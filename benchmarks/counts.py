@@ -1,0 +1,62 @@
+"""The least that a case must read and compute, by the formulas of mergekern/kernels/*/__init__.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+TOP_K = 10
+
+
+class Counts(NamedTuple):
+    """Bytes read and float64 operations."""
+
+    bytes: int
+    flops: int
+
+
+def gram(models: int, elements: int, itemsize: int) -> Counts:
+    """Return the counts of one tensor of a base and N models.
+
+    >>> gram(2, 10, 4)
+    Counts(bytes=120, flops=60)
+    """
+    return Counts((models + 1) * elements * itemsize, models * (models + 1) * elements)
+
+
+def spectrum(shape: tuple[int, int], itemsize: int) -> Counts:
+    """Return the counts of one matrix: its Gram matrix and the tridiagonal form of that; the rest is of lower order.
+
+    >>> spectrum((6, 3), 4)
+    Counts(bytes=144, flops=90)
+    """
+    short, long = min(shape), max(shape)
+    return Counts(2 * short * long * itemsize, short**2 * long + 4 * short**3 // 3)
+
+
+def overlap(models: int, length: int, k: int = TOP_K) -> Counts:
+    """Return the counts of N bases of k vectors, float32.
+
+    >>> overlap(2, 100, 1)
+    Counts(bytes=800, flops=400)
+    """
+    return Counts(models * length * k * 4, (models * k) ** 2 * length)
+
+
+def compute_all(base: Mapping[str, torch.Tensor], models: int) -> Counts:
+    """Return the counts of all metrics of a zoo whose models are like `base`: each weight is read once.
+
+    >>> compute_all({"bias": torch.zeros(10)}, 2) == gram(2, 10, 4)
+    True
+    """
+    flops = 0
+    for tensor in base.values():
+        flops += gram(models, tensor.numel(), tensor.itemsize).flops
+        if tensor.dim() == 2:
+            rows, columns = tensor.shape
+            k = min(TOP_K, rows, columns)
+            flops += models * spectrum((rows, columns), tensor.itemsize).flops
+            flops += overlap(models, rows, k).flops + 2 * overlap(models, columns, k).flops
+    return Counts((models + 1) * sum(tensor.nbytes for tensor in base.values()), flops)
