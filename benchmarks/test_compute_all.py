@@ -45,7 +45,7 @@ def run(benchmark, base, models, rounds):
 def test_all_pairs(benchmark, describe, vit_b16):
     models = len(vit_b16.models)
     describe(f"compute_all/{vit_b16.name}x{models}/files", counts.compute_all(vit_b16.base, models))
-    run(benchmark, vit_b16.base_path, vit_b16.models, rounds=3)
+    run(benchmark, vit_b16.base_path, vit_b16.models, rounds=2)
 
 
 def test_one_pair_by_the_baseline(benchmark, describe, vit_b16):

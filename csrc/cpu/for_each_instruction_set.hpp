@@ -5,7 +5,7 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MERGEKERN_X86 1
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 namespace mergekern {
 namespace avx512 {
 #define LANES 8
@@ -16,7 +16,7 @@ namespace avx512 {
 }  // namespace mergekern
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma")
 namespace mergekern {
 namespace avx2 {
 #define LANES 4

@@ -8,7 +8,8 @@ constexpr int kTile = LANES == 8 ? 5 : 3;
 // One decoder for each storage type: LANES values, exact in float64.
 template <typename Element>
 struct Vector {
-  typedef Element Type __attribute__((vector_size(LANES * sizeof(Element)), aligned(sizeof(Element))));
+  // A tensor that a user gives may lie at any address.
+  typedef Element Type __attribute__((vector_size(LANES * sizeof(Element)), aligned(1)));
 };
 typedef Vector<float>::Type Floats;
 typedef Vector<std::uint32_t>::Type Words;
@@ -32,7 +33,7 @@ MERGEKERN_INLINE Lanes widen(Floats x) {
 
 struct FromFloat64 {
   typedef double Stored;
-  Lanes operator()(const double* at) const { return load(at); }
+  Lanes operator()(const double* at) const { return *reinterpret_cast<const Vector<double>::Type*>(at); }
 };
 
 struct FromFloat32 {

@@ -177,7 +177,7 @@ void reduce_to_band(double* matrix, std::size_t stride, std::size_t size, double
     double* block = matrix + start * stride + start + kBand;  // kBand × rows, the panel transposed
     for (std::size_t i = 0; i < rows; ++i)
       for (int c = 0; c < kBand; ++c) v[i * kBand + c] = block[c * stride + i];
-    double r[kBand * kBand];
+    double r[kBand * kBand] = {};
     factor_panel(v, rows, r, t);
     for (int c = 0; c < kBand; ++c)
       for (int i = 0; i < kBand; ++i) block[c * stride + i] = r[i * kBand + c];

@@ -22,8 +22,8 @@ include=$(PYTHONPATH=pybind11 "$python" -m pybind11 --includes)
 $compiler $flags $include -fsanitize=address,undefined -fno-sanitize-recover -shared -fPIC csrc/cpu/*.cpp \
   -o mergekern/_native.so
 
-# The interpreter is not instrumented, so it must load the sanitizer first, and before it the library whose exceptions
-# that watches. Leaks are not looked for: the interpreter ends with memory in use.
+# The interpreter is not instrumented, so it must load the sanitizer first, and at once the library whose exceptions the
+# sanitizer intercepts. Leaks are not looked for: the interpreter ends with memory in use.
 sanitized() {
   LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 MERGEKERN_INSTRUCTION_SET=$set "$python" "$@"

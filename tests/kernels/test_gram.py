@@ -44,6 +44,15 @@ def test_models_of_different_dtypes_and_no_base(gram):
 
 
 @pytest.mark.parametrize("gram", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_tensors_at_odd_addresses(gram, dtype):
+    raw = torch.zeros(1 + 1000 * dtype.itemsize, dtype=torch.uint8)
+    whole = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    raw[1:] = whole.view(torch.uint8)
+    odd = torch.frombuffer(raw.numpy(), dtype=dtype, offset=1)
+    assert np.array_equal(gram(None, [odd, whole]).inner, gram(None, [whole, whole]).inner)
+
+
 def test_slices_of_larger_buffers(gram):
     base, *tuned = (t[3:-5] for t in draw(5000, 4, torch.float16))
     assert_gram(gram(base, tuned, 2), reference.gram(base, tuned), base, tuned)
