@@ -36,3 +36,13 @@ namespace generic {
 #undef MERGEKERN_INLINE
 }  // namespace generic
 }  // namespace mergekern
+
+// MERGEKERN_CHOOSE(OF) is OF(namespace) for the instruction set of this process.
+#ifdef MERGEKERN_X86
+#define MERGEKERN_CHOOSE(OF)                                       \
+  (instruction_set() == InstructionSet::avx512 ? OF(avx512)        \
+   : instruction_set() == InstructionSet::avx2 ? OF(avx2)          \
+                                               : OF(generic))
+#else
+#define MERGEKERN_CHOOSE(OF) OF(generic)
+#endif

@@ -29,15 +29,7 @@ struct Kernels {
   Kernels { set::gram_sums, set::gram_unpack, set::gram_segment, set::squared_distance_segment, set::difference_rows }
 
 const Kernels& kernels() {
-  static const Kernels chosen = [] {
-    switch (instruction_set()) {
-#ifdef MERGEKERN_X86
-      case InstructionSet::avx512: return MERGEKERN_KERNELS(avx512);
-      case InstructionSet::avx2: return MERGEKERN_KERNELS(avx2);
-#endif
-      default: return MERGEKERN_KERNELS(generic);
-    }
-  }();
+  static const Kernels chosen = MERGEKERN_CHOOSE(MERGEKERN_KERNELS);
   return chosen;
 }
 

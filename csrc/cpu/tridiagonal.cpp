@@ -41,15 +41,7 @@ struct Kernels {
   Kernels { set::kShifts, set::reduce_to_band, set::chase, set::undo_chase, set::undo_band, set::count_below }
 
 const Kernels& kernels() {
-  static const Kernels chosen = [] {
-    switch (instruction_set()) {
-#ifdef MERGEKERN_X86
-      case InstructionSet::avx512: return MERGEKERN_KERNELS(avx512);
-      case InstructionSet::avx2: return MERGEKERN_KERNELS(avx2);
-#endif
-      default: return MERGEKERN_KERNELS(generic);
-    }
-  }();
+  static const Kernels chosen = MERGEKERN_CHOOSE(MERGEKERN_KERNELS);
   return chosen;
 }
 
