@@ -26,8 +26,11 @@ from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import MergekernError, OptionError
 from mergekern.kernels import dispatch, lapack
+from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
-from mergekern.measurement import Begun, Measurement
+from mergekern.measurement import Measurement
+from mergekern.measurement.on_cpu import CpuMeasurement
+from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.statistics import LayerStatistics, ZooStatistics
@@ -83,8 +86,9 @@ def compute_all(
         top_k: dimension of the top and bottom singular subspaces.
         spectrum_k: number of leading singular values that are compared.
         per_layer: also give each metric for every tensor alone.
-        device: "auto" or "cpu".
-        max_memory: bytes of weights held at a time; larger tensors are read in blocks. Default 1 GiB.
+        device: "cpu", a CUDA device such as "cuda:1", or "auto": the current CUDA device if its kernels can be had.
+        max_memory: bytes of weights held at a time, on the device if there is one; larger tensors are read in
+            blocks. Default 1 GiB, and on a CUDA device 2/5 of what is free there.
         on_mismatch: "error" reports every tensor that is missing, extra or of another shape; "skip" leaves
             those out and lists them in the table's notes.
         frozen: "exclude" leaves tensors equal to the base out of the averages over layers; "include" counts them
@@ -147,11 +151,11 @@ def measure(
     chosen = select(metrics)
     top_k, spectrum_k = _positive("top_k", top_k), _positive("spectrum_k", spectrum_k)
     backend = dispatch.choose(device)
-    zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
-    stream = LayerStream(zoo, max_memory)
-    store = Store(Path(statistics)) if statistics is not None else None
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
-    measurement = Measurement(backend, with_spectrum, top_k, spectrum_k, torch.get_num_threads())
+    measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory)
+    zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    stream = LayerStream(zoo, measurement.budget if isinstance(measurement, DeviceMeasurement) else max_memory)
+    store = Store(Path(statistics)) if statistics is not None else None
     try:
         return _Run(zoo, measurement, store).measure(stream, progress)
     except MergekernError:
@@ -169,8 +173,18 @@ def _positive(name: str, size: Any) -> int:
     raise OptionError(f"{name} must be a positive integer, not {size!r}")
 
 
-# Layers in flight: enough that the small tensors between two matrices do not leave the pool without work.
-LAYERS_AHEAD = 16
+def _measurement(
+    backend: dispatch.Backend | DeviceBackend,
+    with_spectrum: bool,
+    top_k: int,
+    spectrum_k: int,
+    max_memory: int | None,
+) -> Measurement:
+    what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads())
+    if isinstance(backend, DeviceBackend):
+        fallback = CpuMeasurement(*what, dispatch.backends()[0])
+        return DeviceMeasurement(*what, backend, fallback, max_memory)
+    return CpuMeasurement(*what, backend)
 
 
 class _Begun(NamedTuple):
@@ -178,7 +192,8 @@ class _Begun(NamedTuple):
 
     hashes: list[str]
     key: str | None
-    found: LayerStatistics | Begun
+    found: LayerStatistics | None
+    begun: Any
 
 
 class _Run:
@@ -194,7 +209,7 @@ class _Run:
         self.hashers = [xxhash.xxh3_128() for _ in zoo.checkpoints]
 
     def measure(self, stream: LayerStream, progress: Callable[[Progress], None] | None) -> ZooStatistics:
-        began = time.perf_counter()
+        began, most = time.perf_counter(), self.measurement.layers_ahead
         sizes = [self.zoo.nbytes(tensor) for tensor in self.zoo.tensors]
         layers: list[LayerStatistics] = []
         ahead: deque[tuple[Layer, Future[_Begun]]] = deque()
@@ -205,6 +220,8 @@ class _Run:
                 progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds))
 
         def finish_first() -> None:
+            if self.measurement.in_batches:
+                ahead[-1][1].result()  # a batch is as large as it can be
             layer, begun = ahead.popleft()
             report(layer.tensor.name)
             layers.append(self._finish(layer, begun.result()))
@@ -212,7 +229,7 @@ class _Run:
 
         with lapack.single_threaded_pool(self.measurement.threads) as pool, _reader() as reader:
             for layer in stream:
-                while ahead and not stream.hold_together([layer, *(other for other, _ in ahead)], LAYERS_AHEAD):
+                while ahead and not stream.hold_together([layer, *(other for other, _ in ahead)], most):
                     finish_first()
                 ahead.append((layer, reader.submit(self._begin, layer, pool)))
             while ahead:
@@ -231,24 +248,24 @@ class _Run:
         return result
 
     def _begin(self, layer: Layer, pool: ThreadPoolExecutor) -> _Begun:
-        hashes = layer.content_hashes()
+        hashes = self.measurement.hashes(layer, pool)
         key = None
         if self.store is not None:
             measurement = self.measurement
-            how = [_version("mergekern"), measurement.backend.name, measurement.top_k, measurement.spectrum_k]
+            how = [_version("mergekern"), measurement.name, measurement.top_k, measurement.spectrum_k]
             key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, how)
             if (kept := self.store.get(key, measurement.with_spectrum)) is not None:
-                return _Begun(hashes, key, kept)
-        return _Begun(hashes, key, self.measurement.begin(layer, self.zoo, pool))
+                return _Begun(hashes, key, kept, None)
+        return _Begun(hashes, key, None, self.measurement.begin(layer, self.zoo, pool))
 
     def _finish(self, layer: Layer, begun: _Begun) -> LayerStatistics:
         for hasher, digest in zip(self.hashers, begun.hashes, strict=True):
             hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
         if begun.key is not None:
             self.keys.append(begun.key)
-        if isinstance(begun.found, LayerStatistics):
+        if begun.found is not None:
             return begun.found
-        measured = self.measurement.finish(begun.found)
+        measured = self.measurement.finish(begun.begun)
         if self.store is not None and begun.key is not None:
             self.store.put(begun.key, measured)
         return measured.without_bases()
@@ -261,8 +278,7 @@ class _Run:
         names = [checkpoint.name for checkpoint in self.zoo.checkpoints]
         return {
             "versions": versions(),
-            "device": self.measurement.backend.device,
-            "backend": self.measurement.backend.name,
+            **self.measurement.provenance(),
             "dtypes": dtypes,
             "content_hashes": {n: f"xxh3_128:{h.hexdigest()}" for n, h in zip(names, self.hashers, strict=True)},
         }

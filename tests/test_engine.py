@@ -16,7 +16,7 @@ import mergekern
 from mergekern import OptionError, ZooStatistics
 from mergekern.checkpoints import Layer
 from mergekern.kernels import dispatch
-from mergekern.measurement import Measurement
+from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import CATALOGUE
 from tests.golden.zoo import SPECS, make_zoo
 
@@ -74,13 +74,13 @@ def test_statistics_are_reused_only_while_the_inputs_are_the_same(mixed, tmp_pat
     first = frame(zoo, base, statistics=folder)
     blocks = {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").iterdir()}
     measured = []
-    original = Measurement.begin
+    original = CpuMeasurement.begin
 
     def counted(self, layer, *arguments):
         measured.append(layer.tensor.name)
         return original(self, layer, *arguments)
 
-    monkeypatch.setattr(Measurement, "begin", counted)
+    monkeypatch.setattr(CpuMeasurement, "begin", counted)
     pd.testing.assert_frame_equal(frame(zoo, base, statistics=folder), first, check_exact=True)
     assert not measured
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "blocks").iterdir()} == blocks
@@ -306,7 +306,7 @@ def test_import_is_cheap_and_does_nothing():
 import sys, time, torch
 began = time.process_time()
 import mergekern
-heavy = ("sklearn", "scipy.linalg", "pandas", "pyarrow", "cupy", "rich", "click")
+heavy = ("sklearn", "scipy.linalg", "pandas", "pyarrow", "cupy", "triton", "rich", "click")
 print(time.process_time() - began, [name for name in heavy if name in sys.modules])
 """
     seconds = []

@@ -70,6 +70,10 @@ class Checkpoint(ABC):
         rows, width = tensor.shape
         return torch.stack([self._read_range(tensor, r * width + start, r * width + stop) for r in range(rows)])
 
+    def resident(self, name: str, device: torch.device) -> torch.Tensor | None:
+        """Return a whole tensor if it lies on a device other than the CPU as reads would return it; else None."""
+        return None
+
     def read(self, name: str) -> torch.Tensor:
         """Return a whole tensor in its own shape. The result may share memory with the file: do not write to it."""
         tensor = self.tensors[name]

@@ -171,10 +171,23 @@ class StateDict(Checkpoint):
             row = tensor.count // values.shape[0]
             first = start // row
             values, start, stop = values[first : -(-stop // row)], start - first * row, stop - first * row
-        return values.reshape(-1)[start:stop].cpu()
+        return _on_cpu(values.reshape(-1)[start:stop])
 
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
-        return self._values[tensor.name][:, start:stop].cpu()
+        return _on_cpu(self._values[tensor.name][:, start:stop])
+
+    def resident(self, name: str, device: torch.device) -> torch.Tensor | None:
+        values, tensor = self._values[name], self.tensors[name]
+        is_there = device.type != "cpu" and values.device == device
+        return values if is_there and values.is_contiguous() and tensor.read_dtype == tensor.dtype else None
+
+
+def _on_cpu(values: torch.Tensor) -> torch.Tensor:
+    if values.device.type != "cuda":
+        return values.cpu()
+    # Pinned memory, which torch keeps for the next time, takes copies at the rate of the bus.
+    out = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return out.copy_(values)
 
 
 class _Writeable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 
 import torch
@@ -45,6 +45,16 @@ class Layer:
         if self._held is None:
             self._held = [checkpoint.read(name) for checkpoint, name in self._sources()]
         return self._held
+
+    def tensors(self, device: torch.device) -> list[torch.Tensor]:
+        """Return the whole tensors of the base and of all models, on the device if they lie there, else on the CPU."""
+        resident = [checkpoint.resident(name, device) for checkpoint, name in self._sources()]
+        if all(tensor is None for tensor in resident):
+            return self._whole()
+        return [
+            checkpoint.read(name) if tensor is None else tensor
+            for tensor, (checkpoint, name) in zip(resident, self._sources(), strict=True)
+        ]
 
     def blocks(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
         """Yield (base, [tuned_0, ...]) over ranges of the flattened tensor, all models at a time.
@@ -88,8 +98,10 @@ class Layer:
                     pair.append(checkpoint.read_columns(name, start, stop))
             yield start, pair[0], pair[1]
 
-    def content_hashes(self) -> list[str]:
+    def content_hashes(self, map: Callable[..., Iterable[None]] = map) -> list[str]:
         """Return a hash of dtype, shape and bytes of the tensor: of the base, then of each model.
+
+        `map` may be that of a pool of threads, which then hash the checkpoints side by side.
 
         XXH3 (128 bits), which tells changed files from unchanged ones at memory speed (8.9 GB/s on one core,
         BLAKE2b 0.35); it is no protection against someone who forges a collision.
@@ -98,10 +110,13 @@ class Layer:
         for checkpoint, name in self._sources():
             stored = checkpoint.tensors[name]
             hashers.append(xxhash.xxh3_128(f"{stored.read_dtype}{stored.shape}".encode()))
+
+        def update(hasher: xxhash.xxh3_128, block: torch.Tensor) -> None:
+            hasher.update(block.view(torch.uint8).numpy())
+
         for base, tuned in self.blocks():
-            for hasher, block in zip(hashers, (base, *tuned), strict=True):
-                hasher.update(block.view(torch.uint8).numpy())
-            del base, tuned, block
+            list(map(update, hashers, (base, *tuned)))
+            del base, tuned
         return [hasher.hexdigest() for hasher in hashers]
 
     def _sources(self) -> Iterator[tuple[Checkpoint, str]]:

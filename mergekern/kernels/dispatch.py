@@ -6,6 +6,7 @@ the backend that ran.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,69 +15,74 @@ import torch
 
 from mergekern.errors import OptionError
 from mergekern.kernels import native
+from mergekern.kernels.device_backend import DeviceBackend, cuda_backend
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.gram import on_cpu as gram_on_cpu
 from mergekern.kernels.overlap import on_cpu as overlap_on_cpu
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Backend:
-    """The kernels of one kind of device.
+    """The kernels of the processor, which work on one tensor at a time.
 
     Attributes:
         name: recorded in the provenance of every table.
-        device: "cpu".
         gram: (base, tuned, threads) -> Gram.
         spectrum: (blocks, shape, top_k, spectrum_k) -> Spectrum.
         overlap: (bases) -> (N, N).
     """
 
     name: str
-    device: str
     gram: Callable[[torch.Tensor | None, Sequence[torch.Tensor], int], Gram]
     spectrum: Callable[[spectrum_on_cpu.Blocks, tuple[int, int], int, int], Spectrum]
     overlap: Callable[[np.ndarray], np.ndarray]
 
 
-NUMPY = Backend("numpy", "cpu", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on_cpu.overlap)
+NUMPY = Backend("numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on_cpu.overlap)
 
 
 def backends() -> list[Backend]:
-    """Return the backends that can run here, the best first."""
+    """Return the backends of the processor that can run here, the best first."""
     if native.extension is None:
         return [NUMPY]
     instructions = native.extension.instruction_set()
-    best = Backend(
-        f"native ({instructions})", "cpu", gram_on_cpu.native, spectrum_on_cpu.native, overlap_on_cpu.overlap
-    )
+    best = Backend(f"native ({instructions})", gram_on_cpu.native, spectrum_on_cpu.native, overlap_on_cpu.overlap)
     return [best, NUMPY]
 
 
-def choose(device: str | torch.device = "auto") -> Backend:
+def choose(device: str | torch.device = "auto") -> Backend | DeviceBackend:
     """Return the best backend for a device.
 
     Args:
-        device: "auto", or a device by name.
+        device: "auto" (the current CUDA device if its kernels can be had, else the CPU), or a device by name.
 
     Raises:
         OptionError: the device is not there, or there are no kernels for it.
 
-    >>> choose("cpu").device
-    'cpu'
+    >>> choose("cpu").name == backends()[0].name
+    True
     """
-    available = backends()
     if device == "auto":
-        return available[0]
+        return _automatic()
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError):
-        raise OptionError(f"device {device!r} is not a device name; use 'auto' or 'cpu'") from None
-    found = next((backend for backend in available if backend.device == wanted.type), None)
-    if found is None:
-        why = "no kernels for it in this version"
-        if wanted.type == "cuda" and not torch.cuda.is_available():
-            why = "torch sees no CUDA device here, and this version has no kernels for it"
-        raise OptionError(f"device {str(wanted)!r} cannot be used: {why}; use device='cpu' or 'auto'")
-    return found
+        raise OptionError(f"device {device!r} is not a device name; use 'auto', 'cpu' or 'cuda:0'") from None
+    if wanted.type == "cpu":
+        return backends()[0]
+    if wanted.type == "cuda":
+        return cuda_backend(wanted)
+    raise OptionError(f"device {str(wanted)!r} cannot be used: there are no kernels for it; use device='cpu' or 'auto'")
+
+
+def _automatic() -> Backend | DeviceBackend:
+    if torch.cuda.is_available():
+        try:
+            return cuda_backend(torch.device("cuda", torch.cuda.current_device()))
+        except OptionError as error:
+            logger.warning("%s; running on the CPU", error)
+    return backends()[0]

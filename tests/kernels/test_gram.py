@@ -4,13 +4,23 @@ import torch
 
 from mergekern.kernels import native
 from mergekern.kernels.gram import on_cpu, reference
+from tests.kernels.device import TRITON, there
 from tests.tolerances import GEOMETRY, SUM
+
+
+def on_triton(base, tuned, threads=1):
+    from mergekern.kernels.gram import on_triton
+
+    return on_triton.gram(*there([base]), there(tuned), threads)
+
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 IMPLEMENTATIONS = [
     pytest.param(on_cpu.native, id="native", marks=pytest.mark.skipif(native.extension is None, reason="not built")),
     pytest.param(on_cpu.numpy, id="numpy"),
 ]
+# Where elements and models are few: without a GPU Triton is interpreted. It has more tests in test_gram_on_triton.py.
+AND_TRITON = [*IMPLEMENTATIONS, pytest.param(on_triton, id="triton", marks=TRITON)]
 # (elements, models): below, at and above registers, tiles, chunks and segments.
 SIZES = [(1, 2), (7, 3), (63, 5), (64, 6), (65, 20), (4095, 4), (4097, 23), (131_073, 2), (262_144, 11), (300_001, 1)]
 
@@ -37,13 +47,13 @@ def test_agrees_with_oracle(gram, dtype, count, models):
     assert_gram(gram(base, tuned, 2), reference.gram(base, tuned), base, tuned)
 
 
-@pytest.mark.parametrize("gram", IMPLEMENTATIONS)
+@pytest.mark.parametrize("gram", AND_TRITON)
 def test_models_of_different_dtypes_and_no_base(gram):
     tuned = [draw(1000, 1, dtype, seed)[0] for seed, dtype in enumerate(DTYPES)]
     assert_gram(gram(None, tuned, 1), reference.gram(None, tuned), None, tuned)
 
 
-@pytest.mark.parametrize("gram", IMPLEMENTATIONS)
+@pytest.mark.parametrize("gram", AND_TRITON)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_tensors_at_odd_addresses(gram, dtype):
     raw = torch.zeros(1 + 1000 * dtype.itemsize, dtype=torch.uint8)
@@ -53,7 +63,7 @@ def test_tensors_at_odd_addresses(gram, dtype):
     assert np.array_equal(gram(None, [odd, whole]).inner, gram(None, [whole, whole]).inner)
 
 
-@pytest.mark.parametrize("gram", IMPLEMENTATIONS)
+@pytest.mark.parametrize("gram", AND_TRITON)
 def test_slices_of_larger_buffers(gram):
     base, *tuned = (t[3:-5] for t in draw(5000, 4, torch.float16))
     assert_gram(gram(base, tuned, 2), reference.gram(base, tuned), base, tuned)
@@ -73,7 +83,7 @@ def test_every_bit_pattern_is_decoded_exactly(gram, dtype):
         assert np.array_equal(inner[0, 1:], values.double().numpy())
 
 
-@pytest.mark.parametrize("gram", IMPLEMENTATIONS)
+@pytest.mark.parametrize("gram", AND_TRITON)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_bad_values_are_not_lost(gram, bad):
     base, *tuned = draw(1000, 4, torch.float16)
@@ -101,7 +111,7 @@ def test_distance_of_nearly_identical_models(gram, closeness):
     np.testing.assert_allclose(found.squared_distance, expected.squared_distance, rtol=GEOMETRY / 10)
 
 
-@pytest.mark.parametrize("gram", IMPLEMENTATIONS)
+@pytest.mark.parametrize("gram", AND_TRITON)
 def test_equal_models_have_distance_zero(gram):
     base, tuned = draw(999, 2, torch.float32)
     assert gram(base, [tuned, tuned.clone(), base], 2).squared_distance[0, 1] == 0.0

@@ -14,9 +14,11 @@ matrix, 4/3 s³ for its tridiagonal form, O(s²) for the values, O(s·l·k) for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 # What a float64 Gram matrix resolves, with margin: it holds σ² to 1e-16·σ₁², that is σ to 1e-8·σ₁.
 RANK_TOLERANCE = 1e-7
@@ -38,6 +40,31 @@ class Spectrum(NamedTuple):
     left_top: np.ndarray
     right_top: np.ndarray
     right_bottom: np.ndarray
+
+
+class Stack(NamedTuple):
+    """One matrix of a base and of N models, (m, n) each, on one device in their storage dtypes."""
+
+    base: torch.Tensor
+    tuned: Sequence[torch.Tensor]
+
+
+class DeviceSpectra(NamedTuple):
+    """The spectra of a stack, on its device; see `Spectrum` for what they are.
+
+    Attributes:
+        values: (N, min(spectrum_k, r)) float64.
+        rank: (N,) int64.
+        left_top, right_top, right_bottom: (N, m, k), (N, n, k), (N, n, k) float32.
+        good: (N,) bool, whether every check held.
+    """
+
+    values: torch.Tensor
+    rank: torch.Tensor
+    left_top: torch.Tensor
+    right_top: torch.Tensor
+    right_bottom: torch.Tensor
+    good: torch.Tensor
 
 
 def zero_spectrum(shape: tuple[int, int], top_k: int, spectrum_k: int) -> Spectrum:

@@ -1,4 +1,4 @@
-"""From one tensor of all models to its statistics, by the kernels of a backend."""
+"""Measuring on the processor: the Gram of one tensor at a time, its factorisations in a pool of threads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from mergekern.checkpoints import Layer, Zoo, ZooTensor
-from mergekern.errors import NonFiniteError
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.spectrum import Spectrum
+from mergekern.measurement import Measurement, non_finite
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
+
+# Layers in flight: enough that the small tensors between two matrices do not leave the pool without work.
+LAYERS_AHEAD = 16
 
 
 class Begun(NamedTuple):
@@ -24,29 +27,26 @@ class Begun(NamedTuple):
     spectra: list[Future[Spectrum]] | None
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What is measured, and with what.
+@dataclass
+class CpuMeasurement(Measurement):
+    """See `Measurement`.
 
     Attributes:
         backend: the kernels.
-        with_spectrum: whether matrices are factorised.
-        top_k, spectrum_k: sizes of the subspaces and of the spectra.
-        threads: that a kernel may use.
     """
 
     backend: Backend
-    with_spectrum: bool
-    top_k: int
-    spectrum_k: int
-    threads: int
+
+    name = property(lambda self: self.backend.name)
+    in_batches = property(lambda self: False)
+    layers_ahead = property(lambda self: LAYERS_AHEAD)
+
+    def provenance(self) -> dict[str, object]:
+        """Return "device" and "backend"."""
+        return {"device": "cpu", "backend": self.backend.name}
 
     def begin(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> Begun:
-        """Measure the Gram of one tensor, and submit its factorisations to a pool, one task a model.
-
-        Raises:
-            NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
-        """
+        """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model."""
         models = len(zoo.models)
         gram = Gram(np.zeros((models, models)), np.zeros((models, models)))
         for base, tuned in layer.blocks():
@@ -54,25 +54,27 @@ class Measurement:
             gram = Gram(gram.inner + part.inner, gram.squared_distance + part.squared_distance)
             del base, tuned
         if not np.isfinite(gram.inner).all():
-            raise _non_finite(layer, zoo)
+            raise non_finite(layer, zoo)
         if not (self.with_spectrum and layer.tensor.is_matrix):
             return Begun(layer.tensor, gram, None)
+        spectra = [pool.submit(self.factorise, layer, model) for model in range(models)]
+        return Begun(layer.tensor, gram, spectra)
+
+    def factorise(self, layer: Layer, model: int) -> Spectrum:
+        """Return the spectrum of the task matrix of one model."""
         shape = (layer.tensor.shape[0], layer.tensor.shape[1])
-
-        def factorise(model: int) -> Spectrum:
-            return self.backend.spectrum(
-                lambda axis, step: layer.matrix_blocks(model, axis, step), shape, self.top_k, self.spectrum_k
-            )
-
-        return Begun(layer.tensor, gram, [pool.submit(factorise, model) for model in range(models)])
+        return self.backend.spectrum(
+            lambda axis, step: layer.matrix_blocks(model, axis, step), shape, self.top_k, self.spectrum_k
+        )
 
     def finish(self, begun: Begun) -> LayerStatistics:
         """Wait for the factorisations, and return the statistics of the tensor, with the singular vectors."""
-        spectra = None if begun.spectra is None else self._overlaps([future.result() for future in begun.spectra])
+        spectra = None if begun.spectra is None else self.overlaps([future.result() for future in begun.spectra])
         inner, squared_distance = begun.gram
         return LayerStatistics(begun.tensor.name, begun.tensor.shape, inner, squared_distance, spectra)
 
-    def _overlaps(self, spectra: list[Spectrum]) -> SpectrumStatistics:
+    def overlaps(self, spectra: list[Spectrum]) -> SpectrumStatistics:
+        """Return the statistics of the spectra of one tensor of all models."""
         bases = Bases(
             np.stack([s.left_top for s in spectra]),
             np.stack([s.right_top for s in spectra]),
@@ -88,15 +90,3 @@ class Measurement:
             k=bases.left_top.shape[2],
             bases=bases,
         )
-
-
-def _non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:
-    counts = [0] * len(zoo.checkpoints)
-    for base, tuned in layer.blocks():
-        for index, values in enumerate((base, *tuned)):
-            counts[index] += int((~values.double().isfinite()).sum())
-    found = "; ".join(f"{count} in {c.name!r}" for c, count in zip(zoo.checkpoints, counts, strict=True) if count)
-    return NonFiniteError(
-        f"tensor {layer.tensor.name!r} holds NaN or infinite values: {found or 'its task vectors overflow float64'}. "
-        "Repair or leave out those checkpoints."
-    )

@@ -1,0 +1,266 @@
+"""What the cases of a device run share: sizes, the clock, correctness before time, and a journal of what came out.
+
+The journal is a file, so that groups of cases may run in processes of their own: a kernel that breaks the device then
+breaks one group only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+
+from benchmarks import rows
+from benchmarks.counts import Counts
+from benchmarks.vit_zoo import OWN_RANK, SHARED_RANK, vit_shapes
+from mergekern.kernels.device_backend import DeviceBackend
+
+# For each case: long enough for a median, short enough for all of them.
+SECONDS = 0.4
+ROUNDS = (5, 50)
+# Of `torch.cuda._sleep`; twice as long on a slower clock does no harm.
+CYCLES_PER_SECOND = 2e9
+
+
+class Sizes(NamedTuple):
+    """How large the cases are: models, width and depth of the ViT, stacks of matrices, side of a product, bytes."""
+
+    models: int
+    width: int
+    depth: int
+    stacks: int
+    product: int
+    copy: int
+
+    @property
+    def zoo(self) -> str:
+        """What cases call the zoo.
+
+        >>> FULL.zoo, SMALL.zoo
+        ('vit_b16x20', 'vit_w24_d1x3')
+        """
+        shape = "b16" if (self.width, self.depth) == (768, 12) else f"w{self.width}_d{self.depth}"
+        return f"vit_{shape}x{self.models}"
+
+
+# Every input of a kernel is larger than the cache of the device, so that no round finds it there.
+FULL = Sizes(20, 768, 12, stacks=12, product=8192, copy=2 << 30)
+SMALL = Sizes(3, 24, 1, stacks=1, product=64, copy=1 << 16)
+
+
+class Clock:
+    """Times functions on a device, whose work is done when they return or later.
+
+    Args:
+        device: with CUDA events on a GPU; elsewhere once, to have a number.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+
+    def device(self, function: Callable[[], object]) -> tuple[list[float], float]:
+        """Return seconds of the device in each round, and seconds that queueing a round takes the host.
+
+        The device first waits for as long as the host needs, so that it never waits for the host in between.
+        """
+        if not self._is_cuda:
+            return self.wall(function, 1), 0.0
+        function()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        function()
+        host = time.perf_counter() - began
+        torch.cuda.synchronize()
+        rounds = int(min(ROUNDS[1], max(ROUNDS[0], SECONDS / (time.perf_counter() - began))))
+        samples = []
+        for _ in range(rounds):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(int(1.5 * host * CYCLES_PER_SECOND))
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+            samples.append(start.elapsed_time(end) / 1e3)
+        return samples, host
+
+    def wall(self, function: Callable[[], object], rounds: int) -> list[float]:
+        """Return seconds from the call until all is done, in each round."""
+        samples = []
+        for _ in range(rounds if self._is_cuda else 1):
+            began = time.perf_counter()
+            function()
+            if self._is_cuda:
+                torch.cuda.synchronize()
+            samples.append(time.perf_counter() - began)
+        return samples
+
+
+class Journal:
+    """What came out so far, a line of JSON each: of kind "rate", "row", "failed", "skipped" or "note"."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, kind: str, **content: Any) -> None:
+        """Append a line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **content}) + "\n")
+
+    def read(self, kind: str) -> list[dict[str, Any]]:
+        """Return the lines of one kind, the oldest first."""
+        lines = self._path.read_text("utf-8").splitlines() if self._path.exists() else []
+        return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+@dataclass
+class Session:
+    """One run, or one group of its cases.
+
+    Attributes:
+        backend: the kernels, on the device that is measured.
+        sizes: of the cases.
+        journal: what came out.
+        results: folder to append rows to; None for nowhere.
+        suite: name of the file there.
+        provenance: of every row.
+        deadline: time.time() at which no further case is begun.
+        only: beginnings of the cases that are wanted; none for all.
+        seed: of the inputs, which are new in every run.
+    """
+
+    backend: DeviceBackend
+    sizes: Sizes
+    journal: Journal
+    results: Path | None
+    suite: str
+    provenance: dict[str, Any]
+    deadline: float
+    only: Sequence[str]
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.device = self.backend.device
+        self.clock = Clock(self.device)
+
+    def wants(self, name: str) -> bool:
+        """Tell whether a case, or any case of a group, is to be measured."""
+        return not self.only or any(name.startswith(each) or each.startswith(name) for each in self.only)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Print and note what fails, and go on."""
+        try:
+            yield
+        except Exception:
+            click.echo(f"FAILED {name}\n{traceback.format_exc()}")
+            self.journal.add("failed", case=name)
+
+    def begins(self, case: str) -> bool:
+        """Tell whether to measure a case, and say so if it is left out for time."""
+        if not self.wants(case):
+            return False
+        if time.time() < self.deadline:
+            return True
+        click.echo(f"skipped {case}: out of time")
+        self.journal.add("skipped", case=case)
+        return False
+
+    def measure(
+        self,
+        case: str,
+        work: Counts,
+        run: Callable[[], Any],
+        check: Callable[[Any], None] | None = None,
+        *,
+        bytes_rate: str = "copy",
+        flops_rate: str = "gemm_float64",
+    ) -> None:
+        """Check what a function gives, in memory full of NaN; then time it on the device."""
+        if self.begins(case):
+            with self.step(case):
+                if check is not None:
+                    with poisoned_memory():
+                        found = run()
+                    check(found)
+                    del found
+                samples, host = self.clock.device(run)
+                self.add_row(case, samples, work, host, bytes_rate=bytes_rate, flops_rate=flops_rate)
+
+    def add_row(
+        self,
+        case: str,
+        samples: Sequence[float],
+        work: Counts,
+        host: float = 0.0,
+        *,
+        bytes_rate: str = "copy",
+        flops_rate: str = "gemm_float64",
+    ) -> None:
+        """Write the row of a case; rates are named as in the journal, and unknown ones are no ceiling."""
+        known = {line["name"]: line["rate"] for line in self.journal.read("rate")}
+        rates = rows.Rates(known.get(bytes_rate, float("inf")), known.get(flops_rate, float("inf")))
+        row = rows.make(case, samples, work.bytes, work.flops, rates, self.provenance)
+        self.journal.add("row", row=row, host=host)
+        if self.results is not None:
+            rows.append(row, self.suite, self.results)
+        click.echo(f"{case}: {1e3 * row['seconds']['median']:.3f} ms")
+
+    def generator(self, stream: int) -> torch.Generator:
+        """Return a generator on the device, its own for each stream."""
+        return torch.Generator(self.device).manual_seed(self.seed * 1000 + stream)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the tensors of the zoo."""
+        return vit_shapes(self.sizes.width, self.sizes.depth)
+
+    def checkpoints(
+        self, shapes: dict[str, tuple[int, ...]], models: int
+    ) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+        """Return a base and models on the device, of the spectra that those of benchmarks/vit_zoo.py have."""
+        random = self.generator(0)
+        base = {name: 0.02 * self._noise(shape, random) for name, shape in shapes.items()}
+        shared = {name: self._low_rank(shape, SHARED_RANK, random) for name, shape in shapes.items()}
+        zoo = []
+        for model in range(models):
+            delta = {
+                name: 0.3 * self._noise(shape, random) + 0.8 * shared[name] + self._low_rank(shape, OWN_RANK, random)
+                for name, shape in shapes.items()
+            }
+            zoo.append({name: base[name] + 2e-4 * (1 + model / 20) * delta[name] for name in shapes})
+        return base, zoo
+
+    def _noise(self, shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
+        return torch.randn(shape, device=self.device, generator=random)
+
+    def _low_rank(self, shape: tuple[int, ...], rank: int, random: torch.Generator) -> torch.Tensor | float:
+        if len(shape) != 2:
+            return 0.0
+        left = self._noise((shape[0], rank), random) * torch.logspace(0, -1, rank, device=self.device)
+        return left @ self._noise((rank, shape[1]), random) / rank**0.5
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill new memory with NaN, and with the largest integers, so that what a kernel leaves unwritten is found."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # that this also fills memory is what counts here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def expect_small(what: str, error: torch.Tensor | float, tolerance: float) -> None:
+    """Raise AssertionError unless an error is small; NaN is not."""
+    if not float(error) <= tolerance:
+        raise AssertionError(f"{what} is off by {float(error):.2e}; {tolerance:.0e} is allowed")

@@ -1,0 +1,124 @@
+"""The kernels of a GPU as one backend, and the reasons why there may be none."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mergekern.errors import OptionError
+from mergekern.kernels.cuda_module import CudaModule, RawCudaModule
+from mergekern.kernels.spectrum import DeviceSpectra, Stack
+
+# The first with tensor cores for float64, which the Triton kernels are written for.
+CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class DeviceBackend:
+    """The kernels for batches of tensors on one device. They are queued on the current stream, and return at once.
+
+    Attributes:
+        name: recorded in the provenance of every table.
+        description: of the device, likewise.
+        device: where the tensors are.
+        multiprocessors: of the device.
+        module: the CUDA C++ kernels.
+    """
+
+    name: str
+    description: str
+    device: torch.device
+    multiprocessors: int
+    module: CudaModule
+
+    def free_memory(self) -> int:
+        """Return the bytes that are free on the device, those that torch keeps for reuse included."""
+        if self.device.type != "cuda":
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+    def inner_products(self, layers: Sequence[Sequence[torch.Tensor | None]]) -> torch.Tensor:
+        """See mergekern.kernels.gram.on_triton."""
+        from mergekern.kernels.gram import on_triton
+
+        return on_triton.inner_products(layers)
+
+    def squared_distances(self, tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """See mergekern.kernels.gram.on_triton."""
+        from mergekern.kernels.gram import on_triton
+
+        return on_triton.squared_distances(tuned, pairs)
+
+    def spectra(self, stacks: Sequence[Stack], top_k: int, spectrum_k: int) -> list[DeviceSpectra]:
+        """See mergekern.kernels.spectrum.on_cuda."""
+        from mergekern.kernels.spectrum import on_cuda
+
+        return on_cuda.spectra(stacks, top_k, spectrum_k, self.module)
+
+    def spectrum_workspace(self, shape: tuple[int, int], top_k: int) -> int:
+        """See mergekern.kernels.spectrum.on_cuda."""
+        from mergekern.kernels.spectrum import on_cuda
+
+        return on_cuda.workspace(shape, top_k)
+
+    def overlap(self, bases: torch.Tensor) -> torch.Tensor:
+        """See mergekern.kernels.overlap.on_triton."""
+        from mergekern.kernels.overlap import on_triton
+
+        return on_triton.overlap(bases)
+
+
+@functools.cache
+def cuda_backend(device: torch.device) -> DeviceBackend:
+    """Return the backend of a CUDA device, with its kernels compiled or taken from CuPy's cache.
+
+    Raises:
+        OptionError: it cannot be had, with the reason and the remedy.
+    """
+    if torch.version.cuda is None:
+        raise _unusable(device, f"torch {torch.__version__} is built without CUDA; install a build with it")
+    if not torch.cuda.is_available():
+        raise _unusable(device, f"torch sees no CUDA device: {_why_no_cuda()}")
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= count:
+        there = ", ".join(f"'cuda:{i}' ({torch.cuda.get_device_name(i)})" for i in range(count))
+        raise _unusable(device, f"there are {count} CUDA devices here: {there}")
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    if capability < CAPABILITY:
+        raise _unusable(
+            device, f"{properties.name} has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
+        )
+    try:
+        import triton
+    except ImportError as error:
+        raise _unusable(device, f"Triton cannot be imported ({error}); `pip install triton`") from error
+    try:
+        module = RawCudaModule(torch.device("cuda", index))
+    except OptionError as error:
+        raise _unusable(device, str(error)) from error
+    return DeviceBackend(
+        f"triton {triton.__version__}, cuda {torch.version.cuda} (sm_{capability[0]}{capability[1]})",
+        f"cuda:{index} ({properties.name})",
+        torch.device("cuda", index),
+        properties.multi_processor_count,
+        module,
+    )
+
+
+def _why_no_cuda() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "its driver reports none"
+
+
+def _unusable(device: torch.device, why: str) -> OptionError:
+    return OptionError(f"device {str(device)!r} cannot be used: {why}; or use device='cpu' or 'auto'")

@@ -1,0 +1,180 @@
+"""`sketch` by Triton: one launch for all matrices; differences, and Ω, only ever in registers.
+
+A program makes one tile of one result and walks the whole inner dimension, in order: nothing is added atomically, and
+the bits do not depend on the run or on the other matrices. Error of an entry of Y relative to Σ|τ_ik·V_kj|:
+
+- float64 (default): exact difference, products and sums in float64 on tensor cores. About 1e-16.
+- tf32x3: difference and V rounded to float32, three TF32 products in place of one in float32, summed in float32 within
+  a tile and in float64 across tiles. Each product is good to about 4e-7. Storage of at most 32 bits.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from mergekern.kernels.triton_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
+
+Precision = Literal["float64", "tf32x3"]
+
+# A tile of the result, of at most this many rows and columns, takes 64 registers of each of 128 threads for its sums.
+ROWS = 64
+COLUMNS = 64
+# One line of memory of a row of float32 at a time; 136 registers and 64 KiB of shared memory, so that three programs
+# share a multiprocessor.
+INNER = 32
+WARPS = 4
+STAGES = 3
+DRAW_TILE = 1024
+
+
+def sketch(
+    pairs: Sequence[tuple[torch.Tensor | None, torch.Tensor]],
+    vectors: torch.Tensor | None,
+    *,
+    transpose: bool = False,
+    columns: int = 0,
+    seed: int = 0,
+    precision: Precision = "float64",
+) -> torch.Tensor:
+    """Return (tuned − base) V of every pair, or (tuned − base)ᵀ V, (B, m or n, q) float64 on their device.
+
+    Nothing waits for the device. Pairs of several storage dtypes are copied to float32 or float64 first.
+
+    Args:
+        pairs: (base or None for zero, tuned), contiguous matrices of one shape.
+        vectors: V, (B, n, q) float64, (B, m, q) for the transpose; None for Ω, as `omega` gives it.
+        transpose: multiply by the transpose.
+        columns: width q of Ω.
+        seed: of Ω.
+        precision: see the module's docstring.
+    """
+    shape = pairs[0][1].shape
+    given = [tensor for pair in pairs for tensor in pair]
+    if any(tensor.shape != shape or not tensor.is_contiguous() for tensor in given if tensor is not None):
+        raise ValueError("sketch needs contiguous matrices of one shape")
+    wide = of_one_dtype(given)
+    some = wide[1]
+    assert some is not None
+    if precision == "tf32x3" and some.dtype == torch.float64:
+        raise ValueError("precision='tf32x3' needs storage of at most 32 bits, not float64")
+    height, inner = reversed(shape) if transpose else shape
+    width = columns if vectors is None else vectors.shape[2]
+    if vectors is not None and (
+        vectors.shape != (len(pairs), inner, width) or vectors.dtype != torch.float64 or not vectors.is_contiguous()
+    ):
+        raise ValueError(f"vectors must be contiguous float64 ({len(pairs)}, {inner}, q), not {tuple(vectors.shape)}")
+
+    pointers = np.array(addresses(wide), dtype=np.int64).reshape(-1, 2)
+    [pointers_there] = to_device([pointers], some.device)
+    out = torch.empty((len(pairs), height, width), dtype=torch.float64, device=some.device)
+    tile_columns = min(COLUMNS, max(16, triton.next_power_of_2(width)))
+    programs = len(pairs) * triton.cdiv(height, ROWS) * triton.cdiv(width, tile_columns)
+    if programs:
+        with torch.cuda.device_of(out):
+            _sketch[(programs,)](
+                pointers_there,
+                out if vectors is None else vectors,
+                out,
+                *shape,
+                width,
+                seed,
+                STORAGE=STORAGE[some.dtype],
+                ALIGNED=not (pointers % ALIGNMENT).any(),
+                TRANSPOSE=transpose,
+                DRAW=vectors is None,
+                EXACT=precision == "float64",
+                ROWS=ROWS,
+                INNER=INNER,
+                COLUMNS=tile_columns,
+                num_warps=WARPS,
+                num_stages=STAGES,
+                enable_fp_fusion=True,
+            )
+    return out
+
+
+def omega(rows: int, columns: int, seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return the Ω that `sketch` draws in registers, (rows, columns) float64."""
+    out = torch.empty((rows, columns), dtype=torch.float64, device=device)
+    if out.numel():
+        grid = (triton.cdiv(out.numel(), DRAW_TILE),)
+        with torch.cuda.device_of(out):
+            _omega[grid](out, out.numel(), seed, TILE=DRAW_TILE, num_warps=WARPS, enable_fp_fusion=True)
+    return out
+
+
+@triton.jit(do_not_specialize=["rows", "seed"])
+def _sketch(
+    addresses,
+    vectors,
+    out,
+    rows,
+    columns,
+    width,
+    seed,
+    STORAGE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    TRANSPOSE: tl.constexpr,
+    DRAW: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    INNER: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write a tile of (tuned − base) V: its columns vary fastest along the grid, then its rows, then the matrices."""
+    WIDE: tl.constexpr = tl.float64 if EXACT else tl.float32
+    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
+    height = columns if TRANSPOSE else rows
+    inner = rows if TRANSPOSE else columns
+    column_tiles = tl.cdiv(width, COLUMNS)
+    row_tiles = tl.cdiv(height, ROWS)
+    program = tl.program_id(0)
+    column = (program % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    first_row = (program // column_tiles % row_tiles) * ROWS
+    matrix = (program // column_tiles // row_tiles).to(tl.int64)
+    base_address = tl.load(addresses + 2 * matrix)
+    base = base_address.to(tl.pointer_type(STORAGE))
+    tuned = tl.load(addresses + 2 * matrix + 1).to(tl.pointer_type(STORAGE))
+    if ALIGNED:
+        base = tl.multiple_of(base, 16)
+        tuned = tl.multiple_of(tuned, 16)
+    has_base = tl.full((1, 1), base_address, tl.int64) != 0
+    vectors += matrix * inner * width
+    # The transpose makes its tile lying down, as Vᵀ·τ: rows of τ are then read as they lie, by wide loads.
+    total = tl.full((COLUMNS, ROWS) if TRANSPOSE else (ROWS, COLUMNS), 0.0, tl.float64)
+    for first in range(0, inner, INNER):
+        upright = first + tl.arange(0, INNER)[:, None]
+        if DRAW:
+            some = tl.randn(seed, upright.to(tl.int64) * width + column).to(WIDE)
+        else:
+            inside = (upright < inner) & (column < width)
+            some = tl.load(vectors + upright.to(tl.int64) * width + column, mask=inside, other=0.0).to(WIDE)
+        if TRANSPOSE:
+            i = upright
+            j = first_row + tl.arange(0, ROWS)[None, :]
+        else:
+            i = first_row + tl.arange(0, ROWS)[:, None]
+            j = first + tl.arange(0, INNER)[None, :]
+        inside = (i < rows) & (j < columns)
+        offset = i.to(tl.int64) * columns + j
+        delta = tl.load(tuned + offset, mask=inside, other=0.0).to(WIDE)
+        delta -= tl.load(base + offset, mask=inside & has_base, other=0.0).to(WIDE)
+        a = tl.trans(some) if TRANSPOSE else delta
+        b = delta if TRANSPOSE else some
+        total += tl.dot(a, b, input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)
+    if TRANSPOSE:
+        total = tl.trans(total)
+    row = first_row + tl.arange(0, ROWS)[:, None]
+    here = out + (matrix * height + row) * width + column
+    tl.store(here, total, mask=(row < height) & (column < width))
+
+
+@triton.jit(do_not_specialize=["count", "seed"])
+def _omega(out, count, seed, TILE: tl.constexpr):
+    """Write normal numbers by their counters, which are the offsets in the matrix."""
+    offset = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    tl.store(out + offset, tl.randn(seed, offset).to(tl.float64), mask=offset < count)

@@ -1,0 +1,386 @@
+"""`spectrum` on a GPU: all matrices of one short side at once, by the same direct method as on the CPU.
+
+The Gram matrices of the short side go from dense to a band (products of matrices), to tridiagonal form (one block of
+threads each, the band in shared memory); bisection gives the eigenvalues, inverse iteration the vectors of a window of
+4·k at either end. Within a window the matrix itself is resolved: its product with the window, QR, one-sided Jacobi.
+
+A direct method does not depend on gaps in the spectrum, which the bottom vectors of noise do not have; and once it has
+been paid for, the leading values and vectors cost next to nothing, so that no Krylov iteration is run for them.
+
+Everything is queued on the current stream without waiting for it. Results are checked as they are made; what fails is
+marked, and redone on the CPU by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from mergekern.kernels.cuda_module import CudaModule
+from mergekern.kernels.sketch.on_triton import sketch
+from mergekern.kernels.spectrum import RANK_TOLERANCE, DeviceSpectra, Stack
+
+# Of csrc/cuda/chase.cu.
+BAND = 16
+COLUMN = 2 * BAND + 1
+WARP = 32
+# Threads of a block, at most what the kernels are bounded to.
+FEW_THREADS, THREADS, MANY_THREADS, MOST_THREADS = 128, 256, 512, 1024
+CHASE_WARPS = 24
+UNDO_TILE = 8
+# The window of vectors that is resolved is this much larger than the subspace asked for, so that its gap to the rest is
+# wider than the error of a float64 Gram matrix (the CPU's WIDEN).
+WIDEN = 4
+# Elements of float64 differences that are in memory at a time: 1 GiB.
+DELTA_BLOCK = 1 << 27
+JACOBI_SWEEPS = 30
+# What a healthy result is far below (1e-14): orthogonality, and residuals relative to the norm of the Gram matrix.
+FAULT = 1e-11
+
+
+def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaModule) -> list[DeviceSpectra]:
+    """Return the spectra of stacks of matrices that all have the same short side, in their order."""
+    stacks = [_widened(stack) for stack in stacks]
+    short = min(stacks[0].base.shape)
+    k, window = min(top_k, short), min(WIDEN * top_k, short)
+    sizes = [len(stack.tuned) for stack in stacks]
+    grams = _gram_matrices(stacks, short)
+    peak = grams.diagonal(dim1=1, dim2=2).amax(1)
+    # Powers of two, so that scaling is exact; reflectors square the elements.
+    exponent = torch.frexp(peak).exponent
+    grams *= torch.ldexp(torch.ones_like(peak), -exponent)[:, None, None]
+    trace = grams.diagonal(dim1=1, dim2=2).sum(1)
+    frobenius = torch.linalg.vector_norm(grams, dim=(1, 2))
+
+    form = _Tridiagonal(grams, short, module)
+    del grams
+    good = (form.diagonal.sum(1) - trace).abs() <= FAULT * trace
+    good &= (form.frobenius() - frobenius).abs() <= FAULT * frobenius
+    leading = max(min(spectrum_k, short), window)
+    squares_top = form.values(torch.arange(short - 1, short - 1 - leading, -1))
+    squares_bottom = form.values(torch.arange(window))
+    rank = short - form.count_below(RANK_TOLERANCE**2 * squares_top[:, 0])
+    top = form.vectors(squares_top[:, :window])
+    bottom = form.vectors(squares_bottom)
+    del form
+
+    # The matrices are scaled to a largest value of about 1 by scaling the vectors that they are multiplied with.
+    half = exponent.div(2, rounding_mode="floor")
+    values = squares_top[:, : min(spectrum_k, short)].clamp(min=0.0).sqrt()
+    values = torch.ldexp(values * torch.where(exponent % 2 == 1, 2.0**0.5, 1.0)[:, None], half[:, None])
+    scale = torch.ldexp(torch.ones_like(peak), -half)[:, None, None]
+    results = []
+    for stack, part in zip(stacks, _parts(sizes), strict=True):
+        adjusted = torch.where(exponent[part] % 2 == 1, 2.0, 1.0)[:, None]
+        both = torch.cat([top[part], bottom[part]], dim=2) * scale[part]
+        projected = _multiply(stack, both, to_long=True)
+        ends = []
+        for vectors, product, squares in (
+            (top[part], projected[..., :window], squares_top[part, :window]),
+            (bottom[part], projected[..., window:], squares_bottom[part].flip(1)),
+        ):
+            end = _resolve(vectors, product, module)
+            good[part] &= (end.values.square() - adjusted * squares).abs().amax(1) <= FAULT
+            ends.append(end)
+        resolved_top, resolved_bottom = ends[0].columns(slice(k)), ends[1].columns(slice(window - k, window))
+        for end in (resolved_top, resolved_bottom):
+            good[part] &= _orthonormal(end.short) & _orthonormal(end.long)
+            # The residuals of Δ·v = σ·u and Δᵀ·Δ·v = σ²·v.
+            good[part] &= _small(end.product - end.long * end.values[:, None, :])
+            back = _multiply(stack, end.product * scale[part], to_long=False)
+            good[part] &= _small(back - end.short * end.values.square()[:, None, :])
+        results.append(_assemble(stack, resolved_top, resolved_bottom, values[part], rank[part], good[part]))
+    return results
+
+
+def workspace(shape: tuple[int, int], top_k: int) -> int:
+    """Return the bytes of a device that one matrix of a batch takes while it is factorised."""
+    short, long = min(shape), max(shape)
+    padded, window = -(-short // BAND) * BAND, min(WIDEN * top_k, short)
+    # Its difference, Gram matrix and copy of the trailing part; panels, reflectors; room for the vectors of a window
+    # and its elimination; products, their reflectors and the resolved vectors of both windows.
+    matrices = min(short * long, DELTA_BLOCK) + 2 * padded**2 + 2 * (padded**2 // 2) + short * long // 64
+    return 8 * (matrices + 8 * short * window + 8 * long * window + (short + BAND) * COLUMN)
+
+
+class _End(NamedTuple):
+    """Singular triplets at one end of the spectrum: (N, s, c), (N, l, c), (N, c), and the product Δ·short."""
+
+    short: torch.Tensor
+    long: torch.Tensor
+    values: torch.Tensor
+    product: torch.Tensor
+
+    def columns(self, which: slice) -> _End:
+        return _End(self.short[..., which], self.long[..., which], self.values[:, which], self.product[..., which])
+
+
+class _Tridiagonal:
+    """The tridiagonal forms of symmetric matrices (batch, padded, padded), scaled to a norm of about 1.
+
+    Eigenvalues come and go in the scale of the matrices that were given.
+    """
+
+    def __init__(self, matrices: torch.Tensor, size: int, module: CudaModule) -> None:
+        self._module, self._size = module, size
+        self._batch = len(matrices)
+        self._panels = _reduce_to_band(matrices, module)
+        self._steps = -(-(size - 1) // BAND)
+        diagonal, off_diagonal = matrices.new_empty(2, self._batch, size)
+        self._reflectors = matrices.new_empty(self._batch, size * (size - 1) // 2)
+        self._taus = matrices.new_empty(self._batch, size, max(self._steps, 1))
+        warps = max(1, min(CHASE_WARPS, -(-self._steps // 2)))
+        band = (size + BAND) * COLUMN
+        in_shared = 8 * band <= module.shared_limit
+        workspace = matrices.new_empty(0 if in_shared else self._batch, band)
+        module.launch(
+            "chase",
+            (self._batch, 1),
+            WARP * warps,
+            [matrices, workspace, diagonal, off_diagonal, self._reflectors, self._taus, matrices.shape[1], size,
+             max(2, -(-self._steps // warps)), int(in_shared)],
+            8 * band if in_shared else 0,
+        )  # fmt: skip
+        self.diagonal, self.off_diagonal = diagonal, off_diagonal
+        radius = off_diagonal.abs()
+        radius[:, 1:] += off_diagonal[:, :-1].abs()
+        norm = (diagonal.abs() + radius).amax(1)
+        self._scale = torch.ldexp(torch.ones_like(norm), -torch.frexp(norm).exponent)[:, None]
+        self._low = ((diagonal - radius).amin(1, keepdim=True) * self._scale).contiguous()
+        self._high = ((diagonal + radius).amax(1, keepdim=True) * self._scale).contiguous()
+        self._diagonal, self._off_diagonal = diagonal * self._scale, off_diagonal * self._scale
+        # An off-diagonal zero would stop the recurrence; 1e-30 of the norm in its place moves no eigenvalue.
+        self._squares = torch.zeros_like(off_diagonal)
+        self._squares[:, 1:] = self._off_diagonal[:, :-1].square().clamp(min=1e-60)
+
+    def frobenius(self) -> torch.Tensor:
+        """Return the Frobenius norms (batch,)."""
+        return (self.diagonal.square().sum(1) + 2 * self.off_diagonal.square().sum(1)).sqrt()
+
+    def values(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the eigenvalues (batch, count) at some positions; 0 is the smallest."""
+        positions = positions.to(self.diagonal.device)
+        values = torch.empty(self._batch, len(positions), dtype=torch.float64, device=self.diagonal.device)
+        threads = min(FEW_THREADS, WARP * -(-len(positions) // WARP))
+        self._module.launch(
+            "tridiagonal_values",
+            (self._batch, -(-len(positions) // threads)),
+            threads,
+            [self._diagonal, self._squares, self._low, self._high, positions, values, self._size, len(positions)],
+        )
+        return values / self._scale
+
+    def count_below(self, bounds: torch.Tensor) -> torch.Tensor:
+        """Return how many eigenvalues lie below bounds (batch,)."""
+        counts = torch.empty(self._batch, dtype=torch.int64, device=bounds.device)
+        bounds = bounds * self._scale[:, 0]
+        self._module.launch(
+            "tridiagonal_counts",
+            (-(-self._batch // WARP), 1),
+            WARP,
+            [self._diagonal, self._squares, bounds, counts, self._size, self._batch],
+        )
+        return counts
+
+    def vectors(self, values: torch.Tensor) -> torch.Tensor:
+        """Return orthonormal eigenvectors (batch, size, count) of the matrices, of consecutive eigenvalues."""
+        count, size = values.shape[1], self._size
+        scaled = (values * self._scale).contiguous()
+        vectors = torch.empty(self._batch, size, count, dtype=torch.float64, device=values.device)
+        threads = min(FEW_THREADS, WARP * -(-count // WARP))
+        self._module.launch(
+            "tridiagonal_vectors",
+            (self._batch, -(-count // threads)),
+            threads,
+            [self._diagonal, self._off_diagonal, scaled, vectors, vectors.new_empty(self._batch, 3, size, count), size,
+             count],
+        )  # fmt: skip
+        vectors = _orthonormalise(vectors, self._module)
+        shared = 8 * UNDO_TILE * (size + size // BAND + 1)
+        in_shared = shared <= self._module.shared_limit
+        self._module.launch(
+            "undo_chase",
+            (self._batch, -(-count // UNDO_TILE)),
+            THREADS,
+            [self._reflectors, self._taus, vectors, size, count, UNDO_TILE, int(in_shared)],
+            shared if in_shared else 0,
+        )
+        padded = vectors.new_zeros(self._batch, self._panels.padded, count)
+        padded[:, :size] = vectors
+        self._panels.apply(padded)
+        return padded[:, :size]
+
+
+class _Panels(NamedTuple):
+    """The reflectors of the reduction to a band, a panel each: V (batch, BAND, rows) and t (batch, BAND, BAND)."""
+
+    padded: int
+    factors: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def apply(self, vectors: torch.Tensor) -> None:
+        """Turn vectors (batch, padded, count) of the band into those of the matrix, in place."""
+        for reflectors, factor in reversed(self.factors):
+            part = vectors[:, -reflectors.shape[2] :]
+            part.baddbmm_(reflectors.mT, factor @ (reflectors @ part), alpha=-1)
+
+
+def _reduce_to_band(matrices: torch.Tensor, module: CudaModule) -> _Panels:
+    """Reduce symmetric matrices to a band of BAND on either side; it is left in the upper triangle.
+
+    A becomes A − V·Zᵀ − Z·Vᵀ with Y = A·V·t, Z = Y − V·(tᵀ·Vᵀ·Y)/2 (Bischof, Lang and Sun, 2000).
+    """
+    padded = matrices.shape[1]
+    panels = _Panels(padded, [])
+    for start in range(0, padded - BAND, BAND):
+        block = matrices[:, start : start + BAND, start + BAND :]
+        reflectors = block.contiguous()
+        triangle, factor = _factor(reflectors, module)
+        panels.factors.append((reflectors, factor))
+        block[:, :, :BAND] = triangle.mT
+        trailing = matrices[:, start + BAND :, start + BAND :]
+        product = (trailing @ reflectors.mT) @ factor
+        product.baddbmm_(reflectors.mT, factor.mT @ (reflectors @ product), alpha=-0.5)
+        left = torch.cat([reflectors.mT, product], dim=2)
+        right = torch.cat([product.mT, reflectors], dim=1)
+        trailing.baddbmm_(left, right, alpha=-1)
+    return panels
+
+
+def _factor(panels: torch.Tensor, module: CudaModule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor panels, given by columns (batch, columns, rows), in place: they become V; return r and t."""
+    batch, columns, rows = panels.shape
+    triangle, factor = panels.new_empty(2, batch, columns, columns)
+    needed = 8 * (columns + WARP)
+    whole = needed + 8 * columns * rows
+    in_shared = whole <= module.shared_limit
+    module.launch(
+        "factor_panels",
+        (batch, 1),
+        MANY_THREADS,
+        [panels, triangle, factor, rows, columns, int(in_shared)],
+        whole if in_shared else needed,
+    )
+    return triangle, factor
+
+
+def _orthonormalise(vectors: torch.Tensor, module: CudaModule) -> torch.Tensor:
+    """Return orthonormal bases of the spans of independent vectors (batch, size, count): Cholesky QR, twice."""
+    batch, _, count = vectors.shape
+    shared = 16 * count * count
+    in_shared = shared <= module.shared_limit
+    for _ in range(2):
+        grams = vectors.mT @ vectors
+        inverses = torch.empty_like(grams)
+        module.launch(
+            "cholesky_inverses",
+            (batch, 1),
+            THREADS,
+            [grams, inverses, count, int(in_shared)],
+            shared if in_shared else 0,
+        )
+        vectors = vectors @ inverses
+    return vectors
+
+
+def _resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -> _End:
+    """Return the singular triplets of Δ within span(vectors), values descending, from the product Δ·vectors."""
+    count = vectors.shape[2]
+    reflectors = product.mT.contiguous()
+    triangle, factor = _factor(reflectors, module)
+    columns = triangle.mT.contiguous()
+    rotations, values = torch.empty_like(columns), columns.new_empty(len(columns), count)
+    needed = 8 * WARP
+    whole = needed + 16 * count * count
+    in_shared = whole <= module.shared_limit
+    module.launch(
+        "jacobi_svd",
+        (len(columns), 1),
+        min(MOST_THREADS, WARP * max(1, count // 2)),
+        [columns, rotations, values, count, JACOBI_SWEEPS, int(in_shared)],
+        whole if in_shared else needed,
+    )
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    columns = columns.take_along_dim(order[:, :, None], dim=1)
+    rotation = rotations.take_along_dim(order[:, :, None], dim=1).mT
+    # Another QR normalises the orthogonal columns, and completes them where a value is zero.
+    signs, inner = _factor(columns, module)
+    left = torch.eye(count, dtype=values.dtype, device=values.device) - columns.mT @ (inner @ columns)
+    left = left * torch.where(signs.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)[:, None, :]
+    long = torch.zeros_like(product)
+    long[:, :count] = left
+    long = long.baddbmm(reflectors.mT, factor @ (reflectors @ long), alpha=-1)
+    return _End(vectors @ rotation, long, values, product @ rotation)
+
+
+def _widened(stack: Stack) -> Stack:
+    """Return float8 as float32, since torch does not calculate with it."""
+    if all(tensor.dtype.itemsize > 1 for tensor in (stack.base, *stack.tuned)):
+        return stack
+    return Stack(stack.base.to(torch.float32), [tuned.to(torch.float32) for tuned in stack.tuned])
+
+
+def _gram_matrices(stacks: Sequence[Stack], short: int) -> torch.Tensor:
+    """Return Δ·Δᵀ or Δᵀ·Δ of all matrices, the smaller, padded with zeros to whole panels."""
+    padded = -(-short // BAND) * BAND
+    sizes = [len(stack.tuned) for stack in stacks]
+    grams = torch.zeros(sum(sizes), padded, padded, dtype=torch.float64, device=stacks[0].base.device)
+    for stack, part in zip(stacks, _parts(sizes), strict=True):
+        rows, columns = stack.base.shape
+        axis = 1 if rows < columns else 0
+        step = max(1, DELTA_BLOCK // (len(stack.tuned) * short))
+        out = grams[part, :short, :short]
+        for start in range(0, max(rows, columns), step):
+            length = min(step, max(rows, columns) - start)
+            base = stack.base.narrow(axis, start, length).to(torch.float64)
+            delta = base.new_empty(len(stack.tuned), *base.shape)
+            for model, tuned in enumerate(stack.tuned):
+                torch.sub(tuned.narrow(axis, start, length), base, out=delta[model])
+            if axis == 1:
+                out.baddbmm_(delta, delta.mT)
+            else:
+                out.baddbmm_(delta.mT, delta)
+    return grams
+
+
+def _parts(sizes: Sequence[int]) -> list[slice]:
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _multiply(stack: Stack, vectors: torch.Tensor, to_long: bool) -> torch.Tensor:
+    """Return the products of the matrices with vectors (N, short, c) of the short side, or (N, long, c) of the long."""
+    of_rows = stack.base.shape[0] < stack.base.shape[1]
+    pairs = [(stack.base, tuned) for tuned in stack.tuned]
+    return sketch(pairs, vectors.contiguous(), transpose=of_rows == to_long)
+
+
+def _orthonormal(vectors: torch.Tensor) -> torch.Tensor:
+    identity = torch.eye(vectors.shape[2], dtype=vectors.dtype, device=vectors.device)
+    return _small(vectors.mT @ vectors - identity)
+
+
+def _small(residual: torch.Tensor) -> torch.Tensor:
+    # NaN is not small.
+    return residual.abs().amax((1, 2)) <= FAULT
+
+
+def _assemble(
+    stack: Stack, top: _End, bottom: _End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
+) -> DeviceSpectra:
+    """Sort sides into left and right; a zero matrix has the columns of the identity, as `zero_spectrum` says."""
+    rows, columns = stack.base.shape
+    k, short = top.short.shape[2], min(rows, columns)
+    zero = (values[:, 0] == 0)[:, None, None]
+    left, right = (top.short, top.long) if rows < columns else (top.long, top.short)
+    right_bottom = bottom.long if rows < columns else bottom.short
+    identity = torch.eye(max(rows, columns), short, dtype=left.dtype, device=left.device)
+    return DeviceSpectra(
+        values,
+        torch.where(zero[:, 0, 0], 0, rank),
+        torch.where(zero, identity[:rows, :k], left).to(torch.float32),
+        torch.where(zero, identity[:columns, :k], right).to(torch.float32),
+        torch.where(zero, identity[:columns, short - k :], right_bottom).to(torch.float32),
+        good | zero[:, 0, 0],
+    )

@@ -1,0 +1,54 @@
+"""What the Triton kernels take: tensors of one storage dtype by their addresses, and tables of integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton.language as tl
+
+# Storage that the kernels decode. Float8 is widened before.
+STORAGE = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+# Loads of 16 bytes need addresses that are multiples of it; as a divisor it is a hint to the compiler too.
+ALIGNMENT = 16
+
+
+def of_one_dtype(tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Return the tensors in one storage dtype that holds all of them exactly; copies only what differs from it.
+
+    >>> found = of_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
+    >>> [tensor if tensor is None else tensor.dtype for tensor in found]
+    [None, torch.float32, torch.float32]
+    """
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    if len(dtypes) == 1 and dtypes <= STORAGE.keys():
+        return list(tensors)
+    common = torch.float64 if torch.float64 in dtypes else torch.float32
+    return [tensor if tensor is None else tensor.to(common) for tensor in tensors]
+
+
+def addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
+    """Return the data pointers, 0 for None."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def to_device(tables: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Return integer tables as int64 tensors on a device, by one copy that nothing waits for.
+
+    Each begins at a multiple of 16 bytes, so that kernels are compiled for one alignment only.
+
+    >>> to_device([np.array([1, 2, 3]), np.array([[4]])], torch.device("cpu"))
+    [tensor([1, 2, 3]), tensor([[4]])]
+    """
+    starts = np.cumsum([0] + [len(table.ravel()) + len(table.ravel()) % 2 for table in tables])
+    whole = torch.zeros(int(starts[-1]), dtype=torch.int64, pin_memory=device.type == "cuda")
+    for start, table in zip(starts, tables, strict=False):
+        whole[start : start + table.size] = torch.from_numpy(np.ascontiguousarray(table, dtype=np.int64)).ravel()
+    there = whole.to(device, non_blocking=True)
+    return [there[start : start + table.size].view(table.shape) for start, table in zip(starts, tables, strict=False)]

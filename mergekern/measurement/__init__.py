@@ -1,0 +1,83 @@
+"""From one tensor of all models to its statistics, by the kernels of a backend: layer by layer, or in batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from mergekern.checkpoints import Layer, Zoo
+from mergekern.errors import NonFiniteError
+from mergekern.statistics import LayerStatistics
+
+
+@dataclass
+class Measurement(ABC):
+    """What is measured.
+
+    Layers are begun in file order by one thread, and finished in the same order by another, `layers_ahead` later at
+    most.
+
+    Attributes:
+        with_spectrum: whether matrices are factorised.
+        top_k, spectrum_k: sizes of the subspaces and of the spectra.
+        threads: of the processor that it may use.
+    """
+
+    with_spectrum: bool
+    top_k: int
+    spectrum_k: int
+    threads: int
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the backend: statistics of different ones are not mixed."""
+
+    @property
+    @abstractmethod
+    def in_batches(self) -> bool:
+        """Whether all layers that may be in flight are to be begun before the first is finished."""
+
+    @property
+    @abstractmethod
+    def layers_ahead(self) -> int:
+        """How many layers may be in flight, if the budget allows it."""
+
+    @abstractmethod
+    def provenance(self) -> dict[str, object]:
+        """Return what the table says of how it was measured: at least "device" and "backend"."""
+
+    def hashes(self, layer: Layer, pool: ThreadPoolExecutor) -> list[str]:
+        """Return the content hashes of a layer."""
+        return layer.content_hashes()
+
+    @abstractmethod
+    def begin(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> Any:
+        """Begin to measure one tensor; the pool is there for work on the processor.
+
+        Raises:
+            NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
+        """
+
+    @abstractmethod
+    def finish(self, begun: Any) -> LayerStatistics:
+        """Return the statistics of a tensor, with the singular vectors.
+
+        Raises:
+            NonFiniteError: as above, where that is known only now.
+        """
+
+
+def non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:
+    """Return the error that says which checkpoints hold how many NaN or infinite values in a tensor."""
+    counts = [0] * len(zoo.checkpoints)
+    for base, tuned in layer.blocks():
+        for index, values in enumerate((base, *tuned)):
+            counts[index] += int((~values.double().isfinite()).sum())
+    found = "; ".join(f"{count} in {c.name!r}" for c, count in zip(zoo.checkpoints, counts, strict=True) if count)
+    return NonFiniteError(
+        f"tensor {layer.tensor.name!r} holds NaN or infinite values: {found or 'its task vectors overflow float64'}. "
+        "Repair or leave out those checkpoints."
+    )

@@ -1,0 +1,105 @@
+"""Weights on their way to a device: through two pinned buffers, one being filled while the other is copied."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+
+import torch
+
+# Bytes of one of the two buffers: larger gains nothing, smaller makes copies that the bus does not notice.
+BUFFER = 64 << 20
+# Bytes that one thread copies at a time: mapped files are paged in by several.
+PIECE = 4 << 20
+# Every tensor begins at a multiple of this, as kernels with wide loads like it.
+ALIGNMENT = 256
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
+    """Make a stream current for this thread; nothing for None, which is what devices without streams have."""
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+class Uploader:
+    """Copies tensors to one device, on a stream of its own.
+
+    Args:
+        device: on any but a CUDA device, tensors are moved as torch does it.
+
+    >>> Uploader(torch.device("cpu")).upload([torch.ones(2)], ThreadPoolExecutor(1))
+    [tensor([1., 1.])]
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._buffers: list[torch.Tensor] = []
+        self._copied: list[torch.cuda.Event] = []
+        self._next = 0
+
+    def upload(self, tensors: Sequence[torch.Tensor], pool: ThreadPoolExecutor) -> list[torch.Tensor]:
+        """Return tensors of the device with the same values; those that are there already are returned as they are.
+
+        What is done with the results must wait for `stream`. Sources may be let go at once, but for pinned ones, which
+        are copied from where they are and must stay as they are until the copy is done.
+        """
+        if self.stream is None:
+            return [tensor.to(self.device) for tensor in tensors]
+        sources = {index: _bytes(tensor) for index, tensor in enumerate(tensors) if tensor.device != self.device}
+        starts = dict(zip(sources, _starts(sources.values()), strict=False))
+        uploaded = list(tensors)
+        with torch.cuda.stream(self.stream):
+            room = torch.empty(sum(map(_rounded, sources.values())), dtype=torch.uint8, device=self.device)
+            for index, source in sources.items():
+                there = room[starts[index] :][: len(source)]
+                if source.is_pinned():
+                    there.copy_(source, non_blocking=True)
+                uploaded[index] = there.view(tensors[index].dtype).view(tensors[index].shape)
+            pageable = {starts[index]: source for index, source in sources.items() if not source.is_pinned()}
+            if pageable:
+                self._through_buffers(pageable, room, pool)
+        return uploaded
+
+    def _through_buffers(self, sources: dict[int, torch.Tensor], room: torch.Tensor, pool: ThreadPoolExecutor) -> None:
+        """Copy sources to where they start in `room`, several together if they are small."""
+        if not self._buffers:
+            self._buffers = [torch.empty(BUFFER, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self._copied = [torch.cuda.Event() for _ in range(2)]
+        for begin in range(0, len(room), BUFFER):
+            buffer, copied = self._buffers[self._next], self._copied[self._next]
+            pieces = list(_pieces(sources, begin, buffer))
+            if not pieces:
+                continue
+            self._next = 1 - self._next
+            copied.synchronize()
+            for done in [pool.submit(piece.copy_, source) for _, piece, source in pieces]:
+                done.result()
+            first, last = pieces[0][0], pieces[-1][0] + len(pieces[-1][1])
+            room[begin + first : begin + last].copy_(buffer[first:last], non_blocking=True)
+            copied.record(self.stream)
+
+
+def _pieces(
+    sources: dict[int, torch.Tensor], begin: int, buffer: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (offset, piece of the buffer, its source) of what lies within the length of the buffer from `begin`."""
+    for start, source in sources.items():
+        first, last = max(start, begin), min(start + len(source), begin + len(buffer))
+        for at in range(first, last, PIECE):
+            stop = min(at + PIECE, last)
+            yield at - begin, buffer[at - begin : stop - begin], source[at - start : stop - start]
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def _rounded(source: torch.Tensor) -> int:
+    return -(-len(source) // ALIGNMENT) * ALIGNMENT
+
+
+def _starts(sources: Iterable[torch.Tensor]) -> Iterator[int]:
+    return itertools.accumulate(map(_rounded, sources), initial=0)

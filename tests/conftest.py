@@ -1,0 +1,20 @@
+import os
+
+import pytest
+import torch
+
+# Read when Triton is imported: without a GPU its kernels are interpreted, on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch):
+    """Fill new memory with NaN, so that what a kernel leaves unwritten is found."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)

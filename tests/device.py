@@ -1,0 +1,21 @@
+"""The device that tests of device code run on: a GPU, or the processor with interpreted Triton and emulated CUDA."""
+
+import torch
+
+from mergekern.kernels import dispatch
+from mergekern.kernels.device_backend import DeviceBackend
+from tests.kernels.cuda_on_host import HostCudaModule
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def backend(**options):
+    """Return the kernels of the device; options are those of HostCudaModule, and mean nothing on a GPU."""
+    if DEVICE.type == "cuda":
+        return dispatch.choose("cuda")
+    return DeviceBackend("emulated", "the processor", DEVICE, 2, HostCudaModule(**options))
+
+
+def module(**options):
+    """Return the CUDA C++ kernels of the device."""
+    return backend(**options).module
