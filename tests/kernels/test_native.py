@@ -69,6 +69,14 @@ def test_every_instruction_set_passes_the_kernels_tests(instructions):
     if subprocess.run(shown, env=environment, capture_output=True, text=True).stdout.strip() != instructions:
         pytest.skip(f"the processor has no {instructions}")
     files = ["tests/kernels/test_gram.py", "tests/kernels/test_native.py", "tests/kernels/test_tridiagonal.py"]
-    chosen = [*files, "-k", "not instruction_set and not numpy and not Lapack", "-p", "no:cacheprovider"]
+    chosen = [
+        *files,
+        "-k",
+        "not instruction_set and not numpy and not Lapack",
+        "-m",
+        "not gpu",
+        "-p",
+        "no:cacheprovider",
+    ]
     run = subprocess.run([sys.executable, "-m", "pytest", *chosen], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:]

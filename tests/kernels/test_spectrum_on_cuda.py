@@ -113,12 +113,12 @@ def test_tridiagonal_form(options, size):
     padded[:, :size, :size] = matrices
     form = on_cuda._Tridiagonal(padded, size, module(**options))
     expected = torch.linalg.eigvalsh(matrices.cpu())
-    values = form.values(torch.arange(size)).cpu()
+    values = form.values(torch.arange(size, device=DEVICE)).cpu()
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-13 * size)
     torch.testing.assert_close(form.frobenius().cpu(), torch.linalg.matrix_norm(matrices.cpu()))
     middle = expected[:, size // 2] - 1e-9
     assert form.count_below(middle.to(DEVICE)).tolist() == [size // 2] * 2
-    vectors = form.vectors(form.values(torch.arange(min(size, 9)))).cpu()
+    vectors = form.vectors(form.values(torch.arange(min(size, 9), device=DEVICE))).cpu()
     shared_space = vectors.mT @ vectors
     torch.testing.assert_close(shared_space, torch.eye(len(shared_space[0])).double().expand_as(shared_space))
     residual = matrices.cpu() @ vectors - vectors * values[:, None, : min(size, 9)]
@@ -209,6 +209,15 @@ def test_block_diagonal_with_repeated_values():
 def test_sizes_asked_for(top_k, spectrum_k):
     some = stack((45, 30), ["linear"])
     assert_good(on_cuda.spectra([some], top_k, spectrum_k, module())[0], some, top_k, spectrum_k)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 3e-9, 7e80])
+def test_scales(scale):
+    some = stack((20, 12), ["linear"])
+    found = on_cuda.spectra([Stack(some.base, [scale * some.tuned[0]])], 2, 100, module())[0]
+    expected = reference.spectrum(None, some.tuned[0].cpu(), 2)
+    assert found.good.tolist() == [True]
+    np.testing.assert_allclose(found.values[0].cpu() / scale, expected.values, rtol=1e-13)
 
 
 def test_zero_matrices_have_identity_vectors():

@@ -50,7 +50,7 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     peak = grams.diagonal(dim1=1, dim2=2).amax(1)
     # Powers of two, so that scaling is exact; reflectors square the elements.
     exponent = torch.frexp(peak).exponent
-    grams *= torch.ldexp(torch.ones_like(peak), -exponent)[:, None, None]
+    grams *= _power_of_two(-exponent)[:, None, None]
     trace = grams.diagonal(dim1=1, dim2=2).sum(1)
     frobenius = torch.linalg.vector_norm(grams, dim=(1, 2))
 
@@ -59,21 +59,20 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     good = (form.diagonal.sum(1) - trace).abs() <= FAULT * trace
     good &= (form.frobenius() - frobenius).abs() <= FAULT * frobenius
     leading = max(min(spectrum_k, short), window)
-    squares_top = form.values(torch.arange(short - 1, short - 1 - leading, -1))
-    squares_bottom = form.values(torch.arange(window))
+    squares_top = form.values(short - 1 - torch.arange(leading, device=peak.device))
+    squares_bottom = form.values(torch.arange(window, device=peak.device))
     rank = short - form.count_below(RANK_TOLERANCE**2 * squares_top[:, 0])
     top = form.vectors(squares_top[:, :window])
     bottom = form.vectors(squares_bottom)
     del form
 
     # The matrices are scaled to a largest value of about 1 by scaling the vectors that they are multiplied with.
-    half = exponent.div(2, rounding_mode="floor")
+    half, is_odd = exponent.div(2, rounding_mode="floor"), (exponent % 2 == 1)[:, None]
     values = squares_top[:, : min(spectrum_k, short)].clamp(min=0.0).sqrt()
-    values = torch.ldexp(values * torch.where(exponent % 2 == 1, 2.0**0.5, 1.0)[:, None], half[:, None])
-    scale = torch.ldexp(torch.ones_like(peak), -half)[:, None, None]
+    values = torch.where(is_odd, values * 2.0**0.5, values) * _power_of_two(half)[:, None]
+    scale = _power_of_two(-half)[:, None, None]
     results = []
     for stack, part in zip(stacks, _parts(sizes), strict=True):
-        adjusted = torch.where(exponent[part] % 2 == 1, 2.0, 1.0)[:, None]
         both = torch.cat([top[part], bottom[part]], dim=2) * scale[part]
         projected = _multiply(stack, both, to_long=True)
         ends = []
@@ -82,7 +81,7 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
             (bottom[part], projected[..., window:], squares_bottom[part].flip(1)),
         ):
             end = _resolve(vectors, product, module)
-            good[part] &= (end.values.square() - adjusted * squares).abs().amax(1) <= FAULT
+            good[part] &= (end.values.square() - torch.where(is_odd[part], 2 * squares, squares)).abs().amax(1) <= FAULT
             ends.append(end)
         resolved_top, resolved_bottom = ends[0].columns(slice(k)), ends[1].columns(slice(window - k, window))
         for end in (resolved_top, resolved_bottom):
@@ -147,7 +146,7 @@ class _Tridiagonal:
         radius = off_diagonal.abs()
         radius[:, 1:] += off_diagonal[:, :-1].abs()
         norm = (diagonal.abs() + radius).amax(1)
-        self._scale = torch.ldexp(torch.ones_like(norm), -torch.frexp(norm).exponent)[:, None]
+        self._scale = _power_of_two(-torch.frexp(norm).exponent)[:, None]
         self._low = ((diagonal - radius).amin(1, keepdim=True) * self._scale).contiguous()
         self._high = ((diagonal + radius).amax(1, keepdim=True) * self._scale).contiguous()
         self._diagonal, self._off_diagonal = diagonal * self._scale, off_diagonal * self._scale
@@ -161,7 +160,6 @@ class _Tridiagonal:
 
     def values(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the eigenvalues (batch, count) at some positions; 0 is the smallest."""
-        positions = positions.to(self.diagonal.device)
         values = torch.empty(self._batch, len(positions), dtype=torch.float64, device=self.diagonal.device)
         threads = min(FEW_THREADS, WARP * -(-len(positions) // WARP))
         self._module.launch(
@@ -342,6 +340,11 @@ def _gram_matrices(stacks: Sequence[Stack], short: int) -> torch.Tensor:
             else:
                 out.baddbmm_(delta.mT, delta)
     return grams
+
+
+def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
+    """Return 2^exponent, exactly, which torch.ldexp does not promise on every device."""
+    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
 
 
 def _parts(sizes: Sequence[int]) -> list[slice]:
