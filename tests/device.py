@@ -1,5 +1,8 @@
 """The device that tests of device code run on: a GPU, or the processor with interpreted Triton and emulated CUDA."""
 
+import importlib.util
+
+import pytest
 import torch
 
 from mergekern.kernels import dispatch
@@ -7,6 +10,16 @@ from mergekern.kernels.device_backend import DeviceBackend
 from tests.kernels.cuda_on_host import HostCudaModule
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TRITON = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux only"),
+]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def there(tensors):
+    """Return tensors, or None, on the device."""
+    return [None if tensor is None else tensor.to(DEVICE) for tensor in tensors]
 
 
 def backend(**options):

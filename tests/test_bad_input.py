@@ -274,9 +274,7 @@ def test_bad_argument(refused, changes, says):
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", torch.device("cuda")], ids=str)
 def test_cuda_that_is_not_there(refused, monkeypatch, device):
     monkeypatch.setattr(torch.version, "cuda", None)
-    refused(
-        OptionError, [f"device '{device}' cannot be used", "without CUDA", "'auto'"], TWO, weights(), device=device
-    )
+    refused(OptionError, [f"device '{device}' cannot be used", "without CUDA", "'auto'"], TWO, weights(), device=device)
 
 
 def test_statistics_at_a_file(tmp_path):

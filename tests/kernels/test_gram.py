@@ -4,7 +4,7 @@ import torch
 
 from mergekern.kernels import native
 from mergekern.kernels.gram import on_cpu, reference
-from tests.kernels.device import TRITON, there
+from tests.device import TRITON, there
 from tests.tolerances import GEOMETRY, SUM
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mergekern.kernels.gram import reference
-from tests.kernels.device import DEVICE, TRITON, needs_gpu, there
+from tests.device import DEVICE, TRITON, needs_gpu, there
 from tests.kernels.test_gram import assert_gram, draw
 from tests.tolerances import SUM
 
@@ -84,7 +84,7 @@ def test_error_is_as_documented(products, dtype):
     base, *tuned = draw(1000, 19, dtype)
     delta = torch.stack([tensor.double() - base.double() for tensor in tuned])
     error = (inner_products([[base, *tuned]], products)[0] - delta @ delta.T).abs()
-    assert (error <= {"float64": SUM, "tf32x3": 3e-7}[products] * (delta.abs() @ delta.abs().T)).all()
+    assert (error <= {"float64": SUM, "tf32x3": 1e-6}[products] * (delta.abs() @ delta.abs().T)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mergekern.kernels.overlap import reference
-from tests.kernels.device import DEVICE, TRITON
+from tests.device import DEVICE, TRITON
 from tests.kernels.test_overlap import bases
 
 on_triton = pytest.importorskip("mergekern.kernels.overlap.on_triton", exc_type=ImportError)

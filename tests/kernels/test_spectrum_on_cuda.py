@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from mergekern.kernels.spectrum import Spectrum, Stack, on_cuda, reference
-from tests.device import DEVICE, module
+from tests.device import DEVICE, TRITON, module
 from tests.kernels.cuda_on_host import ORDERS
 from tests.kernels.test_spectrum import SPECTRA, assert_spectrum, sine, with_values
 from tests.tolerances import SUBSPACE_SINE
 
-pytestmark = pytest.mark.gpu
+pytestmark = TRITON
 
 # The last makes every kernel work in global memory.
 MODULES = [

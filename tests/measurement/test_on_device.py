@@ -12,12 +12,12 @@ from mergekern.kernels import dispatch
 from mergekern.kernels.spectrum import on_cuda
 from mergekern.measurement import on_device
 from mergekern.metrics import CATALOGUE
-from tests.device import DEVICE, backend
+from tests.device import DEVICE, TRITON, backend, needs_gpu
 from tests.golden.zoo import SPECS, make_zoo
 from tests.test_golden import GOLDEN
 from tests.tolerances import GEOMETRY, PUBLISHED, SUBSPACE
 
-pytestmark = pytest.mark.gpu
+pytestmark = TRITON
 
 
 def small_zoo(models=3, dtype=torch.float32):
@@ -202,7 +202,7 @@ def test_too_little_memory_says_what_to_do(on_the_device, monkeypatch):
         on_the_device(zoo, base)
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs memory of a GPU")
+@needs_gpu
 def test_weights_that_are_on_the_device_stay_there(on_the_device):
     base, zoo = small_zoo()
     expected = on_the_device(zoo, base)

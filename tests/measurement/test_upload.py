@@ -5,7 +5,7 @@ import torch
 
 from mergekern.measurement import upload
 from mergekern.measurement.upload import Uploader
-from tests.device import DEVICE
+from tests.device import DEVICE, needs_gpu
 
 SIZES = [1, 255, 256, 257, 1000, 3000]
 
@@ -29,7 +29,7 @@ def test_every_byte_passes_through_the_buffers(length, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("pinned", [False, True])
 def test_uploaded_tensors_hold_the_same(pinned, monkeypatch):
     monkeypatch.setattr(upload, "BUFFER", 4096)

@@ -11,8 +11,7 @@ Products, with the error of an inner product relative to Σ|τ_i·τ_j| (`float6
 
 - float64: exact difference, products and sums in float64 on tensor cores. About 1e-16.
 - tf32x3: difference rounded to float32, three TF32 products in place of one in float32, summed in float32 within a
-  tile and in float64 across tiles. Each product is good to about 3e-7, of which sums of many average part away. Storage
-  of at most 32 bits.
+  tile and in float64 across tiles. At most 1e-6. Storage of at most 32 bits.
 """
 
 import itertools

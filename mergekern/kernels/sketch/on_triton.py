@@ -5,7 +5,7 @@ the bits do not depend on the run or on the other matrices. Error of an entry of
 
 - float64 (default): exact difference, products and sums in float64 on tensor cores. About 1e-16.
 - tf32x3: difference and V rounded to float32, three TF32 products in place of one in float32, summed in float32 within
-  a tile and in float64 across tiles. Each product is good to about 4e-7. Storage of at most 32 bits.
+  a tile and in float64 across tiles. At most 1e-6. Storage of at most 32 bits.
 """
 
 from collections.abc import Sequence

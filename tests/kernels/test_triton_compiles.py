@@ -1,0 +1,147 @@
+"""Every Triton kernel compiles for every architecture, without a GPU, to the instructions that it is written for."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.device import TRITON
+
+pytestmark = TRITON
+
+ARCHITECTURES = [80, 90, 100]
+# The first compiles the rarer variants too, of one storage.
+PROCESSES = [[90], [80, 100]]
+FLOAT64_PRODUCT = "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64"
+
+
+def cases(architecture):
+    """Yield (name, kernel, pointers, integers, constants, options) of every kernel as it is launched."""
+    from mergekern.kernels.gram import on_triton as gram
+    from mergekern.kernels.overlap import on_triton as overlap
+    from mergekern.kernels.sketch import on_triton as sketch
+
+    chunks = {"chunks": "i64", "addresses": "i64", "pairs": "i64", "partials": "fp64"}
+    thin = {"addresses": "i64", "vectors": "fp64", "out": "fp64"}
+    gram_options = {"num_warps": gram.WARPS, "num_stages": gram.STAGES}
+    sketch_options = {"num_warps": sketch.WARPS, "num_stages": sketch.STAGES}
+    for dtype, itemsize in (("fp32", 4), ("bf16", 2)):
+        every = architecture == 90 and dtype == "fp32"
+        tile = gram.TILE_BYTES // itemsize
+        # Blocks of models as they are launched for up to 16, up to 32, and beyond.
+        for models, block, within, between, exact in (
+            (16, 16, True, False, True),
+            (20, 16, True, True, True),
+            (33, 32, False, True, True),
+            (20, 16, True, True, False),
+        ):
+            if every or (models == 20 and exact):
+                constants = {"STORAGE": dtype, "ALIGNED": True, "BLOCK": block, "TILE": tile if exact else gram.NARROW}
+                constants |= {"REST": gram.NARROW, "WITHIN": within, "BETWEEN": between, "EXACT": exact}
+                name = f"gram of {models} {dtype}{'' if exact else ' tf32x3'}"
+                yield name, gram._products, chunks, ["models", "pair_count"], constants, gram_options
+        constants = {"STORAGE": dtype, "ALIGNED": True, "TILE": gram.SQUARES_TILE}
+        some = {name: chunks[name] for name in ("chunks", "pairs", "partials")}
+        yield f"squares {dtype}", gram._squares, some, ["pair_count"], constants, {"num_warps": gram.SUM_WARPS}
+        for kind in ("transposed", "drawn"):
+            if every or (kind == "transposed" and (architecture == 90 or dtype == "fp32")):
+                constants = {"STORAGE": dtype, "ALIGNED": True, "TRANSPOSE": kind == "transposed"}
+                constants |= {"DRAW": kind == "drawn", "EXACT": True}
+                # The widest tile once; narrow ones compile sooner.
+                columns = sketch.COLUMNS if architecture == 90 and kind == "transposed" else 16
+                constants |= {"ROWS": sketch.ROWS, "INNER": sketch.INNER, "COLUMNS": columns}
+                integers = ["rows", "columns*16", "width*16", "seed"]
+                yield f"sketch {kind} {dtype}", sketch._sketch, thin, integers, constants, sketch_options
+    constants = {"ROWS": gram.SUM_ROWS, "COLUMNS": gram.SUM_COLUMNS}
+    pointers = {"partials": "fp64", "first": "i64", "out": "fp64"}
+    yield "sum", gram._sum_chunks, pointers, ["width"], constants, {"num_warps": gram.SUM_WARPS}
+    pointers, integers = {"out": "fp64"}, ["count", "seed"]
+    yield "omega", sketch._omega, pointers, integers, {"TILE": sketch.DRAW_TILE}, {"num_warps": sketch.WARPS}
+    constants = {"SIDE": overlap.SIDE, "PADDED": 16, "INNER": overlap.INNER}
+    pointers, integers = {"bases": "fp32", "out": "fp64"}, ["models", "size", "k", "groups"]
+    options = {"num_warps": overlap.WARPS, "num_stages": overlap.STAGES}
+    yield "overlap", overlap._overlap, pointers, integers, constants, options
+
+
+def compile_all(architecture):
+    """Return {name of a kernel: what its code has} for an architecture."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    storage = {"fp32": tl.float32, "bf16": tl.bfloat16}
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    found = {}
+    for name, kernel, pointers, integers, constants, options in cases(architecture):
+        signature = {pointer: f"*{dtype}" for pointer, dtype in pointers.items()}
+        signature |= {integer.removesuffix("*16"): "i32" for integer in integers}
+        divisible = [*pointers, *(integer[:-3] for integer in integers if integer.endswith("*16"))]
+        source = ASTSource(
+            fn=kernel,
+            signature=signature,
+            constexprs={key: storage.get(value, value) for key, value in constants.items()},
+            attrs={(list(signature).index(argument),): [["tt.divisibility", 16]] for argument in divisible},
+        )
+        target = GPUTarget("cuda", architecture, 32)
+        compiled = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+            cubin.write(compiled.asm["cubin"])
+            cubin.flush()
+            command = [tools / "cuobjdump", "-res-usage", cubin.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        ptx = compiled.asm["ptx"]
+        found[name] = {
+            "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
+            "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
+            "float64_products": ptx.count(FLOAT64_PRODUCT),
+            # Of 16 bytes, to shared memory behind the arithmetic or to registers.
+            "wide_loads": len(
+                re.findall(r"cp\.async\.cg\.shared\.global|ld\.global\.v4\.b32|ld\.global\.v2\.b64", ptx)
+            ),
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Compile in processes of their own, where kernels are not interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.kernels.test_triton_compiles", *map(str, architectures)],
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for architectures in PROCESSES
+    ]
+    printed = [process.communicate()[0] for process in processes]
+    assert not any(process.returncode for process in processes)
+    return {int(architecture): found for text in printed for architecture, found in json.loads(text).items()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_instructions(compiled, architecture):
+    for name, code in compiled[architecture].items():
+        exact_product = name.startswith(("gram", "sketch", "overlap")) and "tf32x3" not in name
+        assert (code["float64_products"] > 0) == exact_product, name
+        if name.startswith(("gram", "squares", "sketch")):
+            assert code["wide_loads"] > 0, name
+
+
+def test_nothing_is_spilled(compiled):
+    # Cosines, in Ω, keep a table for large arguments on the stack; it is no spill.
+    spilled = {name for name, code in compiled[90].items() if code["stack"]}
+    assert spilled <= {"omega", "sketch drawn fp32"}
+
+
+if __name__ == "__main__":
+    print(json.dumps({architecture: compile_all(int(architecture)) for architecture in sys.argv[1:]}))
