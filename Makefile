@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench sanitize lint readme clean
+.PHONY: demo test bench gpu-check sanitize lint readme clean
 
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
@@ -18,6 +18,10 @@ bench: $(VENV)/.installed
 	$(RUN) -m pytest benchmarks --results benchmarks/results
 	$(RUN) -m benchmarks.plots
 	$(RUN) python/make_readme.py
+
+# All of it on a GPU, with the machine's own Python and no network (under 8 minutes); OPTIONS="--only kernel/gram".
+gpu-check:
+	$(PYTHON) benchmarks/device.py $(OPTIONS)
 
 # The C++ kernels under the sanitizers of GCC (about 4 minutes). A build that is there already is left as it is.
 sanitize: $(if $(wildcard $(RUN)),,$(VENV)/.installed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -36,7 +37,6 @@ def rates(session: Session) -> None:
     pinned = torch.empty(size // 2, dtype=torch.uint8, pin_memory=session.device.type == "cuda").fill_(7)
     upload = partial(target[: size // 2].copy_, pinned, non_blocking=True)
     _rate(session, "host_to_device", Counts(size // 2, 0), upload)
-    del source, target, pinned
     for name, dtype, precision in (
         ("gemm_float64", torch.float64, "highest"),
         ("gemm_float32", torch.float32, "highest"),
@@ -53,7 +53,7 @@ def rates(session: Session) -> None:
             session.journal.add("rate", name="gemm_tf32x3", rate=line["rate"] / 3)
 
 
-def _rate(session: Session, name: str, work: Counts, run: object) -> None:
+def _rate(session: Session, name: str, work: Counts, run: Callable[[], object]) -> None:
     with session.step(f"machine/{name}"):
         samples, host = session.clock.device(run)
         session.journal.add("rate", name=name, rate=max(work) / min(samples))
@@ -86,7 +86,9 @@ def _check_gram(layers: list[list[torch.Tensor]], tolerance: float, found: torch
             delta = torch.stack(tuned).double() - base.double()
             expected = delta @ delta.mT
         norms = expected.diagonal().sqrt()
-        expect_small(f"gram of tensor {index}", ((found[index] - expected) / norms / norms[:, None]).abs().max(), tolerance)
+        expect_small(
+            f"gram of tensor {index}", ((found[index] - expected) / norms / norms[:, None]).abs().max(), tolerance
+        )
 
 
 def sketch(session: Session) -> None:
@@ -138,8 +140,8 @@ def _check_sketch(pairs: list, vectors: torch.Tensor, transpose: bool, tolerance
 def overlap(session: Session) -> None:
     """Time the overlaps of all bases of one length of the zoo."""
     models, width = session.sizes.models, session.sizes.width
-    # Four matrices a block, left top, right top and right bottom each: 6 bases of the width, or 3 of 4·width.
-    for stacks, length in ((6 * session.sizes.depth, width), (3 * session.sizes.depth, 4 * width)):
+    # The four matrices of a block have left top, right top and right bottom bases: 8 of the width, 3 of 4·width.
+    for stacks, length in ((8 * session.sizes.depth, width), (3 * session.sizes.depth, 4 * width)):
         noise = torch.randn(stacks, models, length, TOP_K, device=session.device, generator=session.generator(3))
         bases = torch.linalg.qr(noise).Q.contiguous()
         one = counts.overlap(models, length)
@@ -159,5 +161,5 @@ def _check_overlap(bases: torch.Tensor, found: torch.Tensor) -> None:
         raise AssertionError("overlap left elements unwritten")
 
 
-def _sum(works: object) -> Counts:
+def _sum(works: Iterable[Counts]) -> Counts:
     return Counts(*map(sum, zip(*works, strict=True)))

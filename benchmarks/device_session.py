@@ -26,9 +26,10 @@ from mergekern.kernels.device_backend import DeviceBackend
 
 # For each case: long enough for a median, short enough for all of them.
 SECONDS = 0.4
-ROUNDS = (5, 50)
-# Of `torch.cuda._sleep`; twice as long on a slower clock does no harm.
+ROUNDS = (3, 50)
+# Of `torch.cuda._sleep`; that it takes longer on a slower clock does no harm.
 CYCLES_PER_SECOND = 2e9
+MOST_HIDDEN = 0.1
 
 
 class Sizes(NamedTuple):
@@ -46,7 +47,7 @@ class Sizes(NamedTuple):
         """What cases call the zoo.
 
         >>> FULL.zoo, SMALL.zoo
-        ('vit_b16x20', 'vit_w24_d1x3')
+        ('vit_b16x20', 'vit_w20_d1x2')
         """
         shape = "b16" if (self.width, self.depth) == (768, 12) else f"w{self.width}_d{self.depth}"
         return f"vit_{shape}x{self.models}"
@@ -54,7 +55,7 @@ class Sizes(NamedTuple):
 
 # Every input of a kernel is larger than the cache of the device, so that no round finds it there.
 FULL = Sizes(20, 768, 12, stacks=12, product=8192, copy=2 << 30)
-SMALL = Sizes(3, 24, 1, stacks=1, product=64, copy=1 << 16)
+SMALL = Sizes(2, 20, 1, stacks=1, product=64, copy=1 << 16)
 
 
 class Clock:
@@ -67,11 +68,13 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
 
-    def device(self, function: Callable[[], object]) -> tuple[list[float], float]:
-        """Return seconds of the device in each round, and seconds that queueing a round takes the host.
+    def hide(self, seconds: float) -> None:
+        """Keep a GPU waiting, so that for this long what is queued meanwhile is there when it is its turn."""
+        if self._is_cuda:
+            torch.cuda._sleep(int(min(seconds, MOST_HIDDEN) * CYCLES_PER_SECOND))
 
-        The device first waits for as long as the host needs, so that it never waits for the host in between.
-        """
+    def device(self, function: Callable[[], object]) -> tuple[list[float], float]:
+        """Return seconds of the device in each round, and seconds that queueing a round takes the host."""
         if not self._is_cuda:
             return self.wall(function, 1), 0.0
         function()
@@ -84,7 +87,7 @@ class Clock:
         samples = []
         for _ in range(rounds):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(int(1.5 * host * CYCLES_PER_SECOND))
+            self.hide(1.5 * host)
             start.record()
             function()
             end.record()
@@ -105,7 +108,7 @@ class Clock:
 
 
 class Journal:
-    """What came out so far, a line of JSON each: of kind "rate", "row", "failed", "skipped" or "note"."""
+    """What came out so far, a line of JSON each: of kind "versions", "rate", "row", "work", "failed" or "skipped"."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -187,12 +190,15 @@ class Session:
         """Check what a function gives, in memory full of NaN; then time it on the device."""
         if self.begins(case):
             with self.step(case):
+                began = time.perf_counter()
                 if check is not None:
                     with poisoned_memory():
                         found = run()
+                    samples, host = [time.perf_counter() - began], 0.0
                     check(found)
                     del found
-                samples, host = self.clock.device(run)
+                if check is None or self.device.type == "cuda":  # in a dry run once is enough
+                    samples, host = self.clock.device(run)
                 self.add_row(case, samples, work, host, bytes_rate=bytes_rate, flops_rate=flops_rate)
 
     def add_row(
@@ -219,8 +225,9 @@ class Session:
         return torch.Generator(self.device).manual_seed(self.seed * 1000 + stream)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the tensors of the zoo."""
-        return vit_shapes(self.sizes.width, self.sizes.depth)
+        """Return the tensors of the zoo; where it is small, of its blocks alone, for the rest is not."""
+        shapes = vit_shapes(self.sizes.width, self.sizes.depth)
+        return shapes if self.sizes is FULL else {name: s for name, s in shapes.items() if "resblocks" in name}
 
     def checkpoints(
         self, shapes: dict[str, tuple[int, ...]], models: int
@@ -251,13 +258,13 @@ class Session:
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Fill new memory with NaN, and with the largest integers, so that what a kernel leaves unwritten is found."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # that this also fills memory is what counts here
+    torch.set_deterministic_debug_mode("warn")  # that this also fills memory is what counts here
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
 
 
 def expect_small(what: str, error: torch.Tensor | float, tolerance: float) -> None:
