@@ -2,11 +2,13 @@
 
 >>> import mergekern
 >>> len(mergekern.CATALOGUE)
-18
+28
 """
 
+from mergekern.calibration import Calibration
 from mergekern.engine import Plan, Progress, compute_all, measure, plan
 from mergekern.errors import (
+    CalibrationError,
     CheckpointError,
     MergekernError,
     MismatchError,
@@ -20,6 +22,8 @@ from mergekern.table import MetricTable
 
 __all__ = [
     "CATALOGUE",
+    "Calibration",
+    "CalibrationError",
     "CheckpointError",
     "MergekernError",
     "MetricTable",

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import xxhash
 
+from mergekern.calibration import Calibration
 from mergekern.checkpoints import Checkpoint, Layer, LayerStream, Zoo, ZooTensor, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
@@ -33,7 +34,8 @@ from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
-from mergekern.statistics import LayerStatistics, ZooStatistics
+from mergekern.probes import Probes
+from mergekern.statistics import FunctionalStatistics, LayerStatistics, ZooStatistics
 from mergekern.store import Store
 from mergekern.table import MetricTable
 
@@ -47,6 +49,7 @@ class Progress:
         tensors_done, tensors_total: counts.
         bytes_done, bytes_total: of weights, in the base and all models.
         seconds: since the run began.
+        probe: what a model is run for, after all tensors are done: "gradients of mnist"; else "".
     """
 
     tensor: str
@@ -55,6 +58,7 @@ class Progress:
     bytes_done: int
     bytes_total: int
     seconds: float
+    probe: str = ""
 
 
 def compute_all(
@@ -62,6 +66,7 @@ def compute_all(
     base: Any = None,
     *,
     metrics: str | Iterable[str] = "all",
+    calibration: Calibration | None = None,
     top_k: int = 10,
     spectrum_k: int = 100,
     per_layer: bool = False,
@@ -82,7 +87,10 @@ def compute_all(
             name -> checkpoint. A checkpoint is a path (`.safetensors`, a Hugging Face folder, `.pt`/`.pth`/`.bin`),
             a mapping name -> tensor or array, or a `torch.nn.Module`.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one.
-        metrics: "all" that the inputs allow, or names of metrics or of categories.
+        metrics: "all" that the inputs allow (18 of the weights alone, 28 with `calibration`), or names of metrics or
+            of categories.
+        calibration: the model, samples and heads that the activation and gradient metrics are computed with. Models
+            run only if such a metric is asked for.
         top_k: dimension of the top and bottom singular subspaces.
         spectrum_k: number of leading singular values that are compared.
         per_layer: also give each metric for every tensor alone.
@@ -96,14 +104,16 @@ def compute_all(
         statistics: a folder in which the statistics of this run are kept. What is there for the same inputs (by
             content hash), options and version is used again, so that a killed run continues, and gives the same
             values; what belongs to other inputs or options is removed at the end.
-        progress: called with a `Progress` at the start of every tensor and at the end.
+        progress: called with a `Progress` at the start of every tensor, before a model is run, and at the end.
         io: "mmap" maps the files; "pread" reads them, which is faster on network disks.
 
     Returns:
         A `MetricTable` with a row for each of the N(N−1)/2 pairs.
 
     Raises:
-        OptionError: an unknown metric or device, no base, fewer than two models, duplicate names.
+        OptionError: an unknown metric or device, no base, fewer than two models, duplicate names, a metric that needs
+            `calibration` without it.
+        CalibrationError: samples, heads or layers that do not fit the models, a NaN loss.
         CheckpointError: a file that is missing, truncated, corrupt or of an unsupported kind.
         MismatchError: checkpoints that do not fit together.
         NonFiniteError: NaN or infinite weights.
@@ -123,8 +133,8 @@ def compute_all(
         raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
     metrics = as_names(metrics)
     measured = measure(
-        checkpoints, base, metrics=metrics, top_k=top_k, spectrum_k=spectrum_k, device=device, max_memory=max_memory,
-        on_mismatch=on_mismatch, statistics=statistics, progress=progress, io=io,
+        checkpoints, base, metrics=metrics, calibration=calibration, top_k=top_k, spectrum_k=spectrum_k, device=device,
+        max_memory=max_memory, on_mismatch=on_mismatch, statistics=statistics, progress=progress, io=io,
     )  # fmt: skip
     return MetricTable.from_statistics(measured, metrics, per_layer=per_layer, frozen=frozen)
 
@@ -134,6 +144,7 @@ def measure(
     base: Any = None,
     *,
     metrics: str | Iterable[str] = "all",
+    calibration: Calibration | None = None,
     top_k: int = 10,
     spectrum_k: int = 100,
     device: str | torch.device = "auto",
@@ -143,21 +154,27 @@ def measure(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
 ) -> ZooStatistics:
-    """Measure the statistics that metrics need, reading the weights once.
+    """Measure the statistics that metrics need, reading the weights once and running each model once.
 
     Arguments and errors as for `compute_all`; `checkpoints` may also be a `Zoo`, whose base and whose way of reading
     then hold.
     """
+    metrics = as_names(metrics)
     chosen = select(metrics)
+    probed = frozenset(metric.needs for metric in chosen if metric.runs_models)
+    if probed and calibration is None and "all" not in metrics:
+        names = ", ".join(metric.name for metric in chosen if metric.runs_models)
+        raise OptionError(f"{names}: models must be run for these; give calibration=")
     top_k, spectrum_k = _positive("top_k", top_k), _positive("spectrum_k", spectrum_k)
     backend = dispatch.choose(device)
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
     measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory)
     zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, measurement.budget if isinstance(measurement, DeviceMeasurement) else max_memory)
+    probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
     store = Store(Path(statistics)) if statistics is not None else None
     try:
-        return _Run(zoo, measurement, store).measure(stream, progress)
+        return _Run(zoo, measurement, store, probes).measure(stream, progress)
     except MergekernError:
         if store is not None:
             store.undo()
@@ -203,8 +220,8 @@ class _Run:
     its factorisations (bound by arithmetic), while the pool factorises the layers before it.
     """
 
-    def __init__(self, zoo: Zoo, measurement: Measurement, store: Store | None) -> None:
-        self.zoo, self.measurement, self.store = zoo, measurement, store
+    def __init__(self, zoo: Zoo, measurement: Measurement, store: Store | None, probes: Probes | None) -> None:
+        self.zoo, self.measurement, self.store, self.probes = zoo, measurement, store, probes
         self.keys: list[str] = []
         self.hashers = [xxhash.xxh3_128() for _ in zoo.checkpoints]
 
@@ -214,10 +231,10 @@ class _Run:
         layers: list[LayerStatistics] = []
         ahead: deque[tuple[Layer, Future[_Begun]]] = deque()
 
-        def report(tensor: str) -> None:
+        def report(tensor: str, probe: str = "") -> None:
             if progress is not None:
                 done, seconds = len(layers), time.perf_counter() - began
-                progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds))
+                progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds, probe))
 
         def finish_first() -> None:
             if self.measurement.in_batches:
@@ -234,6 +251,7 @@ class _Run:
                 ahead.append((layer, reader.submit(self._begin, layer, pool)))
             while ahead:
                 finish_first()
+        functional, functional_keys = self._probe(stream.max_memory, lambda what: report("", what))
         report("")
         result = ZooStatistics(
             self.zoo.model_names,
@@ -242,10 +260,17 @@ class _Run:
             self.measurement.spectrum_k,
             self.zoo.skipped,
             self._provenance(),
+            functional,
         )
         if self.store is not None:
-            self.store.finish(result, self.keys)
+            self.store.finish(result, self.keys, functional_keys)
         return result
+
+    def _probe(self, max_memory: int, report: Callable[[str], None]) -> tuple[FunctionalStatistics, dict[str, str]]:
+        if self.probes is None:
+            return FunctionalStatistics(), {}
+        backend, threads = self.measurement.backend, self.measurement.threads
+        return self.probes.measure(backend, threads, max_memory, self.store, [_version("mergekern")], report)
 
     def _begin(self, layer: Layer, pool: ThreadPoolExecutor) -> _Begun:
         hashes = self.measurement.hashes(layer, pool)
@@ -276,7 +301,9 @@ class _Run:
             for checkpoint in self.zoo.checkpoints
         }
         names = [checkpoint.name for checkpoint in self.zoo.checkpoints]
+        probed = {} if self.probes is None else {"calibration": self.probes.provenance()}
         return {
+            **probed,
             "versions": versions(),
             **self.measurement.provenance(),
             "dtypes": dtypes,

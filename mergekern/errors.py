@@ -22,6 +22,10 @@ class NonFiniteError(MergekernError):
     """A checkpoint holds NaN or infinite values."""
 
 
+class CalibrationError(MergekernError):
+    """Calibration data cannot be used, or do not fit the model: labels, heads, layers, samples, a loss that is NaN."""
+
+
 class OptionError(MergekernError):
     """An argument is wrong: an unknown name, a device that is not there, an impossible budget."""
 
@@ -30,11 +34,11 @@ class StatisticsError(MergekernError):
     """Saved statistics or a saved table are missing, damaged, or were not written by mergekern."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the nearest of the known names, or an empty string.
+def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
+    """Return " (did you mean 'x'?)" for the nearest of the known names (`count` at most), or an empty string.
 
     >>> did_you_mean("weight_space_angel", ["weight_space_angle", "stable_rank"])
     " (did you mean 'weight_space_angle'?)"
     """
-    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    nearest = difflib.get_close_matches(str(name), list(known), n=count, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""

@@ -10,15 +10,32 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import xxhash
 
 from mergekern.errors import StatisticsError
-from mergekern.statistics import BLOCKS, FORMAT, LayerStatistics, ZooStatistics, block_path
+from mergekern.statistics import (
+    BLOCKS,
+    FORMAT,
+    FUNCTIONAL,
+    FunctionalStatistics,
+    LayerStatistics,
+    ZooStatistics,
+    block_path,
+)
 
 logger = logging.getLogger(__name__)
+Block = TypeVar("Block")
+
+
+class Writable(Protocol):
+    """Statistics that can be kept as a block."""
+
+    def write(self, path: Path) -> None:
+        """Write to a file."""
 
 
 class Store:
@@ -44,28 +61,37 @@ class Store:
         return xxhash.xxh3_128(content.encode()).hexdigest()
 
     def get(self, key: str, with_spectrum: bool) -> LayerStatistics | None:
-        """Return a block if it is there, whole, and holds what is needed."""
+        """Return the block of a tensor if it is there, whole, and holds what is needed."""
+        layer = self._read(key, LayerStatistics.read)
+        lacking = layer is not None and with_spectrum and layer.is_matrix and layer.spectrum is None
+        return None if lacking else layer
+
+    def get_functional(self, keys: Mapping[str, str]) -> FunctionalStatistics:
+        """Return those of the functional kinds whose blocks are there and whole."""
+        return FunctionalStatistics(**{kind: self._read(key, FUNCTIONAL[kind].read) for kind, key in keys.items()})
+
+    def _read(self, key: str, read: Callable[[Path], Block]) -> Block | None:
         path = block_path(self.path, key)
         if not path.exists():
             return None
         try:
-            layer = LayerStatistics.read(path)
+            return read(path)
         except StatisticsError as error:
             logger.warning("%s; computing it again", error)
             return None
-        return None if with_spectrum and layer.is_matrix and layer.spectrum is None else layer
 
-    def put(self, key: str, layer: LayerStatistics) -> None:
+    def put(self, key: str, block: Writable) -> None:
         """Write a block; one that is there with less in it is replaced."""
         path = block_path(self.path, key)
         if not path.exists():
             self._written.append(path)
-        layer.write(path)
+        block.write(path)
 
-    def finish(self, statistics: ZooStatistics, keys: Sequence[str]) -> None:
-        """Write the manifest and remove the blocks that it does not name."""
-        statistics.write_manifest(self.path, keys)
-        keep = {block_path(self.path, key) for key in keys}
+    def finish(self, statistics: ZooStatistics, keys: Sequence[str], functional: Mapping[str, str]) -> None:
+        """Write the manifest and remove the blocks that it does not name, by tensor or by functional kind."""
+        functional = {kind: functional[kind] for kind in statistics.functional.kinds}
+        statistics.write_manifest(self.path, keys, functional)
+        keep = {block_path(self.path, key) for key in (*keys, *functional.values())}
         for path in (self.path / BLOCKS).iterdir():
             if path not in keep and not path.name.startswith("."):
                 path.unlink(missing_ok=True)

@@ -81,25 +81,19 @@ class MetricTable:
             raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
         metrics = as_names(metrics)
         chosen = select(metrics)
-        if not statistics.has_spectra:
-            lacking = [metric.name for metric in chosen if metric.needs == "spectra"]
-            if lacking and "all" not in metrics:
-                raise OptionError(
-                    f"{', '.join(lacking)}: these statistics were measured without spectra; measure them again "
-                    "with these metrics"
-                )
-            chosen = [metric for metric in chosen if metric.needs != "spectra"]
+        lacking = [metric for metric in chosen if not metric.is_possible(statistics)]
+        if lacking and "all" not in metrics:
+            names = ", ".join(metric.name for metric in lacking)
+            needed = " and ".join(sorted({metric.needs.replace("_", " ") for metric in lacking}))
+            raise OptionError(
+                f"{names}: these statistics were measured without {needed}; measure them again with these metrics"
+                f"{', and with calibration=' if lacking[-1].runs_models else ''}"
+            )
+        chosen = [metric for metric in chosen if metric not in lacking]
         values = {metric.name: metric.compute(statistics, frozen) for metric in chosen}
         layers = None
         if per_layer:
-            layers = {
-                metric.name: {
-                    layer.name: metric.compute(statistics.only(layer), frozen)
-                    for layer in statistics.layers
-                    if layer.is_matrix or metric.needs != "spectra"
-                }
-                for metric in chosen
-            }
+            layers = {metric.name: metric.compute_layers(statistics, frozen) for metric in chosen}
         options = {"metrics": list(values), "frozen": frozen, "top_k": statistics.top_k}
         options |= {"spectrum_k": statistics.spectrum_k, "per_layer": per_layer}
         provenance = {**(statistics.provenance or {}), "options": options}
@@ -129,7 +123,8 @@ class MetricTable:
     def per_layer(self, metric: str) -> pd.DataFrame:
         """Return one metric for every tensor alone: a row for each pair, a column for each tensor.
 
-        Tensors for which the metric is not defined (vectors, for the subspace metrics) have no column.
+        Tensors for which the metric is not defined have no column: vectors, for the subspace metrics; buffers, for the
+        encoder gradients; all tensors, for activations and input gradients.
 
         Raises:
             OptionError: the table does not have this metric, or was made without per_layer=True.
@@ -225,6 +220,8 @@ class MetricTable:
             "notes": self.notes,
             "provenance": self.provenance,
         }
+        if self._layers is not None:
+            extra["tensors"] = {name: list(layers) for name, layers in self._layers.items()}
         metadata = {**(table.schema.metadata or {}), b"mergekern": json.dumps(extra).encode()}
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(metadata), buffer)
@@ -342,8 +339,12 @@ def _from_frame(frame: pd.DataFrame, extra: dict[str, Any]) -> MetricTable:
     if "tensor" in frame:
         for tensor, rows in frame[frame["tensor"].notna()].groupby("tensor", sort=False):
             for name, matrix in matrices(rows).items():
-                # A vector has no subspace metrics; its whole column is missing.
-                if CATALOGUE.get(name) and not (CATALOGUE[name].needs == "spectra" and np.isnan(matrix).all()):
+                # Where a metric is not defined for a tensor, its whole column is missing; Parquet says which are.
+                if "tensors" in extra:
+                    is_defined = tensor in extra["tensors"].get(name, ())
+                else:
+                    is_defined = name in CATALOGUE and (CATALOGUE[name].every_tensor or not np.isnan(matrix).all())
+                if is_defined:
                     layers.setdefault(name, {})[str(tensor)] = matrix
     notes = [*extra.get("notes", []), *_unknown(values)]
     return MetricTable(models, values, _complete(values, layers), notes, extra.get("provenance"))
@@ -362,6 +363,8 @@ def _notes(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: 
     notes = [f"tensor left out of everything: {line}" for line in statistics.skipped]
     if any(CATALOGUE[name].needs == "spectra" for name in values):
         notes += _subspace_notes(statistics, frozen)
+    if any(CATALOGUE[name].needs == "input_gradients" for name in values):
+        notes += _input_notes(statistics)
     i, j = np.triu_indices(len(statistics.models), 1)
     for metric, matrix in values.items():
         missing = np.flatnonzero(np.isnan(matrix[i, j]))
@@ -369,6 +372,20 @@ def _notes(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: 
             pairs = ", ".join(f"({statistics.models[i[p]]}, {statistics.models[j[p]]})" for p in missing)
             notes.append(f"{metric}: no value for {len(missing)} pairs, {CATALOGUE[metric].undefined}: {pairs}")
     return notes
+
+
+def _input_notes(statistics: ZooStatistics) -> list[str]:
+    """Return which models' input gradients differ in shape from those of others."""
+    assert statistics.functional.input_gradients is not None
+    models: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in zip(statistics.models, statistics.functional.input_gradients.shapes, strict=True):
+        models.setdefault(shape, []).append(name)
+    if len(models) == 1:
+        return []
+    groups = "; ".join(
+        f"{shape[0]} samples of shape {shape[1:]}: {', '.join(names)}" for shape, names in models.items()
+    )
+    return [f"input gradients are compared only between tasks with equally many samples of one shape: {groups}"]
 
 
 def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:

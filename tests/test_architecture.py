@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "mergekern"
 # A module imports only from its own layer and the layers before it.
 LAYERS = [
     ["errors", "files"],
-    ["checkpoints", "kernels", "blocks"],
+    ["checkpoints", "kernels", "blocks", "calibration"],
     ["statistics"],
     ["measurement", "store", "metrics"],
-    ["table"],
+    ["table", "probes"],
     ["engine"],
     ["cli"],
 ]

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import mergekern
 from mergekern.kernels import dispatch
-from mergekern.metrics import CATALOGUE
-from tests.golden.zoo import SPECS, make_zoo
+from tests.golden.zoo import SPECS, make_functional_zoo, make_zoo
+from tests.names import OF_RUNS, OF_WEIGHTS
 from tests.tolerances import PUBLISHED
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,9 +31,9 @@ def test_agrees_with_the_published_code(spec, backend, max_memory):
     assert table.provenance["backend"] == backend.name
     assert not table.notes
     frame = table.to_pandas()
-    assert list(frame.columns) == list(CATALOGUE)
+    assert list(frame.columns) == OF_WEIGHTS
     assert len(frame) == len(expected["pairs"])
-    for name in CATALOGUE:
+    for name in OF_WEIGHTS:
         layers = table.per_layer(name)
         for pair, values in expected["pairs"].items():
             at = tuple(pair.split("-"))
@@ -43,3 +44,27 @@ def test_agrees_with_the_published_code(spec, backend, max_memory):
                     assert value == 0.0
                 else:
                     assert layers.loc[at, tensor] == pytest.approx(value, rel=PUBLISHED, abs=PUBLISHED), (pair, tensor)
+
+
+def test_agrees_with_the_published_code_where_models_run(backend):
+    expected = json.loads((GOLDEN / "golden_functional.json").read_text())
+    base, tuned, heads, samples = make_functional_zoo()
+    encoder = torch.nn.Sequential(
+        torch.nn.Linear(12, 24), torch.nn.GELU(), torch.nn.Linear(24, 24), torch.nn.GELU(), torch.nn.Linear(24, 8)
+    )
+    calibration = mergekern.Calibration(
+        encoder,
+        {str(index): (*task, head) for index, (task, head) in enumerate(zip(samples, heads, strict=True))},
+        expected["layer"],
+        batch_size=expected["gradient_batch"],
+        activation_batch_size=expected["activation_batch"],
+    )
+    zoo = {str(index): model for index, model in enumerate(tuned)}
+    table = mergekern.compute_all(zoo, base, calibration=calibration)
+    assert not table.notes
+    frame = table.to_pandas()
+    assert list(frame.columns) == [*OF_WEIGHTS, *OF_RUNS]
+    for pair, values in expected["pairs"].items():
+        assert set(values) == set(OF_RUNS)
+        for name, value in values.items():
+            assert frame.loc[tuple(pair.split("-")), name] == pytest.approx(value, rel=PUBLISHED, abs=PUBLISHED), name

@@ -6,8 +6,8 @@ import pytest
 
 import mergekern
 from mergekern import MetricTable, OptionError, StatisticsError
-from mergekern.metrics import CATALOGUE
 from tests.golden.zoo import SPECS, make_zoo
+from tests.names import OF_WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def table():
 def test_pairs_are_in_model_order(table):
     frame = table.to_pandas()
     assert frame.index.names == ["model_a", "model_b"]
-    assert list(frame.columns) == list(CATALOGUE)
+    assert list(frame.columns) == OF_WEIGHTS
     assert list(frame.index[:5]) == [("NA", "b__b"), ("NA", "c,c"), ("NA", 'd"d'), ("NA", "é"), ("b__b", "c,c")]
     assert (frame.dtypes == np.float64).all()
-    for name in CATALOGUE:
+    for name in OF_WEIGHTS:
         matrix = table.matrix(name)
         assert matrix.shape == (5, 5)
         assert matrix[1, 2] == frame.loc[("b__b", "c,c"), name]

@@ -65,6 +65,10 @@ class Checkpoint(ABC):
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         """Return elements [start, stop) of the flattened tensor as stored: contiguous, 1-D, on the CPU."""
 
+    @abstractmethod
+    def read_buffer(self, name: str) -> torch.Tensor:
+        """Return an integer or bool tensor, in its own shape and dtype. Do not write to it."""
+
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         """Return columns [start, stop) of a 2-D tensor as stored."""
         rows, width = tensor.shape

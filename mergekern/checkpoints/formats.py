@@ -37,7 +37,17 @@ _SAFETENSORS_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
     "C64": torch.complex64,
 }
-_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+_INTEGERS = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+}
 
 
 def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") -> Checkpoint:
@@ -176,6 +186,9 @@ class StateDict(Checkpoint):
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         return _on_cpu(self._values[tensor.name][:, start:stop])
 
+    def read_buffer(self, name: str) -> torch.Tensor:
+        return self._values[name].cpu()
+
     def resident(self, name: str, device: torch.device) -> torch.Tensor | None:
         values, tensor = self._values[name], self.tensors[name]
         is_there = device.type != "cpu" and values.device == device
@@ -237,14 +250,15 @@ class SafetensorsFile(Checkpoint):
         metadata = header.pop("__metadata__", None) or {}
         in_file_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         self._begin: dict[str, int] = {}
+        self._integers: dict[str, StoredTensor] = {}
         for key, entry in in_file_order:
-            dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-            if dtype is None and entry["dtype"] in _INTEGERS:
-                dtype = torch.int64
+            dtype = _SAFETENSORS_DTYPES.get(entry["dtype"]) or _INTEGERS.get(entry["dtype"])
             if dtype is None:
                 raise CheckpointError(f"{path}: tensor {key!r} has dtype {entry['dtype']}, which is not supported")
             self._begin[key] = entry["data_offsets"][0]
             self._add(key, tuple(entry["shape"]), dtype, key)
+            if not dtype.is_floating_point:
+                self._integers[key] = StoredTensor(key, tuple(entry["shape"]), dtype, key)
         # save_model keeps one of a set of tied tensors and declares the other names in the metadata.
         for alias, kept in metadata.items():
             if kept in self.tensors and alias not in header:
@@ -274,6 +288,10 @@ class SafetensorsFile(Checkpoint):
         if self._mapped is None:
             return super()._read_columns(tensor, start, stop)
         return self._read_range(tensor, 0, tensor.count).view(tensor.shape)[:, start:stop]
+
+    def read_buffer(self, name: str) -> torch.Tensor:
+        tensor = self._integers[name]
+        return self._read_range(tensor, 0, tensor.count).view(tensor.shape)
 
     def _bytes(self, start: int, stop: int, alignment: int) -> torch.Tensor:
         if self._mapped is not None:
@@ -316,6 +334,7 @@ class Sharded(Checkpoint):
             floats = {**shard.tensors, **shard._scales}
             missing |= {key for key, home in weight_map.items() if home == file} - {*floats, *shard.buffers}
             self.buffers += shard.buffers
+            self._home |= dict.fromkeys(shard.buffers, shard)
             for key, tensor in floats.items():
                 # Names that the index does not list, such as those of tied tensors, are where they are found.
                 if weight_map.get(key, file) == file:
@@ -330,3 +349,6 @@ class Sharded(Checkpoint):
 
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         return self._home[tensor.name]._read_columns(tensor, start, stop)
+
+    def read_buffer(self, name: str) -> torch.Tensor:
+        return self._home[name].read_buffer(name)

@@ -11,6 +11,7 @@ import torch
 
 from mergekern.errors import OptionError
 from mergekern.kernels.cuda_module import CudaModule, RawCudaModule
+from mergekern.kernels.gram import Gram
 from mergekern.kernels.spectrum import DeviceSpectra, Stack
 
 # The first with tensor cores for float64, which the Triton kernels are written for.
@@ -47,6 +48,13 @@ class DeviceBackend:
         from mergekern.kernels.gram import on_triton
 
         return on_triton.inner_products(layers)
+
+    def gram(self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int) -> Gram:
+        """Return the Gram of one tensor, wherever it lies, and wait for it; `threads` means nothing here."""
+        from mergekern.kernels.gram import on_triton
+
+        there = [tensor.to(self.device) for tensor in tuned]
+        return on_triton.gram(None if base is None else base.to(self.device), there)
 
     def squared_distances(self, tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         """See mergekern.kernels.gram.on_triton."""

@@ -41,6 +41,11 @@ class Backend:
     spectrum: Callable[[spectrum_on_cpu.Blocks, tuple[int, int], int, int], Spectrum]
     overlap: Callable[[np.ndarray], np.ndarray]
 
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
 
 NUMPY = Backend("numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on_cpu.overlap)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from mergekern.checkpoints import Layer, Zoo
 from mergekern.errors import NonFiniteError
+from mergekern.kernels.device_backend import DeviceBackend
+from mergekern.kernels.dispatch import Backend
 from mergekern.statistics import LayerStatistics
 
 
@@ -23,12 +25,14 @@ class Measurement(ABC):
         with_spectrum: whether matrices are factorised.
         top_k, spectrum_k: sizes of the subspaces and of the spectra.
         threads: of the processor that it may use.
+        backend: the kernels.
     """
 
     with_spectrum: bool
     top_k: int
     spectrum_k: int
     threads: int
+    backend: Backend | DeviceBackend
 
     @property
     @abstractmethod

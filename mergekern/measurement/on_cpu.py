@@ -29,11 +29,7 @@ class Begun(NamedTuple):
 
 @dataclass
 class CpuMeasurement(Measurement):
-    """See `Measurement`.
-
-    Attributes:
-        backend: the kernels.
-    """
+    """See `Measurement`."""
 
     backend: Backend
 

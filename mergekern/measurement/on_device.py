@@ -70,7 +70,6 @@ class DeviceMeasurement(Measurement):
     """See `Measurement`.
 
     Attributes:
-        backend: the kernels.
         fallback: what measures on the processor; redoes what fails its check.
         max_memory: bytes of weights on the device at a time; None for a share of what is free there.
     """

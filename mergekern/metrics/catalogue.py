@@ -5,11 +5,13 @@ category and give it an entry here.
 
 Notation: τ_i is the task vector of model i, τ_i^l its part in tensor l, g the Gram matrix of the whole task vectors;
 s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; σ, U and V the singular values and vectors of a
-task matrix, k = 10.
+task matrix, k = 10; a_i the mean activation of model i over the calibration samples of all tasks, e_i and x_i the
+gradients of its loss on its own task's samples with respect to the parameters of the encoder and to the inputs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,10 +20,11 @@ from typing import Literal
 import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import effective_rank, geometry, subspace
-from mergekern.statistics import ZooStatistics
+from mergekern.metrics import activation, effective_rank, geometry, gradient, subspace
+from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
 
-Needs = Literal["inner products", "spectra"]
+# The last three are what running the models gives: attributes of FunctionalStatistics.
+Needs = Literal["inner products", "spectra", "activations", "encoder_gradients", "input_gradients"]
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,57 @@ class Metric:
     function: Callable[..., np.ndarray]
 
     def compute(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> np.ndarray:
-        """Return the (N, N) values of all pairs; the diagonal compares each model with itself.
-
-        For the value of one tensor alone, give `statistics.only(layer)`.
-        """
+        """Return the (N, N) values of all pairs; the diagonal compares each model with itself."""
         if self.needs == "spectra":
             return self.function(statistics, frozen=frozen)
         return self.function(statistics)
+
+    def compute_layers(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> dict[str, np.ndarray]:
+        """Return the values of each tensor alone, of those for which the metric is defined."""
+        if self.needs == "encoder_gradients":
+            assert statistics.functional.encoder_gradients is not None
+            alone = {
+                layer.name: FunctionalStatistics(encoder_gradients=EncoderGradientStatistics((layer,)))
+                for layer in statistics.functional.encoder_gradients.layers
+            }
+            return {
+                name: self.compute(dataclasses.replace(statistics, functional=part)) for name, part in alone.items()
+            }
+        if self.runs_models:
+            return {}
+        return {
+            layer.name: self.compute(statistics.only(layer), frozen)
+            for layer in statistics.layers
+            if layer.is_matrix or self.needs != "spectra"
+        }
+
+    @property
+    def runs_models(self) -> bool:
+        """Whether models must be run on calibration data for it."""
+        return self.needs in FUNCTIONAL
+
+    @property
+    def every_tensor(self) -> bool:
+        """Whether it is defined for each tensor of the checkpoints alone."""
+        return self.needs == "inner products"
+
+    def is_possible(self, statistics: ZooStatistics) -> bool:
+        """Tell whether the statistics hold what it needs."""
+        if self.runs_models:
+            return getattr(statistics.functional, self.needs) is not None
+        return self.needs != "spectra" or statistics.has_spectra
 
 
 def _metric(
     function: Callable[..., np.ndarray], formula: str, bounds: tuple[float, float], more: Literal["higher", "lower"]
 ) -> Metric:
-    """Return the entry of a function; what is common to a category comes from its module."""
-    category, needs, undefined = _CATEGORIES[function.__module__]
+    """Return the entry of a function; what is common to a category, or a part of it, comes from its module or name."""
+    common = _COMMON.get(function.__module__) or _COMMON[function.__name__.split("_gradient_")[0]]
+    category, needs, undefined = common
     return Metric(function.__name__, category, formula, bounds, more, needs, undefined, function)
 
 
-_CATEGORIES: dict[str, tuple[str, Needs, str]] = {
+_COMMON: dict[str, tuple[str, Needs, str]] = {
     geometry.__name__: (
         "task-vector geometry",
         "inner products",
@@ -81,6 +117,13 @@ _CATEGORIES: dict[str, tuple[str, Needs, str]] = {
         "subspace overlap",
         "spectra",
         "no matrix differs from the base in both models with the rank that its singular vectors need",
+    ),
+    activation.__name__: ("activation", "activations", "a mean activation is zero"),
+    "encoder": ("gradient", "encoder_gradients", "a gradient is zero"),
+    "input": (
+        "gradient",
+        "input_gradients",
+        "a gradient is zero, or the tasks differ in the number or the shape of their samples",
     ),
 }
 
@@ -112,6 +155,16 @@ CATALOGUE: dict[str, Metric] = {
         _metric(subspace.right_subspace_overlap_bottom_k, "mean_l ‖V_iᵀV_j‖_F / √k, bottom k", (0, 1), "higher"),
         _metric(subspace.interaction_matrix_overlap_top_k, "mean_l ‖V_iᵀV_j‖_F² / k, top k", (0, 1), "higher"),
         _metric(subspace.interaction_matrix_overlap_bottom_k, "mean_l ‖V_iᵀV_j‖_F² / k, bottom k", (0, 1), "higher"),
+        _metric(activation.activation_l2_distance, "‖a_i − a_j‖", (0, math.inf), "lower"),
+        _metric(activation.activation_cosine_similarity, "<a_i, a_j> / ‖a_i‖‖a_j‖", (-1, 1), "higher"),
+        _metric(activation.activation_magnitude_ratio, "shorter ‖a‖ / longer ‖a‖", (0, 1), "higher"),
+        _metric(activation.activation_dot_product, "<a_i, a_j>", (-math.inf, math.inf), "higher"),
+        _metric(gradient.encoder_gradient_cosine_similarity, "<e_i, e_j> / ‖e_i‖‖e_j‖", (-1, 1), "higher"),
+        _metric(gradient.encoder_gradient_l2_distance, "‖e_i − e_j‖", (0, math.inf), "lower"),
+        _metric(gradient.encoder_gradient_dot_product, "<e_i, e_j>", (-math.inf, math.inf), "higher"),
+        _metric(gradient.input_gradient_cosine_similarity, "<x_i, x_j> / ‖x_i‖‖x_j‖", (-1, 1), "higher"),
+        _metric(gradient.input_gradient_l2_distance, "‖x_i − x_j‖", (0, math.inf), "lower"),
+        _metric(gradient.input_gradient_dot_product, "<x_i, x_j>", (-math.inf, math.inf), "higher"),
     )
 }
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from mergekern.statistics import LayerStatistics, ZooStatistics
+from mergekern.statistics import ZooStatistics
+
+
+class Vectors(Protocol):
+    """Statistics of N vectors: (N, N) inner products and squared distances."""
+
+    @property
+    def inner(self) -> np.ndarray: ...
+    @property
+    def squared_distance(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -24,8 +34,8 @@ class Geometry:
     squared_distance: np.ndarray
 
     @staticmethod
-    def of(statistics: ZooStatistics | LayerStatistics) -> Geometry:
-        """Return the geometry of whole task vectors, or of one tensor of them."""
+    def of(statistics: Vectors) -> Geometry:
+        """Return the geometry of whole task vectors, of one tensor of them, or of any other vectors."""
         return Geometry(statistics.inner, np.sqrt(np.diagonal(statistics.inner)), statistics.squared_distance)
 
     @property
@@ -38,15 +48,31 @@ class Geometry:
         a, b = norm[:, None], norm[None, :]
         return np.clip((self.squared_distance - (a - b) ** 2) / (2 * a * b), 0.0, 2.0)
 
+    @property
+    def cosine(self) -> np.ndarray:
+        """(N, N); NaN for a zero vector."""
+        return 1.0 - self.one_minus_cosine
+
+    @property
+    def distance(self) -> np.ndarray:
+        """(N, N)."""
+        return np.sqrt(self.squared_distance)
+
+    @property
+    def magnitude_ratio(self) -> np.ndarray:
+        """(N, N) shorter length / longer length; NaN for a zero vector."""
+        norm = np.where(self.norm > 0, self.norm, np.nan)
+        return np.minimum.outer(norm, norm) / np.maximum.outer(norm, norm)
+
 
 def task_vector_cosine_similarity(statistics: ZooStatistics) -> np.ndarray:
     """g_ij / √(g_ii g_jj)."""
-    return 1.0 - Geometry.of(statistics).one_minus_cosine
+    return Geometry.of(statistics).cosine
 
 
 def task_vector_l2_distance(statistics: ZooStatistics) -> np.ndarray:
     """√(g_ii + g_jj − 2 g_ij)."""
-    return np.sqrt(Geometry.of(statistics).squared_distance)
+    return Geometry.of(statistics).distance
 
 
 def task_vector_dot_product(statistics: ZooStatistics) -> np.ndarray:
@@ -61,6 +87,4 @@ def weight_space_angle(statistics: ZooStatistics) -> np.ndarray:
 
 def task_vector_magnitude_ratio(statistics: ZooStatistics) -> np.ndarray:
     """Shorter length / longer length; NaN where a vector is zero."""
-    norm = Geometry.of(statistics).norm
-    norm = np.where(norm > 0, norm, np.nan)
-    return np.minimum.outer(norm, norm) / np.maximum.outer(norm, norm)
+    return Geometry.of(statistics).magnitude_ratio

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mergekern
-from mergekern.metrics import CATALOGUE
+from tests.names import OF_WEIGHTS
 from tests.tolerances import GEOMETRY, SUBSPACE
 
 
@@ -48,7 +48,7 @@ SUBSPACE_VALUES = {
 
 
 def test_every_metric_is_here():
-    assert {*GEOMETRIC, *SUBSPACE_VALUES} == set(CATALOGUE)
+    assert {*GEOMETRIC, *SUBSPACE_VALUES} == set(OF_WEIGHTS)
 
 
 @pytest.mark.parametrize("metric", GEOMETRIC)

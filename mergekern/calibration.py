@@ -1,0 +1,434 @@
+"""Calibration: the samples, heads and choices with which models are run; checked when they are given."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mergekern.errors import CalibrationError, OptionError, did_you_mean
+from mergekern.files import write_atomically
+
+Inputs = Tensor | dict[str, Tensor]
+Head = nn.Module | tuple[Tensor, Tensor | None]
+Loss = Callable[[Tensor, Tensor], Tensor]
+BatchWeighting = Literal["published", "sample"]
+
+OPTIONS_FILE = "calibration.json"
+# What calibration.json may say, and `Calibration.from_folder` may be given instead.
+SAVED_OPTIONS = ("layer", "input_layer", "batch_size", "activation_batch_size", "batch_weighting", "token_dim", "dtype")
+
+
+class Task(NamedTuple):
+    """The samples of one model's task: n inputs, n labels, and the head on the encoder that tells the classes."""
+
+    inputs: Inputs
+    labels: Tensor
+    head: Head
+
+    @property
+    def size(self) -> int:
+        """The number of samples, n."""
+        return len(self.labels)
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes of the head; None where only running it tells."""
+        if isinstance(self.head, nn.Module):
+            return self.head.out_features if isinstance(self.head, nn.Linear) else None
+        return self.head[0].shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What the activation and gradient metrics run the models on.
+
+    The models run in evaluation mode: no dropout, and batch normalisation by the running statistics of each checkpoint.
+    Encoder and head get back the mode they were in; nothing of them changes.
+
+    Args:
+        model: an `nn.Module` whose state dict has the names and shapes of the checkpoints, or a function without
+            arguments that returns one; its own weights are not used. It takes inputs (n, ...) to features.
+        tasks: name of a model -> (inputs, labels, head). Every model of the zoo needs one; activations are averaged
+            over the samples of all tasks that are here, also those without a model. A task is
+
+            inputs: (n, ...) tensor, or a mapping of them by the keyword under which the model takes each (token ids,
+            attention mask, ...). Floating-point inputs are converted to `dtype`.
+            labels: (n,) integer classes, or whatever `loss` takes.
+            head: (weight (classes, h), bias (classes,) or None) on features (n, h), or an `nn.Module` that takes what
+            the model returns to logits.
+        layer: name of the module whose output is the activation, as in `model.named_modules()`. Of a tuple or mapping
+            the first is taken; 3-D outputs are averaged over `token_dim` (padding included, as published); those of
+            more dimensions are flattened.
+        loss: (logits, labels) -> mean loss of the batch, a scalar.
+        batch_size: samples in a gradient batch.
+        activation_batch_size: samples in an activation batch; it has no influence on the values.
+        batch_weighting: "published": the encoder gradient is the sum over batches of the gradients of their mean
+            losses, divided by the number of samples n; the input gradient is that of each batch's mean loss. It
+            depends on `batch_size`, and its length on n. "sample": both are gradients of the mean loss of all n
+            samples.
+        token_dim: dimension of 3-D outputs that tokens are along.
+        input_layer: name of the module (an embedding, for instance) at whose output the input gradient is taken;
+            by default at the inputs themselves, which integer inputs do not allow.
+        dtype: in which the models run, whatever the checkpoints are stored in.
+
+    Raises:
+        CalibrationError: a task or a layer that cannot be used: labels outside the head's classes, unequal numbers of
+            inputs and labels, NaN inputs, a layer that the model does not have.
+        OptionError: an option that is out of range.
+
+    >>> encoder = nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2))
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> head = torch.randn(5, 2, generator=draw), torch.zeros(5)
+    >>> samples = torch.randn(10, 4, generator=draw), torch.arange(10) % 5
+    >>> calibration = Calibration(encoder, {"a": (*samples, head), "b": (*samples, head)}, "1")
+    >>> base = encoder.state_dict()
+    >>> tuned = {m: {k: v + torch.randn(v.shape, generator=draw) for k, v in base.items()} for m in "ab"}
+    >>> import mergekern
+    >>> mergekern.compute_all(tuned, base, calibration=calibration)
+    MetricTable(2 models, 1 pairs, 28 metrics)
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    tasks: Mapping[str, Any]  # of Task, once they are checked
+    layer: str
+    _: KW_ONLY
+    loss: Loss = nn.functional.cross_entropy
+    batch_size: int = 8
+    activation_batch_size: int = 32
+    batch_weighting: BatchWeighting = "published"
+    token_dim: int = 1
+    input_layer: str | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        """Check everything, and turn arrays into tensors."""
+        if not callable(self.model):
+            raise CalibrationError(
+                f"model is an nn.Module, or a function that returns one, not a {type(self.model).__name__}"
+            )
+        if not callable(self.loss):
+            raise CalibrationError(f"loss is a function of logits and labels, not a {type(self.loss).__name__}")
+        for name in ("batch_size", "activation_batch_size"):
+            object.__setattr__(self, name, _count(name, getattr(self, name)))
+        if self.batch_weighting not in ("published", "sample"):
+            raise OptionError(f"batch_weighting must be 'published' or 'sample', not {self.batch_weighting!r}")
+        if isinstance(self.token_dim, bool) or self.token_dim not in (0, 1, 2):
+            raise OptionError(f"token_dim must be 0, 1 or 2, not {self.token_dim!r}")
+        if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point and self.dtype.itemsize > 1):
+            raise OptionError(f"dtype must be float32, float64, bfloat16 or float16 of torch, not {self.dtype!r}")
+        if not isinstance(self.tasks, Mapping) or not self.tasks:
+            raise CalibrationError("tasks is a mapping of each model's name to (inputs, labels, head)")
+        checked = {str(name): self._task(str(name), given) for name, given in self.tasks.items()}
+        object.__setattr__(self, "tasks", checked)
+        if isinstance(self.model, nn.Module):
+            self.check_layers(self.model)
+
+    @property
+    def uses_classes(self) -> bool:
+        """Whether labels are classes: whether the loss is cross-entropy."""
+        return self.loss is nn.functional.cross_entropy
+
+    @staticmethod
+    def from_folder(
+        folder: str | os.PathLike[str],
+        model: nn.Module | Callable[[], nn.Module],
+        layer: str | None = None,
+        **options: Any,
+    ) -> Calibration:
+        """Read samples and heads from a folder, so that runs on the same samples can be compared.
+
+        The folder has, for each task, NAME.safetensors with `inputs` (or `inputs.KEYWORD` for each of several),
+        `labels`, `head.weight` and, if there is one, `head.bias`; other tensors are left unread. calibration.json may
+        give the options. Nothing in the folder is executed: the model is given by the caller. `save` and
+        python/make_digits_zoo.py write such folders.
+
+        Args:
+            folder: to be read.
+            model: as for `Calibration`.
+            layer, options: as for `Calibration`; they go before what calibration.json says.
+
+        Raises:
+            CalibrationError: a file that is missing, damaged or something else; no layer is given anywhere.
+
+        >>> import tempfile
+        >>> encoder, head = nn.Linear(3, 2), nn.Linear(2, 4)
+        >>> calibration = Calibration(encoder, {"a": (torch.ones(5, 3), torch.arange(5) % 4, head)}, "")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     calibration.save(folder)
+        ...     Calibration.from_folder(folder, encoder).tasks["a"].inputs.shape
+        torch.Size([5, 3])
+        """
+        folder = Path(folder)
+        saved = _read_options(folder / OPTIONS_FILE)
+        options = {**saved, **options} if layer is None else {**saved, **options, "layer": layer}
+        if options.pop("own_loss", False) and "loss" not in options:
+            raise CalibrationError(f"{folder}: was saved with a loss of its own, which no file holds; give loss=")
+        if "layer" not in options:
+            raise CalibrationError(f"{folder}: no {OPTIONS_FILE} names the layer of the activations; give layer=")
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        if not files:
+            raise CalibrationError(f"{folder}: not a folder of calibration samples, TASK.safetensors")
+        tasks = {path.stem: _read_task(path) for path in files}
+        return Calibration(model, tasks, **options)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the samples, heads and options to a folder that `from_folder` reads.
+
+        Model and loss are code and are not saved.
+
+        Raises:
+            CalibrationError: a head is a module other than `nn.Linear`, or a name cannot be that of a file.
+        """
+        folder = Path(folder)
+        contents = {}
+        for name, task in self.tasks.items():
+            head = task.head
+            if isinstance(head, nn.Linear):
+                head = (head.weight, head.bias)
+            if isinstance(head, nn.Module):
+                raise CalibrationError(f"task {name!r}: a head that is a {type(head).__name__} cannot be saved")
+            if Path(name).name != name:
+                raise CalibrationError(f"task {name!r}: cannot be the name of a file")
+            inputs = task.inputs if isinstance(task.inputs, dict) else {"": task.inputs}
+            tensors = {f"inputs.{key}" if key else "inputs": values for key, values in inputs.items()}
+            tensors |= {"labels": task.labels, "head.weight": head[0]}
+            if head[1] is not None:
+                tensors["head.bias"] = head[1]
+            # Cloned: safetensors refuses tensors that share memory.
+            contents[name] = save({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()})
+        options = {key: getattr(self, key) for key in SAVED_OPTIONS} | {"own_loss": not self.uses_classes}
+        options["dtype"] = str(self.dtype).removeprefix("torch.")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_atomically(folder / f"{name}.safetensors", content)
+        write_atomically(folder / OPTIONS_FILE, f"{json.dumps(options, indent=2)}\n".encode())
+
+    def build(self) -> nn.Module:
+        """Return the model; torch's random numbers are left as they were.
+
+        Raises:
+            CalibrationError: the function does not return a module, or the module lacks a layer.
+        """
+        if isinstance(self.model, nn.Module):
+            model = self.model
+        else:
+            devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+            with torch.random.fork_rng(devices):
+                model = self.model()
+        if not isinstance(model, nn.Module):
+            raise CalibrationError(f"the function given as model returned a {type(model).__name__}, not an nn.Module")
+        self.check_layers(model)
+        return model
+
+    def check_layers(self, model: nn.Module) -> None:
+        """Raise CalibrationError if the model does not have the layers that are named."""
+        known = dict(model.named_modules())
+        for what, name in (("layer", self.layer), ("input_layer", self.input_layer)):
+            if name is not None and name not in known:
+                hint = did_you_mean(name, known, 3) or f"; it has {', '.join(filter(None, list(known)[:8]))}, …"
+                raise CalibrationError(f"{what} {name!r} is not a module of the {type(model).__name__}{hint}")
+
+    def check_input_gradient(self) -> None:
+        """Raise CalibrationError if it is not clear what input gradients are with respect to."""
+        if self.input_layer is not None:
+            return
+        for name, task in self.tasks.items():
+            every = task.inputs if isinstance(task.inputs, dict) else {"inputs": task.inputs}
+            floating = [key for key, values in every.items() if values.is_floating_point()]
+            if len(floating) != 1:
+                what = f"several floating-point ones ({', '.join(floating)})" if floating else "integers alone"
+                raise CalibrationError(
+                    f"task {name!r}: its inputs are {what}; name the module at whose output (the embedding, for "
+                    "instance) the input gradient is taken, by input_layer="
+                )
+
+    def content_hash(self, model: nn.Module) -> str | None:
+        """Return a hash of samples, heads, options and of the model's structure.
+
+        The structure is what classes and `repr` of the modules say, the names and shapes of their tensors, and the
+        content of buffers that no state dict holds. None where a loss or head is code that cannot be told from other
+        code: a closure, or an object with a state of its own.
+        """
+        if (loss := _describe_code(self.loss)) is None:
+            return None
+        options = {key: str(getattr(self, key)) for key in SAVED_OPTIONS}
+        hasher = xxhash.xxh3_128(json.dumps([options, loss, *_describe_module(model)]).encode())
+        saved = model.state_dict().keys()
+        for name, buffer in model.named_buffers():
+            if name not in saved:
+                _update(hasher, name, buffer)
+        for name, task in sorted(self.tasks.items()):
+            every = task.inputs if isinstance(task.inputs, dict) else {"": task.inputs}
+            tensors = {f"inputs.{key}": values for key, values in every.items()} | {"labels": task.labels}
+            if isinstance(task.head, nn.Module):
+                hasher.update(json.dumps(_describe_module(task.head)).encode())
+                tensors |= {f"head.{key}": v for key, v in task.head.state_dict().items() if isinstance(v, Tensor)}
+            else:
+                tensors |= {f"head.{i}": part for i, part in enumerate(task.head) if part is not None}
+            for key, tensor in sorted(tensors.items()):
+                _update(hasher, f"{name}\0{key}", tensor)
+        return f"xxh3_128:{hasher.hexdigest()}"
+
+    def provenance(self, model: nn.Module) -> dict[str, Any]:
+        """Return what a table says of the calibration it was computed with."""
+        options = {key: getattr(self, key) for key in SAVED_OPTIONS}
+        return {
+            **options,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "loss": getattr(self.loss, "__qualname__", type(self.loss).__qualname__),
+            "model": f"{type(model).__module__}.{type(model).__qualname__}",
+            "samples": {name: task.size for name, task in self.tasks.items()},
+            "content_hash": self.content_hash(model),
+        }
+
+    def _task(self, name: str, given: Any) -> Task:
+        if not isinstance(given, Sequence) or len(given) != 3:
+            raise CalibrationError(f"task {name!r}: give (inputs, labels, head), not {_kind(given)}")
+        task = Task(_inputs(name, given[0]), _tensor(f"task {name!r}: labels", given[1]), _head(name, given[2]))
+        every = task.inputs if isinstance(task.inputs, dict) else {"inputs": task.inputs}
+        sizes = {key: values.shape[0] if values.dim() else None for key, values in every.items()}
+        if not task.labels.dim() or set(sizes.values()) != {task.size}:
+            counts = ", ".join(f"{size if size is not None else 'a scalar'} of {key}" for key, size in sizes.items())
+            labels = task.size if task.labels.dim() else "a scalar"
+            raise CalibrationError(f"task {name!r}: the samples do not match: {counts}, {labels} of labels")
+        if task.size == 0:
+            raise CalibrationError(f"task {name!r}: no samples")
+        for key, values in every.items():
+            if values.is_floating_point() and not values.isfinite().all():
+                raise CalibrationError(f"task {name!r}: {key} holds NaN or infinite values")
+        if self.uses_classes:
+            if task.labels.is_floating_point() or task.labels.is_complex() or task.labels.dtype == torch.bool:
+                raise CalibrationError(
+                    f"task {name!r}: labels are {task.labels.dtype}, but cross-entropy takes the integers of classes; "
+                    "for other labels give loss="
+                )
+            task = task._replace(labels=task.labels.long())
+            check_classes(name, task.labels, task.classes)
+        return task
+
+
+def check_classes(task: str, labels: Tensor, classes: int | None) -> None:
+    """Raise CalibrationError if a label is none of the head's classes, 0 to classes − 1; None: any number of them."""
+    outside = (labels < 0) | (labels >= (math.inf if classes is None else classes))
+    if outside.any():
+        sample = int(outside.reshape(len(labels), -1).any(dim=1).nonzero()[0, 0])
+        label = int(labels[outside].flatten()[0])
+        which = "is negative" if classes is None else f"is outside the head's {classes} classes, 0 to {classes - 1}"
+        raise CalibrationError(f"task {task!r}: label {label} of sample {sample} {which}")
+
+
+def _count(name: str, size: Any) -> int:
+    try:
+        if (count := operator.index(size)) > 0 and size is not True:
+            return count
+    except TypeError:
+        pass
+    raise OptionError(f"{name} must be a positive integer, not {size!r}")
+
+
+def _kind(given: Any) -> str:
+    return f"a {type(given).__name__}" + (f" of {len(given)}" if isinstance(given, Sequence) else "")
+
+
+def _tensor(what: str, given: Any) -> Tensor:
+    if isinstance(given, np.ndarray):
+        given = torch.from_numpy(given.copy())
+    if not isinstance(given, Tensor):
+        raise CalibrationError(f"{what}: a tensor or array is needed, not a {type(given).__name__}")
+    # One made in inference mode takes no part in gradients.
+    return given.detach().clone() if given.is_inference() else given.detach()
+
+
+def _inputs(name: str, given: Any) -> Inputs:
+    if not isinstance(given, Mapping):
+        return _tensor(f"task {name!r}: inputs", given)
+    if not given:
+        raise CalibrationError(f"task {name!r}: inputs is an empty mapping")
+    return {str(key): _tensor(f"task {name!r}: inputs {key!r}", values) for key, values in given.items()}
+
+
+def _head(name: str, given: Any) -> Head:
+    if isinstance(given, nn.Module):
+        return given
+    if not isinstance(given, Sequence) or len(given) != 2:
+        raise CalibrationError(
+            f"task {name!r}: a head is an nn.Module or (weight (classes, h), bias (classes,)), not {_kind(given)}"
+        )
+    weight = _tensor(f"task {name!r}: weight of the head", given[0])
+    bias = None if given[1] is None else _tensor(f"task {name!r}: bias of the head", given[1])
+    fits = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
+    floating = weight.is_floating_point() and (bias is None or bias.is_floating_point())
+    if not (fits and floating):
+        shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
+        raise CalibrationError(
+            f"task {name!r}: a head is floating-point weight (classes, h) and bias (classes,) or None, not {shapes}"
+        )
+    return weight, bias
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        options = dict(json.loads(path.read_text("utf-8")))
+        if unknown := options.keys() - {*SAVED_OPTIONS, "own_loss"}:
+            raise ValueError(f"unknown options {', '.join(sorted(unknown))}")
+        if "dtype" in options:
+            options["dtype"] = getattr(torch, options["dtype"])
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CalibrationError(f"{path}: not readable options ({type(error).__name__}: {error})") from error
+    return options
+
+
+def _read_task(path: Path) -> tuple[Any, Any, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            wanted = [n for n in names if n in ("inputs", "labels", "head.weight", "head.bias") or n[:7] == "inputs."]
+            tensors = {name: file.get_tensor(name) for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise CalibrationError(f"{path}: not a readable safetensors file ({error})") from error
+    inputs = {name.removeprefix("inputs."): values for name, values in tensors.items() if name[:7] == "inputs."}
+    given = inputs or tensors.get("inputs")
+    if lacking := [n for n in ("labels", "head.weight") if n not in tensors] + ["inputs"] * (given is None):
+        raise CalibrationError(f"{path}: lacks {', '.join(lacking)}; it holds {', '.join(names) or 'nothing'}")
+    return given, tensors["labels"], (tensors["head.weight"], tensors.get("head.bias"))
+
+
+def _describe_module(module: nn.Module) -> list[Any]:
+    classes = [f"{type(m).__module__}.{type(m).__qualname__}" for m in module.modules()]
+    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    tied: dict[int, int] = {}
+    shapes = [[name, tuple(t.shape), tied.setdefault(id(t), len(tied))] for name, t in tensors]
+    return [repr(module), classes, shapes]
+
+
+def _describe_code(function: Callable) -> list[str] | None:
+    """Return what tells a function from others, where its name and code do."""
+    if function is nn.functional.cross_entropy:
+        return ["cross_entropy"]
+    if not isinstance(function, types.FunctionType) or function.__closure__:
+        return None
+    code = function.__code__
+    names = [function.__module__, function.__qualname__, repr(function.__defaults__), repr(function.__kwdefaults__)]
+    return [*names, code.co_code.hex(), repr(code.co_consts), repr(code.co_names)]
+
+
+def _update(hasher: Any, name: str, tensor: Tensor) -> None:
+    values = tensor.detach().cpu().contiguous()
+    hasher.update(f"{name}\0{values.dtype}{tuple(values.shape)}".encode())
+    hasher.update(values.reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,6 @@
+"""Names of metrics, by what they are computed from."""
+
+from mergekern.metrics import CATALOGUE
+
+OF_WEIGHTS = [name for name, metric in CATALOGUE.items() if not metric.runs_models]
+OF_RUNS = [name for name, metric in CATALOGUE.items() if metric.runs_models]
