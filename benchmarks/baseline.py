@@ -7,7 +7,7 @@ is tested against, in float64; benchmarks run it in float32, as research code do
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -88,3 +88,114 @@ def _matrix_metrics(a: torch.Tensor, b: torch.Tensor, top_k: int, spectrum_k: in
         "interaction_matrix_overlap_top_k": top**2 / k,
         "interaction_matrix_overlap_bottom_k": bottom**2 / k,
     }
+
+
+Sample = torch.Tensor | Mapping[str, torch.Tensor]
+FunctionalTask = tuple[Sample, torch.Tensor, torch.nn.Module]
+
+
+def pair_functional_metrics(
+    first: torch.nn.Module,
+    second: torch.nn.Module,
+    tasks: tuple[FunctionalTask, FunctionalTask],
+    samples: Sequence[Sample],
+    layer: str,
+    input_layer: str | None = None,
+    metrics: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Return the activation and gradient metrics of one pair of models, each metric on its own, as research code does.
+
+    Every metric runs both models again: over the samples of all tasks for an activation metric, over its own task,
+    forwards and backwards, for a gradient metric.
+
+    Args:
+        first, second: the models, weights loaded.
+        tasks: of the two: inputs, labels and head.
+        samples: the inputs of all tasks.
+        layer, input_layer: where activations are, and the input gradient where it is not at the inputs.
+        metrics: names; default all.
+
+    >>> model, head = torch.nn.Linear(3, 2), torch.nn.Linear(2, 4)
+    >>> task = torch.ones(5, 3), torch.zeros(5, dtype=torch.long), head
+    >>> pair_functional_metrics(model, model, (task, task), [task[0]], "")["encoder_gradient_l2_distance"]
+    0.0
+    """
+    compare = {
+        "l2_distance": lambda a, b: (a - b).norm(),
+        "cosine_similarity": lambda a, b: torch.cosine_similarity(a, b, dim=0, eps=0.0),
+        "magnitude_ratio": lambda a, b: min(a.norm(), b.norm()) / max(a.norm(), b.norm()),
+        "dot_product": lambda a, b: a @ b,
+    }
+    out = {}
+    for what, names in {
+        "activation": tuple(compare),
+        "encoder_gradient": ("cosine_similarity", "l2_distance", "dot_product"),
+        "input_gradient": ("cosine_similarity", "l2_distance", "dot_product"),
+    }.items():
+        for name in names:
+            if metrics is not None and f"{what}_{name}" not in metrics:
+                continue
+            vectors = []
+            for model, task in zip((first, second), tasks, strict=True):
+                if what == "activation":
+                    vectors.append(_mean_activation(model, samples, layer))
+                else:
+                    vectors.append(_gradients(model, task, input_layer)[what == "input_gradient"])
+            out[f"{what}_{name}"] = float(compare[name](*vectors))
+    return out
+
+
+def _mean_activation(model: torch.nn.Module, samples: Sequence[Sample], layer: str) -> torch.Tensor:
+    model.eval()
+    total, count = torch.zeros(()), 0
+    for inputs in samples:
+        for start in range(0, _length(inputs), 32):
+            found: list[torch.Tensor] = []
+            handle = model.get_submodule(layer).register_forward_hook(lambda m, a, o, found=found: found.append(o))
+            with torch.no_grad():
+                _run(model, _rows(inputs, start, 32))
+            handle.remove()
+            values = found[0].mean(dim=1) if found[0].dim() == 3 else found[0].flatten(1)
+            total, count = total + values.sum(dim=0), count + len(values)
+    return total / count
+
+
+def _gradients(
+    model: torch.nn.Module, task: FunctionalTask, input_layer: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    model.eval()
+    inputs, labels, head = task
+    model.zero_grad()
+    of_inputs = []
+    for start in range(0, len(labels), 8):
+        batch = _rows(inputs, start, 8)
+        found: list[torch.Tensor] = []
+        if input_layer is None:
+            assert isinstance(batch, torch.Tensor)
+            found.append(batch.clone().requires_grad_())
+            features = _run(model, found[0])
+        else:
+            module = model.get_submodule(input_layer)
+            handle = module.register_forward_hook(lambda m, a, o, found=found: found.append(o))
+            features = _run(model, batch)
+            handle.remove()
+            found[0].retain_grad()
+        torch.nn.functional.cross_entropy(head(features), labels[start : start + 8]).backward()
+        assert found[0].grad is not None
+        of_inputs.append(found[0].grad.flatten())
+    encoder = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([gradient.flatten() for gradient in encoder]) / len(labels), torch.cat(of_inputs)
+
+
+def _run(model: torch.nn.Module, inputs: Sample) -> torch.Tensor:
+    return model(inputs) if isinstance(inputs, torch.Tensor) else model(**inputs)
+
+
+def _length(inputs: Sample) -> int:
+    return len(inputs if isinstance(inputs, torch.Tensor) else next(iter(inputs.values())))
+
+
+def _rows(inputs: Sample, start: int, count: int) -> Sample:
+    if isinstance(inputs, torch.Tensor):
+        return inputs[start : start + count]
+    return {name: values[start : start + count] for name, values in inputs.items()}

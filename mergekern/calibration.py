@@ -349,8 +349,7 @@ def _tensor(what: str, given: Any) -> Tensor:
         given = torch.from_numpy(given.copy())
     if not isinstance(given, Tensor):
         raise CalibrationError(f"{what}: a tensor or array is needed, not a {type(given).__name__}")
-    # One made in inference mode takes no part in gradients.
-    return given.detach().clone() if given.is_inference() else given.detach()
+    return given.detach()
 
 
 def _inputs(name: str, given: Any) -> Inputs:

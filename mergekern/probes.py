@@ -13,6 +13,7 @@ import logging
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -124,8 +125,9 @@ class Probes:
         """
         keys: dict[str, str] = {}
         found = FunctionalStatistics()
-        calibration_hash = self.calibration.content_hash(self.model) if store is not None else None
-        if store is not None and calibration_hash is not None:
+        if store is not None:
+            # Where the content cannot be known, the statistics are kept to be loaded, but not used for another run.
+            calibration_hash = self.calibration.content_hash(self.model) or uuid.uuid4().hex
             hashes = [_content_hash(checkpoint) for checkpoint in self.zoo.models]
             how = [*how, torch.__version__, backend.name, calibration_hash, list(self.zoo.model_names)]
             keys = {kind: store.key(kind, (), hashes, how) for kind in FUNCTIONAL}
@@ -134,7 +136,7 @@ class Probes:
             folder = None if store is None else store.path
             runs = _Runs(self, lacking, backend, threads, max_memory, folder, progress)
             measured = runs.measure()
-            if store is not None and keys:
+            if store is not None:
                 for kind, part in measured.kinds.items():
                     store.put(keys[kind], part)
             found = dataclasses.replace(found, **measured.kinds)  # type: ignore[arg-type]
@@ -377,9 +379,7 @@ class _Runs:
         else:
             features = self._forward(tensors, inputs)
         logits = self._logits(name, task, features)
-        labels = task.labels[rows].to(self.device)
-        if labels.is_floating_point():
-            labels = labels.to(self.calibration.dtype)
+        labels = self.probes.converted(task.labels[rows], self.device)
         if self.calibration.uses_classes and task.classes is None:
             check_classes(name, task.labels, logits.shape[1] if logits.dim() > 1 else logits.numel())
         loss = self._call(self.calibration.loss, logits, labels)
