@@ -7,7 +7,8 @@ RUN := $(VENV)/bin/python
 
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
-	$(VENV)/bin/mergekern metrics zoo --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
+	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model python/make_digits_zoo.py:build_model \
+		--summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest

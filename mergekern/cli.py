@@ -7,7 +7,10 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -41,6 +44,41 @@ class ByteSize(click.ParamType):
             return int(size)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a number of bytes, such as 500M or 2G", param, ctx)
+
+
+class Function(click.ParamType):
+    """A Python function without arguments, as package.module:function or path/to/file.py:function."""
+
+    name = "function"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Callable[[], Any]:
+        """Import the module, which runs its code, and return the function."""
+        if callable(value):
+            return value
+        module_name, separator, function_name = str(value).rpartition(":")
+        if not separator:
+            self.fail(f"{value!r} is not package.module:function or path/to/file.py:function", param, ctx)
+        try:
+            module = _import_file(Path(module_name)) if module_name.endswith(".py") else import_module(module_name)
+        except (ImportError, OSError) as error:
+            self.fail(f"{module_name} cannot be imported: {error}", param, ctx)
+        function = getattr(module, function_name, None)
+        if not callable(function):
+            self.fail(f"{module_name} has no function {function_name!r}", param, ctx)
+        return function
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Commands(click.Group):
@@ -95,21 +133,44 @@ def zoo_options(command: Callable) -> Callable:
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
               help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
 @click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
+@click.option("--calibration", type=click.Path(path_type=Path),
+              help="A folder of samples and heads for activation and gradient metrics; needs --model.")  # fmt: skip
+@click.option("--model", type=Function(), help="What builds the model that the checkpoints are of: "
+              "package.module:function or file.py:function. Its code is run.")  # fmt: skip
+@click.option("--layer", help="The module whose output is the activation [default: what the folder says].")
+@click.option("--input-layer", help="The module at whose output the input gradient is taken, for integer inputs.")
+@click.option("--batch-weighting", type=click.Choice(["published", "sample"]),
+              help="How gradients of batches are averaged [default: what the folder says, or published].")  # fmt: skip
+@click.option("--summary", is_flag=True, help="Also show the spread of every metric and its most mergeable pair.")
 @click.option("--sort-by", help=f"Rank the pairs by this metric [default: {SORT_BY}].")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.pass_context
 def metrics(
     ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
-    sort_by: str | None, rows: int, **options: Any,
+    sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model: Callable | None,
+    layer: str | None, input_layer: str | None, batch_weighting: str | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Compute the metrics of all pairs of models in the folder ZOO."""
+    """Compute the metrics of all pairs of models in the folder ZOO.
+
+    The activation and gradient metrics run the models: --calibration names a folder with samples and heads, --model
+    the Python function that builds the model.
+    """
     if list_metrics:
         show_catalogue()
         return
     if zoo is None:
         raise click.UsageError("missing argument ZOO", ctx)
     names = [name.strip() for name in metrics.split(",")]
-    chosen = [metric.name for metric in select(names)]
+    if (calibration is None) != (model is None):
+        raise click.UsageError("--calibration and --model are given together", ctx)
+    run_options = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
+    run_options = {name: value for name, value in run_options.items() if value is not None}
+    if run_options and calibration is None:
+        raise click.UsageError(f"--{next(iter(run_options)).replace('_', '-')} is of use with --calibration only", ctx)
+    every = select(names)
+    if calibration is None and "all" in names:
+        every = [metric for metric in every if not metric.runs_models]
+    chosen = [metric.name for metric in every]
     sort_by = sort_by or (SORT_BY if SORT_BY in chosen else chosen[0])
     if sort_by not in chosen:
         raise click.BadParameter(f"{sort_by!r} is not among the metrics computed", ctx, param_hint="--sort-by")
@@ -117,12 +178,17 @@ def metrics(
         check_suffix(out)
         if not out.resolve().parent.is_dir():
             raise click.BadParameter(f"the folder of {out} does not exist", ctx, param_hint="--out")
+    options["calibration"] = None
+    if calibration is not None and model is not None:
+        options["calibration"] = mergekern.Calibration.from_folder(calibration, model, **run_options)
     with progress_display() as progress:
         table = mergekern.compute_all(
             zoo, base, metrics="all" if names == ["all"] else names, progress=progress, **options
         )
     if out is not None:
         table.save(out)
+    if summary:
+        show_summary(table)
     show_table(table, sort_by, rows)
     if out is not None:
         click.echo(f"wrote {out}")
@@ -166,6 +232,20 @@ def show_catalogue() -> None:
     _console().print(table)
 
 
+def show_summary(table: MetricTable) -> None:
+    """Print for every metric its lowest, median and highest value, and the pair that it finds most mergeable."""
+    shown = Table("metric", "lowest", "median", "highest", "most mergeable", box=None)
+    for name, values in table.to_pandas().items():
+        best = "no pair has a value"
+        if values.notna().any():
+            pair: Any = values.idxmax() if CATALOGUE[str(name)].more_mergeable == "higher" else values.idxmin()
+            best = f"{pair[0]}, {pair[1]}"
+        spread = (f"{value:.4g}" for value in (values.min(), values.median(), values.max()))
+        shown.add_row(str(name), *spread, best)
+    _console().print(shown)
+    click.echo()
+
+
 def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
     """Print the pairs ranked by a metric, with a few others beside it, and the notes."""
     ranked = table.ranked(sort_by)
@@ -174,6 +254,8 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
         "task_vector_l2_distance",
         "effective_rank",
         "subspace_overlap",
+        "encoder_gradient_l2_distance",
+        "input_gradient_l2_distance",
         "right_subspace_overlap_top_k",
         "right_subspace_overlap_bottom_k",
     ]
@@ -204,10 +286,12 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
     )  # fmt: skip
     with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda p: bar.update(task, description=p.tensor, completed=p.bytes_done, total=p.bytes_total)
+        yield lambda p: bar.update(task, description=p.tensor or p.probe, completed=p.bytes_done, total=p.bytes_total)
 
 
 def _progress_line(p: Progress) -> str:
+    if p.probe:
+        return f"{p.probe}: {p.seconds:.0f} s"
     rate = p.bytes_done / p.seconds if p.seconds > 0 else 0.0
     left = f", {(p.bytes_total - p.bytes_done) / rate:.0f} s left" if rate and p.tensor else ""
     what = (

@@ -1,7 +1,7 @@
 """Make a zoo to try mergekern on: a vision transformer pretrained on handwritten digits and fine-tuned on 20 tasks.
 
     python python/make_digits_zoo.py zoo
-    mergekern metrics zoo
+    mergekern metrics zoo --calibration zoo/calibration --model python/make_digits_zoo.py:build_model
 
 The digits are the 1,797 images of 8×8 pixels that come with scikit-learn, so nothing is downloaded. A run that was
 stopped continues where it was. The folder gets
@@ -9,6 +9,7 @@ stopped continues where it was. The folder gets
     base.safetensors, TASK.safetensors   encoders, with the same tensors in each
     calibration/TASK.safetensors         inputs, labels: a few held-out examples; test.inputs, test.labels: all
                                          others; head.weight, head.bias: the linear layer on the encoder
+    calibration/calibration.json         the layer whose output is the activation
     model.json                           how the encoder is built and trained; what the tasks are, how well learned
 """
 
@@ -34,6 +35,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Generator, Tensor, nn
 
+from mergekern.calibration import OPTIONS_FILE
 from mergekern.files import write_atomically
 
 OPTIONS: dict[str, Any] = {
@@ -92,13 +94,13 @@ class Encoder(nn.Module):
         return self.norm(self.blocks(tokens)[:, 0])
 
 
-def build_model(config: Mapping[str, Any]) -> Encoder:
+def build_model(config: Mapping[str, Any] = OPTIONS) -> Encoder:
     """Return a new encoder, for a state dict of a zoo to be loaded into.
 
     Args:
         config: the content of the zoo's model.json; only "architecture" is used.
 
-    >>> build_model(OPTIONS)(torch.zeros(3, 1, 8, 8)).shape
+    >>> build_model()(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 64])
     """
     return Encoder(**config["architecture"])
@@ -312,6 +314,7 @@ def main(out: Path, count: int, seed: int, force: bool) -> None:
     options = {"seed": seed, **OPTIONS}
     records = take_over(out, options, force)
     (out / "calibration").mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "calibration" / OPTIONS_FILE, f"{json.dumps({'layer': OPTIONS['activations']})}\n".encode())
     write_config(out, options, records)
 
     def make(task: Task) -> tuple[Task, dict[str, Any], str]:

@@ -2,10 +2,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 import mergekern
 from mergekern.cli import main
 from mergekern.metrics import CATALOGUE
+from tests.encoders import make_case
 from tests.golden.zoo import SPECS, make_zoo
 
 
@@ -73,6 +75,72 @@ def test_info_tells_sizes_and_mismatches(zoo, tmp_path):
     assert "2 tensors do not match" in result.stdout
     assert "embed.position: in 'base' but missing in 'task_1'" in result.stdout
     assert "blocks.0.attn.weight: shape (48, 48) in 'base', (160, 160) in 'task_1'" in result.stdout
+
+
+@pytest.fixture
+def encoders(tmp_path):
+    """A folder zoo/, samples/ and encoder.py."""
+    case = make_case("transformer")
+    (tmp_path / "zoo").mkdir()
+    for name, state in {"base": case.base, **case.models}.items():
+        save_torch_file(state, tmp_path / "zoo" / f"{name}.safetensors")
+    case.calibration().save(tmp_path / "samples")
+    (tmp_path / "encoder.py").write_text(
+        "from dataclasses import dataclass\n\nfrom tests.encoders import Transformer\n\n\n"
+        "@dataclass\nclass Config:\n    width: 'int' = 3\n\n\ndef build():\n    return Transformer()\n"
+    )
+    return tmp_path, case
+
+
+@pytest.mark.parametrize("how", ["file", "module"])
+def test_metrics_that_run_models(encoders, how):
+    folder, case = encoders
+    model = f"{folder / 'encoder.py'}:build" if how == "file" else "tests.encoders:Transformer"
+    given = ["--calibration", folder / "samples", "--model", model]
+    result = run("metrics", folder / "zoo", *given, "--out", folder / "t.parquet", "--summary")
+    assert result.exit_code == 0, result.output
+    assert "MetricTable(3 models, 3 pairs, 28 metrics)" in result.stdout
+    assert "gradients of m1: " in result.stderr
+    expected = mergekern.compute_all(case.models, case.base, calibration=case.calibration())
+    # Files have another order of tensors, and sums over them other last bits.
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "t.parquet"), expected.to_pandas(), rtol=1e-9)
+    for name, metric in CATALOGUE.items():
+        line = next(line.split() for line in result.stdout.splitlines() if line.split()[:1] == [name])
+        values = expected.to_pandas()[name]
+        pair = values.idxmax() if metric.more_mergeable == "higher" else values.idxmin()
+        spread = [f"{value:.4g}" for value in (values.min(), values.median(), values.max())]
+        assert line[1:] == [*spread, f"{pair[0]},", pair[1]]
+    other = ["--layer", "blocks.1", "--batch-weighting", "sample", "--metrics", "activation,gradient"]
+    run("metrics", folder / "zoo", *given, *other, "--out", folder / "t.json")
+    found = mergekern.MetricTable.load(folder / "t.json")
+    assert found.provenance["calibration"]["layer"] == "blocks.1"
+    assert found.provenance["calibration"]["batch_weighting"] == "sample"
+    assert len(found.metrics) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--calibration", "samples"], "--calibration and --model are given together"),
+        (["--model", "encoder.py:build"], "--calibration and --model are given together"),
+        (["--layer", "blocks.1"], "--layer is of use with --calibration only"),
+        (["--metrics", "gradient"], "models must be run for these; give calibration="),
+        (["--sort-by", "input_gradient_l2_distance"], "is not among the metrics computed"),
+        (["--calibration", "gone", "--model", "encoder.py:build"], "no calibration.json names the layer"),
+        (["--calibration", "samples", "--model", "encoder.py"], "is not package.module:function"),
+        (["--calibration", "samples", "--model", "encoder.py:made"], "encoder.py has no function 'made'"),
+        (["--calibration", "samples", "--model", "gone.py:build"], "cannot be imported: no file gone.py"),
+        (["--calibration", "samples", "--model", "not_a_module:build"], "cannot be imported: No module named"),
+        (["--calibration", "samples", "--model", "encoder.py:build", "--layer", "blocks.2"], "did you mean 'blocks."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_calibration_is_told_before_anything_runs(encoders, monkeypatch, arguments, message):
+    monkeypatch.chdir(encoders[0])
+    result = run("metrics", "zoo", *arguments)
+    assert result.exit_code != 0
+    assert message in result.output
+    assert "tensor 1/" not in result.output
 
 
 @pytest.mark.parametrize(

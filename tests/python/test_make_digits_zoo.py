@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 import mergekern
+from mergekern import cli
 
 SCRIPT = Path(__file__).parents[2] / "python" / "make_digits_zoo.py"
 TASKS = ("rotated", "parity", "three_or_eight")
@@ -66,7 +67,7 @@ def test_tasks_have_names_of_their_own_and_every_kind(script):
 
 def test_writes_just_the_files_of_a_zoo(zoo):
     models = {f"{name}.safetensors" for name in ("base", *TASKS)}
-    calibration = {f"calibration/{name}.safetensors" for name in TASKS}
+    calibration = {f"calibration/{name}.safetensors" for name in TASKS} | {"calibration/calibration.json"}
     assert set(contents(zoo)) == models | calibration | {"model.json"}
 
 
@@ -121,6 +122,20 @@ def test_mergekern_reads_the_folder(zoo):
     assert sorted(table.models) == sorted(TASKS)
 
 
+def test_mergekern_runs_the_models_on_the_samples(zoo, tmp_path):
+    """As `make demo` does."""
+    out = tmp_path / "metrics.parquet"
+    arguments = ["metrics", zoo, "--calibration", zoo / "calibration", "--model", f"{SCRIPT}:build_model"]
+    result = CliRunner().invoke(cli.main, [*map(str, arguments), "--summary", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "MetricTable(3 models, 3 pairs, 28 metrics)" in result.stdout
+    table = mergekern.MetricTable.load(out)
+    assert table.to_pandas().notna().all(axis=None)
+    assert not table.notes
+    assert table.provenance["calibration"]["layer"] == "blocks.3"
+    assert table.provenance["calibration"]["samples"] == dict.fromkeys(sorted(TASKS), 10)
+
+
 def test_a_second_run_leaves_everything(script, zoo):
     before = contents(zoo)
     result = run(script, zoo)
@@ -163,7 +178,7 @@ def test_without_its_base_no_model_stays(script, zoo, tmp_path):
     (tmp_path / "base.safetensors").unlink()
     options = {"seed": 0, **script.OPTIONS}
     assert script.take_over(tmp_path, options, force=False) == {}
-    assert list(contents(tmp_path)) == ["model.json"]
+    assert list(contents(tmp_path)) == ["calibration/calibration.json", "model.json"]
 
 
 def test_a_task_that_was_not_learned_is_an_error(script):
