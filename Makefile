@@ -13,9 +13,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) -m pytest
 
-# Correctness first, then every suite side by side (about 10 minutes); adds rows, and draws them.
+# Correctness first, then every suite side by side (about 50 minutes, 30 of them running models); adds rows, and draws
+# them.
 bench: $(VENV)/.installed
-	$(RUN) -m pytest tests/kernels tests/test_golden.py tests/test_oracle.py
+	$(RUN) -m pytest tests/kernels tests/test_golden.py tests/test_oracle.py tests/test_probes.py
 	$(RUN) -m pytest benchmarks --results benchmarks/results
 	$(RUN) -m benchmarks.plots
 	$(RUN) python/make_readme.py

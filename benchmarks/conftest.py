@@ -1,7 +1,7 @@
 """Turns the results of pytest-benchmark into rows, with --results FOLDER; and the zoos that suites share.
 
 A benchmark says what it measures by `benchmark.extra_info`: case, bytes, flops and, where one call does the work of
-several, `per`, their number. A test that fails leaves no row.
+several, `per`, their number; and, where it was measured, the `peak_memory`. A test that fails leaves no row.
 """
 
 import os
@@ -39,6 +39,7 @@ def pytest_runtest_makereport(item, call):
         info = benchmark.extra_info
         samples = [seconds / info.get("per", 1) for seconds in benchmark.stats.stats.data]
         row = rows.make(info["case"], samples, info["bytes"], info["flops"], *item.config.stash[RUN])
+        row |= {name: info[name] for name in ("peak_memory",) if name in info}
         rows.append(row, item.path.stem.removeprefix("test_"), item.config.getoption("--results"))
     return report
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 TOP_K = 10
+BACKWARD = 2  # times the products of the pass forwards
 
 
 class Counts(NamedTuple):
@@ -60,3 +61,24 @@ def compute_all(base: Mapping[str, torch.Tensor], models: int) -> Counts:
             flops += models * spectrum((rows, columns), tensor.itemsize).flops
             flops += overlap(models, rows, k).flops + 2 * overlap(models, columns, k).flops
     return Counts((models + 1) * sum(tensor.nbytes for tensor in base.values()), flops)
+
+
+def probes(base: Mapping[str, torch.Tensor], models: int, tasks: int, tokens: int, samples: int) -> Counts:
+    """Return the counts of all activation and gradient metrics of transformers like `base`.
+
+    Each model runs forwards on the samples of all tasks, and forwards and backwards on its own. Only the products with
+    matrices of the blocks are counted; a float32 operation as half a float64 one, which the rates are of.
+
+    Args:
+        base: of whose blocks each matrix meets every token.
+        models: that run.
+        tasks: on whose samples activations are averaged.
+        tokens: of one sample.
+        samples: of one task.
+
+    >>> probes({"resblocks.0.weight": torch.zeros(3, 2)}, 2, 2, 5, 10)
+    Counts(bytes=96, flops=3000)
+    """
+    matrices = sum(t.numel() for name, t in base.items() if "resblocks" in name and t.dim() == 2)
+    runs = models * (tasks * samples + (1 + BACKWARD) * samples)
+    return Counts(2 * models * sum(tensor.nbytes for tensor in base.values()), runs * tokens * matrices)

@@ -8,13 +8,17 @@ weights have: matrices are of full rank with a decaying head. Deterministic for 
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 WIDTH, DEPTH, PATCH, TOKENS, OUTPUT = 768, 12, 16, 197, 512
+HEAD_WIDTH, IMAGE = 64, 224
 SHARED_RANK, OWN_RANK = 16, 32
 
 
@@ -47,6 +51,63 @@ def vit_shapes(width: int = WIDTH, depth: int = DEPTH) -> dict[str, tuple[int, .
             shapes[f"{prefix}.{name}{separator}weight"] = shape
             shapes[f"{prefix}.{name}{separator}bias"] = shape[:1]
     return shapes | {"ln_post.weight": (width,), "ln_post.bias": (width,)}
+
+
+class Block(nn.Module):
+    """Attention, then a perceptron, each on normalised tokens (batch, tokens, width) and added to them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        parts = {"c_fc": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "c_proj": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(parts))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        normed = self.ln_1(tokens)
+        tokens = tokens + self.attn(normed, normed, normed, need_weights=False)[0]
+        return tokens + self.mlp(self.ln_2(tokens))
+
+
+class VisionTransformer(nn.Module):
+    """The encoder that has the tensors of `vit_shapes`: images (batch, 3, 224, 224) to features (batch, 512).
+
+    >>> with torch.device("meta"):
+    ...     encoder = VisionTransformer(64, 1)
+    >>> {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()} == vit_shapes(64, 1)
+    True
+    """
+
+    def __init__(self, width: int = WIDTH, depth: int = DEPTH) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros(TOKENS, width))
+        self.proj = nn.Parameter(torch.zeros(width, OUTPUT))
+        self.conv1 = nn.Conv2d(3, width, PATCH, PATCH, bias=False)
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        blocks = nn.Sequential(*(Block(width, width // HEAD_WIDTH) for _ in range(depth)))
+        self.transformer = nn.ModuleDict({"resblocks": blocks})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], dim=1)
+        tokens = self.transformer["resblocks"](self.ln_pre(tokens + self.positional_embedding))
+        return self.ln_post(tokens[:, 0]) @ self.proj
+
+
+def make_tasks(models: Iterable[str], samples: int, classes: int = 10) -> dict[str, tuple]:
+    """Return random images (samples, 3, 224, 224), labels and a head for each model.
+
+    >>> make_tasks(["a"], 2)["a"][0].shape
+    torch.Size([2, 3, 224, 224])
+    """
+    tasks = {}
+    for index, name in enumerate(models):
+        draw = torch.Generator().manual_seed(index)
+        head = torch.randn(classes, OUTPUT, generator=draw), torch.zeros(classes)
+        images = torch.randn(samples, 3, IMAGE, IMAGE, generator=draw)
+        tasks[name] = (images, torch.randint(classes, (samples,), generator=draw), head)
+    return tasks
 
 
 def make_model(shapes: dict[str, tuple[int, ...]], model: int | None, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ README = Path(__file__).parents[1] / "README.md"
 PAIRS = 190
 COMPUTE_ALL, ONE_PAIR = "compute_all/vit_b16x20/files", "baseline_pair/vit_b16"
 WITH_EXTENSION = "compute_all/vit_w384_d4x5/files"
+PROBES, ONE_PAIR_OF_RUNS = "probes/vit_b16x20/10_samples", "baseline_pair/probes/vit_b16x20/10_samples"
 GRAM = "kernel/gram/20x3072x768/float32"
 SQUARE, TALL = "kernel/spectrum/768x768", "kernel/spectrum/3072x768"
 # (what, case, what it is compared with, case of that)
@@ -71,11 +72,28 @@ def speed_table(newest: Mapping[str, rows.Row]) -> str | None:
     if {WITH_EXTENSION, f"{WITH_EXTENSION}/numpy"} <= newest.keys():
         slower = _median(newest[f"{WITH_EXTENSION}/numpy"]) / _median(newest[WITH_EXTENSION])
         lines[-1] += f" Without the C++ extension a run takes {slower:.1f} times as long (5 models of width 384)."
+    if {PROBES, ONE_PAIR_OF_RUNS} <= newest.keys():
+        lines += ["", *_runs(newest[PROBES], newest[ONE_PAIR_OF_RUNS])]
     if kernels := [_kernel(newest, *kernel) for kernel in KERNELS if kernel[1] in newest]:
         lines += ["", "| kernel | time | of the ceiling | compared with |", "|---|---|---|---|", *kernels]
     lines += ["", "![Time against the number of models](benchmarks/plots/models.svg)"]
     lines += ["![Time against the width of the model](benchmarks/plots/width.svg)"]
     return "\n".join(lines)
+
+
+def _runs(every: rows.Row, pair: rows.Row) -> list[str]:
+    factor = PAIRS * _median(pair) / _median(every)
+    return [
+        "The 10 metrics that run the models, on 10 samples of each of 20 tasks:",
+        "",
+        "| | time | of the ceiling |",
+        "|---|---|---|",
+        f"| every model once, {PAIRS} pairs ({every['peak_memory'] / 1e9:.1f} GB of memory beside mapped files) "
+        f"| {_time(every)} | {every['fraction']:.0%} |",
+        f"| both models anew for every metric: **one** pair | {_time(pair)} | {pair['fraction']:.0%} |",
+        "",
+        f"that is {factor:.0f} times the speed.",
+    ]
 
 
 def _kernel(newest: Mapping[str, rows.Row], what: str, case: str, other: str, other_case: str) -> str:
