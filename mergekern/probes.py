@@ -348,7 +348,6 @@ class _Runs:
             (loss * share if share > 1 else loss).backward(inputs=wanted)
             if at is not None:
                 of_inputs.append(torch.zeros_like(at) if at.grad is None else _dense(at.grad))
-                at.grad = None
         encoder, by_inputs = {}, {}
         if with_encoder:
             for key, leaf in leaves.items():

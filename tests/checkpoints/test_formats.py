@@ -104,6 +104,26 @@ def test_integers_and_booleans_are_buffers(tmp_path):
         assert sorted(checkpoint.buffers) == sorted(kinds)
 
 
+def test_buffers_are_read_as_they_are(tmp_path):
+    kinds = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16)
+    buffers = {f"b{i}": torch.tensor([[0, 1], [2, 7]]).to(dtype) for i, dtype in enumerate(kinds)}
+    buffers["scalar"] = torch.tensor(5)
+    tensors = {"w": draw(3), **buffers}
+    shards = {
+        "a.safetensors": {"w": draw(3), "b0": buffers["b0"]},
+        "b.safetensors": {k: buffers[k] for k in ("b1", "b5")},
+    }
+    save_file(tensors, tmp_path / "one.safetensors")
+    torch.save(tensors, tmp_path / "one.pt")
+    sources = [tensors, tmp_path / "one.pt", tmp_path / "one.safetensors"]
+    opened = [open_checkpoint(source, io=io) for source in sources for io in ("mmap", "pread")]
+    for checkpoint in (*opened, open_checkpoint(write_shards(tmp_path / "shards", shards))):
+        assert set(checkpoint.buffers) <= set(buffers)
+        for name in checkpoint.buffers:
+            assert_same(checkpoint.read_buffer(name), buffers[name])
+    assert len(checkpoint.buffers) == 3
+
+
 @pytest.mark.parametrize("io", IO)
 def test_aliases_that_save_model_declares(tmp_path, io):
     module = Tied()
