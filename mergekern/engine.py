@@ -168,7 +168,7 @@ def measure(
     top_k, spectrum_k = _positive("top_k", top_k), _positive("spectrum_k", spectrum_k)
     backend = dispatch.choose(device)
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
-    measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory)
+    measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory, statistics is not None)
     zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, measurement.budget if isinstance(measurement, DeviceMeasurement) else max_memory)
     probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
@@ -196,11 +196,12 @@ def _measurement(
     top_k: int,
     spectrum_k: int,
     max_memory: int | None,
+    with_bases: bool,
 ) -> Measurement:
     what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads())
     if isinstance(backend, DeviceBackend):
         fallback = CpuMeasurement(*what, dispatch.backends()[0])
-        return DeviceMeasurement(*what, backend, fallback, max_memory)
+        return DeviceMeasurement(*what, backend, fallback, max_memory, with_bases)
     return CpuMeasurement(*what, backend)
 
 

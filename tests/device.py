@@ -1,5 +1,6 @@
 """The device that tests of device code run on: a GPU, or the processor with interpreted Triton and emulated CUDA."""
 
+import copy
 import importlib.util
 
 import pytest
@@ -23,12 +24,14 @@ def there(tensors):
 
 
 def backend(**options):
-    """Return the kernels of the device; options are those of HostCudaModule, and mean nothing on a GPU."""
+    """Return the kernels of the device; options are those of HostCudaModule, which a GPU ignores."""
     if DEVICE.type == "cuda":
         return dispatch.choose("cuda")
     return DeviceBackend("emulated", "the processor", DEVICE, 2, HostCudaModule(**options))
 
 
 def module(**options):
-    """Return the CUDA C++ kernels of the device."""
-    return backend(**options).module
+    """Return the CUDA C++ kernels of the device; of the options a GPU takes `shared_limit` alone."""
+    kernels = copy.copy(backend(**options).module)
+    kernels.shared_limit = options.get("shared_limit", kernels.shared_limit)
+    return kernels

@@ -98,7 +98,8 @@ class RawCudaModule:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
         self._on_device = self._cupy.cuda.Device(index)
-        self.shared_limit = int(self._on_device.attributes["MaxSharedMemoryPerBlockOptin"])
+        self._most_shared = int(self._on_device.attributes["MaxSharedMemoryPerBlockOptin"])
+        self.shared_limit = self._most_shared
         self._module = self._cupy.RawModule(code=source(), options=COMPILE_OPTIONS)
         self._kernels: dict[str, Any] = {}
         try:
@@ -129,7 +130,7 @@ class RawCudaModule:
         with self._on_device, self._stream():
             if name not in self._kernels:
                 self._kernels[name] = self._module.get_function(name)
-                self._kernels[name].max_dynamic_shared_size_bytes = self.shared_limit
+                self._kernels[name].max_dynamic_shared_size_bytes = self._most_shared
             self._kernels[name](grid, (threads,), values, shared_mem=shared_bytes)
 
     def _value(self, name: str, argument: torch.Tensor | int | float) -> np.int64 | np.float64:

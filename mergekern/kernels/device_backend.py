@@ -81,7 +81,6 @@ class DeviceBackend:
         return on_triton.overlap(bases)
 
 
-@functools.cache
 def cuda_backend(device: torch.device) -> DeviceBackend:
     """Return the backend of a CUDA device, with its kernels compiled or taken from CuPy's cache.
 
@@ -97,26 +96,31 @@ def cuda_backend(device: torch.device) -> DeviceBackend:
     if index >= count:
         there = ", ".join(f"'cuda:{i}' ({torch.cuda.get_device_name(i)})" for i in range(count))
         raise _unusable(device, f"there are {count} CUDA devices here: {there}")
+    try:
+        return _made(index)
+    except OptionError as error:
+        raise _unusable(device, str(error)) from error
+
+
+@functools.cache
+def _made(index: int) -> DeviceBackend:
     properties = torch.cuda.get_device_properties(index)
     capability = (properties.major, properties.minor)
     if capability < CAPABILITY:
-        raise _unusable(
-            device, f"{properties.name} has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
+        raise OptionError(
+            f"{properties.name} has compute capability {properties.major}.{properties.minor}; "
+            f"the kernels need {CAPABILITY[0]}.{CAPABILITY[1]}"
         )
     try:
         import triton
     except ImportError as error:
-        raise _unusable(device, f"Triton cannot be imported ({error}); `pip install triton`") from error
-    try:
-        module = RawCudaModule(torch.device("cuda", index))
-    except OptionError as error:
-        raise _unusable(device, str(error)) from error
+        raise OptionError(f"Triton cannot be imported ({error}); `pip install triton`") from error
     return DeviceBackend(
         f"triton {triton.__version__}, cuda {torch.version.cuda} (sm_{capability[0]}{capability[1]})",
         f"cuda:{index} ({properties.name})",
         torch.device("cuda", index),
         properties.multi_processor_count,
-        module,
+        RawCudaModule(torch.device("cuda", index)),
     )
 
 

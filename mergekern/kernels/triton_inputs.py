@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 
-# Storage that the kernels decode. Float8 is widened before.
-STORAGE = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-}
+# Storage that the kernels decode; other is widened before. Triton 3.6 cannot compile float64 products of 16-bit loads.
+STORAGE = {torch.float64: tl.float64, torch.float32: tl.float32}
+if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9):
+    STORAGE |= {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 # Loads of 16 bytes need addresses that are multiples of it; as a divisor it is a hint to the compiler too.
 ALIGNMENT = 16
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 
 # Bytes of one of the two buffers: larger gains nothing, smaller makes copies that the bus does not notice.
@@ -75,7 +76,8 @@ class Uploader:
                 continue
             self._next = 1 - self._next
             copied.synchronize()
-            for done in [pool.submit(piece.copy_, source) for _, piece, source in pieces]:
+            # By NumPy: torch would copy each piece on threads of its own.
+            for done in [pool.submit(np.copyto, piece.numpy(), source.numpy()) for _, piece, source in pieces]:
                 done.result()
             first, last = pieces[0][0], pieces[-1][0] + len(pieces[-1][1])
             room[begin + first : begin + last].copy_(buffer[first:last], non_blocking=True)

@@ -14,7 +14,7 @@ from mergekern.kernels import device_backend, dispatch
 @pytest.fixture
 def cuda(monkeypatch):
     """Pretend that torch has CUDA and sees two devices; return what can be changed about them."""
-    device_backend.cuda_backend.cache_clear()
+    device_backend._made.cache_clear()
     properties = SimpleNamespace(name="Abacus 9000", major=9, minor=0, multi_processor_count=7)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for name, value in {
@@ -28,7 +28,7 @@ def cuda(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.9"))
     monkeypatch.setattr(device_backend, "RawCudaModule", lambda device: SimpleNamespace(device=device))
     yield properties
-    device_backend.cuda_backend.cache_clear()
+    device_backend._made.cache_clear()
 
 
 def test_a_device_by_name(cuda):

@@ -13,6 +13,7 @@ marked, and redone on the CPU by the caller.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,10 +43,11 @@ FAULT = 1e-11
 
 def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaModule) -> list[DeviceSpectra]:
     """Return the spectra of stacks of matrices that all have the same short side, in their order."""
-    stacks = [_widened(stack) for stack in stacks]
+    # Stacks of one shape side by side: they are resolved together.
+    order = sorted(range(len(stacks)), key=lambda index: stacks[index].base.shape)
+    stacks = [_widened(stacks[index]) for index in order]
     short = min(stacks[0].base.shape)
     k, window = min(top_k, short), min(WIDEN * top_k, short)
-    sizes = [len(stack.tuned) for stack in stacks]
     grams = _gram_matrices(stacks, short)
     peak = grams.diagonal(dim1=1, dim2=2).amax(1)
     # Powers of two, so that scaling is exact; reflectors square the elements.
@@ -71,27 +73,32 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     values = squares_top[:, : min(spectrum_k, short)].clamp(min=0.0).sqrt()
     values = torch.where(is_odd, values * 2.0**0.5, values) * _power_of_two(half)[:, None]
     scale = _power_of_two(-half)[:, None, None]
-    results = []
-    for stack, part in zip(stacks, _parts(sizes), strict=True):
+    found: list[DeviceSpectra] = []
+    groups = [list(group) for _, group in itertools.groupby(stacks, key=lambda stack: stack.base.shape)]
+    for group, part in zip(groups, _parts([_count(group) for group in groups]), strict=True):
         both = torch.cat([top[part], bottom[part]], dim=2) * scale[part]
-        projected = _multiply(stack, both, to_long=True)
+        projected = _multiply(group, both, to_long=True)
         ends = []
         for vectors, product, squares in (
             (top[part], projected[..., :window], squares_top[part, :window]),
             (bottom[part], projected[..., window:], squares_bottom[part].flip(1)),
         ):
             end = _resolve(vectors, product, module)
-            good[part] &= (end.values.square() - torch.where(is_odd[part], 2 * squares, squares)).abs().amax(1) <= FAULT
+            expected = torch.where(is_odd[part], 2 * squares, squares)
+            good[part] &= (end.values.square() - expected).abs().amax(1) <= FAULT
             ends.append(end)
         resolved_top, resolved_bottom = ends[0].columns(slice(k)), ends[1].columns(slice(window - k, window))
         for end in (resolved_top, resolved_bottom):
             good[part] &= _orthonormal(end.short) & _orthonormal(end.long)
             # The residuals of Δ·v = σ·u and Δᵀ·Δ·v = σ²·v.
             good[part] &= _small(end.product - end.long * end.values[:, None, :])
-            back = _multiply(stack, end.product * scale[part], to_long=False)
+            back = _multiply(group, end.product * scale[part], to_long=False)
             good[part] &= _small(back - end.short * end.values.square()[:, None, :])
-        results.append(_assemble(stack, resolved_top, resolved_bottom, values[part], rank[part], good[part]))
-    return results
+        shape = (group[0].base.shape[0], group[0].base.shape[1])
+        whole = _assemble(shape, resolved_top, resolved_bottom, values[part], rank[part], good[part])
+        by_stack = [field.split([len(stack.tuned) for stack in group]) for field in whole]
+        found += [DeviceSpectra(*fields) for fields in zip(*by_stack, strict=True)]
+    return [found[order.index(index)] for index in range(len(stacks))]
 
 
 def workspace(shape: tuple[int, int], top_k: int) -> int:
@@ -323,7 +330,7 @@ def _gram_matrices(stacks: Sequence[Stack], short: int) -> torch.Tensor:
     """Return Δ·Δᵀ or Δᵀ·Δ of all matrices, the smaller, padded with zeros to whole panels."""
     padded = -(-short // BAND) * BAND
     sizes = [len(stack.tuned) for stack in stacks]
-    grams = torch.zeros(sum(sizes), padded, padded, dtype=torch.float64, device=stacks[0].base.device)
+    grams = torch.zeros(_count(stacks), padded, padded, dtype=torch.float64, device=stacks[0].base.device)
     for stack, part in zip(stacks, _parts(sizes), strict=True):
         rows, columns = stack.base.shape
         axis = 1 if rows < columns else 0
@@ -347,16 +354,20 @@ def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
     return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
 
 
+def _count(stacks: Sequence[Stack]) -> int:
+    return sum(len(stack.tuned) for stack in stacks)
+
+
 def _parts(sizes: Sequence[int]) -> list[slice]:
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _multiply(stack: Stack, vectors: torch.Tensor, to_long: bool) -> torch.Tensor:
-    """Return the products of the matrices with vectors (N, short, c) of the short side, or (N, long, c) of the long."""
-    of_rows = stack.base.shape[0] < stack.base.shape[1]
-    pairs = [(stack.base, tuned) for tuned in stack.tuned]
-    return sketch(pairs, vectors.contiguous(), transpose=of_rows == to_long)
+def _multiply(stacks: Sequence[Stack], vectors: torch.Tensor, to_long: bool) -> torch.Tensor:
+    """Return the products of matrices of one shape with vectors (N, short, c), or (N, long, c) of the long side."""
+    rows, columns = stacks[0].base.shape
+    pairs = [(stack.base, tuned) for stack in stacks for tuned in stack.tuned]
+    return sketch(pairs, vectors.contiguous(), transpose=(rows < columns) == to_long)
 
 
 def _orthonormal(vectors: torch.Tensor) -> torch.Tensor:
@@ -370,10 +381,10 @@ def _small(residual: torch.Tensor) -> torch.Tensor:
 
 
 def _assemble(
-    stack: Stack, top: _End, bottom: _End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
+    shape: tuple[int, int], top: _End, bottom: _End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
 ) -> DeviceSpectra:
     """Sort sides into left and right; a zero matrix has the columns of the identity, as `zero_spectrum` says."""
-    rows, columns = stack.base.shape
+    rows, columns = shape
     k, short = top.short.shape[2], min(rows, columns)
     zero = (values[:, 0] == 0)[:, None, None]
     left, right = (top.short, top.long) if rows < columns else (top.long, top.short)
