@@ -74,7 +74,8 @@ class Probes:
     wanted: frozenset[str]
     model: nn.Module = field(init=False)
     parameters: dict[str, list[str]] = field(init=False)
-    _buffers: dict[str, list[str]] = field(init=False)
+    _buffers: dict[str, list[str]] = field(init=False)  # those that a state dict holds
+    _own_buffers: list[str] = field(init=False)  # the others
     _zoo_names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +90,10 @@ class Probes:
             self.calibration.check_input_gradient()
         self.model = self.calibration.build()
         self.parameters = _by_first_name(self.model.named_parameters(remove_duplicate=False))
-        self._buffers = _by_first_name(self.model.named_buffers(remove_duplicate=False))
+        saved = self.model.state_dict().keys()
+        buffers = _by_first_name(self.model.named_buffers(remove_duplicate=False))
+        self._buffers = {name: names for name, names in buffers.items() if saved & set(names)}
+        self._own_buffers = [name for name in buffers if name not in self._buffers]
         self._zoo_names = frozenset(tensor.name for tensor in self.zoo.tensors)
         for checkpoint in self.zoo.models:
             self._check_fit(checkpoint)
@@ -155,12 +159,9 @@ class Probes:
         dtype and device are right, and copies of the buffers, which a model may write to.
         """
         parameters = {name: self._read(checkpoint, names, device) for name, names in self.parameters.items()}
-        buffers = {}
-        for name, names in self._buffers.items():
-            if any(n in checkpoint.tensors or n in checkpoint.buffers for n in names):
-                buffers[name] = self._read(checkpoint, names, device).clone()
-            else:
-                buffers[name] = self.converted(self.model.get_buffer(name), device).clone()
+        buffers = {name: self._read(checkpoint, names, device).clone() for name, names in self._buffers.items()}
+        for name in self._own_buffers:
+            buffers[name] = self.converted(self.model.get_buffer(name), device).clone()
         return parameters, buffers
 
     def _read(self, checkpoint: Checkpoint, names: Sequence[str], device: torch.device) -> Tensor:
@@ -199,9 +200,7 @@ class Probes:
 
     def _check_fit(self, checkpoint: Checkpoint) -> None:
         """Raise MismatchError if a checkpoint lacks tensors of the model, has others, or other shapes."""
-        saved = self.model.state_dict().keys()
-        expected = {n: names for n, names in self.parameters.items()}
-        expected |= {n: names for n, names in self._buffers.items() if any(name in saved for name in names)}
+        expected = self.parameters | self._buffers
         missing, wrong = [], []
         for name, names in expected.items():
             present = [n for n in names if n in checkpoint.tensors]
@@ -248,8 +247,7 @@ class _Runs:
         means: list[np.ndarray] = []
         kept: dict[str, list[Any]] = {"encoder": [], "inputs": []}
         shapes: list[tuple[int, ...]] = []
-        with ExitStack() as stack:
-            folder = stack.enter_context(_temporary_folder(self.folder))
+        with _temporary_folder(self.folder) as folder:
             for index, (name, checkpoint) in enumerate(zip(names, self.probes.zoo.models, strict=True)):
                 with _undisturbed(self._modules(), self.device):
                     parameters, buffers = self.probes.tensors(checkpoint, self.device)
