@@ -6,7 +6,7 @@
 """
 
 from mergekern.calibration import Calibration
-from mergekern.engine import Plan, Progress, compute_all, measure, plan
+from mergekern.engine import Plan, compute_all, measure, plan
 from mergekern.errors import (
     CalibrationError,
     CheckpointError,
@@ -14,14 +14,19 @@ from mergekern.errors import (
     MismatchError,
     NonFiniteError,
     OptionError,
+    OutputError,
     StatisticsError,
 )
+from mergekern.merging.apply import merge, merge_all
+from mergekern.merging.registry import METHODS
 from mergekern.metrics import CATALOGUE
+from mergekern.progress import Progress
 from mergekern.statistics import ZooStatistics
 from mergekern.table import MetricTable
 
 __all__ = [
     "CATALOGUE",
+    "METHODS",
     "Calibration",
     "CalibrationError",
     "CheckpointError",
@@ -30,11 +35,14 @@ __all__ = [
     "MismatchError",
     "NonFiniteError",
     "OptionError",
+    "OutputError",
     "Plan",
     "Progress",
     "StatisticsError",
     "ZooStatistics",
     "compute_all",
     "measure",
+    "merge",
+    "merge_all",
     "plan",
 ]

@@ -1,5 +1,7 @@
 """C++ kernels of mergekern; use them through mergekern.kernels."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 def gram(base: tuple[int, int], tuned: list[tuple[int, int]], count: int, threads: int) -> np.ndarray: ...
@@ -19,4 +21,16 @@ def tridiagonalise(
 def back_transform(reflectors: np.ndarray, vectors: np.ndarray, scratch: np.ndarray) -> None: ...
 def tridiagonal_values(diagonal: np.ndarray, off_diagonal: np.ndarray, positions: np.ndarray) -> np.ndarray: ...
 def values_below(diagonal: np.ndarray, off_diagonal: np.ndarray, bound: float) -> int: ...
+def combine(
+    base: tuple[int, int], tuned: list[tuple[int, int]], out: tuple[int, int], count: int, start: int, threads: int,
+    consensus: int, weights: Sequence[float], total_weight: float, factor: float, thresholds: Sequence[float],
+    keys: Sequence[int], dropped_below: int, majority: int, share: float, needed: int,
+) -> tuple[int, int, int]: ...  # fmt: skip
+def magnitude_counts(
+    base: tuple[int, int], tuned: tuple[int, int], count: int, prefix: int, above: int, shift: int, width: int,
+    threads: int,
+) -> np.ndarray: ...  # fmt: skip
+def magnitudes(
+    base: tuple[int, int], tuned: tuple[int, int], count: int, prefix: int, above: int, threads: int
+) -> np.ndarray: ...
 def instruction_set() -> str: ...

@@ -22,9 +22,9 @@ from rich.table import Table
 import mergekern
 from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.float8 import DTYPES as FLOAT8
-from mergekern.engine import Progress
 from mergekern.errors import MergekernError
 from mergekern.metrics import CATALOGUE, Metric, select
+from mergekern.progress import Progress
 from mergekern.table import MetricTable, check_suffix
 
 SORT_BY = "task_vector_cosine_similarity"

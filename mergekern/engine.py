@@ -35,30 +35,10 @@ from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.probes import Probes
+from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, LayerStatistics, ZooStatistics
 from mergekern.store import Store
 from mergekern.table import MetricTable
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; given to the `progress` callable at the start of every tensor, and at the end.
-
-    Attributes:
-        tensor: the one that is worked on now; "" at the end.
-        tensors_done, tensors_total: counts.
-        bytes_done, bytes_total: of weights, in the base and all models.
-        seconds: since the run began.
-        probe: what a model is run for, after all tensors are done: "gradients of mnist"; else "".
-    """
-
-    tensor: str
-    tensors_done: int
-    tensors_total: int
-    bytes_done: int
-    bytes_total: int
-    seconds: float
-    probe: str = ""
 
 
 def compute_all(

@@ -30,6 +30,10 @@ class OptionError(MergekernError):
     """An argument is wrong: an unknown name, a device that is not there, an impossible budget."""
 
 
+class OutputError(MergekernError):
+    """A result cannot be written: something is there already, no space is left, or no such folder."""
+
+
 class StatisticsError(MergekernError):
     """Saved statistics or a saved table are missing, damaged, or were not written by mergekern."""
 

@@ -8,10 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mergekern"
 # A module imports only from its own layer and the layers before it.
 LAYERS = [
-    ["errors", "files"],
+    ["errors", "files", "progress"],
     ["checkpoints", "kernels", "blocks", "calibration"],
     ["statistics"],
-    ["measurement", "store", "metrics"],
+    ["measurement", "store", "metrics", "merging"],
     ["table", "probes"],
     ["engine"],
     ["cli"],

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "instruction_set.hpp"
+#include "merge.hpp"
 #include "task_vector.hpp"
 #include "tridiagonal.hpp"
 
@@ -113,6 +114,49 @@ std::size_t values_below(const Array& diagonal, const Array& off_diagonal, doubl
   return mergekern::values_below(diagonal.data(), off_diagonal.data(), size, bound);
 }
 
+py::tuple combine(const Address& base, const std::vector<Address>& tuned, const Address& out, std::size_t count,
+                  std::size_t start, int threads, int consensus, const std::vector<double>& weights,
+                  double total_weight, double factor, const std::vector<double>& thresholds,
+                  const std::vector<std::uint64_t>& keys, std::uint64_t dropped_below, int majority, double share, long long needed) {
+  const std::size_t n = tuned.size();
+  if (weights.size() != n || (!thresholds.empty() && thresholds.size() != n) || (!keys.empty() && keys.size() != n))
+    throw py::value_error("a rule has a weight, a threshold and a key for each model");
+  const mergekern::Rule rule{static_cast<mergekern::Consensus>(consensus), weights.data(), total_weight, factor,
+                             thresholds.empty() ? nullptr : thresholds.data(), keys.empty() ? nullptr : keys.data(),
+                             dropped_below, static_cast<double>(majority), share, needed};
+  mergekern::Tally tally;
+  {
+    py::gil_scoped_release release;
+    tally = mergekern::combine(view(base), views(tuned), view(out), count, start, threads, rule);
+  }
+  return py::make_tuple(tally.signs, tally.undecided, tally.non_finite);
+}
+
+py::array_t<long long> magnitude_counts(const Address& base, const Address& tuned, std::size_t count,
+                                        std::uint64_t prefix, int above, int shift, int width, int threads) {
+  if (width < 1 || width > 16 || shift < 0 || shift + width > above || above > 63)
+    throw py::value_error("a digit is 1 to 16 bits below the prefix");
+  py::array_t<long long> counts(static_cast<py::ssize_t>(1) << width);
+  long long* data = counts.mutable_data();
+  std::fill(data, data + counts.size(), 0);
+  py::gil_scoped_release release;
+  mergekern::magnitude_counts(view(base), view(tuned), count, prefix, above, shift, width, threads, data);
+  return counts;
+}
+
+Array magnitudes(const Address& base, const Address& tuned, std::size_t count, std::uint64_t prefix, int above,
+                 int threads) {
+  if (above < 0 || above > 63) throw py::value_error("a prefix begins at bit 0 to 63");
+  std::vector<double> found;
+  {
+    py::gil_scoped_release release;
+    found = mergekern::magnitudes(view(base), view(tuned), count, prefix, above, threads);
+  }
+  Array values(static_cast<py::ssize_t>(found.size()));
+  std::copy(found.begin(), found.end(), values.mutable_data());
+  return values;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -133,5 +177,13 @@ PYBIND11_MODULE(_native, module) {
   module.def("tridiagonal_values", &tridiagonal_values, py::arg("diagonal"), py::arg("off_diagonal"),
              py::arg("positions"));
   module.def("values_below", &values_below, py::arg("diagonal"), py::arg("off_diagonal"), py::arg("bound"));
+  module.def("combine", &combine, py::arg("base"), py::arg("tuned"), py::arg("out"), py::arg("count"),
+             py::arg("start"), py::arg("threads"), py::arg("consensus"), py::arg("weights"), py::arg("total_weight"),
+             py::arg("factor"), py::arg("thresholds"), py::arg("keys"), py::arg("dropped_below"), py::arg("majority"),
+             py::arg("share"), py::arg("needed"));
+  module.def("magnitude_counts", &magnitude_counts, py::arg("base"), py::arg("tuned"), py::arg("count"),
+             py::arg("prefix"), py::arg("above"), py::arg("shift"), py::arg("width"), py::arg("threads"));
+  module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),
+             py::arg("above"), py::arg("threads"));
   module.def("instruction_set", &mergekern::instruction_set_name);
 }

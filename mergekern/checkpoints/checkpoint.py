@@ -53,6 +53,7 @@ class Checkpoint(ABC):
         source: where it came from, for messages.
         tensors: the floating-point tensors by name, in file order; tied names all appear, with equal `storage`.
         buffers: names of integer and bool tensors, which are not part of any task vector.
+        order: names of all tensors as they are stored, tied ones once where the format says so.
     """
 
     def __init__(self, name: str, source: str) -> None:
@@ -60,14 +61,20 @@ class Checkpoint(ABC):
         self.source = source
         self.tensors: dict[str, StoredTensor] = {}
         self.buffers: list[str] = []
+        self.order: list[str] = []
 
     @abstractmethod
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         """Return elements [start, stop) of the flattened tensor as stored: contiguous, 1-D, on the CPU."""
 
+    @property
+    def scales(self) -> frozenset[str]:
+        """Names of the tensors that hold the scales of float8 tensors."""
+        return frozenset(self._scales)
+
     @abstractmethod
     def read_buffer(self, name: str) -> torch.Tensor:
-        """Return an integer or bool tensor, in its own shape and dtype. Do not write to it."""
+        """Return an integer or bool tensor, one of `buffers`, on the CPU."""
 
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         """Return columns [start, stop) of a 2-D tensor as stored."""
@@ -120,6 +127,7 @@ class Checkpoint(ABC):
             raise CheckpointError(f"{self.source}: tensor {name!r} has the impossible shape {shape}")
         if dtype.is_complex:
             raise CheckpointError(f"{self.source}: tensor {name!r} is complex; only real tensors are supported")
+        self.order.append(name)
         if not dtype.is_floating_point:
             self.buffers.append(name)
         elif dtype in FLOAT_DTYPES:

@@ -242,12 +242,16 @@ def _as_tensor(key: Any, value: Any, source: str) -> torch.Tensor:
 
 
 class SafetensorsFile(Checkpoint):
-    """A `.safetensors` file, mapped or read piece by piece."""
+    """A `.safetensors` file, mapped or read piece by piece.
+
+    Attributes:
+        metadata: what the header says beside the tensors.
+    """
 
     def __init__(self, path: Path, name: str, io: IO) -> None:
         super().__init__(name, str(path))
         header, self._data_start = _safetensors_header(path)
-        metadata = header.pop("__metadata__", None) or {}
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         in_file_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         self._begin: dict[str, int] = {}
         self._integers: dict[str, StoredTensor] = {}
@@ -260,7 +264,7 @@ class SafetensorsFile(Checkpoint):
             if not dtype.is_floating_point:
                 self._integers[key] = StoredTensor(key, tuple(entry["shape"]), dtype, key)
         # save_model keeps one of a set of tied tensors and declares the other names in the metadata.
-        for alias, kept in metadata.items():
+        for alias, kept in self.metadata.items():
             if kept in self.tensors and alias not in header:
                 tensor = self.tensors[kept]
                 self._begin[alias] = self._begin[kept]
@@ -324,14 +328,20 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 class Sharded(Checkpoint):
-    """A checkpoint spread over several files by an index."""
+    """A checkpoint spread over several files by an index.
+
+    Attributes:
+        shards: by file name.
+    """
 
     def __init__(self, shards: Mapping[str, Checkpoint], weight_map: Mapping[str, str], name: str, source: str) -> None:
         super().__init__(name, source)
+        self.shards = shards
         self._home: dict[str, Checkpoint] = {}
         missing: set[str] = set()
         for file, shard in shards.items():
             floats = {**shard.tensors, **shard._scales}
+            self.order += [key for key in shard.order if weight_map.get(key, file) == file]
             missing |= {key for key, home in weight_map.items() if home == file} - {*floats, *shard.buffers}
             self.buffers += shard.buffers
             self._home |= dict.fromkeys(shard.buffers, shard)
@@ -343,6 +353,10 @@ class Sharded(Checkpoint):
         if missing:
             raise CheckpointError(f"{source}: the index lists {sorted(missing)[:5]}, which its shards do not hold")
         self._finish()
+
+    def shard_of(self, name: str) -> str:
+        """Return the file that holds a tensor."""
+        return next(file for file, shard in self.shards.items() if shard is self._home[name])
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         return self._home[tensor.name]._read_range(tensor, start, stop)

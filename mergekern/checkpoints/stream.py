@@ -11,7 +11,7 @@ import xxhash
 
 from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.checkpoints.zoo import Zoo, ZooTensor
-from mergekern.errors import OptionError
+from mergekern.errors import NonFiniteError, OptionError
 
 DEFAULT_MAX_MEMORY = 1 << 30
 
@@ -154,3 +154,16 @@ class LayerStream:
     def __iter__(self) -> Iterator[Layer]:
         for tensor in self.zoo.tensors:
             yield Layer(self.zoo, tensor, self.max_memory)
+
+
+def non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:
+    """Return the error that says which checkpoints hold how many NaN or infinite values in a tensor."""
+    counts = [0] * len(zoo.checkpoints)
+    for base, tuned in layer.blocks():
+        for index, values in enumerate((base, *tuned)):
+            counts[index] += int((~values.double().isfinite()).sum())
+    found = "; ".join(f"{count} in {c.name!r}" for c, count in zip(zoo.checkpoints, counts, strict=True) if count)
+    return NonFiniteError(
+        f"tensor {layer.tensor.name!r} holds NaN or infinite values: {found or 'its task vectors overflow float64'}. "
+        "Repair or leave out those checkpoints."
+    )

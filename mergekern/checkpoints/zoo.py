@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,12 +43,14 @@ class Zoo:
     Attributes:
         tensors: in the file order of the base, tied tensors once.
         skipped: one line for each tensor left out by `on_mismatch="skip"`.
+        tied: from each other name in the base of a tensor that all checkpoints tie, to its name in `tensors`.
     """
 
     base: Checkpoint
     models: tuple[Checkpoint, ...]
     tensors: tuple[ZooTensor, ...]
     skipped: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -149,20 +151,25 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
             'Give checkpoints of one architecture, or on_mismatch="skip" to leave these tensors out.'
         )
     matched = {name: tuple(found) for name, found in names.items() if name not in mismatches}
-    tensors = tuple(_tied_once((base, *models), matched))
+    tensors, aliases = _tied_once((base, *models), matched)
     if not tensors:
         raise MismatchError("\n  ".join([f"{base.name!r} and the models share no floating-point tensor", *lines[:10]]))
-    return Zoo(base, tuple(models), tensors, lines)
+    return Zoo(base, tuple(models), tensors, lines, aliases)
 
 
-def _tied_once(checkpoints: Sequence[Checkpoint], matched: Mapping[str, tuple[str, ...]]) -> Iterator[ZooTensor]:
-    """Yield each matched tensor that is not empty; names that every checkpoint ties together count once."""
-    seen = set()
+def _tied_once(
+    checkpoints: Sequence[Checkpoint], matched: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[ZooTensor, ...], dict[str, str]]:
+    """Return each matched tensor that is not empty, once where every checkpoint ties names; and those other names."""
+    found: dict[tuple[Hashable, ...], ZooTensor] = {}
+    aliases = {}
     for name, names in matched.items():
         storages = tuple(c.tensors[n].storage for c, n in zip(checkpoints, names, strict=True))
-        if checkpoints[0].tensors[name].count and storages not in seen:
-            seen.add(storages)
-            yield ZooTensor(name, checkpoints[0].tensors[name].shape, names)
+        if storages in found:
+            aliases[name] = found[storages].name
+        elif checkpoints[0].tensors[name].count:
+            found[storages] = ZooTensor(name, checkpoints[0].tensors[name].shape, names)
+    return tuple(found.values()), aliases
 
 
 def _sources(checkpoints: Any, base: Any) -> tuple[list[tuple[str, Any]], Any]:

@@ -19,7 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-_ARGUMENTS = {"dgemm": 13, "dsyrk": 10, "dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13, "dgesdd": 14}
+_ARGUMENTS = {
+    "dgemm": 13,
+    "dsyrk": 10,
+    "dsytrd": 10,
+    "dsterf": 4,
+    "dstein": 13,
+    "dormtr": 13,
+    "dgesdd": 14,
+    "dstemr": 21,
+}
 
 
 @functools.cache
@@ -134,6 +143,25 @@ def tridiagonal_vectors(diagonal: np.ndarray, off_diagonal: np.ndarray, values: 
         every, all_vectors = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal)
         return np.ascontiguousarray(all_vectors.T[_nearest(every, some)])
     return vectors
+
+
+def tridiagonal_eigen(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all eigenvalues, ascending, and their vectors as rows."""
+    n = len(diagonal)
+    copy, off, values, vectors = diagonal.copy(), np.append(off_diagonal, 0.0), np.empty(n), np.empty((n, n))
+    support, work, integers = np.empty(2 * n, np.int32), np.empty(18 * n), np.empty(10 * n, np.int32)
+    found, accurate, info = ctypes.c_int(), ctypes.c_int(1), ctypes.c_int()
+    _routine("dstemr")(
+        b"V", b"A", _int(n), _at(copy), _at(off), _double(0.0), _double(0.0), _int(0), _int(0), ctypes.byref(found),
+        _at(values), _at(vectors), _int(n), _int(n), _at(support), ctypes.byref(accurate), _at(work), _int(len(work)),
+        _at(integers), _int(len(integers)), ctypes.byref(info),
+    )  # fmt: skip
+    if info.value or found.value != n or not np.isfinite(vectors).all():
+        import scipy.linalg
+
+        values, columns = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal, lapack_driver="stev")
+        return values, np.ascontiguousarray(columns.T)
+    return values, vectors
 
 
 def _nearest(every: np.ndarray, some: np.ndarray) -> list[int]:

@@ -46,13 +46,13 @@ class Tridiagonal(ABC):
         """Return the number of eigenvalues above a bound."""
 
     @abstractmethod
-    def _back_transform(self, vectors: np.ndarray) -> None:
+    def back_transform(self, vectors: np.ndarray) -> None:
         """Multiply vectors (rows) by Q, in place."""
 
     def vectors(self, values: np.ndarray) -> np.ndarray:
         """Return orthonormal eigenvectors of the matrix, as rows, of some of its eigenvalues (ascending)."""
         vectors = lapack.tridiagonal_vectors(self.diagonal, self.off_diagonal, values)
-        self._back_transform(vectors)
+        self.back_transform(vectors)
         return vectors
 
 
@@ -76,7 +76,7 @@ class NativeTridiagonal(Tridiagonal):
     def count_above(self, bound: float) -> int:
         return len(self.diagonal) - extension.values_below(self.diagonal, self.off_diagonal, bound)
 
-    def _back_transform(self, vectors: np.ndarray) -> None:
+    def back_transform(self, vectors: np.ndarray) -> None:
         extension.back_transform(self._reflectors, vectors, self._scratch)
 
 
@@ -100,5 +100,5 @@ class LapackTridiagonal(Tridiagonal):
     def count_above(self, bound: float) -> int:
         return int((self._values > bound).sum())
 
-    def _back_transform(self, vectors: np.ndarray) -> None:
+    def back_transform(self, vectors: np.ndarray) -> None:
         lapack.back_transform(self._reflectors, self._scales, vectors)

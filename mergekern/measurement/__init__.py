@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekern.checkpoints import Layer, Zoo
-from mergekern.errors import NonFiniteError
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
 from mergekern.statistics import LayerStatistics
@@ -72,16 +71,3 @@ class Measurement(ABC):
         Raises:
             NonFiniteError: as above, where that is known only now.
         """
-
-
-def non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:
-    """Return the error that says which checkpoints hold how many NaN or infinite values in a tensor."""
-    counts = [0] * len(zoo.checkpoints)
-    for base, tuned in layer.blocks():
-        for index, values in enumerate((base, *tuned)):
-            counts[index] += int((~values.double().isfinite()).sum())
-    found = "; ".join(f"{count} in {c.name!r}" for c, count in zip(zoo.checkpoints, counts, strict=True) if count)
-    return NonFiniteError(
-        f"tensor {layer.tensor.name!r} holds NaN or infinite values: {found or 'its task vectors overflow float64'}. "
-        "Repair or leave out those checkpoints."
-    )

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mergekern.checkpoints import Layer, Zoo, ZooTensor
+from mergekern.checkpoints.stream import non_finite
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.spectrum import Spectrum
-from mergekern.measurement import Measurement, non_finite
+from mergekern.measurement import Measurement
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
 
 # Layers in flight: enough that the small tensors between two matrices do not leave the pool without work.

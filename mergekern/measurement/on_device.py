@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from mergekern.checkpoints import Layer, Zoo
+from mergekern.checkpoints.stream import non_finite
 from mergekern.errors import OptionError
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.gram import distances_from_inner
 from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
-from mergekern.measurement import Measurement, non_finite
+from mergekern.measurement import Measurement
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.upload import Uploader, on_stream
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics

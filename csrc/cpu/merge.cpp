@@ -1,0 +1,121 @@
+#include "merge.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "instruction_set.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define KERNEL "merge_kernel.hpp"
+#include "for_each_instruction_set.hpp"
+
+namespace mergekern {
+namespace {
+
+struct Kernels {
+  decltype(&generic::combine_segment) combine_segment;
+  decltype(&generic::count_segment) count_segment;
+  decltype(&generic::collect_segment) collect_segment;
+};
+
+#define MERGEKERN_KERNELS(set) \
+  Kernels { set::combine_segment, set::count_segment, set::collect_segment }
+
+const Kernels& kernels() {
+  static const Kernels chosen = MERGEKERN_CHOOSE(MERGEKERN_KERNELS);
+  return chosen;
+}
+
+constexpr std::size_t kSegment = 1 << 17;
+
+void check(const TensorView& view, std::size_t count, const char* role) {
+  item_size(view.dtype);
+  if (!view.data && count) throw std::invalid_argument(std::string("null pointer for ") + role);
+}
+
+// Calls segment(thread, start, stop) for every segment; a thread has every `threads`-th.
+template <typename Segment>
+void over_segments(std::size_t count, int threads, Segment segment) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread)
+    for (std::size_t start = thread * kSegment; start < count; start += threads * kSegment)
+      segment(thread, start, std::min(count, start + kSegment));
+}
+
+int threads_for(std::size_t count, int threads) {
+  return std::max(1, std::min<int>(threads, static_cast<int>((count + kSegment - 1) / kSegment)));
+}
+
+}  // namespace
+
+Tally combine(const TensorView& base, const std::vector<TensorView>& tuned, const TensorView& out, std::size_t count,
+              std::size_t start, int threads, const Rule& rule) {
+  check(base, count, "base");
+  check(out, count, "out");
+  for (const TensorView& view : tuned) check(view, count, "tuned");
+  const std::size_t n = tuned.size();
+  if (out.dtype != DType::float32 && out.dtype != DType::float64)
+    throw std::invalid_argument("the result is float32 or float64");
+  if (static_cast<unsigned>(rule.consensus) > static_cast<unsigned>(Consensus::agree))
+    throw std::invalid_argument("unknown consensus");
+  threads = threads_for(count, threads);
+  const std::size_t size = generic::combine_scratch(n);
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  std::vector<Tally> tallies(threads);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    Tally tally;
+    kernels().combine_segment(base, tuned.data(), n, out, first, last, start, rule, scratch.get() + thread * size,
+                              &tally);
+    tallies[thread].signs += tally.signs;
+    tallies[thread].undecided += tally.undecided;
+    tallies[thread].non_finite += tally.non_finite;
+  });
+  Tally sum;
+  for (const Tally& tally : tallies) {
+    sum.signs += tally.signs;
+    sum.undecided += tally.undecided;
+    sum.non_finite += tally.non_finite;
+  }
+  return sum;
+}
+
+void magnitude_counts(const TensorView& base, const TensorView& tuned, std::size_t count, std::uint64_t prefix,
+                      int above, int shift, int width, int threads, long long* counts) {
+  check(tuned, count, "tuned");
+  threads = threads_for(count, threads);
+  const std::size_t bins = std::size_t{1} << width;
+  std::unique_ptr<double[]> scratch(new double[threads * 2 * generic::kRow]);
+  std::vector<long long> others((threads - 1) * bins);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    kernels().count_segment(base, tuned, first, last, prefix, above, shift, width,
+                            scratch.get() + thread * 2 * generic::kRow,
+                            thread ? others.data() + (thread - 1) * bins : counts);
+  });
+  for (int thread = 1; thread < threads; ++thread)
+    for (std::size_t bin = 0; bin < bins; ++bin) counts[bin] += others[(thread - 1) * bins + bin];
+}
+
+std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, std::size_t count,
+                               std::uint64_t prefix, int above, int threads) {
+  check(tuned, count, "tuned");
+  threads = threads_for(count, threads);
+  // One more than a segment: what is not kept is written too, and then overwritten.
+  const std::size_t size = 2 * generic::kRow + kSegment + 1;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  std::vector<std::vector<double>> found((count + kSegment - 1) / kSegment);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    double *rows = scratch.get() + thread * size, *values = rows + 2 * generic::kRow;
+    const std::size_t kept = kernels().collect_segment(base, tuned, first, last, prefix, above, rows, values);
+    found[first / kSegment].assign(values, values + kept);
+  });
+  std::vector<double> all;
+  for (const std::vector<double>& part : found) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+}  // namespace mergekern

@@ -1,0 +1,45 @@
+// Checked launchers of the kernels of merging. Formulas: mergekern/kernels/combine and trim, __init__.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "dtypes.hpp"
+
+namespace mergekern {
+
+enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3 };
+
+// What is done with the task vectors of one tensor. Each array has a value for each model; thresholds of nullptr trim
+// nothing, keys of nullptr drop nothing.
+struct Rule {
+  Consensus consensus;
+  const double* weights;
+  double total_weight, factor;
+  const double* thresholds;
+  const std::uint64_t* keys;
+  std::uint64_t dropped_below;
+  double majority, share;
+  long long needed;
+};
+
+struct Tally {
+  long long signs = 0, undecided = 0, non_finite = 0;
+};
+
+// Writes the merged elements to `out`, float32 or float64; `start` is the index of the first in its tensor.
+// Bit-identical for every thread count and instruction set.
+Tally combine(const TensorView& base, const std::vector<TensorView>& tuned, const TensorView& out, std::size_t count,
+              std::size_t start, int threads, const Rule& rule);
+
+// Adds to counts[2^width] the number of |tuned − base| (base of nullptr: zero) by bits [shift, shift + width) of their
+// float64, among those whose bits from `above` on are `prefix`.
+void magnitude_counts(const TensorView& base, const TensorView& tuned, std::size_t count, std::uint64_t prefix,
+                      int above, int shift, int width, int threads, long long* counts);
+
+// Returns the |tuned − base| whose bits from `above` on are `prefix`, in order.
+std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, std::size_t count,
+                               std::uint64_t prefix, int above, int threads);
+
+}  // namespace mergekern

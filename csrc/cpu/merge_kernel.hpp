@@ -1,0 +1,161 @@
+// Raw-pointer kernels of merging. Included once for each instruction set (for_each_instruction_set.hpp).
+//
+// Loops are plain, over rows of float64 in the innermost cache, and vectorised by the compiler. Products are stored
+// before they are added, so that no instruction set fuses the two: all give the same bits.
+#include "decode.hpp"
+
+// Elements of a row.
+constexpr std::size_t kRow = 512;
+
+// Float64 that combine_segment uses for n models: their rows, and those of base, sum, and two of the consensus.
+inline std::size_t combine_scratch(std::size_t n) { return (n + 4) * kRow; }
+
+// Zeroes what is smaller than the threshold.
+inline void trim_row(double* row, std::size_t count, double threshold) {
+  for (std::size_t e = 0; e < count; ++e) row[e] = __builtin_fabs(row[e]) >= threshold ? row[e] : 0.0;
+}
+
+// Zeroes what the mask of a key drops; `start` is the index of the first element.
+inline void drop_row(double* row, std::size_t count, std::uint64_t key, std::uint64_t dropped_below, std::uint64_t start) {
+  for (std::size_t e = 0; e < count; ++e) {
+    std::uint64_t z = key + (start + e + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z = (z ^ (z >> 31)) >> 11;
+    row[e] = z < dropped_below ? 0.0 : row[e];
+  }
+}
+
+inline void scale_row(double* row, std::size_t count, double factor) {
+  for (std::size_t e = 0; e < count; ++e) row[e] *= factor;
+}
+
+// merged = the mean of the entries of the elected sign. `rows` are n rows kRow apart.
+inline void elect_rows(const double* rows, std::size_t n, std::size_t count, const double* weights, double majority,
+                       const double* total, double* merged, double* weight, Tally* tally) {
+  long long undecided = 0;
+  for (std::size_t e = 0; e < count; ++e) merged[e] = weight[e] = 0.0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const double* row = rows + i * kRow;
+    for (std::size_t e = 0; e < count; ++e) {
+      const double sign = total[e] > 0.0 ? 1.0 : total[e] < 0.0 ? -1.0 : majority;
+      const bool agrees = row[e] * sign > 0.0;
+      merged[e] += agrees ? row[e] : 0.0;
+      weight[e] += agrees ? weights[i] : 0.0;
+    }
+  }
+  // Entries that cancel: a sum of zero in which something is kept.
+  for (std::size_t e = 0; e < count; ++e) {
+    if (total[e] != 0.0) continue;
+    bool kept = false;
+    for (std::size_t i = 0; i < n; ++i) kept |= rows[i * kRow + e] != 0.0;
+    undecided += kept;
+  }
+  tally->undecided += undecided;
+  for (std::size_t e = 0; e < count; ++e) merged[e] = weight[e] > 0.0 ? merged[e] / weight[e] : 0.0;
+}
+
+// merged = the sum where enough models stand out against the others.
+inline void agree_rows(const double* rows, std::size_t n, std::size_t count, double share, long long needed,
+                       const double* total, double* merged, double* claims) {
+  for (std::size_t e = 0; e < count; ++e) claims[e] = 0.0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const double* row = rows + i * kRow;
+    for (std::size_t e = 0; e < count; ++e)
+      claims[e] += __builtin_fabs(row[e]) > share * __builtin_fabs(total[e] - row[e]) ? 1.0 : 0.0;
+  }
+  const double least = static_cast<double>(needed);
+  for (std::size_t e = 0; e < count; ++e) merged[e] = claims[e] >= least ? total[e] : 0.0;
+}
+
+// Writes base + merged as float64 or float32.
+inline void put_row(const double* base, const double* merged, std::size_t count, const TensorView& out,
+                    std::size_t at) {
+  if (out.dtype == DType::float64) {
+    double* to = static_cast<double*>(const_cast<void*>(out.data)) + at;
+    for (std::size_t e = 0; e < count; ++e) to[e] = base[e] + merged[e];
+  } else {
+    float* to = static_cast<float*>(const_cast<void*>(out.data)) + at;
+    for (std::size_t e = 0; e < count; ++e) to[e] = static_cast<float>(base[e] + merged[e]);
+  }
+}
+
+// Merges elements [start, stop) of what is given, of which the first has index `first` in its tensor.
+void combine_segment(const TensorView& base, const TensorView* tuned, std::size_t n, const TensorView& out,
+                     std::size_t start, std::size_t stop, std::size_t first, const Rule& rule, double* scratch,
+                     Tally* tally) {
+  double *base_row = scratch, *total = scratch + kRow, *merged = total + kRow, *other = merged + kRow;
+  double* rows = other + kRow;
+  for (std::size_t at = start; at < stop; at += kRow) {
+    const std::size_t count = stop - at < kRow ? stop - at : kRow;
+    subtract(base, at, count, nullptr, base_row);
+    for (std::size_t e = 0; e < count; ++e) total[e] = 0.0;
+    for (std::size_t i = 0; i < n; ++i) {
+      double* row = rows + i * kRow;
+      subtract(tuned[i], at, count, base_row, row);
+      long long finite = 0;
+      for (std::size_t e = 0; e < count; ++e) finite += __builtin_fabs(row[e]) <= 1.7976931348623157e308;
+      tally->non_finite += static_cast<long long>(count) - finite;
+      if (rule.thresholds) trim_row(row, count, rule.thresholds[i]);
+      if (rule.keys) drop_row(row, count, rule.keys[i], rule.dropped_below, first + at);
+      if (rule.weights[i] != 1.0) scale_row(row, count, rule.weights[i]);
+      for (std::size_t e = 0; e < count; ++e) total[e] += row[e];
+    }
+    long long signs = 0;
+    for (std::size_t e = 0; e < count; ++e) signs += (total[e] > 0.0) - (total[e] < 0.0);
+    tally->signs += signs;
+    const double* result = merged;
+    switch (rule.consensus) {
+      case Consensus::sum: result = total; break;
+      case Consensus::mean:
+        for (std::size_t e = 0; e < count; ++e) merged[e] = total[e] / rule.total_weight;
+        break;
+      case Consensus::elect:
+        elect_rows(rows, n, count, rule.weights, rule.majority, total, merged, other, tally);
+        break;
+      case Consensus::agree: agree_rows(rows, n, count, rule.share, rule.needed, total, merged, other); break;
+    }
+    // Into another row: a product that is stored is not fused with the sum that follows.
+    for (std::size_t e = 0; e < count; ++e) other[e] = rule.factor * result[e];
+    put_row(base_row, other, count, out, at);
+  }
+}
+
+// The bits of |tuned − base|, for count elements from `at` on, in place of the row.
+inline void magnitude_row(const TensorView& base, const TensorView& tuned, std::size_t at, std::size_t count,
+                          double* base_row, double* row) {
+  if (base.data) subtract(base, at, count, nullptr, base_row);
+  subtract(tuned, at, count, base.data ? base_row : nullptr, row);
+  for (std::size_t e = 0; e < count; ++e) row[e] = __builtin_fabs(row[e]);
+}
+
+// Counts elements [start, stop) by digit; see magnitude_counts. `scratch` holds two rows.
+void count_segment(const TensorView& base, const TensorView& tuned, std::size_t start, std::size_t stop,
+                   std::uint64_t prefix, int above, int shift, int width, double* scratch, long long* counts) {
+  const std::uint64_t mask = (std::uint64_t{1} << width) - 1;
+  double* row = scratch + kRow;
+  for (std::size_t at = start; at < stop; at += kRow) {
+    const std::size_t count = stop - at < kRow ? stop - at : kRow;
+    magnitude_row(base, tuned, at, count, scratch, row);
+    for (std::size_t e = 0; e < count; ++e) {
+      const std::uint64_t bits = bits_as<std::uint64_t>(row[e]);
+      if (bits >> above == prefix) ++counts[bits >> shift & mask];
+    }
+  }
+}
+
+// Writes the magnitudes of elements [start, stop) that begin with `prefix` to `found`, and returns their number.
+std::size_t collect_segment(const TensorView& base, const TensorView& tuned, std::size_t start, std::size_t stop,
+                            std::uint64_t prefix, int above, double* scratch, double* found) {
+  double* row = scratch + kRow;
+  std::size_t size = 0;
+  for (std::size_t at = start; at < stop; at += kRow) {
+    const std::size_t count = stop - at < kRow ? stop - at : kRow;
+    magnitude_row(base, tuned, at, count, scratch, row);
+    for (std::size_t e = 0; e < count; ++e) {
+      found[size] = row[e];
+      size += bits_as<std::uint64_t>(row[e]) >> above == prefix;
+    }
+  }
+  return size;
+}

@@ -1,0 +1,84 @@
+"""combine: N task vectors of one tensor merged element by element, in one pass.
+
+    τ_i    = tuned_i − base
+    κ_i    = w_i·τ_i where it is kept, else 0.   Kept: |τ_i| ≥ thresholds[i], and not dropped by the mask of keys[i]
+    merged = base + factor·consensus(κ_1, …, κ_N)
+
+    "sum"    Σ κ_i
+    "mean"   Σ κ_i / Σ w_i
+    "elect"  s = sign(Σ κ_i), or `majority` where that is 0; mean of the κ_i of sign s: Σ κ_i / Σ w_i over those
+    "agree"  Σ κ_i where at least `needed` models have |κ_i| > share·|Σ κ − κ_i|, else 0
+
+Inputs: base (D,), tuned N × (D,), each in its own storage dtype. Output: (D,) float32 or float64. All arithmetic is
+float64, in the order of the models, one rounding an operation (nothing is fused into multiply-adds), so that every
+implementation gives the same bits for any number of threads and any division into blocks.
+
+A mask is a function of (key, index in the tensor) alone: SplitMix64 of the Weyl sequence of `key`, of which the upper
+53 bits are the element's uniform number; it is dropped where that is below `drop`.
+
+Bytes: (N + 1)·D·itemsize read once, D·itemsize written. Flops: about 6·N·D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Consensus = Literal["sum", "mean", "elect", "agree"]
+CONSENSUS: tuple[Consensus, ...] = ("sum", "mean", "elect", "agree")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is done with the task vectors of one tensor, with every number known.
+
+    Attributes:
+        consensus: see the module.
+        weights: w, one for each model.
+        factor: of the consensus.
+        thresholds: the least magnitude kept, one for each model; none trims nothing.
+        keys: of the masks, one for each model; none drops nothing.
+        drop: the share that the masks drop.
+        majority: +1 or −1, the sign of elements whose sum is zero.
+        share, needed: of "agree".
+    """
+
+    consensus: Consensus
+    weights: tuple[float, ...]
+    factor: float = 1.0
+    thresholds: tuple[float, ...] | None = None
+    keys: tuple[int, ...] | None = None
+    drop: float = 0.0
+    majority: int = 1
+    share: float = 0.0
+    needed: int = 1
+
+    @property
+    def total_weight(self) -> float:
+        """Σ w in the order of the models."""
+        total = 0.0
+        for weight in self.weights:
+            total += weight
+        return total
+
+    @property
+    def dropped_below(self) -> int:
+        """What the 53-bit number of an element is compared with."""
+        return int(self.drop * 2.0**53)
+
+
+class Tally(NamedTuple):
+    """What one pass counted; those of blocks add up.
+
+    Attributes:
+        signs: Σ sign(Σ κ), the number of positive sums less that of negative ones.
+        undecided: elements whose kept entries cancel exactly, so that `majority` decided ("elect" only).
+        non_finite: 1 if a task vector holds NaN or infinite values, at least.
+    """
+
+    signs: int = 0
+    undecided: int = 0
+    non_finite: int = 0
+
+    def __add__(self, other: Tally) -> Tally:  # type: ignore[override]
+        return Tally(*(a + b for a, b in zip(self, other, strict=True)))

@@ -1,0 +1,103 @@
+"""The oracle of `combine`: the formulas, literally, in NumPy float64; and the parts that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mergekern.kernels.combine import Rule, Tally
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+
+
+def combine(base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, start: int = 0) -> tuple[np.ndarray, Tally]:
+    """Return the merged elements, (D,) float64, and the tally.
+
+    Args:
+        base: (D,), any float dtype.
+        tuned: N × (D,).
+        rule: what to do.
+        start: index of the first element in the tensor, for masks.
+
+    >>> base, tuned = torch.zeros(3), [torch.tensor([1.0, -2.0, 0.5]), torch.tensor([3.0, 1.0, 0.0])]
+    >>> combine(base, tuned, Rule("elect", (1.0, 1.0)))[0]
+    array([ 2. , -2. ,  0.5])
+    """
+    origin = base.to(torch.float64).numpy()
+    deltas = np.stack([tensor.to(torch.float64).numpy() for tensor in tuned]) - origin
+    non_finite = int((~np.isfinite(deltas)).sum())
+    if rule.thresholds is not None:
+        deltas = trim(deltas, rule.thresholds)
+    if rule.keys is not None:
+        deltas = drop(deltas, rule.keys, rule.dropped_below, start)
+    deltas = deltas * np.array(rule.weights)[:, None]
+    total = ordered_sum(deltas)
+    signs = np.sign(np.nan_to_num(total))
+    undecided = 0
+    if rule.consensus == "elect":
+        undecided = int(((total == 0) & (deltas != 0).any(axis=0)).sum())
+        merged = disjoint_mean(deltas, np.where(signs == 0, rule.majority, signs), rule.weights)
+    elif rule.consensus == "agree":
+        merged = np.where(agreeing(deltas, total, rule.share) >= rule.needed, total, 0.0)
+    else:
+        merged = total / rule.total_weight if rule.consensus == "mean" else total
+    return origin + rule.factor * merged, Tally(int(signs.sum()), undecided, non_finite)
+
+
+def trim(deltas: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Keep what is as large as its model's threshold, of (N, D).
+
+    >>> trim(np.array([[1.0, -3.0, 2.0]]), [2.0])
+    array([[ 0., -3.,  2.]])
+    """
+    return np.where(np.abs(deltas) >= np.array(thresholds)[:, None], deltas, 0.0)
+
+
+def drop(deltas: np.ndarray, keys: Sequence[int], dropped_below: int, start: int = 0) -> np.ndarray:
+    """Zero the elements that the masks drop, of (N, D)."""
+    return np.stack([np.where(uniform(k, start, len(d)) < dropped_below, 0.0, d) for k, d in zip(keys, deltas)])  # noqa: B905
+
+
+def uniform(key: int, start: int, count: int) -> np.ndarray:
+    """Return the 53-bit numbers of elements start … start + count of the mask of a key.
+
+    >>> uniform(7, 2, 2).tolist() == uniform(7, 0, 4)[2:].tolist()
+    True
+    """
+    with np.errstate(over="ignore"):
+        z = np.uint64(key) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * _GOLDEN
+        for shift, factor in _MIX:
+            z = (z ^ (z >> shift)) * factor
+    return (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+
+
+def disjoint_mean(deltas: np.ndarray, signs: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Return the weighted mean, element by element, of the deltas (weighted already) of the elected sign.
+
+    >>> disjoint_mean(np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([1.0, -1.0]), [1.0, 1.0])
+    array([ 2., -1.])
+    """
+    agree = deltas * signs > 0
+    weight = ordered_sum(np.where(agree, np.array(weights)[:, None], 0.0))
+    total = ordered_sum(np.where(agree, deltas, 0.0))
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), 0.0)
+
+
+def agreeing(deltas: np.ndarray, total: np.ndarray, share: float) -> np.ndarray:
+    """Return in how many models each element stands out against what the others add to it.
+
+    >>> agreeing(np.array([[4.0, 1.0], [1.0, 5.0]]), np.array([5.0, 6.0]), 0.4)
+    array([1, 1])
+    """
+    return (np.abs(deltas) > share * np.abs(total - deltas)).sum(axis=0)
+
+
+def ordered_sum(rows: np.ndarray) -> np.ndarray:
+    """Return the sum over the first axis, in its order."""
+    total = np.zeros(rows.shape[1:])
+    for row in rows:
+        total = total + row
+    return total

@@ -1,0 +1,82 @@
+"""`trim` on the CPU: radix select, counting by the C++ kernel, or by NumPy where the extension was not built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from mergekern.kernels.native import address, extension
+from mergekern.kernels.trim import DIGITS, Blocks
+
+# Values that are collected rather than counted once more: a few at the first pass, where counting narrows them to a few
+# per cent for the price of one read; later on as many as 32 MB hold.
+_FEW = 1 << 14
+_MANY = 1 << 22
+_NUMPY_BLOCK = 1 << 20
+
+
+def kth_largest(blocks: Blocks, count: int, k: int, threads: int = 1) -> float:
+    """Return the k-th largest magnitude of `count` values; see the package's docstring.
+
+    Args:
+        blocks: gives (base or None, tuned), flat and contiguous.
+        count: number of values in all blocks together.
+        k: from 1 to count.
+        threads: of the C++ kernel; the result does not depend on it.
+
+    >>> kth_largest(lambda: [(None, torch.tensor([1.0, -3.0, 2.0, 3.0]))], 4, 3)
+    2.0
+    """
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be from 1 to {count}, not {k}")
+    prefix, above, left = 0, 63, count  # `left` values agree with `prefix` in the bits from `above` on
+    for digit, (shift, width) in enumerate(DIGITS):
+        if left <= (_MANY if digit else _FEW):
+            values = np.concatenate([_collect(b, t, prefix, above, threads) for b, t in blocks()])
+            return float(np.partition(values, left - k)[left - k])
+        counts = np.zeros(1 << width, dtype=np.int64)
+        for base, tuned in blocks():
+            counts += _counts(base, tuned, prefix, above, shift, width, threads)
+        larger = np.cumsum(counts[::-1])[::-1] - counts  # of each bin, the values in the bins above it
+        at = int(np.flatnonzero((larger < k) & (k <= larger + counts))[0])
+        k -= int(larger[at])
+        left = int(counts[at])
+        prefix, above = prefix << width | at, shift
+    return float(np.array(prefix, dtype=np.uint64).view(np.float64))
+
+
+def _counts(
+    base: torch.Tensor | None, tuned: torch.Tensor, prefix: int, above: int, shift: int, width: int, threads: int
+) -> np.ndarray:
+    """Count the values that begin with `prefix` by their next `width` bits."""
+    if hasattr(extension, "magnitude_counts"):
+        return extension.magnitude_counts(
+            _address(base), address(tuned), tuned.numel(), prefix, above, shift, width, threads
+        )
+    counts = np.zeros(1 << width, dtype=np.int64)
+    for bits in _bits(base, tuned):
+        digits = (bits[bits >> np.uint64(above) == prefix] >> np.uint64(shift)) & np.uint64((1 << width) - 1)
+        counts += np.bincount(digits.astype(np.int64), minlength=1 << width)
+    return counts
+
+
+def _collect(base: torch.Tensor | None, tuned: torch.Tensor, prefix: int, above: int, threads: int) -> np.ndarray:
+    """Return the magnitudes that begin with `prefix`, in any order."""
+    if hasattr(extension, "magnitudes"):
+        return extension.magnitudes(_address(base), address(tuned), tuned.numel(), prefix, above, threads)
+    return np.concatenate([bits[bits >> np.uint64(above) == prefix] for bits in _bits(base, tuned)]).view(np.float64)
+
+
+def _bits(base: torch.Tensor | None, tuned: torch.Tensor) -> Iterator[np.ndarray]:
+    for start in range(0, tuned.numel(), _NUMPY_BLOCK):
+        block = slice(start, start + _NUMPY_BLOCK)
+        delta = tuned[block].to(torch.float64).numpy()
+        if base is not None:
+            delta = delta - base[block].to(torch.float64).numpy()
+        yield np.abs(delta).view(np.uint64)
+
+
+def _address(base: torch.Tensor | None) -> tuple[int, int]:
+    return (0, 0) if base is None else address(base)

@@ -1,0 +1,456 @@
+"""merge and merge_all: streams the tensors of a zoo through merges, into memory or into files."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekern.checkpoints import LayerStream, Zoo, open_zoo
+from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.float8 import DTYPES as FLOAT8
+from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.writer import Entry, Writer, check_target, layout
+from mergekern.checkpoints.zoo import OnMismatch
+from mergekern.errors import OptionError, OutputError, did_you_mean
+from mergekern.kernels import lapack
+from mergekern.merging.job import Job, SharedLayer
+from mergekern.merging.recipe import Method
+from mergekern.merging.registry import find_method
+from mergekern.progress import Progress
+
+DTYPES = {
+    "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+# Merged models of merge_all that are made in one pass over the zoo: as many as fit in memory, or files at a time.
+MERGED_BYTES = 4 << 30
+MERGED_FILES = 64
+_UNKNOWN_HASH = "0" * 32
+
+Weights = Mapping[str, float] | Sequence[float] | None
+StateDict = dict[str, torch.Tensor]
+
+
+def merge(
+    checkpoints: Any,
+    base: Any = None,
+    method: str = "task_arithmetic",
+    *,
+    output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    weights: Weights = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    max_memory: int | None = None,
+    on_mismatch: OnMismatch = "error",
+    progress: Callable[[Progress], None] | None = None,
+    io: IO = "mmap",
+    **options: Any,
+) -> StateDict | Path:
+    """Merge two or more models fine-tuned from one base.
+
+    Args:
+        checkpoints: a folder of checkpoints (the one named `base.*` is the base), a sequence of paths, or a mapping
+            name -> checkpoint; see `compute_all`.
+        base: the checkpoint that all were fine-tuned from; needed unless the folder has one.
+        method: one of `mergekern.METHODS`.
+        output: a `.safetensors` file, or, where the base is a folder, a folder: then configuration and tokenizer files
+            are copied and the shards are those of the base. None returns the tensors.
+        overwrite: whether `output` is replaced if it is there.
+        weights: of the models, by name or in their order; 1 each by default. Means are weighted means; otherwise
+            each task vector is multiplied by its weight.
+        dtype: of all float tensors of the result; by default each has the base's.
+        device: "cpu", or "auto", which is the same.
+        max_memory: bytes of weights held at a time; larger tensors are merged in blocks where the method works element
+            by element, and whole where it needs a matrix. Default 1 GiB.
+        on_mismatch: "error", or "skip", which takes tensors that not all checkpoints share from the base.
+        progress: called with a `Progress` at the start of every tensor and at the end.
+        io: "mmap" maps the files; "pread" reads them.
+        **options: of the method; see `mergekern.METHODS[method].defaults`.
+
+    Returns:
+        The merged state dict, name -> tensor, with every name of the base (integer buffers are the base's, tied names
+        share one tensor); or the path written.
+
+    Raises:
+        OptionError: an unknown method, option, dtype or device; a value out of range.
+        OutputError: the output is there, or cannot be written.
+        CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.
+
+    The result does not depend on the order of the models, nor on memory, threads or blocks, to the last bit.
+
+    >>> models = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([3.0, 2.0])}}
+    >>> merge(models, {"w": torch.ones(2)}, "weight_average")
+    {'w': tensor([2., 1.])}
+    """
+    chosen, resolved = find_method(method, options)
+    _check_device(device)
+    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    request = _Request(tuple(range(len(zoo.models))), chosen, resolved, _weights(weights, zoo, chosen))
+    plan = _Output.of(zoo, _dtype(dtype))
+    if output is None:
+        sink = plan.in_memory()
+        _run(zoo, [request.job(zoo, sink)], LayerStream(zoo, max_memory).max_memory, progress)
+        return sink.finished()
+    path = Path(output)
+    _refuse_inputs(path, zoo)
+    _write([(request, path)], zoo, plan, overwrite, LayerStream(zoo, max_memory).max_memory, progress)
+    return path
+
+
+def merge_all(
+    checkpoints: Any,
+    base: Any = None,
+    methods: str | Iterable[str] = ("task_arithmetic",),
+    *,
+    groups: Iterable[Sequence[str]] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    callback: Callable[[tuple[str, ...], str, StateDict], None] | None = None,
+    overwrite: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    max_memory: int | None = None,
+    merged_memory: int = MERGED_BYTES,
+    on_mismatch: OnMismatch = "error",
+    progress: Callable[[Progress], None] | None = None,
+    io: IO = "mmap",
+) -> list[Path]:
+    """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for all of them.
+
+    What several merges need of a tensor (its hashes, a model's threshold, a model's truncated matrix) is computed once.
+
+    Args:
+        checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io: as for `merge`.
+        methods: one name or several.
+        groups: names of the models of each merge; every pair by default.
+        options: of the methods, by method.
+        output: a folder; merges are written to `output/method/first+second.safetensors` (a folder of that name without
+            the suffix where the base is a folder).
+        callback: called with (group, method, merged state dict) for each merge; the dict is its own.
+        merged_memory: bytes of merged models made in one pass over the zoo, for the callback; files are made 64 at a
+            time.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        OptionError: neither or both of output and callback; an unknown method, option or model.
+        OutputError: an output is there, or cannot be written.
+
+    >>> models = {name: {"w": torch.full((2,), float(value))} for value, name in enumerate("abc")}
+    >>> show = lambda group, method, merged: print(*group, method, merged["w"].tolist())
+    >>> merge_all(models, {"w": torch.zeros(2)}, "weight_average", callback=show)
+    a b weight_average [0.5, 0.5]
+    a c weight_average [1.0, 1.0]
+    b c weight_average [1.5, 1.5]
+    []
+    """
+    if (output is None) == (callback is None):
+        raise OptionError("merge_all needs either an output folder or a callback")
+    names = [methods] if isinstance(methods, str) else list(methods)
+    options = dict(options or {})
+    for method in options:
+        if method not in names:
+            raise OptionError(f"options are given for {method!r}, which is not among the methods {', '.join(names)}")
+    chosen = [find_method(name, options.get(name, {})) for name in names]
+    _check_device(device)
+    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    members = _groups(groups, zoo)
+    requests = [
+        _Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
+    ]
+    plan = _Output.of(zoo, _dtype(dtype))
+    budget = LayerStream(zoo, max_memory).max_memory
+    if output is not None:
+        targets = _targets(requests, zoo, Path(output), plan, overwrite)
+        for wave in _waves(targets, MERGED_FILES):
+            _write(wave, zoo, plan, overwrite, budget, progress)
+        return [path for _, path in targets]
+    assert callback is not None
+    for group in _waves(requests, max(1, merged_memory // max(plan.nbytes, 1))):
+        sinks = [plan.in_memory() for _ in group]
+        jobs = [request.job(zoo, sink) for request, sink in zip(group, sinks, strict=True)]
+        _run(zoo, jobs, budget, progress)
+        for request, sink in zip(group, sinks, strict=True):
+            callback(tuple(zoo.model_names[m] for m in request.models), request.method.name, sink.finished())
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A merge that is asked for."""
+
+    models: tuple[int, ...]
+    method: Method
+    options: dict[str, Any]
+    weights: tuple[float, ...]
+
+    def job(self, zoo: Zoo, sink: Any) -> Job:
+        return Job(zoo, self.models, self.method, self.options, self.weights, sink)
+
+    def record(self, zoo: Zoo, hashes: Sequence[str]) -> dict[str, Any]:
+        """Return what is kept of a merge: the same for every order of the models."""
+        models = [
+            {"name": zoo.model_names[model], "hash": f"xxh3_128:{digest}", "weight": weight}
+            for model, digest, weight in zip(self.models, hashes[1:], self.weights, strict=True)
+        ]
+        return {
+            "version": _version(),
+            "method": self.method.name,
+            "options": self.options,
+            "base": f"xxh3_128:{hashes[0]}",
+            "models": sorted(models, key=lambda model: (model["name"], model["hash"])),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    """Every tensor of a result: merged, tied to a merged one, or taken from the base."""
+
+    base: Checkpoint
+    entries: dict[str, Entry]
+    aliases: dict[str, str]
+    copied: tuple[str, ...]
+
+    @classmethod
+    def of(cls, zoo: Zoo, dtype: torch.dtype | None) -> _Output:
+        base, merged = zoo.base, {tensor.name for tensor in zoo.tensors}
+        names = [n for n in dict.fromkeys([*base.order, *base.tensors]) if n not in base.scales]
+        entries, copied = {}, []
+        for name in names:
+            if name in zoo.tied:
+                continue
+            if name in base.tensors:
+                stored = base.tensors[name]
+                if dtype is None and stored.dtype in FLOAT8:
+                    raise OptionError(
+                        f"tensor {name!r} of the base is {stored.dtype}; merges are written in a wider type: pass "
+                        "dtype='bfloat16'"
+                    )
+                entries[name] = Entry(name, dtype or stored.dtype, stored.shape)
+            else:
+                buffer = base.read_buffer(name)
+                entries[name] = Entry(name, buffer.dtype, tuple(buffer.shape))
+            if name not in merged:
+                copied.append(name)
+        return cls(base, entries, dict(zoo.tied), tuple(copied))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    @property
+    def folder(self) -> Path | None:
+        path = Path(self.base.source)
+        folder = path.parent if path.name.endswith(".index.json") or path.name in FOLDER_NAMES else None
+        return folder if folder is not None and (folder / "config.json").is_file() else None
+
+    def in_memory(self) -> _InMemory:
+        return _InMemory(self)
+
+    def copy_to(self, sink: Any) -> None:
+        for name in self.copied:
+            if name in self.base.tensors:
+                sink.write(name, self.base.read(name).to(self.entries[name].dtype).reshape(-1))
+            else:
+                sink.write(name, self.base.read_buffer(name).reshape(-1))
+
+
+FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+class _InMemory:
+    """Collects a merged state dict."""
+
+    def __init__(self, plan: _Output) -> None:
+        self._plan = plan
+        self._tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in plan.entries.values()}
+        plan.copy_to(self)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def write(self, name: str, values: torch.Tensor, start: int = 0) -> None:
+        self._tensors[name].view(-1)[start : start + values.numel()] = values
+
+    def finished(self) -> StateDict:
+        base, tied = self._plan.base, self._plan.aliases
+        names = dict.fromkeys([*base.order, *base.tensors])
+        return {name: self._tensors[tied.get(name, name)] for name in names if name not in base.scales}
+
+
+class _ToFile:
+    """Writes a merged checkpoint."""
+
+    def __init__(self, plan: _Output, writer: Writer) -> None:
+        self._entries, self.write = plan.entries, writer.write
+        plan.copy_to(self)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._entries[name].dtype
+
+
+def _write(
+    targets: Sequence[tuple[_Request, Path]], zoo: Zoo, plan: _Output, overwrite: bool, budget: int,
+    progress: Callable[[Progress], None] | None,
+) -> None:  # fmt: skip
+    """Run merges into files, all of which are moved into place at the end."""
+    writers: list[Writer] = []
+    try:
+        jobs = []
+        for request, path in targets:
+            unknown = request.record(zoo, [_UNKNOWN_HASH] * (1 + len(request.models)))
+            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder)
+            writers.append(Writer(path, shape, unknown, overwrite))
+            jobs.append(request.job(zoo, _ToFile(plan, writers[-1])))
+        _run(zoo, jobs, budget, progress)
+        for (request, _), job, writer in zip(targets, jobs, writers, strict=True):
+            writer.finish(request.record(zoo, job.content_hashes()))
+    finally:
+        for writer in writers:
+            writer.abort()
+
+
+def _run(zoo: Zoo, jobs: Sequence[Job], budget: int, progress: Callable[[Progress], None] | None) -> None:
+    """Merge every tensor of a zoo by every job; tensors side by side in a pool, as the budget allows."""
+    began, threads = time.perf_counter(), torch.get_num_threads()
+    sizes = [zoo.nbytes(tensor) for tensor in zoo.tensors]
+    ahead: deque[tuple[Any, Future[None]]] = deque()
+    done = 0
+
+    def report(name: str) -> None:
+        if progress is not None:
+            seconds = time.perf_counter() - began
+            progress(Progress(name, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds))
+
+    def merge_layer(layer: Any) -> None:
+        # A tensor that has the budget to itself gets all threads.
+        inner = threads if 2 * layer.nbytes > budget else 1
+        shared = SharedLayer(layer, zoo, inner, keep=len(jobs) > 1)
+        for job in jobs:
+            job.merge(shared)
+
+    def finish_first() -> None:
+        nonlocal done
+        layer, future = ahead.popleft()
+        report(layer.tensor.name)
+        future.result()
+        layer.release()
+        done += 1
+
+    for job in jobs:
+        job.prepare(lambda: LayerStream(zoo, budget), threads)
+    stream = LayerStream(zoo, budget)
+    with lapack.single_threaded_pool(threads) as pool:
+        for layer in stream:
+            while ahead and not stream.hold_together([layer, *(other for other, _ in ahead)], 2 * threads):
+                finish_first()
+            ahead.append((layer, pool.submit(merge_layer, layer)))
+        while ahead:
+            finish_first()
+    report("")
+
+
+def _targets(
+    requests: Sequence[_Request], zoo: Zoo, output: Path, plan: _Output, overwrite: bool
+) -> list[tuple[_Request, Path]]:
+    """Return where each merge goes, after checking all of it, and make the folders."""
+    if not output.is_dir() and (output.exists() or not Path(os.path.abspath(output)).parent.is_dir()):
+        raise OutputError(f"{output}: not a folder, nor a new one in a folder that is there")
+    suffix = "" if plan.folder is not None else ".safetensors"
+    targets = []
+    for request in requests:
+        names = [zoo.model_names[model] for model in request.models]
+        if bad := next((name for name in names if "/" in name or "\0" in name or name.startswith(".")), None):
+            raise OptionError(f"model name {bad!r} cannot be part of a file name; give a mapping with other names")
+        targets.append((request, output / request.method.name / f"{'+'.join(names)}{suffix}"))
+    for _, path in targets:
+        if path.parent.is_dir():
+            check_target(path, plan.folder is not None, overwrite)
+        _refuse_inputs(path, zoo)
+    for _, path in targets:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return targets
+
+
+def _waves(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _groups(groups: Iterable[Sequence[str]] | None, zoo: Zoo) -> list[tuple[int, ...]]:
+    if groups is None:
+        return list(itertools.combinations(range(len(zoo.models)), 2))
+    found = []
+    for group in groups:
+        if isinstance(group, str) or len(set(group)) != len(group) or len(group) < 2:
+            raise OptionError(f"a group is two or more different model names, not {group!r}")
+        for name in group:
+            if name not in zoo.model_names:
+                raise OptionError(f"no model {name!r} in the zoo{did_you_mean(name, zoo.model_names)}")
+        found.append(tuple(sorted(zoo.model_names.index(name) for name in group)))
+    if not found or len(set(found)) != len(found):
+        raise OptionError("groups must be different from each other, and one at least")
+    return found
+
+
+def _weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, ...]:
+    names = zoo.model_names
+    if weights is None:
+        return (1.0,) * len(names)
+    if isinstance(weights, Mapping):
+        for name in weights:
+            if name not in names:
+                raise OptionError(f"a weight for {name!r}, which is no model{did_you_mean(name, names)}")
+        if missing := [name for name in names if name not in weights]:
+            raise OptionError(f"no weight for {', '.join(missing)}")
+        values = [weights[name] for name in names]
+    else:
+        values = list(weights)
+        if len(values) != len(names):
+            raise OptionError(f"{len(values)} weights for {len(names)} models")
+    for value in values:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise OptionError(f"a weight must be a finite number, not {value!r}")
+        if value <= 0 and not method.any_weight:
+            raise OptionError(f"weights of {method.name} must be above 0, not {value!r}")
+    return tuple(float(value) for value in values)
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if str(dtype) not in DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}{did_you_mean(str(dtype), DTYPES)}")
+    return DTYPES[str(dtype)]
+
+
+def _check_device(device: str | torch.device) -> None:
+    if str(device) not in ("auto", "cpu"):
+        raise OptionError(f"device {str(device)!r} cannot be used: merges run on the CPU; use device='cpu' or 'auto'")
+
+
+def _refuse_inputs(path: Path, zoo: Zoo) -> None:
+    """Raise OutputError if a path is that of a checkpoint that is read, or of the folder it lies in."""
+    target = path.resolve()
+    for checkpoint in zoo.checkpoints:
+        source = Path(checkpoint.source)
+        if source.is_file() and target in (source.resolve(), Path(os.path.abspath(source)).parent.resolve()):
+            raise OutputError(f"{path}: is {checkpoint.name!r} itself, which is read; write to another place")
+
+
+def _version() -> str:
+    try:
+        return version("mergekern")
+    except PackageNotFoundError:  # run from a checkout
+        return "not installed"

@@ -1,0 +1,48 @@
+"""The merge methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergekern.errors import OptionError, did_you_mean
+from mergekern.merging import (
+    dare,
+    isotropic,
+    isotropic_cts,
+    tall_masks,
+    task_arithmetic,
+    ties,
+    tsv,
+    weight_average,
+)
+from mergekern.merging.recipe import Method
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        weight_average.METHOD, task_arithmetic.METHOD, ties.METHOD, dare.METHOD, dare.DARE_TIES, tsv.METHOD,
+        isotropic.METHOD, isotropic_cts.METHOD, tall_masks.METHOD,
+    )
+}  # fmt: skip
+
+
+def find_method(name: str, options: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """Return a method and all its options, checked.
+
+    Raises:
+        OptionError: an unknown method or option, with the nearest name; a value that is out of range.
+
+    >>> find_method("ties", {"density": 0.5})[1]
+    {'density': 0.5, 'scale': 0.3, 'scope': 'tensor'}
+    """
+    method = METHODS.get(name)
+    if method is None:
+        raise OptionError(f"unknown merge method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
+    for option in options:
+        if option not in method.defaults:
+            known = ", ".join(method.defaults) or "none"
+            raise OptionError(
+                f"{name} has no option {option!r}{did_you_mean(option, method.defaults)}; its options: {known}"
+            )
+    return method, method.resolve(options)

@@ -1,0 +1,34 @@
+"""Task arithmetic: Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mergekern.merging.recipe import Method, Recipe, merge_elements, number
+
+DEFAULTS = {"scale": 0.3}
+
+
+def elements(scale: float) -> Recipe:
+    """Return the recipe."""
+    return Recipe("sum", scale)
+
+
+def task_arithmetic(
+    base: torch.Tensor, deltas: Sequence[torch.Tensor], weights: Sequence[float] | None = None, *, scale: float = 0.3
+) -> torch.Tensor:
+    """Return θ₀ + scale·Σ w τ of one tensor, float64. Negative weights forget a task.
+
+    >>> task_arithmetic(torch.zeros(2), [torch.tensor([1.0, 0.0]), torch.tensor([3.0, 2.0])], scale=0.5)
+    tensor([2., 1.], dtype=torch.float64)
+    """
+    return merge_elements(base, deltas, elements(scale), weights)
+
+
+METHOD = Method(
+    "task_arithmetic", "arXiv 2212.04089", "θ₀ + scale·Σ τ", DEFAULTS, elements,
+    any_weight=True, checks={"scale": number(-np.inf)},
+)  # fmt: skip

@@ -1,0 +1,45 @@
+"""TIES: Yadav et al., "TIES-Merging: Resolving interference when merging models", arXiv 2306.01708."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mergekern.merging.recipe import Method, Recipe, Scope, Trim, merge_elements, number, one_of
+
+DEFAULTS = {"density": 0.2, "scale": 0.3, "scope": "tensor"}
+
+
+def elements(density: float, scale: float, scope: Scope) -> Recipe:
+    """Return the recipe: trim × elect × rescale."""
+    return Recipe("elect", scale, Trim(keep=density), scope)
+
+
+def ties(
+    base: torch.Tensor,
+    deltas: Sequence[torch.Tensor],
+    weights: Sequence[float] | None = None,
+    *,
+    density: float = 0.2,
+    scale: float = 0.3,
+) -> torch.Tensor:
+    """Return the TIES merge of one tensor, float64.
+
+    Of each τ the `density` largest by magnitude are kept (the ⌊density·d⌋-th and what equals it, at least one). Each
+    element takes the sign of the sum, a sum of zero that of the tensor's summed signs (+ if they are balanced); the
+    mean of the entries of that sign is scaled and added to the base. In a merge of whole models, `scope="model"` trims
+    and counts signs over the whole vector, as in the paper; "tensor" over each tensor, as in the study.
+
+    >>> deltas = [torch.tensor([4.0, 1.0, -2.0, 0.0]), torch.tensor([2.0, -3.0, 0.5, 0.1])]
+    >>> ties(torch.zeros(4), deltas, density=0.5, scale=1.0)
+    tensor([ 3., -3., -2.,  0.], dtype=torch.float64)
+    """
+    return merge_elements(base, deltas, elements(density, scale, "tensor"), weights)
+
+
+METHOD = Method(
+    "ties", "arXiv 2306.01708", "θ₀ + scale·(trimmed, sign-elected, disjoint mean of τ)", DEFAULTS, elements,
+    checks={"density": number(0, 1, open_low=True), "scale": number(-np.inf), "scope": one_of("tensor", "model")},
+)  # fmt: skip

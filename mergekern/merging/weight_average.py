@@ -1,0 +1,28 @@
+"""Weight averaging: Wortsman et al., "Model soups", arXiv 2203.05482."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mergekern.merging.recipe import Method, Recipe, merge_elements
+
+
+def elements() -> Recipe:
+    """Return the recipe."""
+    return Recipe("mean")
+
+
+def weight_average(
+    base: torch.Tensor, deltas: Sequence[torch.Tensor], weights: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Return θ₀ + Σ w τ / Σ w of one tensor, float64.
+
+    >>> weight_average(torch.ones(2), [torch.tensor([1.0, 0.0]), torch.tensor([3.0, 2.0])])
+    tensor([3., 2.], dtype=torch.float64)
+    """
+    return merge_elements(base, deltas, elements(), weights)
+
+
+METHOD = Method("weight_average", "arXiv 2203.05482", "θ₀ + mean τ", {}, elements)

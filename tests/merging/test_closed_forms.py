@@ -1,0 +1,214 @@
+"""Merges worked out by hand, and cases in which a merge has a closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import mergekern
+from mergekern import METHODS
+from mergekern.kernels.combine import reference
+from mergekern.kernels.polar.reference import polar
+from mergekern.kernels.truncation.reference import leading
+from mergekern.merging.recipe import mask_key
+from tests.merging.zoos import drawn
+
+# 4 × 4, the base all ones, so that a wrong base shows.
+A = torch.tensor([[8.0, -4.0, 2.0, 1.0], [0.5, 0.0, -6.0, 3.0], [0.25, -0.5, 1.5, -1.0], [5.0, -7.0, 0.0, 2.5]])
+B = torch.tensor([[4.0, 4.0, -1.0, 3.0], [-2.0, 0.0, -5.0, -3.0], [7.0, 0.5, -1.5, 0.75], [1.0, -6.0, 2.0, -8.0]])
+
+
+def merged(method, *deltas, base=None, **options):
+    base = torch.ones_like(deltas[0]) if base is None else base
+    models = {f"model_{i}": {"w": base + delta} for i, delta in enumerate(deltas)}
+    return mergekern.merge(models, {"w": base}, method, **options)["w"]
+
+
+def test_weight_average():
+    assert torch.equal(merged("weight_average", A, B), 1 + (A + B) / 2)
+    assert torch.equal(merged("weight_average", A, B, weights=[3, 1]), 1 + (3 * A + B) / 4)
+
+
+def test_task_arithmetic():
+    assert torch.equal(merged("task_arithmetic", A, B, scale=0.5), 1 + (A + B) / 2)
+    assert torch.equal(merged("task_arithmetic", A, B, scale=1, weights={"model_1": -1, "model_0": 2}), 1 + 2 * A - B)
+
+
+def test_ties():
+    # Of 16 a quarter: A keeps 8, −6, 5, −7; B keeps 7, −6, −8, −5. At (1, 2) and (3, 1) both agree.
+    change = torch.tensor([[8.0, 0, 0, 0], [0, 0, -5.5, 0], [7.0, 0, 0, 0], [5.0, -6.5, 0, -8.0]])
+    assert torch.equal(merged("ties", A, B, density=0.25, scale=2.0), 1 + 2 * change)
+
+
+@pytest.mark.parametrize(("sign", "kept"), [(1, 3.0), (-1, -3.0)])
+def test_ties_of_entries_that_cancel_take_the_sign_of_the_tensor(sign, kept):
+    first, second = sign * torch.tensor([3.0, 5.0, 0.0, 0.0]), sign * torch.tensor([-3.0, 2.0, 1.0, 0.0])
+    expected = torch.tensor([kept, sign * 3.5, sign * 1.0, 0.0])
+    assert torch.equal(merged("ties", first, second, density=1.0, scale=1.0), 1 + expected)
+
+
+def test_ties_of_balanced_signs_take_plus():
+    first, second = torch.tensor([3.0, 5.0, 0.0, -1.0]), torch.tensor([-3.0, 2.0, 0.0, -1.0])
+    expected = torch.tensor([3.0, 3.5, 0.0, -1.0])
+    assert torch.equal(merged("ties", first, second, density=1.0, scale=1.0), 1 + expected)
+
+
+def test_dare_by_magnitude():
+    # Of 16 the 12 smallest go, the rest counts fourfold, and the mean halves it.
+    change = torch.tensor([[8.0, 0, 0, 0], [0, 0, -11.0, 0], [7.0, 0, 0, 0], [5.0, -13.0, 0, -8.0]])
+    assert torch.equal(merged("dare", A, B, rate=0.75, mask="magnitude"), 1 + 2 * change)
+
+
+def test_tall_masks():
+    first, second, third = (torch.tensor([[4.0, 1.0], [0.0, a]]) for a in (1.0, 10.0, -6.0))
+    # All claim what they share; at (1, 1) the sum is 5: claimed by the second and third alone; nobody claims a zero.
+    expected = torch.tensor([[12.0, 3.0], [0.0, 5.0]])
+    by_all = torch.tensor([[12.0, 3.0], [0.0, 0.0]])
+    assert torch.equal(merged("tall_masks", first, second, third), 1 + expected)
+    assert torch.equal(merged("tall_masks", first, second, third, needed=3), 1 + by_all)
+
+
+def diagonal(*values):
+    return torch.diag(torch.tensor(values))
+
+
+# Two orthogonal task matrices: rotations of a diagonal, so that singular vectors are known and not those of axes.
+ROTATION = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5], [0.5, 0.5, -0.5, -0.5], [0.5, -0.5, -0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        # Each keeps two triplets: 8, 4 of the first, 6, 3 of the second; they do not meet.
+        ("tsv", {}, diagonal(8.0, 4.0, 6.0, 3.0)),
+        # Σ = (8, 4, 6, 3), mean 5.25.
+        ("isotropic", {}, diagonal(5.25, 5.25, 5.25, 5.25)),
+        # Σ = (9, 6, 6, 3), mean 6.
+        ("isotropic", {"truncate": None}, diagonal(6.0, 6.0, 6.0, 6.0)),
+        # Common: 9 and one of the sixes... the rest is divided; (9, 6, 6, 3) again fill the space.
+        ("isotropic_cts", {"common_fraction": 1.0}, diagonal(6.0, 6.0, 6.0, 6.0)),
+    ],
+    ids=["tsv", "isotropic", "isotropic untruncated", "isotropic_cts"],
+)
+def test_of_singular_vectors(method, options, expected):
+    first, second = diagonal(8.0, 4.0, 0.0, 0.0), diagonal(0.0, 0.0, 6.0, 3.0)
+    if options:
+        first, second = diagonal(8.0, 4.0, 2.0, 1.0), diagonal(1.0, 2.0, 4.0, 2.0)
+    found = merged(method, first @ ROTATION, second @ ROTATION, scale=2.0, **options)
+    torch.testing.assert_close(found, 1 + 2 * expected @ ROTATION, rtol=0, atol=1e-6)
+
+
+def test_isotropic_cts_of_common_and_own_directions():
+    # Common: e1, e2 with 8, 6. Of what is left the first adds e3 with 2, the second e4 with 1: mean 17/4.
+    found = merged("isotropic_cts", diagonal(4.0, 3.0, 2.0, 0.5), diagonal(4.0, 3.0, 0.5, 1.0), common_fraction=0.5)
+    torch.testing.assert_close(found, 1 + 4.25 * torch.eye(4), rtol=0, atol=1e-6)
+
+
+# --- a model with itself
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 8])
+def test_copies_of_one_model(models):
+    base, tuned = drawn(1, {"w": (12, 10), "b": (9,)})
+    (model,) = tuned.values()
+    origin = {name: tensor.double() for name, tensor in base.items()}
+    delta = {name: tensor.double() - origin[name] for name, tensor in model.items()}
+    copies = {f"copy_{i}": model for i in range(models)}
+
+    def change(method, name="w", **options):
+        return mergekern.merge(copies, base, method, **options)[name].double() - origin[name]
+
+    near = {"rtol": 0, "atol": 1e-6}
+    for name in base:
+        torch.testing.assert_close(change("weight_average", name), delta[name], **near)
+        torch.testing.assert_close(change("task_arithmetic", name), 0.3 * models * delta[name], **near)
+        torch.testing.assert_close(change("ties", name, density=1, scale=1), delta[name], **near)
+        torch.testing.assert_close(change("tall_masks", name), models * delta[name], **near) if models < 4 else None
+    torch.testing.assert_close(change("tsv", "b"), delta["b"], **near)
+    k = max(1, 10 // models)
+    kept = leading(delta["w"].numpy(), k)
+    torch.testing.assert_close(change("tsv"), torch.from_numpy(kept.matrix()), **near)
+    mean = models * kept.values.sum() / 10
+    torch.testing.assert_close(change("isotropic"), torch.from_numpy(mean * kept.left @ kept.right.T), **near)
+    factor, values = polar(delta["w"].numpy())
+    torch.testing.assert_close(
+        change("isotropic", truncate=None), torch.from_numpy(models * values.mean() * factor), **near
+    )
+    # The mask is that of the content, so all copies have the same.
+    dropped = change("dare", rate=0.5)
+    assert torch.minimum(dropped.abs(), (dropped - 2 * delta["w"]).abs()).max() < 1e-6
+
+
+# --- degenerate cases
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_deltas_give_the_base(method, models):
+    base, _ = drawn(1, {"w": (5, 4), "b": (3,), "s": (), "one": (1, 1), "row": (1, 6), "empty": (0, 3)})
+    found = mergekern.merge({f"m{i}": base for i in range(models)}, base, method)
+    assert list(found) == list(base)
+    for name in base:
+        assert torch.equal(found[name], base[name]), name
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_tiny_tensors(method, models):
+    base, tuned = drawn(models, {"s": (), "one": (1, 1), "row": (1, 6), "column": (3, 1), "pair": (2,)})
+    found = mergekern.merge(tuned, base, method)
+    for name in base:
+        assert found[name].shape == base[name].shape
+        assert found[name].isfinite().all()
+    if method in ("ties", "tsv", "isotropic"):
+        assert not torch.equal(found["one"], base["one"])  # At least one value and one direction are kept.
+
+
+@pytest.mark.parametrize("models", [2, 3, 5, 8])
+@pytest.mark.parametrize("method", ["tsv", "isotropic", "isotropic_cts"])
+def test_rank_deficient_deltas_leave_null_directions_alone(method, models):
+    generator = torch.Generator().manual_seed(1)
+    left = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    deltas = [left @ torch.randn(2, 30, generator=generator, dtype=torch.float64) for _ in range(models)]
+    found = merged(method, *deltas, base=torch.zeros(40, 30, dtype=torch.float64))
+    outside = found - left @ torch.linalg.pinv(left) @ found
+    assert outside.abs().max() < 1e-9 * found.abs().max()
+    assert torch.linalg.matrix_rank(found, rtol=1e-6) == 2
+
+
+def test_isotropic_of_opposites_is_the_base():
+    assert torch.equal(merged("isotropic", A, -A, truncate=None), torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sums_are_not_in_the_storage_dtype(dtype):
+    models = 8
+    base, tuned = drawn(models, {"b": (500,), "w": (40, 30)}, dtype, scale=0.1)
+    wide = {name: sum(model[name].double() - base[name].double() for model in tuned.values()) for name in base}
+    found = mergekern.merge(tuned, base, "task_arithmetic")
+    for name in base:
+        assert found[name].dtype == dtype
+        assert torch.equal(found[name], (base[name].double() + 0.3 * wide[name]).float().to(dtype))
+    as_float = mergekern.merge(tuned, base, "task_arithmetic", dtype="float32")
+    assert as_float["w"].dtype == torch.float32
+
+
+# --- DARE's masks
+
+
+def test_random_masks_drop_the_rate_and_are_independent():
+    kept = [reference.uniform(mask_key(seed, "w", "content"), 0, 100_000) >= int(0.9 * 2**53) for seed in (0, 1)]
+    for mask in kept:
+        assert mask.mean() == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 100_000))
+    assert (kept[0] & kept[1]).mean() == pytest.approx(0.01, abs=0.002)
+    assert np.corrcoef(kept[0][1:], kept[0][:-1])[0, 1] == pytest.approx(0, abs=0.02)
+
+
+def test_dare_is_unbiased_and_seeded():
+    base, tuned = drawn(2, {"w": (300, 300)}, scale=1.0)
+    first = mergekern.merge(tuned, base, "dare", rate=0.5, seed=1)["w"]
+    assert torch.equal(mergekern.merge(tuned, base, "dare", rate=0.5, seed=1)["w"], first)
+    assert not torch.equal(mergekern.merge(tuned, base, "dare", rate=0.5, seed=2)["w"], first)
+    average = mergekern.merge(tuned, base, "weight_average")["w"]
+    assert float((first - average).mean()) == pytest.approx(0, abs=0.02)

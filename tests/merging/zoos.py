@@ -1,0 +1,33 @@
+"""Zoos that the tests of merging share."""
+
+import torch
+
+from tests.golden.zoo import SPECS, make_zoo
+
+
+def mixed(models):
+    """Return the base and some models of the golden zoo."""
+    base, tuned = make_zoo(SPECS["mixed"])
+    return base, {f"model_{index}": tuned[index] for index in models}
+
+
+def drawn(models, shapes, dtype=torch.float32, scale=0.01, seed=0):
+    """Return a base and models that differ from it by noise."""
+    generator = torch.Generator().manual_seed(seed)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    tuned = {
+        f"model_{index}": {
+            name: (tensor + scale * torch.randn(tensor.shape, generator=generator)).to(dtype)
+            for name, tensor in base.items()
+        }
+        for index in range(models)
+    }
+    return {name: tensor.to(dtype) for name, tensor in base.items()}, tuned
+
+
+def assert_equal(found, expected):
+    """Hold a state dict to another to the last bit."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
