@@ -36,8 +36,9 @@ def inverse_root(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         columns: X (m, p), float64; null directions have no inverse and stay at zero.
     """
     values, vectors = resolved_eigen(columns)
-    kept = vectors[: int((values > RANK_TOLERANCE * values.max(initial=0.0)).sum())]
-    root = kept.T @ (kept / values[: len(kept), None])
+    rank = int((values > RANK_TOLERANCE * values.max(initial=0.0)).sum())
+    values[rank:] = 0.0
+    root = vectors[:rank].T @ (vectors[:rank] / values[:rank, None])
     return root, values
 
 

@@ -1,0 +1,115 @@
+"""`combine` against its oracle: the same bits from every implementation."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mergekern.kernels.combine import CONSENSUS, Rule, Tally, on_cpu, reference
+from tests.checkpoints.files import draw
+
+IMPLEMENTATIONS = [on_cpu.numpy] + ([on_cpu.native] if on_cpu.combine is on_cpu.native else [])
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+SIZES = [1, 7, 63, 511, 512, 513, (1 << 17) + 3]
+MODELS = 3
+
+
+def rule(consensus, trimmed, masked):
+    return Rule(
+        consensus, (1.0, 0.7, 1.3), 0.3, (0.5, 1.0, 0.25) if trimmed else None, (1, 2**64 - 1, 77) if masked else None,
+        0.4, -1, 0.4, 2,
+    )  # fmt: skip
+
+
+def inputs(size, dtype=torch.float32):
+    base, *tuned = (draw(size, seed=seed).to(dtype) for seed in range(1 + MODELS))
+    return base, tuned
+
+
+def run(implementation, base, tuned, chosen, dtype=torch.float64, start=0, threads=1):
+    out = torch.full((base.numel(),), float("nan"), dtype=dtype)
+    return out, implementation(base, tuned, chosen, out, start, threads)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("consensus", CONSENSUS)
+@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_bits(implementation, consensus, trimmed, masked):
+    for size in SIZES:
+        base, tuned = inputs(size)
+        chosen = rule(consensus, trimmed, masked)
+        expected, tally = reference.combine(base, tuned, chosen, 5)
+        for dtype in (torch.float64, torch.float32):
+            found, counted = run(implementation, base, tuned, chosen, dtype, 5)
+            assert torch.equal(found, torch.from_numpy(expected).to(dtype))
+            assert counted == tally
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_and_addresses(implementation, dtype):
+    base, tuned = inputs(1030, dtype)
+    base, *tuned = (tensor[1:] for tensor in (base, *tuned))
+    for consensus in CONSENSUS:
+        chosen = rule(consensus, True, True)
+        found, _ = run(implementation, base, tuned, chosen)
+        assert torch.equal(found, torch.from_numpy(reference.combine(base, tuned, chosen)[0]))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_threads_and_parts(implementation):
+    base, tuned = inputs(5 << 17)
+    chosen = rule("elect", True, True)
+    expected, tally = run(implementation, base, tuned, chosen)
+    for threads in (2, 3, 16):
+        assert torch.equal(run(implementation, base, tuned, chosen, threads=threads)[0], expected)
+    cut = 100_001
+    parts = [(base[at], [t[at] for t in tuned], at.start or 0) for at in (slice(cut), slice(cut, None))]
+    found = [run(implementation, b, t, chosen, start=start) for b, t, start in parts]
+    assert torch.equal(torch.cat([out for out, _ in found]), expected)
+    assert found[0][1] + found[1][1] == tally
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_counts(implementation):
+    base = torch.zeros(4)
+    tuned = [torch.tensor([1.0, 2.0, 0.0, -1.0]), torch.tensor([-1.0, 1.0, 0.0, -1.0])]
+    _, tally = run(implementation, base, tuned, Rule("elect", (1.0, 1.0)))
+    assert tally == Tally(signs=0, undecided=1, non_finite=0)
+    tuned[0][2], tuned[1][3] = float("inf"), float("nan")
+    assert run(implementation, base, tuned, Rule("sum", (1.0, 1.0)))[1].non_finite == 2
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_refuses_what_it_cannot_merge(implementation):
+    base, tuned = inputs(10)
+    with pytest.raises(ValueError, match="one length"):
+        run(implementation, base, [*tuned[:2], tuned[2][:9]], rule("sum", False, False))
+    with pytest.raises(ValueError, match="float32 or float64"):
+        run(implementation, base, tuned, rule("sum", False, False), torch.bfloat16)
+
+
+PROGRAM = """
+import hashlib, torch
+from mergekern.kernels.combine import CONSENSUS, on_cpu
+from tests.kernels.test_combine import inputs, rule, run
+digest = hashlib.sha256()
+for consensus in CONSENSUS:
+    out, tally = run(on_cpu.combine, *inputs(100_003), rule(consensus, True, True))
+    digest.update(out.numpy().tobytes() + str(tally).encode())
+print(digest.hexdigest())
+"""
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    found = set()
+    for name in ("generic", "avx2", "avx512"):
+        environment = os.environ | {"MERGEKERN_INSTRUCTION_SET": name}
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+        )
+        found.add(run.stdout)
+    assert len(found) == 1

@@ -1,0 +1,287 @@
+"""What is written: like the base, whole or not at all, with a record; and what is refused."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file, save_model
+
+import mergekern
+from mergekern.checkpoints import writer
+from mergekern.errors import MergekernError, NonFiniteError, OptionError, OutputError
+from tests.checkpoints.files import write_shards
+from tests.merging.zoos import assert_equal, drawn
+
+SHAPES = {"a": (8, 6), "b": (6,), "c": (5, 6)}
+BUFFERS = {"ids": torch.arange(7), "mask": torch.tensor([True, False]), "small": torch.tensor([3], dtype=torch.uint8)}
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """Paths of a base and two models, and what their merge is in memory."""
+    base, tuned = drawn(2, SHAPES)
+    base |= BUFFERS
+    save_file(base, tmp_path / "base.safetensors", metadata={"format": "pt", "author": "someone"})
+    for name, model in tuned.items():
+        save_file(
+            {**model, **{k: v + 1 if v.dtype != torch.bool else ~v for k, v in BUFFERS.items()}},
+            tmp_path / f"{name}.safetensors",
+        )
+    return tmp_path
+
+
+def merge(zoo, output, method="ties", **options):
+    models = sorted(zoo.glob("model_*"))
+    return mergekern.merge(models, next(zoo.glob("base*")), method, output=output, **options)
+
+
+def test_a_file_like_the_base(zoo, tmp_path):
+    out = tmp_path / "out.safetensors"
+    expected = merge(zoo, None)
+    assert merge(zoo, out, max_memory=200) == out
+    assert_equal(load_file(out), expected)
+    for name, buffer in BUFFERS.items():
+        assert torch.equal(expected[name], buffer)
+    with safe_open(out, "pt") as file, safe_open(tmp_path / "base.safetensors", "pt") as base:
+        metadata = file.metadata()
+        assert list(file.keys()) == list(base.keys())
+    record = json.loads(metadata.pop("mergekern"))
+    assert metadata == {"format": "pt", "author": "someone"}
+    assert json.loads((tmp_path / "out.mergekern.json").read_text()) == record
+    assert record["method"] == "ties"
+    assert record["options"] == {"density": 0.2, "scale": 0.3, "scope": "tensor"}
+    hashes = mergekern.compute_all(sorted(zoo.glob("model_*")), zoo / "base.safetensors").provenance["content_hashes"]
+    assert record["base"] == hashes["base"]
+    assert [(m["name"], m["hash"], m["weight"]) for m in record["models"]] == [
+        (name, hashes[name], 1.0) for name in ("model_0", "model_1")
+    ]
+    assert sorted(path.name for path in zoo.iterdir() if "out" in path.name) == [
+        "out.mergekern.json",
+        "out.safetensors",
+    ]
+
+
+def test_dtype(zoo, tmp_path):
+    out = tmp_path / "out.safetensors"
+    merge(zoo, out, dtype="bfloat16")
+    for name, tensor in merge(zoo, None).items():
+        assert torch.equal(load_file(out)[name], tensor.bfloat16() if name in SHAPES else tensor)
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(5, 4)
+        self.head = torch.nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_tied_tensors_stay_tied(tmp_path):
+    torch.manual_seed(0)
+    base, first, second = (Tied() for _ in range(3))
+    merged = mergekern.merge([first, second], base, "weight_average")
+    assert merged.keys() == base.state_dict().keys()
+    assert merged["embed.weight"].data_ptr() == merged["head.weight"].data_ptr()
+    for name, model in (("base", base), ("model_0", first), ("model_1", second)):
+        save_model(model, tmp_path / f"{name}.safetensors")
+    out = tmp_path / "out.safetensors"
+    merge(tmp_path, out, "weight_average")
+    loaded = Tied()
+    from safetensors.torch import load_model
+
+    load_model(loaded, out)
+    assert torch.equal(loaded.head.weight, merged["head.weight"])
+    with safe_open(out, "pt") as file:
+        assert len(list(file.keys())) == 1
+
+
+def test_ties_that_a_model_undid_are_undone(tmp_path):
+    shared = torch.ones(3)
+    base = {"embed": shared, "head": shared}
+    first, second = {"embed": torch.zeros(3), "head": torch.full((3,), 5.0)}, {"embed": shared + 1, "head": shared + 2}
+    out = tmp_path / "out.safetensors"
+    mergekern.merge([first, second], base, "weight_average", output=out)
+    assert load_file(out)["embed"].tolist() == [1.0] * 3
+    assert load_file(out)["head"].tolist() == [4.0] * 3
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_sharded_folder(tmp_path, kind):
+    base, tuned = drawn(2, SHAPES)
+    for name, tensors in {"base": base, **tuned}.items():
+        shards = {f"s-1.{kind}": {"a": tensors["a"]}, f"s-2.{kind}": {n: tensors[n] for n in ("b", "c")}}
+        index = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}[kind]
+        folder = write_shards(tmp_path / name, shards, save_file if kind == "safetensors" else torch.save, index)
+        (folder / "config.json").write_text('{"model_type": "none"}')
+        (folder / "tokenizer.json").write_text(f'"{name}"')
+        (folder / "tf_model.h5").write_text("weights of another format")
+    out = tmp_path / "out"
+    mergekern.merge([tmp_path / n for n in tuned], tmp_path / "base", "ties", output=out)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json", "mergekern.json", "model.safetensors.index.json", "s-1.safetensors", "s-2.safetensors",
+        "tokenizer.json",
+    ]  # fmt: skip
+    assert (out / "tokenizer.json").read_text() == '"base"'
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {"a": "s-1.safetensors", "b": "s-2.safetensors", "c": "s-2.safetensors"}
+    assert index["metadata"]["total_size"] == 4 * (48 + 6 + 30)
+    expected = mergekern.merge(tuned, base, "ties")
+    assert_equal(load_file(out / "s-1.safetensors") | load_file(out / "s-2.safetensors"), expected)
+    with pytest.raises(OutputError, match="overwrite=True"):
+        mergekern.merge([tmp_path / n for n in tuned], tmp_path / "base", "ties", output=out)
+    mergekern.merge([tmp_path / n for n in tuned], tmp_path / "base", "weight_average", output=out, overwrite=True)
+    assert json.loads((out / "mergekern.json").read_text())["method"] == "weight_average"
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+REFUSED = {
+    "method": (OptionError, "did you mean 'ties'", {"method": "tise"}),
+    "option": (OptionError, "did you mean 'density'", {"densty": 0.1}),
+    "value": (OptionError, "density must be above 0 and at most 1", {"density": 0.0}),
+    "scope": (OptionError, "'tensor' or 'model'", {"scope": "layer"}),
+    "seed": (OptionError, "whole number", {"method": "dare", "seed": 0.5}),
+    "dtype": (OptionError, "did you mean 'float32'", {"dtype": "flaot32"}),
+    "device": (OptionError, "merges run on the CPU", {"device": "cuda:7"}),
+    "weight": (OptionError, "did you mean 'model_", {"weights": {"model_O": 1}}),
+    "weights": (OptionError, "3 weights for 2 models", {"weights": [1, 2, 3]}),
+    "negative": (OptionError, "must be above 0", {"weights": [1, -1]}),
+    "budget": (OptionError, "does not hold one element", {"max_memory": 3}),
+}
+
+
+@pytest.mark.parametrize(("error", "says", "options"), REFUSED.values(), ids=REFUSED)
+def test_bad_options(zoo, tmp_path, error, says, options):
+    before = content(tmp_path)
+    with pytest.raises(MergekernError, match=says) as caught:
+        merge(zoo, tmp_path / "out.safetensors", **options)
+    assert type(caught.value) is error
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("out.pt", ".safetensors"), ("nowhere/out.safetensors", "does not exist"), ("model_0.safetensors", "itself"),
+     ("there.safetensors", "overwrite=True")],
+)  # fmt: skip
+def test_bad_outputs(zoo, tmp_path, name, says):
+    (tmp_path / "there.safetensors").write_text("something")
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match=says):
+        merge(zoo, tmp_path / name)
+    assert content(tmp_path) == before
+
+
+def test_folders_of_others_are_not_replaced(tmp_path):
+    base, tuned = drawn(2, SHAPES)
+    for name, tensors in {"base": base, **tuned}.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(OutputError, match=r"only what mergekern wrote"):
+        merge(tmp_path, tmp_path / "precious", overwrite=True)
+
+
+@pytest.mark.parametrize("method", ["ties", "weight_average", "tsv", "dare"])
+@pytest.mark.parametrize("where", ["b", "a"])
+def test_non_finite_weights(zoo, tmp_path, method, where):
+    spoilt = load_file(zoo / "model_1.safetensors")
+    spoilt[where].view(-1)[2] = float("nan")
+    save_file(spoilt, zoo / "model_1.safetensors")
+    before = content(tmp_path)
+    with pytest.raises(NonFiniteError, match=f"'{where}' holds NaN or infinite values: 1 in 'model_1'"):
+        merge(zoo, tmp_path / "out.safetensors", method)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fsync"])
+def test_a_full_disk_leaves_what_was_there(zoo, tmp_path, monkeypatch, there, call):
+    out = tmp_path / "out.safetensors"
+    if there:
+        merge(zoo, out, "weight_average")
+    before = content(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer.os, call, full)
+    with pytest.raises(OutputError, match="No space left"):
+        merge(zoo, out, overwrite=True)
+    assert content(tmp_path) == before
+
+
+def test_a_kill_leaves_what_was_there(zoo, tmp_path):
+    out = tmp_path / "out.safetensors"
+    merge(zoo, out, "weight_average")
+    old = out.read_bytes()
+    program = f"""
+import os, signal, mergekern
+def stop(progress):
+    if progress.tensors_done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+mergekern.merge({[str(p) for p in sorted(zoo.glob("model_*"))]}, {str(zoo / "base.safetensors")!r}, "ties",
+                output={str(out)!r}, overwrite=True, progress=stop)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert out.read_bytes() == old
+
+
+def test_float16_beyond_its_range(tmp_path):
+    base, model = {"w": torch.zeros(2).half()}, {"w": torch.full((2,), 60000.0).half()}
+    with pytest.raises(OptionError, match="beyond the range of float16"):
+        mergekern.merge([model, {"w": model["w"]}], base, "task_arithmetic", scale=1.0)
+
+
+# --- merge_all
+
+
+def test_merge_all_is_merge(zoo, tmp_path):
+    base, tuned = drawn(4, SHAPES)
+    methods = ["ties", "tsv", "isotropic", "dare"]
+    found = {}
+    mergekern.merge_all(
+        tuned, base, methods, options={"ties": {"density": 0.5}}, merged_memory=1000,
+        callback=lambda group, method, merged: found.update({(group, method): merged}),
+    )  # fmt: skip
+    assert len(found) == 6 * len(methods)
+    for (group, method), merged in found.items():
+        options = {"density": 0.5} if method == "ties" else {}
+        assert_equal(merged, mergekern.merge({name: tuned[name] for name in group}, base, method, **options))
+
+
+def test_merge_all_into_files(zoo, tmp_path):
+    out = tmp_path / "merged"
+    models = {name: zoo / f"{name}.safetensors" for name in ("model_0", "model_1")}
+    paths = mergekern.merge_all(models, zoo / "base.safetensors", ["ties", "tsv"], output=out)
+    assert paths == [out / "ties/model_0+model_1.safetensors", out / "tsv/model_0+model_1.safetensors"]
+    assert_equal(load_file(paths[1]), mergekern.merge(models, zoo / "base.safetensors", "tsv"))
+    with pytest.raises(OutputError, match="overwrite"):
+        mergekern.merge_all(models, zoo / "base.safetensors", "ties", output=out)
+
+
+BAD_ALL = {
+    "neither": ({}, "either an output folder or a callback"),
+    "model": ({"groups": [("model_0", "model_l")]}, "did you mean 'model_1'"),
+    "one": ({"groups": [("model_0",)]}, "two or more"),
+    "options": ({"options": {"tsv": {}}}, "not among the methods"),
+}
+
+
+@pytest.mark.parametrize(("options", "says"), BAD_ALL.values(), ids=BAD_ALL)
+def test_bad_merge_all(options, says):
+    base, tuned = drawn(2, SHAPES)
+    callback = None if "either" in says else print
+    with pytest.raises(OptionError, match=says):
+        mergekern.merge_all(tuned, base, "ties", callback=callback, **options)
