@@ -18,6 +18,7 @@ from mergekern.errors import (
     StatisticsError,
 )
 from mergekern.merging.apply import merge, merge_all
+from mergekern.merging.mergekit import mergekit_config
 from mergekern.merging.registry import METHODS
 from mergekern.metrics import CATALOGUE
 from mergekern.progress import Progress
@@ -44,5 +45,6 @@ __all__ = [
     "measure",
     "merge",
     "merge_all",
+    "mergekit_config",
     "plan",
 ]

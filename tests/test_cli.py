@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
 import mergekern
@@ -170,3 +170,54 @@ def test_names_are_shown_as_they_are(zoo, tmp_path):
         (tmp_path / path.name.replace("task_", "task[red]")).write_bytes(path.read_bytes())
     assert "task[red]3" in run("metrics", tmp_path, "--metrics", "stable_rank").stdout
     assert "task[red]3" in run("info", tmp_path).stdout
+
+
+def test_merge_writes_what_the_function_gives(zoo, tmp_path):
+    models, out = [zoo / "task_0.safetensors", zoo / "task_2.safetensors"], tmp_path / "out.safetensors"
+    base = zoo / "base.safetensors"
+    arguments = ["--base", base, "--method", "ties", "-o", "density=0.5", "--weights", "1,2"]
+    result = run("merge", *models, *arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    expected = mergekern.merge(models, base, "ties", density=0.5, weights=[1, 2])
+    found = load_file(out)
+    assert found.keys() == expected.keys()
+    assert all((found[name] == tensor.numpy()).all() for name, tensor in expected.items())
+    assert "is there already" in run("merge", *models, *arguments, "--out", out).output
+    assert run("merge", *models, *arguments, "--out", out, "--overwrite").exit_code == 0
+
+
+def test_merge_writes_a_mergekit_configuration(zoo, tmp_path):
+    out = tmp_path / "merge.yaml"
+    result = run("merge", zoo, "--method", "dare_ties", "-o", "rate=0.75", "--out", out, "--mergekit-config")
+    assert result.exit_code == 0, result.output
+    text = out.read_text()
+    assert 'merge_method: "dare_ties"' in text
+    assert text.count('parameters: {"weight": 1.0, "density": 0.25}') == 5
+    refused = run("merge", zoo, "--method", "tsv", "--out", tmp_path / "b.yaml", "--mergekit-config")
+    assert "mergekit has no method like tsv" in refused.output
+    assert refused.exit_code == 1
+
+
+def test_merge_all_writes_every_pair(zoo, tmp_path):
+    out = tmp_path / "merged"
+    result = run("merge-all", zoo, "--methods", "weight_average,tsv", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert len(list(out.glob("*/*.safetensors"))) == 20
+    result = run("merge-all", zoo, "--methods", "ties", "--group", "task_0+task_1+task_4", "--out", out)
+    assert [path.name for path in out.glob("ties/*.safetensors")] == ["task_0+task_1+task_4.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "tise"], "did you mean 'ties'"),
+        (["--method", "ties", "-o", "density"], "NAME=VALUE"),
+        (["--method", "ties", "-o", "density=2"], "at most 1"),
+        (["--method", "ties", "--weights", "a"], "not a list of numbers"),
+    ],
+)
+def test_wrong_merges_are_refused(zoo, tmp_path, arguments, message):
+    result = run("merge", zoo, "--out", tmp_path / "out.safetensors", *arguments)
+    assert result.exit_code != 0
+    assert message in result.output
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,43 @@
+"""What is merged loads with `from_pretrained`: a tiny ViT, and a tiny Llama with tied embeddings."""
+
+import pytest
+import torch
+
+import mergekern
+
+transformers = pytest.importorskip("transformers")
+
+
+def vit():
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=40,
+        max_position_embeddings=32, tie_word_embeddings=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("method", ["weight_average", "ties", "tsv"])
+@pytest.mark.parametrize("make", [vit, llama])
+def test_from_pretrained(tmp_path, make, method):
+    torch.manual_seed(0)
+    names = ("base", "first", "second")
+    for name in names:
+        make().save_pretrained(tmp_path / name)
+    out = tmp_path / "out"
+    mergekern.merge([tmp_path / name for name in names[1:]], tmp_path / "base", method, output=out)
+    model, loading = type(make()).from_pretrained(out, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = mergekern.merge([tmp_path / name for name in names[1:]], tmp_path / "base", method)
+    state = model.state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+    if make is llama:
+        assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+        model(torch.arange(5)[None])
