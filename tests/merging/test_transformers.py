@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mergekern
 
@@ -35,9 +36,11 @@ def test_from_pretrained(tmp_path, make, method):
     model, loading = type(make()).from_pretrained(out, output_loading_info=True)
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = mergekern.merge([tmp_path / name for name in names[1:]], tmp_path / "base", method)
-    state = model.state_dict()
-    for name, tensor in expected.items():
-        assert torch.equal(state[name], tensor), name
+    model.save_pretrained(tmp_path / "again")  # with the names that are stored
+    saved = load_file(tmp_path / "again" / "model.safetensors")
+    assert len(saved) > 10
+    for name, tensor in saved.items():
+        assert torch.equal(expected[name], tensor), name
     if make is llama:
         assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
         model(torch.arange(5)[None])
