@@ -182,7 +182,7 @@ def _session(
     import torch
 
     from benchmarks.device_session import FULL, SMALL, Session
-    from mergekern.engine import versions
+    from mergekern.versions import versions
 
     kept = _journal(journal)
     name = _device_name(torch.cuda.is_available())

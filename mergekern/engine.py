@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +37,7 @@ from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, LayerStatistics, ZooStatistics
 from mergekern.store import Store
 from mergekern.table import MetricTable
+from mergekern.versions import package_version, versions
 
 
 def compute_all(
@@ -150,7 +149,7 @@ def measure(
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
     measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory, statistics is not None)
     zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
-    stream = LayerStream(zoo, measurement.budget if isinstance(measurement, DeviceMeasurement) else max_memory)
+    stream = LayerStream(zoo, measurement.max_memory)
     probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
     store = Store(Path(statistics)) if statistics is not None else None
     try:
@@ -178,10 +177,10 @@ def _measurement(
     max_memory: int | None,
     with_bases: bool,
 ) -> Measurement:
-    what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads())
+    what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads(), max_memory)
     if isinstance(backend, DeviceBackend):
         fallback = CpuMeasurement(*what, dispatch.backends()[0])
-        return DeviceMeasurement(*what, backend, fallback, max_memory, with_bases)
+        return DeviceMeasurement(*what, backend, fallback, with_bases)
     return CpuMeasurement(*what, backend)
 
 
@@ -251,14 +250,14 @@ class _Run:
         if self.probes is None:
             return FunctionalStatistics(), {}
         backend, threads = self.measurement.backend, self.measurement.threads
-        return self.probes.measure(backend, threads, max_memory, self.store, [_version("mergekern")], report)
+        return self.probes.measure(backend, threads, max_memory, self.store, [package_version("mergekern")], report)
 
     def _begin(self, layer: Layer, pool: ThreadPoolExecutor) -> _Begun:
         hashes = self.measurement.hashes(layer, pool)
         key = None
         if self.store is not None:
             measurement = self.measurement
-            how = [_version("mergekern"), measurement.name, measurement.top_k, measurement.spectrum_k]
+            how = [package_version("mergekern"), measurement.name, measurement.top_k, measurement.spectrum_k]
             key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, how)
             if (kept := self.store.get(key, measurement.with_spectrum)) is not None:
                 return _Begun(hashes, key, kept, None)
@@ -344,22 +343,3 @@ def plan(
 
 def _stored(zoo: Zoo, tensor: ZooTensor) -> Iterable[tuple[Checkpoint, str]]:
     return zip(zoo.checkpoints, tensor.names, strict=True)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that results depend on.
-
-    >>> sorted(versions())
-    ['mergekern', 'numpy', 'python', 'scipy', 'torch']
-    """
-    found = {"python": platform.python_version()}
-    for package in ("mergekern", "torch", "numpy", "scipy"):
-        found[package] = _version(package)
-    return found
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a checkout
-        return "not installed"

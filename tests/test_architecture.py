@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mergekern"
 # A module imports only from its own layer and the layers before it.
 LAYERS = [
-    ["errors", "files", "progress"],
+    ["errors", "files", "progress", "versions"],
     ["checkpoints", "kernels", "blocks", "calibration"],
     ["statistics"],
     ["measurement", "store", "metrics", "merging"],

@@ -24,6 +24,7 @@ class Measurement(ABC):
         with_spectrum: whether matrices are factorised.
         top_k, spectrum_k: sizes of the subspaces and of the spectra.
         threads: of the processor that it may use.
+        max_memory: bytes of weights held at a time; None for the default.
         backend: the kernels.
     """
 
@@ -31,6 +32,7 @@ class Measurement(ABC):
     top_k: int
     spectrum_k: int
     threads: int
+    max_memory: int | None
     backend: Backend | DeviceBackend
 
     @property

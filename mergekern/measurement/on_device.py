@@ -72,13 +72,11 @@ class DeviceMeasurement(Measurement):
 
     Attributes:
         fallback: what measures on the processor; redoes what fails its check.
-        max_memory: bytes of weights on the device at a time; None for a share of what is free there.
         with_bases: whether singular vectors are wanted, which are 0.3 GB for 20 models of ViT-B/16.
     """
 
     backend: DeviceBackend
     fallback: CpuMeasurement
-    max_memory: int | None
     with_bases: bool
     _waiting: list[_Request] = field(default_factory=list)
     _redone: int = 0
@@ -90,7 +88,8 @@ class DeviceMeasurement(Measurement):
 
     def __post_init__(self) -> None:
         free = self.backend.free_memory()
-        self.budget = int(SHARE_OF_WEIGHTS * free) if self.max_memory is None else self.max_memory
+        # On the device, where the default is a share of what is free.
+        self.max_memory: int = int(SHARE_OF_WEIGHTS * free) if self.max_memory is None else self.max_memory
         self._workspace = int(SHARE_OF_WORKSPACE * free)
         self._uploader = Uploader(self.backend.device)
         self._stream: torch.cuda.Stream | None = None
@@ -117,7 +116,7 @@ class DeviceMeasurement(Measurement):
             self._waiting.append(request)
             matrices = sum(len(r.tensors) - 1 for r in self._waiting if self._is_factorised(r.layer))
             size = sum(r.layer.nbytes for r in self._waiting)
-            if matrices >= MATRICES_PER_MULTIPROCESSOR * self.backend.multiprocessors or 4 * size >= self.budget:
+            if matrices >= MATRICES_PER_MULTIPROCESSOR * self.backend.multiprocessors or 4 * size >= self.max_memory:
                 self._launch()
         return request
 
@@ -203,17 +202,15 @@ class DeviceMeasurement(Measurement):
 
     def _overlaps(self, spectra: dict[int, DeviceSpectra]) -> dict[int, list[torch.Tensor]]:
         """Return the overlaps of left top, right top and right bottom; vectors of one length in one launch."""
-        by_shape: dict[torch.Size, list[tuple[int, torch.Tensor]]] = {}
+        by_shape: dict[torch.Size, list[tuple[int, str]]] = {}
         for position, each in spectra.items():
-            for vectors in (each.left_top, each.right_top, each.right_bottom):
-                by_shape.setdefault(vectors.shape, []).append((position, vectors))
-        out: dict[int, list[torch.Tensor]] = {position: [] for position in spectra}
-        left: dict[int, list[torch.Tensor]] = {position: [] for position in spectra}
+            for side in Bases._fields:
+                by_shape.setdefault(getattr(each, side).shape, []).append((position, side))
+        found: dict[tuple[int, str], torch.Tensor] = {}
         for same in by_shape.values():
-            results = self.backend.overlap(torch.stack([vectors for _, vectors in same]))
-            for (position, vectors), result in zip(same, results, strict=True):
-                (left if vectors is spectra[position].left_top else out)[position].append(result)
-        return {position: [*left[position], *out[position]] for position in spectra}
+            vectors = torch.stack([getattr(spectra[position], side) for position, side in same])
+            found.update(zip(same, self.backend.overlap(vectors), strict=True))
+        return {position: [found[position, side] for side in Bases._fields] for position in spectra}
 
     def _fetch(self, layer: Layer, measured: _DeviceLayer) -> SpectrumStatistics:
         good = measured.spectra.good.cpu()

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from mergekern.merging.job import Job, SharedLayer
 from mergekern.merging.recipe import Method
 from mergekern.merging.registry import find_method
 from mergekern.progress import Progress
+from mergekern.versions import package_version
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -206,7 +206,7 @@ class _Request:
             for model, digest, weight in zip(self.models, hashes[1:], self.weights, strict=True)
         ]
         return {
-            "version": _version(),
+            "version": package_version("mergekern"),
             "method": self.method.name,
             "options": self.options,
             "base": f"xxh3_128:{hashes[0]}",
@@ -447,10 +447,3 @@ def _refuse_inputs(path: Path, zoo: Zoo) -> None:
         source = Path(checkpoint.source)
         if source.is_file() and target in (source.resolve(), Path(os.path.abspath(source)).parent.resolve()):
             raise OutputError(f"{path}: is {checkpoint.name!r} itself, which is read; write to another place")
-
-
-def _version() -> str:
-    try:
-        return version("mergekern")
-    except PackageNotFoundError:  # run from a checkout
-        return "not installed"
