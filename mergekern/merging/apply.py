@@ -126,7 +126,7 @@ def merge_all(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
 ) -> list[Path]:
-    """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for all of them.
+    """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for many of them.
 
     What several merges need of a tensor (its hashes, a model's threshold, a model's truncated matrix) is computed once.
 
