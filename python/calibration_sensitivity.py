@@ -36,7 +36,7 @@ from scipy.stats import spearmanr
 import mergekern
 from mergekern.calibration import Task
 from mergekern.checkpoints import Zoo, open_zoo
-from mergekern.cli import Function
+from mergekern.cli.parameters import Function
 from mergekern.metrics import CATALOGUE
 
 SIZES = (2, 5, 10, 20, 50, 100, 200)

@@ -1,0 +1,35 @@
+"""The command line: thin commands over the functions of the package, one module for each group of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from mergekern.cli.merging import merge, merge_all
+from mergekern.cli.metrics import info, metrics
+from mergekern.errors import MergekernError
+
+
+class Commands(click.Group):
+    """Shows mergekern's errors as messages, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except MergekernError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mergekern")
+@click.option("-v", "--verbose", is_flag=True, help="Log every step.")
+def main(verbose: bool) -> None:
+    """Pairwise mergeability metrics of fine-tuned models, for all pairs at once, and merges of them."""
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+
+
+for command in (metrics, info, merge, merge_all):
+    main.add_command(command)

@@ -1,0 +1,95 @@
+"""`mergekern merge` and `mergekern merge-all`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import mergekern
+from mergekern.checkpoints import open_zoo
+from mergekern.cli.display import progress_display
+from mergekern.cli.parameters import ByteSize, parse_options
+from mergekern.files import write_atomically
+from mergekern.merging import mergekit
+
+
+def merge_options(command: Callable) -> Callable:
+    """Add the options that all merges have."""
+    options = [
+        click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
+                     "[default: base.* in a folder ZOO]."),
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="Write here."),
+        click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before."),
+        click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
+        click.option("--device", default="auto", show_default=True),
+        click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
+        click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+                     help="What to do about tensors that not all checkpoints share; skip takes the base's."),
+        click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
+                     help="How files are read; pread suits network disks."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
+@merge_options
+@click.option("--method", required=True, help=f"One of {', '.join(mergekern.METHODS)}.")
+@click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
+              help="Of the method, such as density=0.2; may be repeated.")  # fmt: skip
+@click.option("--weights", help="Comma-separated, in the order of MODELS.")
+@click.option("--mergekit-config", is_flag=True, help="Write a mergekit configuration to --out, and merge nothing.")
+def merge(
+    models: tuple[Path, ...], base: Path | None, out: Path, method: str, options: dict[str, Any], weights: str | None,
+    mergekit_config: bool, **how: Any,
+) -> None:  # fmt: skip
+    """Merge MODELS: checkpoints, or one folder of them, fine-tuned from one base."""
+    by_model = _numbers(weights)
+    checkpoints: Any = models[0] if len(models) == 1 else list(models)
+    if mergekit_config:
+        opened = open_zoo(checkpoints, base)
+        sources = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened.checkpoints]
+        text = mergekit.mergekit_config(
+            sources[1:], sources[0], method, weights=by_model, dtype=how["dtype"] or "float32", **options
+        )
+        if out.exists() and not how["overwrite"]:
+            raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
+        write_atomically(out, text.encode())
+    else:
+        with progress_display() as progress:
+            mergekern.merge(
+                checkpoints, base, method, output=out, weights=by_model, progress=progress, **how, **options
+            )
+    click.echo(f"wrote {out}")
+
+
+@click.command("merge-all")
+@click.argument("zoo", type=click.Path(path_type=Path))
+@merge_options
+@click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(mergekern.METHODS)}.")
+@click.option("--group", "groups", multiple=True, help="Models of one merge, as a+b+c; may be repeated "
+              "[default: every pair].")  # fmt: skip
+def merge_all(zoo: Path, base: Path | None, out: Path, methods: str, groups: tuple[str, ...], **how: Any) -> None:
+    """Merge every pair of the models in the folder ZOO, or given groups, by several methods."""
+    names = [name.strip() for name in methods.split(",")]
+    chosen = [group.split("+") for group in groups] or None
+    with progress_display() as progress:
+        paths = mergekern.merge_all(zoo, base, names, groups=chosen, output=out, progress=progress, **how)
+    click.echo(f"wrote {len(paths)} merged checkpoints to {out}")
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(value) for value in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None
+
+
+def _mergekit_path(source: str) -> Path:
+    path = Path(source).resolve()
+    return path.parent if (path.parent / "config.json").is_file() else path

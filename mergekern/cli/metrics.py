@@ -1,0 +1,207 @@
+"""`mergekern metrics` and `mergekern info`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+import mergekern
+from mergekern.checkpoints import open_zoo
+from mergekern.checkpoints.float8 import DTYPES as FLOAT8
+from mergekern.cli.display import console, progress_display, readable_bytes
+from mergekern.cli.parameters import ByteSize, Function
+from mergekern.metrics import CATALOGUE, Metric, select
+from mergekern.table import MetricTable, check_suffix
+
+SORT_BY = "task_vector_cosine_similarity"
+
+
+def zoo_options(command: Callable) -> Callable:
+    """Add the options that say what the zoo is and how it is read."""
+    options = [
+        click.argument("zoo", type=click.Path(path_type=Path), required=False),
+        click.option(
+            "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
+            "[default: base.* in ZOO].",
+        ),
+        click.option(
+            "--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories."
+        ),
+        click.option("--top-k", default=10, show_default=True, help="Dimension of the singular subspaces."),
+        click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
+        click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
+                     help="How files are read; pread suits network disks."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@zoo_options
+@click.option("--list", "list_metrics", is_flag=True, help="List all metrics and exit.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table here: .parquet, .csv or .json.")
+@click.option("--spectrum-k", default=100, show_default=True, help="Number of singular values compared.")
+@click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+              help="What to do about tensors that not all checkpoints share.")  # fmt: skip
+@click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
+              help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
+@click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
+@click.option("--calibration", type=click.Path(path_type=Path),
+              help="A folder of samples and heads for activation and gradient metrics; needs --model.")  # fmt: skip
+@click.option("--model", type=Function(), help="What builds the model that the checkpoints are of: "
+              "package.module:function or file.py:function. Its code is run.")  # fmt: skip
+@click.option("--layer", help="The module whose output is the activation [default: what the folder says].")
+@click.option("--input-layer", help="The module at whose output the input gradient is taken, for integer inputs.")
+@click.option("--batch-weighting", type=click.Choice(["published", "sample"]),
+              help="How gradients of batches are averaged [default: what the folder says, or published].")  # fmt: skip
+@click.option("--summary", is_flag=True, help="Also show the spread of every metric and its most mergeable pair.")
+@click.option("--sort-by", help=f"Rank the pairs by this metric [default: {SORT_BY}].")
+@click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
+@click.pass_context
+def metrics(
+    ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
+    sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model: Callable | None,
+    layer: str | None, input_layer: str | None, batch_weighting: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Compute the metrics of all pairs of models in the folder ZOO.
+
+    The activation and gradient metrics run the models: --calibration names a folder with samples and heads, --model
+    the Python function that builds the model.
+    """
+    if list_metrics:
+        show_catalogue()
+        return
+    if zoo is None:
+        raise click.UsageError("missing argument ZOO", ctx)
+    names = [name.strip() for name in metrics.split(",")]
+    if (calibration is None) != (model is None):
+        raise click.UsageError("--calibration and --model are given together", ctx)
+    run_options = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
+    run_options = {name: value for name, value in run_options.items() if value is not None}
+    if run_options and calibration is None:
+        raise click.UsageError(f"--{next(iter(run_options)).replace('_', '-')} is of use with --calibration only", ctx)
+    every = select(names)
+    if calibration is None and "all" in names:
+        every = [metric for metric in every if not metric.runs_models]
+    chosen = [metric.name for metric in every]
+    sort_by = sort_by or (SORT_BY if SORT_BY in chosen else chosen[0])
+    if sort_by not in chosen:
+        raise click.BadParameter(f"{sort_by!r} is not among the metrics computed", ctx, param_hint="--sort-by")
+    if out is not None:
+        check_suffix(out)
+        if not out.resolve().parent.is_dir():
+            raise click.BadParameter(f"the folder of {out} does not exist", ctx, param_hint="--out")
+    options["calibration"] = None
+    if calibration is not None and model is not None:
+        options["calibration"] = mergekern.Calibration.from_folder(calibration, model, **run_options)
+    with progress_display() as progress:
+        table = mergekern.compute_all(
+            zoo, base, metrics="all" if names == ["all"] else names, progress=progress, **options
+        )
+    if out is not None:
+        table.save(out)
+    if summary:
+        show_summary(table)
+    show_table(table, sort_by, rows)
+    if out is not None:
+        click.echo(f"wrote {out}")
+
+
+@click.command()
+@zoo_options
+def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any) -> None:
+    """Show what is in the folder ZOO, what a run will read and need, and what does not match."""
+    if zoo is None:
+        raise click.UsageError("missing argument ZOO")
+    opened = open_zoo(zoo, base, on_mismatch="skip", io=io)
+    names = [name.strip() for name in metrics.split(",")]
+    plan = mergekern.plan(opened, names, top_k=top_k, max_memory=max_memory, io=io)
+    models = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
+    for checkpoint in opened.checkpoints:
+        dtypes = sorted({_dtype_name(t) for t in checkpoint.tensors.values()})
+        models.add_row(
+            checkpoint.name, f"{sum(t.count for t in checkpoint.tensors.values()):,}", ", ".join(dtypes),
+            str(len(checkpoint.tensors)), str(len(checkpoint.buffers)), checkpoint.source,
+        )  # fmt: skip
+    console().print(models)
+    matrices = sum(tensor.is_matrix for tensor in opened.tensors)
+    pairs = len(opened.models) * (len(opened.models) - 1) // 2
+    click.echo(
+        f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices"
+    )
+    read, peak = readable_bytes(plan.bytes_read), readable_bytes(plan.peak_memory)
+    click.echo(f"to read: {read}; peak memory beside mapped files: about {peak}")
+    if opened.skipped:
+        click.echo(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")
+        for line in opened.skipped:
+            click.echo(f"  {line}")
+
+
+def show_catalogue() -> None:
+    """Print every metric with its formula, range, and the direction that is more mergeable."""
+    table = Table("metric", "category", "formula", "range", "more mergeable", box=None)
+    for metric in CATALOGUE.values():
+        table.add_row(metric.name, metric.category, metric.formula, _range(metric), metric.more_mergeable)
+    console().print(table)
+
+
+def show_summary(table: MetricTable) -> None:
+    """Print for every metric its lowest, median and highest value, and the pair that it finds most mergeable."""
+    shown = Table("metric", "lowest", "median", "highest", "most mergeable", box=None)
+    for name, values in table.to_pandas().items():
+        best = "no pair has a value"
+        if values.notna().any():
+            pair: Any = values.idxmax() if CATALOGUE[str(name)].more_mergeable == "higher" else values.idxmin()
+            best = f"{pair[0]}, {pair[1]}"
+        spread = (f"{value:.4g}" for value in (values.min(), values.median(), values.max()))
+        shown.add_row(str(name), *spread, best)
+    console().print(shown)
+    click.echo()
+
+
+def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
+    """Print the pairs ranked by a metric, with a few others beside it, and the notes."""
+    ranked = table.ranked(sort_by)
+    beside = [
+        SORT_BY,
+        "task_vector_l2_distance",
+        "effective_rank",
+        "subspace_overlap",
+        "encoder_gradient_l2_distance",
+        "input_gradient_l2_distance",
+        "right_subspace_overlap_top_k",
+        "right_subspace_overlap_bottom_k",
+    ]
+    columns = list(dict.fromkeys([sort_by, *(name for name in beside if name in table.metrics)]))[:6]
+    shown = Table("#", "model_a", "model_b", *(name.replace("_", " ") for name in columns), box=None)
+    for rank, (pair, values) in enumerate(ranked[columns].iterrows(), 1):
+        if rows and rank > rows:
+            break
+        assert isinstance(pair, tuple)
+        shown.add_row(str(rank), *map(str, pair), *(f"{value:.4g}" for value in values))
+    console().print(shown)
+    if rows and len(ranked) > rows:
+        click.echo(f"... {len(ranked) - rows} more pairs (--rows 0 shows all)")
+    for note in table.notes:
+        click.echo(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
+    click.echo(f"{table!r}, ranked by {sort_by} ({CATALOGUE[sort_by].more_mergeable} is more mergeable)")
+
+
+def _dtype_name(tensor: Any) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return f"{name} with scales" if tensor.dtype in FLOAT8 and tensor.scale else name
+
+
+def _range(metric: Metric) -> str:
+    low, high = (
+        f"{v:g}" if math.isfinite(v) else f"{'−' if v < 0 else ''}∞" for v in metric.range
+    )  # fmt: skip
+    return f"[{low}, {high}]"

@@ -1,0 +1,80 @@
+"""The kinds of parameters that commands take."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+BYTE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class ByteSize(click.ParamType):
+    """A number of bytes, such as 500M or 2G."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        text = str(value).lower().removesuffix("b").removesuffix("i")
+        try:
+            size = float(text[:-1]) * BYTE_UNITS[text[-1]] if text[-1:] in BYTE_UNITS else float(text)
+            return int(size)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a number of bytes, such as 500M or 2G", param, ctx)
+
+
+class Function(click.ParamType):
+    """A Python function without arguments, as package.module:function or path/to/file.py:function."""
+
+    name = "function"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Callable[[], Any]:
+        """Import the module, which runs its code, and return the function."""
+        if callable(value):
+            return value
+        module_name, separator, function_name = str(value).rpartition(":")
+        if not separator:
+            self.fail(f"{value!r} is not package.module:function or path/to/file.py:function", param, ctx)
+        try:
+            module = _import_file(Path(module_name)) if module_name.endswith(".py") else import_module(module_name)
+        except (ImportError, OSError) as error:
+            self.fail(f"{module_name} cannot be imported: {error}", param, ctx)
+        function = getattr(module, function_name, None)
+        if not callable(function):
+            self.fail(f"{module_name} has no function {function_name!r}", param, ctx)
+        return function
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Return options of a method from NAME=VALUE, the values as JSON where they are."""
+    options: dict[str, Any] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as density=0.2", ctx, param)
+        try:
+            options[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            options[name.replace("-", "_")] = None if value == "none" else value
+    return options
