@@ -16,9 +16,11 @@ from torch import nn
 
 import mergekern
 from benchmarks.baseline import pair_functional_metrics
-from mergekern import Calibration, CalibrationError, MismatchError, NonFiniteError, OptionError, ZooStatistics, probes
+from mergekern import Calibration, CalibrationError, MismatchError, NonFiniteError, OptionError, ZooStatistics
 from mergekern.checkpoints import open_zoo
 from mergekern.kernels import dispatch
+from mergekern.probes import Probes, gradients
+from mergekern.probes.runs import Runs
 from mergekern.statistics import FUNCTIONAL
 from tests.encoders import Text, make_case
 from tests.names import OF_RUNS, OF_WEIGHTS
@@ -251,8 +253,8 @@ def test_what_the_budget_does_not_hold_goes_to_files(monkeypatch, tmp_path):
     case = make_case("convolutions")
     expected = run(case)
     written = []
-    save = probes.save_file
-    monkeypatch.setattr(probes, "save_file", lambda tensors, path: written.append(path) or save(tensors, path))
+    save = gradients.save_file
+    monkeypatch.setattr(gradients, "save_file", lambda tensors, path: written.append(path) or save(tensors, path))
     assert_close(run(case), expected, rel=0, abs=0)
     assert not written
     # The gradients of a model take 1.3 KB, those of its inputs 4.3 KB.
@@ -268,17 +270,19 @@ def test_gradient_files_are_gone_after_errors_and_kills(tmp_path, monkeypatch):
     case = make_case("convolutions")
     folder = tmp_path / "s"
     run(case, metrics="activation", statistics=folder)
-    (folder / f"{probes.GRADIENTS_FOLDER}killed").mkdir()
-    (folder / f"{probes.GRADIENTS_FOLDER}killed" / "encoder_0.safetensors").write_bytes(b"half")
-    monkeypatch.setattr(probes._Runs, "_gram_layers", lambda self, sources: (_ for _ in ()).throw(KeyboardInterrupt))
+    (folder / f"{gradients.FOLDER_PREFIX}killed").mkdir()
+    (folder / f"{gradients.FOLDER_PREFIX}killed" / "encoder_0.safetensors").write_bytes(b"half")
+    monkeypatch.setattr(
+        gradients.GradientKeeper, "compare", lambda self, every: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         run(case, statistics=folder, max_memory=500)
     assert sorted(path.name for path in folder.iterdir()) == ["blocks", "manifest.json"]
 
 
 def test_no_room_for_gradients(monkeypatch):
-    usage = probes.shutil.disk_usage("/")
-    monkeypatch.setattr(probes.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    usage = gradients.shutil.disk_usage("/")
+    monkeypatch.setattr(gradients.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(OptionError, match=r"max_memory=500; .* has 10 left.*TMPDIR"):
         run(make_case("transformer"), max_memory=500)
 
@@ -470,13 +474,13 @@ def test_a_model_without_memory_of_its_own():
 def counted(monkeypatch):
     """The kinds of statistics that runs measured."""
     measured = []
-    original = probes._Runs.measure
+    original = Runs.measure
 
     def measure(self):
         measured.extend(sorted(self.kinds))
         return original(self)
 
-    monkeypatch.setattr(probes._Runs, "measure", measure)
+    monkeypatch.setattr(Runs, "measure", measure)
     return measured
 
 
@@ -804,7 +808,7 @@ def test_models_run_on_the_device(kind):
         return cpu.gram(base, [vector.cpu() for vector in vectors], threads)
 
     on_device = dataclasses.replace(cpu, device="cuda", gram=gram)
-    prober = probes.Probes(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
+    prober = Probes(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
     before = torch.cuda.get_rng_state(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
     first, second = (prober.measure(on_device, 1, 1 << 30)[0] for _ in range(2))
     assert torch.equal(torch.cuda.get_rng_state(), before[0])

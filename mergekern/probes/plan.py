@@ -1,0 +1,228 @@
+"""What is run, checked against the checkpoints before any weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from mergekern.calibration import Calibration, Inputs
+from mergekern.checkpoints import Checkpoint, Zoo
+from mergekern.errors import CalibrationError, MismatchError, did_you_mean
+from mergekern.kernels.device_backend import DeviceBackend
+from mergekern.kernels.dispatch import Backend
+from mergekern.probes.runs import Runs
+from mergekern.statistics import FUNCTIONAL, FunctionalStatistics
+from mergekern.store import Store
+
+# Elements of a tensor that are hashed at a time.
+_HASHED = 1 << 24
+
+
+@dataclass
+class Probes:
+    """A model, and what it is run for, checked against the checkpoints before any weights are read.
+
+    Attributes:
+        zoo: whose models are run.
+        calibration: what they are run on.
+        wanted: the kinds of functional statistics that metrics ask for; attributes of `FunctionalStatistics`.
+        model: that runs.
+        parameters: every name of each parameter of it, by the first.
+
+    Raises:
+        CalibrationError: samples are missing for a model, a layer does not exist, an input gradient has no meaning.
+        MismatchError: a checkpoint does not fit the model.
+    """
+
+    zoo: Zoo
+    calibration: Calibration
+    wanted: frozenset[str]
+    model: nn.Module = field(init=False)
+    parameters: dict[str, list[str]] = field(init=False)
+    _buffers: dict[str, list[str]] = field(init=False)  # those that a state dict holds
+    _own_buffers: list[str] = field(init=False)  # the others
+    _zoo_names: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build the model, and check everything."""
+        tasks = self.calibration.tasks
+        if lacking := [name for name in self.zoo.model_names if name not in tasks]:
+            raise CalibrationError(
+                f"no calibration samples for {', '.join(map(repr, lacking))}{did_you_mean(lacking[0], tasks)}; "
+                "every model needs a task of its name"
+            )
+        if "input_gradients" in self.wanted:
+            self.calibration.check_input_gradient()
+        self.model = self.calibration.build()
+        self.parameters = _by_first_name(self.model.named_parameters(remove_duplicate=False))
+        saved = self.model.state_dict().keys()
+        buffers = _by_first_name(self.model.named_buffers(remove_duplicate=False))
+        self._buffers = {name: names for name, names in buffers.items() if saved & set(names)}
+        self._own_buffers = [name for name in buffers if name not in self._buffers]
+        self._zoo_names = frozenset(tensor.name for tensor in self.zoo.tensors)
+        for checkpoint in self.zoo.models:
+            self._check_fit(checkpoint)
+
+    def measure(
+        self,
+        backend: Backend | DeviceBackend,
+        threads: int,
+        max_memory: int,
+        store: Store | None = None,
+        how: Sequence[object] = (),
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> tuple[FunctionalStatistics, dict[str, str]]:
+        """Run every model, or take what a store has for the same inputs.
+
+        Args:
+            backend: its device runs the models, and its `gram` kernel compares what they give.
+            threads: that the kernel may use.
+            max_memory: bytes of gradients held at a time, beside those of the model that is running.
+            store: where the statistics are kept.
+            how: what else the values depend on, such as versions.
+            progress: called with what is run, before it is.
+
+        Returns:
+            The statistics, and the keys of their blocks in the store.
+
+        Raises:
+            CalibrationError: the loss is NaN or no scalar, a label is outside the classes of the logits, the head does
+                not fit the features, a named layer does not run exactly once.
+            NonFiniteError: NaN or infinite activations or gradients.
+            MismatchError: tensors that the model ties differ in a checkpoint.
+            OptionError: no room on the disk for the gradients.
+        """
+        keys: dict[str, str] = {}
+        found = FunctionalStatistics()
+        if store is not None:
+            # Where the content cannot be known, the statistics are kept to be loaded, but not used for another run.
+            calibration_hash = self.calibration.content_hash(self.model) or uuid.uuid4().hex
+            hashes = [_content_hash(checkpoint) for checkpoint in self.zoo.models]
+            how = [*how, torch.__version__, backend.name, calibration_hash, list(self.zoo.model_names)]
+            keys = {kind: store.key(kind, (), hashes, how) for kind in FUNCTIONAL}
+            found = store.get_functional(keys)
+        if lacking := self.wanted - found.kinds.keys():
+            folder = None if store is None else store.path
+            runs = Runs(self, lacking, backend, threads, max_memory, folder, progress)
+            measured = runs.measure()
+            if store is not None:
+                for kind, part in measured.kinds.items():
+                    store.put(keys[kind], part)
+            found = dataclasses.replace(found, **measured.kinds)  # type: ignore[arg-type]
+        return found, keys
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what a table says of how the models were run."""
+        return self.calibration.provenance(self.model)
+
+    def layer_name(self, parameter: str) -> str:
+        """Return the name under which the zoo has a parameter, which the model may tie to others."""
+        return next((name for name in self.parameters[parameter] if name in self._zoo_names), parameter)
+
+    def tensors(self, checkpoint: Checkpoint, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return parameters and buffers for the model to run on: those of the checkpoint, which are not copied where
+        dtype and device are right, and copies of the buffers, which a model may write to.
+        """
+        parameters = {name: self._read(checkpoint, names, device) for name, names in self.parameters.items()}
+        buffers = {name: self._read(checkpoint, names, device).clone() for name, names in self._buffers.items()}
+        for name in self._own_buffers:
+            buffers[name] = self.converted(self.model.get_buffer(name), device).clone()
+        return parameters, buffers
+
+    def _read(self, checkpoint: Checkpoint, names: Sequence[str], device: torch.device) -> Tensor:
+        present = [name for name in names if name in checkpoint.tensors]
+        if not present:
+            name = next(name for name in names if name in checkpoint.buffers)
+            values = checkpoint.read_buffer(name)
+            self._check_shape(checkpoint, name, tuple(values.shape))
+            return self.converted(values, device)
+        values = checkpoint.read(present[0])
+        for other in present[1:]:
+            is_same = checkpoint.tensors[other].storage == checkpoint.tensors[present[0]].storage
+            if not is_same and not torch.equal(values, checkpoint.read(other)):
+                raise MismatchError(
+                    f"the {type(self.model).__name__} ties {present[0]!r} and {other!r}, but {checkpoint.name!r} "
+                    "holds different values under these names"
+                )
+        return self.converted(values, device)
+
+    def converted(self, values: Tensor, device: torch.device) -> Tensor:
+        """Return values on the device and, if they are floating-point, in the dtype that the models run in."""
+        dtype = self.calibration.dtype if values.is_floating_point() else values.dtype
+        values = values.detach().to(device, dtype)
+        # A tensor made in inference mode takes no part in gradients.
+        return values.clone() if values.is_inference() else values
+
+    def inputs(self, parts: Sequence[Inputs], device: torch.device) -> Inputs:
+        """Return several inputs as one, copied, on the device and in the dtype that the models run in."""
+        first = parts[0]
+        if isinstance(first, dict):
+            return {key: self._joined([part[key] for part in parts], device) for key in first}  # type: ignore[index]
+        return self._joined(list(parts), device)  # type: ignore[arg-type]
+
+    def _joined(self, parts: list[Tensor], device: torch.device) -> Tensor:
+        return self.converted(torch.cat(parts), device)
+
+    def _check_fit(self, checkpoint: Checkpoint) -> None:
+        """Raise MismatchError if a checkpoint lacks tensors of the model, has others, or other shapes."""
+        expected = self.parameters | self._buffers
+        missing, wrong = [], []
+        for name, names in expected.items():
+            present = [n for n in names if n in checkpoint.tensors]
+            if not present and (name in self.parameters or not any(n in checkpoint.buffers for n in names)):
+                missing.append(name)
+            for n in present:
+                if checkpoint.tensors[n].shape != (shape := self._shape(n)):
+                    wrong.append(f"{n} is {checkpoint.tensors[n].shape} instead of {shape}")
+        known = {name for names in expected.values() for name in names}
+        storages = {checkpoint.tensors[name].storage for name in known if name in checkpoint.tensors}
+        extra = [n for n, t in checkpoint.tensors.items() if n not in known and t.storage not in storages]
+        found = [f"missing: {_some(missing)}"] * bool(missing)
+        found += [f"not in the model: {_some(extra)}"] * bool(extra) + [f"shapes: {_some(wrong)}"] * bool(wrong)
+        if found:
+            raise MismatchError(
+                f"checkpoint {checkpoint.name!r} does not fit the {type(self.model).__name__} of the calibration; "
+                f"{'; '.join(found)}"
+            )
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        *path, last = name.split(".")
+        return tuple(getattr(self.model.get_submodule(".".join(path)), last).shape)
+
+    def _check_shape(self, checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
+        if shape != (expected := self._shape(name)):
+            raise MismatchError(f"checkpoint {checkpoint.name!r}: {name} is {shape} instead of {expected}")
+
+
+def _by_first_name(named: Iterator[tuple[str, Tensor]]) -> dict[str, list[str]]:
+    """Return all names of each tensor, by its first name: a module may know one under several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in named:
+        names.setdefault(id(tensor), []).append(name)
+    return {every[0]: every for every in names.values()}
+
+
+def _some(lines: Sequence[str]) -> str:
+    return ", ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+
+
+def _content_hash(checkpoint: Checkpoint) -> str:
+    """Return a hash of every tensor of a checkpoint."""
+    hasher = xxhash.xxh3_128()
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        hasher.update(f"{name}\0{tensor.read_dtype}{tensor.shape}".encode())
+        for start in range(0, tensor.count, _HASHED):
+            block = checkpoint.read_range(name, start, min(start + _HASHED, tensor.count))
+            hasher.update(block.view(torch.uint8).numpy())
+    for name in sorted(checkpoint.buffers):
+        values = checkpoint.read_buffer(name).contiguous()
+        hasher.update(f"{name}\0{values.dtype}{tuple(values.shape)}".encode())
+        hasher.update(values.reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()

@@ -1,0 +1,241 @@
+"""One pass over the models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mergekern.calibration import Inputs, Task, check_classes
+from mergekern.errors import CalibrationError, NonFiniteError
+from mergekern.kernels.device_backend import DeviceBackend
+from mergekern.kernels.dispatch import Backend
+from mergekern.kernels.gram import Gram
+from mergekern.probes.batches import batches, length, rows_of
+from mergekern.probes.gradients import GradientKeeper, Kept, dense, temporary_folder
+from mergekern.probes.hooks import only_output, outputs_of
+from mergekern.probes.isolation import undisturbed
+from mergekern.statistics import (
+    ActivationStatistics,
+    EncoderGradientStatistics,
+    FunctionalStatistics,
+    InputGradientStatistics,
+)
+
+if TYPE_CHECKING:
+    from mergekern.probes.plan import Probes
+
+logger = logging.getLogger(__name__)
+
+
+class Runs:
+    """Each model is run, and what it gives is kept until all can be compared."""
+
+    def __init__(
+        self, probes: Probes, kinds: frozenset[str], backend: Backend | DeviceBackend, threads: int, max_memory: int,
+        folder: Path | None, progress: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.probes, self.calibration, self.model = probes, probes.calibration, probes.model
+        self.kinds, self.backend, self.threads, self.max_memory = kinds, backend, threads, max_memory
+        self.device = backend.device
+        self.folder, self.progress = folder, progress
+
+    def measure(self) -> FunctionalStatistics:
+        names = self.probes.zoo.model_names
+        means: list[np.ndarray] = []
+        of_encoder: list[Kept] = []
+        of_inputs: list[Kept] = []
+        shapes: list[tuple[int, ...]] = []
+        with temporary_folder(self.folder) as folder:
+            keeper = GradientKeeper(folder, self.max_memory, self._gram_of)
+            for index, (name, checkpoint) in enumerate(zip(names, self.probes.zoo.models, strict=True)):
+                with undisturbed(self._modules(), self.device):
+                    parameters, buffers = self.probes.tensors(checkpoint, self.device)
+                    if "activations" in self.kinds:
+                        self._report(f"activations of {name}")
+                        means.append(self._mean_activation(name, {**parameters, **buffers}))
+                    if self.kinds & {"encoder_gradients", "input_gradients"}:
+                        self._report(f"gradients of {name}")
+                        encoder, inputs = self._gradients(name, parameters, buffers)
+                        of_encoder.append(keeper.keep(encoder, f"encoder_{index}"))
+                        shapes.append(tuple(inputs["inputs"].shape) if inputs else ())
+                        of_inputs.append(keeper.keep(inputs, f"inputs_{index}"))
+                        del encoder, inputs
+                    del parameters, buffers
+            return FunctionalStatistics(
+                self._activations(means) if "activations" in self.kinds else None,
+                self._encoder_gradients(keeper, of_encoder) if "encoder_gradients" in self.kinds else None,
+                self._input_gradients(keeper, of_inputs, shapes) if "input_gradients" in self.kinds else None,
+            )
+
+    def _report(self, what: str) -> None:
+        logger.info("running the %s", what)
+        self.progress(what)
+
+    def _modules(self) -> list[nn.Module]:
+        heads = [task.head for task in self.calibration.tasks.values() if isinstance(task.head, nn.Module)]
+        return [self.model, *heads, *([self.calibration.loss] if isinstance(self.calibration.loss, nn.Module) else [])]
+
+    def _forward(self, tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
+        arguments, keywords = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+        # A dict of its own for every call: what a model assigns to its buffers is written to it.
+        return functional_call(self.model, dict(tensors), arguments, keywords)
+
+    # --- activations
+
+    @torch.no_grad()
+    def _mean_activation(self, name: str, tensors: Mapping[str, Tensor]) -> np.ndarray:
+        """Return the mean over the samples of all tasks of the layer's output, (h,) float64."""
+        total: Tensor | None = None
+        # Sorted, so that the order in which models or tasks are given has no part in the last bits.
+        tasks = [task for _, task in sorted(self.calibration.tasks.items())]
+        for parts in batches([task.inputs for task in tasks], self.calibration.activation_batch_size):
+            inputs = self.probes.inputs(parts, self.device)
+            with outputs_of(self.model, self.calibration.layer) as outputs:
+                self._forward(tensors, inputs)
+            output = only_output(outputs, "layer", self.calibration.layer)
+            values, count = self._per_sample(output).double(), sum(map(length, parts))
+            if len(values) != count:
+                raise CalibrationError(
+                    f"layer {self.calibration.layer!r} gives {tuple(output.shape)} for {count} samples; with "
+                    f"token_dim={self.calibration.token_dim} that are {len(values)} activations"
+                )
+            if total is not None and values.shape[1] != len(total):
+                raise CalibrationError(
+                    f"layer {self.calibration.layer!r} gives {len(total)} values for some samples and "
+                    f"{values.shape[1]} for others, so that they have no mean"
+                )
+            total = values.sum(dim=0) + (0.0 if total is None else total)
+        assert total is not None
+        mean = total / sum(task.size for task in tasks)
+        if not mean.isfinite().all():
+            raise NonFiniteError(f"model {name!r}: the output of layer {self.calibration.layer!r} is NaN or infinite")
+        return mean.cpu().numpy()
+
+    def _per_sample(self, output: Tensor) -> Tensor:
+        """Return activations as (n, h): 3-D ones averaged over the tokens, others flattened."""
+        if output.dim() == 3:
+            return output.mean(dim=self.calibration.token_dim)
+        return output.reshape(len(output), -1) if output.dim() else output.reshape(1, 1)
+
+    def _activations(self, means: list[np.ndarray]) -> ActivationStatistics:
+        gram = self._gram_of([torch.from_numpy(mean) for mean in means])
+        count = sum(task.size for task in self.calibration.tasks.values())
+        return ActivationStatistics(np.stack(means), gram.inner, gram.squared_distance, count)
+
+    # --- gradients
+
+    @torch.enable_grad()
+    def _gradients(
+        self, name: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the gradients of a model on its own task: {parameter: gradient}, and {"inputs": (n, ...)}."""
+        with_encoder, with_inputs = "encoder_gradients" in self.kinds, "input_gradients" in self.kinds
+        task, size = self.calibration.tasks[name], self.calibration.batch_size
+        # Aliases of the weights that gather gradients: the loss is that of the batch, the sum takes no second copy.
+        leaves = {key: values.detach().requires_grad_(with_encoder) for key, values in parameters.items()}
+        of_inputs = []
+        for start in range(0, task.size, size):
+            rows = slice(start, min(start + size, task.size))
+            inputs = self.probes.inputs([rows_of(task.inputs, rows)], self.device)
+            loss, at = self._loss(name, task, rows, {**leaves, **buffers}, inputs, with_inputs)
+            if not loss.requires_grad:
+                raise CalibrationError(f"model {name!r}: the loss does not depend on the model; is a result detached?")
+            share = rows.stop - rows.start if self.calibration.batch_weighting == "sample" else 1
+            wanted = [*(leaves.values() if with_encoder else ()), *([at] if at is not None else [])]
+            (loss * share if share > 1 else loss).backward(inputs=wanted)
+            if at is not None:
+                of_inputs.append(dense(at.grad, at))
+        encoder, by_inputs = {}, {}
+        if with_encoder:
+            for key, leaf in leaves.items():
+                gradient = dense(leaf.grad, leaf)
+                encoder[self.probes.layer_name(key)] = gradient.div_(task.size)
+                leaf.grad = None
+        if with_inputs:
+            divisor = task.size if self.calibration.batch_weighting == "sample" else 1
+            by_inputs = {"inputs": torch.cat([gradient.detach() for gradient in of_inputs]).div_(divisor)}
+        for key, gradient in (*encoder.items(), *by_inputs.items()):
+            if not gradient.isfinite().all():
+                raise NonFiniteError(f"model {name!r}: the gradient with respect to {key!r} is NaN or infinite")
+        return encoder, by_inputs
+
+    def _loss(
+        self, name: str, task: Task, rows: slice, tensors: Mapping[str, Tensor], inputs: Inputs, with_inputs: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the mean loss of a batch, and the tensor whose gradient is the input gradient, if it is wanted."""
+        at: Tensor | None = None
+        input_layer = self.calibration.input_layer
+        if with_inputs and input_layer is None:
+            every = inputs.values() if isinstance(inputs, dict) else [inputs]
+            at = next(values for values in every if values.is_floating_point()).requires_grad_()
+        if with_inputs and input_layer is not None:
+            with outputs_of(self.model, input_layer, with_gradient=True) as outputs:
+                features = self._forward(tensors, inputs)
+            at = only_output(outputs, "input_layer", input_layer)
+        else:
+            features = self._forward(tensors, inputs)
+        logits = self._logits(name, task, features)
+        labels = self.probes.converted(task.labels[rows], self.device)
+        if self.calibration.uses_classes and task.classes is None:
+            check_classes(name, task.labels, logits.shape[1] if logits.dim() > 1 else logits.numel())
+        loss = self._call(self.calibration.loss, logits, labels)
+        where = f"model {name!r}, samples {rows.start} to {rows.stop - 1}"
+        if not isinstance(loss, Tensor) or loss.dim():
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise CalibrationError(f"{where}: the loss must be a scalar, the mean over the batch, not {what}")
+        if not loss.isfinite():
+            raise CalibrationError(
+                f"{where}: the loss is {loss.item()}; check inputs, labels and head, or run in dtype=torch.float64"
+            )
+        return loss, at
+
+    def _logits(self, name: str, task: Task, features: Any) -> Tensor:
+        if isinstance(task.head, nn.Module):
+            return self._call(task.head, features)
+        weight, bias = task.head
+        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != weight.shape[1]:
+            what = f"{tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise CalibrationError(
+                f"model {name!r}: a head of weight {tuple(weight.shape)} takes features (n, {weight.shape[1]}), but "
+                f"the model returns {what}; give a head that is an nn.Module, or a model that returns features"
+            )
+        weight = self.probes.converted(weight, self.device)
+        return nn.functional.linear(
+            features, weight, None if bias is None else self.probes.converted(bias, self.device)
+        )
+
+    def _call(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """Call a head or a loss; a module runs on its tensors as the encoder does."""
+        if not isinstance(function, nn.Module):
+            return function(*arguments)
+        tensors = {name: self.probes.converted(values, self.device) for name, values in function.named_parameters()}
+        for name, values in function.named_buffers():
+            tensors[name] = self.probes.converted(values, self.device).clone()
+        return functional_call(function, tensors, arguments)
+
+    def _encoder_gradients(self, keeper: GradientKeeper, kept: Sequence[Kept]) -> EncoderGradientStatistics:
+        found = {layer.name: layer for layer in keeper.compare(kept)}
+        # In the order of the model: files have another, and sums should not depend on what went to files.
+        names = map(self.probes.layer_name, self.probes.parameters)
+        return EncoderGradientStatistics(tuple(found[name] for name in names if name in found))
+
+    def _input_gradients(
+        self, keeper: GradientKeeper, kept: Sequence[Kept], shapes: Sequence[tuple[int, ...]]
+    ) -> InputGradientStatistics:
+        inner, squared_distance = (np.full((len(kept),) * 2, np.nan) for _ in range(2))
+        for shape in dict.fromkeys(shapes):
+            members = [index for index, other in enumerate(shapes) if other == shape]
+            (layer,) = keeper.compare([kept[index] for index in members])
+            inner[np.ix_(members, members)] = layer.inner
+            squared_distance[np.ix_(members, members)] = layer.squared_distance
+        return InputGradientStatistics(inner, squared_distance, tuple(shapes))
+
+    def _gram_of(self, vectors: Sequence[Tensor]) -> Gram:
+        return self.backend.gram(None, [vector.to(self.device) for vector in vectors], self.threads)
