@@ -520,7 +520,7 @@ def test_only_what_is_lacking_is_run(tmp_path, counted):
         {"batch_size": 4}, {"batch_weighting": "sample"}, {"layer": "blocks.1"}, {"dtype": torch.float64},
         {"loss": nn.functional.multi_margin_loss}, "weights", "labels", "inputs", "head", "structure",
     ],
-    ids=str,
+    ids=lambda change: change if isinstance(change, str) else "-".join(change),
 )  # fmt: skip
 def test_other_inputs_are_run_again(tmp_path, counted, change):
     case = make_case("transformer")
