@@ -81,6 +81,20 @@ class Layer:
         base, *tuned = (checkpoint.read_range(name, start, stop) for checkpoint, name in self._sources())
         return base, tuned
 
+    def blocks_of(self, model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (base, tuned) of one model over ranges of the flattened tensor; no other model is read."""
+        if self._held is not None:
+            yield self._held[0].reshape(-1), self._held[1 + model].reshape(-1)
+            return
+        sources = list(self._sources())
+        pair = [sources[0], sources[1 + model]]
+        count = self._checkpoints[0].tensors[self.tensor.names[0]].count
+        step = max(1, self._max_memory // (self._element_bytes[0] + self._element_bytes[1 + model]))
+        for start in range(0, count, step):
+            base, tuned = (checkpoint.read_range(name, start, min(start + step, count)) for checkpoint, name in pair)
+            yield base, tuned
+            del base, tuned
+
     def matrix_blocks(self, model: int, axis: int, step: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Yield (start, base, tuned) for one model: `step` rows (axis 0) or columns (axis 1) of a matrix at a time."""
         size, width = self.tensor.shape[axis], self.tensor.shape[1]

@@ -124,7 +124,7 @@ class Writer:
         check_target(path, plan.folder is not None, overwrite)
         self.path, self._plan = path, plan
         self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        self._files: dict[str, int] = {}
+        self._files: dict[str, Path] = {}
         self._starts: dict[str, int] = {}
         self._places: dict[str, tuple[str, int, Entry]] = {}
         try:
@@ -139,14 +139,14 @@ class Writer:
 
     def _open(self, file: str, entries: tuple[Entry, ...], record: Mapping[str, Any]) -> None:
         header = self._header(file, record)
-        path = self._temporary / file if self._plan.folder is not None else self._temporary
-        self._files[file] = descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._files[file] = self._temporary / file if self._plan.folder is not None else self._temporary
         at = self._starts[file] = len(header)
         for entry in entries:
             self._places[entry.name] = (file, at, entry)
             at += entry.nbytes
-        os.posix_fallocate(descriptor, 0, at)
-        os.ftruncate(descriptor, at)
+        with _opened(self._files[file], os.O_CREAT | os.O_EXCL) as descriptor:
+            os.posix_fallocate(descriptor, 0, at)
+            os.ftruncate(descriptor, at)
 
     def _header(self, file: str, record: Mapping[str, Any]) -> bytes:
         metadata = {**self._plan.metadata[file], METADATA_KEY: _json(record)}
@@ -169,21 +169,21 @@ class Writer:
             raise ValueError(f"{name!r} is written as {entry.dtype}, not {values.dtype}")
         content = memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy())
         at += start * entry.dtype.itemsize
-        with _as_output_errors(self.path):
+        with _as_output_errors(self.path), _opened(self._files[file]) as descriptor:
             while content:
-                done = os.pwrite(self._files[file], content, at)
+                done = os.pwrite(descriptor, content, at)
                 content, at = content[done:], at + done
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the record and move everything into place."""
         with _as_output_errors(self.path):
-            for file, descriptor in self._files.items():
+            for file, path in self._files.items():
                 header = self._header(file, record)
                 if len(header) != self._starts[file]:
                     raise ValueError("the record's length changed")
-                os.pwrite(descriptor, header, 0)
-                os.fsync(descriptor)
-            self._close()
+                with _opened(path) as descriptor:
+                    os.pwrite(descriptor, header, 0)
+                    os.fsync(descriptor)
             if self._plan.folder is None:
                 self._temporary.replace(self.path)
                 write_atomically(record_path(self.path), (_json(record, indent=2) + "\n").encode())
@@ -210,15 +210,10 @@ class Writer:
 
     def abort(self) -> None:
         """Remove what was written so far; nothing happens after `finish`."""
-        self._close()
         if self._temporary.is_dir():
             shutil.rmtree(self._temporary)
         else:
             self._temporary.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
 
 
 def record_path(path: Path) -> Path:
@@ -244,6 +239,16 @@ def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
         raise OutputError(f"{path}: is there and holds no {RECORD_FILE}; only what mergekern wrote is replaced")
     if not is_folder and not path.is_file():
         raise OutputError(f"{path}: is a folder, and a file is to be written; give another name")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    # Opened for each write: merge_all writes more files at a time than a process may hold open.
+    descriptor = os.open(path, os.O_WRONLY | flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Leading eigenpairs of a symmetric positive semi-definite matrix, in float64, on the calling thread.
 
-The tridiagonal form (`tridiagonal`), all its eigenpairs by relatively robust representations (LAPACK's `dstemr`, cheap
-and indifferent to clusters), and only the wanted vectors transformed back.
+The tridiagonal form (`tridiagonal`), all its eigenpairs by divide and conquer (LAPACK's `dstedc`: at 768 half the time
+of `dstemr`, and orthogonal to the last bits), and only the wanted vectors transformed back.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _ARGUMENTS = {
     "dstein": 13,
     "dormtr": 13,
     "dgesdd": 14,
-    "dstemr": 21,
+    "dstedc": 11,
 }
 
 
@@ -146,21 +146,19 @@ def tridiagonal_vectors(diagonal: np.ndarray, off_diagonal: np.ndarray, values: 
 
 
 def tridiagonal_eigen(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return all eigenvalues, ascending, and their vectors as rows."""
-    n = len(diagonal)
-    copy, off, values, vectors = diagonal.copy(), np.append(off_diagonal, 0.0), np.empty(n), np.empty((n, n))
-    support, work, integers = np.empty(2 * n, np.int32), np.empty(18 * n), np.empty(10 * n, np.int32)
-    found, accurate, info = ctypes.c_int(), ctypes.c_int(1), ctypes.c_int()
-    _routine("dstemr")(
-        b"V", b"A", _int(n), _at(copy), _at(off), _double(0.0), _double(0.0), _int(0), _int(0), ctypes.byref(found),
-        _at(values), _at(vectors), _int(n), _int(n), _at(support), ctypes.byref(accurate), _at(work), _int(len(work)),
-        _at(integers), _int(len(integers)), ctypes.byref(info),
-    )  # fmt: skip
-    if info.value or found.value != n or not np.isfinite(vectors).all():
-        import scipy.linalg
+    """Return all eigenvalues, ascending, and their vectors as rows, by divide and conquer.
 
-        values, columns = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal, lapack_driver="stev")
-        return values, np.ascontiguousarray(columns.T)
+    Raises numpy.linalg.LinAlgError if the iteration does not converge.
+    """
+    n = len(diagonal)
+    values, off, vectors = diagonal.copy(), np.append(off_diagonal, 0.0), np.empty((n, n))
+    work, integers, info = np.empty(1 + 4 * n + n * n), np.empty(3 + 5 * n, np.int32), ctypes.c_int()
+    _routine("dstedc")(
+        b"I", _int(n), _at(values), _at(off), _at(vectors), _int(n), _at(work), _int(len(work)), _at(integers),
+        _int(len(integers)), ctypes.byref(info),
+    )  # fmt: skip
+    if info.value:
+        raise np.linalg.LinAlgError("tridiagonal eigenvectors did not converge")
     return values, vectors
 
 

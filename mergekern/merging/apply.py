@@ -23,7 +23,7 @@ from mergekern.checkpoints.writer import Entry, Writer, check_target, layout
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError, did_you_mean
 from mergekern.kernels import lapack
-from mergekern.merging.job import Job, SharedLayer
+from mergekern.merging.job import Job, SharedLayer, prepare
 from mergekern.merging.recipe import Method
 from mergekern.merging.registry import find_method
 from mergekern.progress import Progress
@@ -32,9 +32,8 @@ from mergekern.versions import package_version
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
 }  # fmt: skip
-# Merged models of merge_all that are made in one pass over the zoo: as many as fit in memory, or files at a time.
+# Merged models that merge_all makes for a callback in one pass over the zoo: as many as fit in memory.
 MERGED_BYTES = 4 << 30
-MERGED_FILES = 64
 _UNKNOWN_HASH = "0" * 32
 
 Weights = Mapping[str, float] | Sequence[float] | None
@@ -126,7 +125,7 @@ def merge_all(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
 ) -> list[Path]:
-    """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for many of them.
+    """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for all of them.
 
     What several merges need of a tensor (its hashes, a model's threshold, a model's truncated matrix) is computed once.
 
@@ -138,8 +137,8 @@ def merge_all(
         output: a folder; merges are written to `output/method/first+second.safetensors` (a folder of that name without
             the suffix where the base is a folder).
         callback: called with (group, method, merged state dict) for each merge; the dict is its own.
-        merged_memory: bytes of merged models made in one pass over the zoo, for the callback; files are made 64 at a
-            time.
+        merged_memory: bytes of merged models made in one pass over the zoo, for the callback: a model is handed over
+            when its last tensor is merged, so that all of a pass are held. Files are made in one pass, however many.
 
     Returns:
         The paths written.
@@ -174,11 +173,11 @@ def merge_all(
     budget = LayerStream(zoo, max_memory).max_memory
     if output is not None:
         targets = _targets(requests, zoo, Path(output), plan, overwrite)
-        for wave in _waves(targets, MERGED_FILES):
-            _write(wave, zoo, plan, overwrite, budget, progress)
+        _write(targets, zoo, plan, overwrite, budget, progress)
         return [path for _, path in targets]
     assert callback is not None
-    for group in _waves(requests, max(1, merged_memory // max(plan.nbytes, 1))):
+    size = max(1, merged_memory // max(plan.nbytes, 1))
+    for group in (requests[start : start + size] for start in range(0, len(requests), size)):
         sinks = [plan.in_memory() for _ in group]
         jobs = [request.job(zoo, sink) for request, sink in zip(group, sinks, strict=True)]
         _run(zoo, jobs, budget, progress)
@@ -337,7 +336,7 @@ def _run(zoo: Zoo, jobs: Sequence[Job], budget: int, progress: Callable[[Progres
     def merge_layer(layer: Any) -> None:
         # A tensor that has the budget to itself gets all threads.
         inner = threads if 2 * layer.nbytes > budget else 1
-        shared = SharedLayer(layer, zoo, inner, keep=len(jobs) > 1)
+        shared = SharedLayer(layer, zoo, inner, keep=budget // threads if len(jobs) > 1 else 0)
         for job in jobs:
             job.merge(shared)
 
@@ -349,8 +348,7 @@ def _run(zoo: Zoo, jobs: Sequence[Job], budget: int, progress: Callable[[Progres
         layer.release()
         done += 1
 
-    for job in jobs:
-        job.prepare(lambda: LayerStream(zoo, budget), threads)
+    prepare(jobs, zoo, budget, threads)
     stream = LayerStream(zoo, budget)
     with lapack.single_threaded_pool(threads) as pool:
         for layer in stream:
@@ -382,10 +380,6 @@ def _targets(
     for _, path in targets:
         path.parent.mkdir(parents=True, exist_ok=True)
     return targets
-
-
-def _waves(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _groups(groups: Iterable[Sequence[str]] | None, zoo: Zoo) -> list[tuple[int, ...]]:

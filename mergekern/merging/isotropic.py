@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from mergekern.kernels.polar.on_cpu import polar
 from mergekern.merging.matrices import Matrices, weighted_sum
 from mergekern.merging.recipe import Method, Recipe, merge_matrix, number, one_of
 
@@ -19,10 +19,11 @@ def elements(scale: float, truncate: bool | None) -> Recipe:
     return Recipe("mean", scale)
 
 
-def matrix(matrices: Matrices, weights: Sequence[float], scale: float, truncate: bool | None) -> np.ndarray:
-    """Return scale·mean(σ)·polar(Σ τ)."""
-    factor, values = polar(weighted_sum(matrices, weights, bool(truncate)))
-    return factor * (scale * float(values.sum()) / min(matrices.shape))
+def matrix(matrices: Matrices, weights: Sequence[float], scale: float, truncate: bool | None) -> Any:
+    """Return scale·mean(σ)·polar(Σ τ), with mean(σ) = tr(polarᵀ·Σ τ)/min(m, n)."""
+    total = weighted_sum(matrices, weights, bool(truncate))
+    factor = matrices.kernels.polar(total)
+    return factor * (scale * float(factor.ravel() @ total.ravel()) / min(matrices.shape))
 
 
 def isotropic(

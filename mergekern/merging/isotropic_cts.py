@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from mergekern.kernels.polar.on_cpu import inverse_root
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 from mergekern.kernels.truncation import Triplets
-from mergekern.kernels.truncation.on_cpu import leading
-from mergekern.merging.matrices import Matrices, weighted_sum
+from mergekern.merging.matrices import Matrices
 from mergekern.merging.recipe import Method, Recipe, merge_matrix, number
-from mergekern.merging.tsv import multiply_cheaply
 
 DEFAULTS = {"scale": 1.0, "common_fraction": 0.8}
 
@@ -33,22 +31,27 @@ def subspace_sizes(rank: int, models: int, common_fraction: float) -> tuple[int,
     return rank - own * models, own
 
 
-def matrix(matrices: Matrices, weights: Sequence[float], scale: float, common_fraction: float) -> np.ndarray:
+def matrix(matrices: Matrices, weights: Sequence[float], scale: float, common_fraction: float) -> Any:
     """Return scale·mean(σ)·polar(U)·polar(V)ᵀ of the stacked common and task-specific directions."""
-    rank = min(matrices.shape)
+    rank, kernels = min(matrices.shape), matrices.kernels
     common_size, own_size = subspace_sizes(rank, len(matrices), common_fraction)
-    sizes = [abs(weight) * float(np.linalg.norm(matrices.delta(model))) for model, weight in enumerate(weights)]
-    common = _above(leading(weighted_sum(matrices, weights, truncate=False), common_size), sum(sizes))
-    parts = [common]
+    total: Any = 0.0
+    sizes = []
     for model, weight in enumerate(weights):
-        delta = weight * matrices.delta(model)
-        parts.append(_above(leading(delta - common.left @ (common.left.T @ delta), own_size), sizes[model]))
-    left, right = (np.hstack(vectors) for vectors in zip(*((p.left, p.right) for p in parts), strict=True))
-    mean = float(np.concatenate([part.values for part in parts]).sum()) / rank
-    if left.shape[1] == 0:
-        return np.zeros(matrices.shape)
-    inner = (scale * mean) * (inverse_root(left)[0] @ inverse_root(right)[0])
-    return multiply_cheaply(left, inner, right.T)
+        delta = matrices.delta(model)
+        total = total + weight * delta
+        sizes.append(abs(weight) * float(delta.ravel() @ delta.ravel()) ** 0.5)
+    common = _above(kernels.leading(total, common_size), sum(sizes))
+    own = []
+    for model, weight in enumerate(weights):
+        delta = matrices.delta(model)
+        rest = weight * (delta - common.left @ (common.left.T @ delta))
+        own.append(_above(kernels.leading(rest, own_size), sizes[model]))
+    mean = (float(common.values.sum()) + sum(float(part.values.sum()) for part in own)) / rank
+    # What is left of a task is orthogonal to the common left subspace, so that its own part alone is to be resolved.
+    left = kernels.stacked([common.left, kernels.polar(kernels.stacked([part.left for part in own]))])
+    right = kernels.polar(kernels.stacked([common.right, *(part.right for part in own)]))
+    return (scale * mean * left) @ right.T
 
 
 def _above(triplets: Triplets, size: float) -> Triplets:

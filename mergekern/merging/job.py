@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -20,8 +20,7 @@ from mergekern.kernels.combine.on_cpu import combine
 from mergekern.kernels.native import difference
 from mergekern.kernels.trim.on_cpu import kth_largest
 from mergekern.kernels.truncation import Triplets
-from mergekern.kernels.truncation import on_cpu as truncation
-from mergekern.merging.matrices import Matrices
+from mergekern.merging.matrices import ON_CPU, Matrices
 from mergekern.merging.recipe import Method, Recipe, mask_key
 
 
@@ -38,36 +37,29 @@ class Sink(Protocol):
 class SharedLayer:
     """One tensor of a zoo, and what is computed of it once for all jobs.
 
+    Args:
+        keep: bytes of truncated task matrices that are kept for other jobs; those that were used last.
+
     Attributes:
         layer, zoo: the tensor.
         hashes: content hashes, of the base and then of each model.
         threads: that the element-wise kernels may use; no result depends on it.
     """
 
-    def __init__(self, layer: Layer, zoo: Zoo, threads: int, keep: bool) -> None:
+    def __init__(self, layer: Layer, zoo: Zoo, threads: int, keep: int) -> None:
         self.layer, self.zoo, self.threads = layer, zoo, threads
         self.hashes = layer.content_hashes()
         self._keep = keep
-        self._kept: dict[tuple, Any] = {}
-
-    def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
-        if key in self._kept:
-            return self._kept[key]
-        value = compute()
-        if self._keep:
-            self._kept[key] = value
-        return value
+        self._thresholds: dict[tuple[int, int], float] = {}
+        self._triplets: dict[tuple[int, int], Triplets] = {}  # the one that was used last is the last
 
     def kth_largest(self, model: int, k: int) -> float:
         """Return the k-th largest magnitude of the task vector of a model."""
-        count = int(np.prod(self.layer.tensor.shape, dtype=np.int64))
-        return self._once(("kth", model, k), lambda: kth_largest(lambda: self.blocks(model), count, k, self.threads))
-
-    def blocks(self, model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (base, tuned) of one model, flat."""
-        for base, tuned in self.layer.blocks():
-            yield base, tuned[model]
-            del base, tuned
+        if (model, k) not in self._thresholds:
+            count = int(np.prod(self.layer.tensor.shape, dtype=np.int64))
+            blocks = partial(self.layer.blocks_of, model)
+            self._thresholds[model, k] = kth_largest(blocks, count, k, self.threads)
+        return self._thresholds[model, k]
 
     def delta(self, model: int) -> np.ndarray:
         """Return the task matrix of a model in float64."""
@@ -81,14 +73,20 @@ class SharedLayer:
 
     def leading(self, model: int, k: int) -> Triplets:
         """Return the k leading singular triplets of the task matrix of a model."""
-        return self._once(("leading", model, k), lambda: truncation.leading(self.delta(model), k))
+        found = self._triplets.pop((model, k), None)
+        if found is None:
+            found = ON_CPU.leading(self.delta(model), k)
+        self._triplets[model, k] = found
+        while sum(array.nbytes for kept in self._triplets.values() for array in kept) > self._keep:
+            del self._triplets[next(iter(self._triplets))]
+        return found
 
 
 class _LayerMatrices(Matrices):
     """The task matrices of some models of a layer, in a given order, read when they are asked for."""
 
     def __init__(self, shared: SharedLayer, models: Sequence[int]) -> None:
-        self._shared, self._models = shared, models
+        self._shared, self._models, self.kernels = shared, models, ON_CPU
         self.shape = shared.layer.tensor.shape
 
     def __len__(self) -> int:
@@ -102,7 +100,7 @@ class _LayerMatrices(Matrices):
 
 
 @dataclass(frozen=True)
-class _WholeModel:
+class WholeModel:
     """What `scope="model"` needs to know of all tensors together."""
 
     thresholds: dict[int, float]  # by model
@@ -121,6 +119,9 @@ class Job:
         method, options: resolved.
         weights: one for each model.
         sink: takes the result.
+
+    Attributes:
+        whole: what is known of all tensors together, after `prepare`, where the scope is the model.
     """
 
     def __init__(
@@ -131,29 +132,13 @@ class Job:
         self.weights = dict(zip(models, weights, strict=True))
         extra = {"models": len(self.models)} if method.name == "tall_masks" else {}
         self.recipe: Recipe = method.elements(**options, **extra)
-        self._whole: _WholeModel | None = None
+        self.whole: WholeModel | None = None
         self._lock = threading.Lock()
         self.digests: dict[str, list[str]] = {}
 
-    def prepare(self, stream: Callable[[], LayerStream], threads: int) -> None:
-        """Read the whole models for what their thresholds and signs are, where the scope asks for it."""
-        if self.recipe.scope != "model":
-            return
-        count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in self.zoo.tensors)
-        k = self.recipe.trim.rank(count) if self.recipe.trim else None
-        thresholds = {}
-        if self.recipe.trim and k is not None:
-            for model in self.models:
-                kth = kth_largest(partial(_model_blocks, stream, model), count, k, threads)
-                thresholds[model] = self.recipe.trim.threshold(kth)
-        self._whole = _WholeModel(thresholds, 1)
-        if self.recipe.consensus == "elect":
-            tally = Tally()
-            for layer in stream():
-                shared = SharedLayer(layer, self.zoo, threads, keep=False)
-                tally += self._elements(shared, self._ordered(shared), 1, write=False)
-                layer.release()
-            self._whole = _WholeModel(thresholds, -1 if tally.signs < 0 else 1)
+    def count_signs(self, shared: SharedLayer) -> Tally:
+        """Return the tally of one tensor, of which nothing is written."""
+        return self._elements(shared, self._ordered(shared), 1, write=False)
 
     def merge(self, shared: SharedLayer) -> None:
         """Merge one tensor and write it."""
@@ -164,9 +149,9 @@ class Job:
         if tensor.is_matrix and self.method.matrix is not None:
             self._matrix(shared, order)
             return
-        majority = self._whole.majority if self._whole else 1
+        majority = self.whole.majority if self.whole else 1
         tally = self._elements(shared, order, majority)
-        if tally.undecided and tally.signs < 0 and self._whole is None:
+        if tally.undecided and tally.signs < 0 and self.whole is None:
             self._elements(shared, order, -1)
 
     def content_hashes(self) -> list[str]:
@@ -206,8 +191,8 @@ class Job:
 
     def _rule(self, shared: SharedLayer, order: list[int], majority: int) -> Rule:
         trim, thresholds = self.recipe.trim, None
-        if trim is not None and self._whole is not None:
-            thresholds = [self._whole.thresholds[model] for model in order] if self._whole.thresholds else None
+        if trim is not None and self.whole is not None:
+            thresholds = [self.whole.thresholds[model] for model in order] if self.whole.thresholds else None
         elif trim is not None:
             k = trim.rank(int(np.prod(shared.layer.tensor.shape, dtype=np.int64)))
             if k is not None:
@@ -228,9 +213,32 @@ class Job:
         self.sink.write(name, out, start)
 
 
-def _model_blocks(stream: Callable[[], LayerStream], model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for layer in stream():
-        for base, tuned in layer.blocks():
-            yield base, tuned[model]
-            del base, tuned
+def prepare(jobs: Sequence[Job], zoo: Zoo, budget: int, threads: int) -> None:
+    """Read whole models for the thresholds and signs of jobs whose scope asks for it, once for all of them."""
+    whole = [job for job in jobs if job.recipe.scope == "model"]
+    count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in zoo.tensors)
+    found: dict[tuple[int, int], float] = {}
+    for job in whole:
+        thresholds = {}
+        trim = job.recipe.trim
+        k = trim.rank(count) if trim else None
+        if trim and k is not None:
+            for model in job.models:
+                if (model, k) not in found:
+                    found[model, k] = kth_largest(partial(_model_blocks, zoo, budget, model), count, k, threads)
+                thresholds[model] = trim.threshold(found[model, k])
+        job.whole = WholeModel(thresholds, 1)
+    elections = {job: Tally() for job in whole if job.recipe.consensus == "elect"}
+    for layer in LayerStream(zoo, budget) if elections else ():
+        shared = SharedLayer(layer, zoo, threads, keep=0)
+        for job in elections:
+            elections[job] += job.count_signs(shared)
         layer.release()
+    for job, tally in elections.items():
+        assert job.whole is not None
+        job.whole = WholeModel(job.whole.thresholds, -1 if tally.signs < 0 else 1)
+
+
+def _model_blocks(zoo: Zoo, budget: int, model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for layer in LayerStream(zoo, budget):
+        yield from layer.blocks_of(model)

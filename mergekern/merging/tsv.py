@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from mergekern.kernels.polar.on_cpu import inverse_root
 from mergekern.merging.matrices import Matrices
 from mergekern.merging.recipe import Method, Recipe, merge_matrix, number
 
@@ -19,22 +19,11 @@ def elements(scale: float) -> Recipe:
     return Recipe("mean", scale)
 
 
-def matrix(matrices: Matrices, weights: Sequence[float], scale: float) -> np.ndarray:
+def matrix(matrices: Matrices, weights: Sequence[float], scale: float) -> Any:
     """Return scale·polar(U)·Σ·polar(V)ᵀ of the stacked leading triplets."""
-    k = matrices.truncated_rank()
-    kept = [matrices.leading(model, k) for model in range(len(matrices))]
-    left, right = (np.hstack(vectors) for vectors in zip(*((t.left, t.right) for t in kept), strict=True))
-    values = np.concatenate([weight * t.values for weight, t in zip(weights, kept, strict=True)])
-    if not len(values):
-        return np.zeros(matrices.shape)
-    # The roots are as small as the number of triplets; the long sides are multiplied once.
-    inner = inverse_root(left)[0] * (scale * values) @ inverse_root(right)[0]
-    return multiply_cheaply(left, inner, right.T)
-
-
-def multiply_cheaply(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Return a·b·c in the order that takes fewer operations."""
-    return (a @ b) @ c if a.shape[0] <= c.shape[1] else a @ (b @ c)
+    kept = [matrices.leading(model, matrices.truncated_rank()) for model in range(len(matrices))]
+    spectra = [scale * weight * triplets.values for weight, triplets in zip(weights, kept, strict=True)]
+    return matrices.kernels.polar_product([t.left for t in kept], spectra, [t.right for t in kept])
 
 
 def tsv(

@@ -1,5 +1,6 @@
 """What is written: like the base, whole or not at all, with a record; and what is refused."""
 
+import collections
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file, save_model
 
 import mergekern
 from mergekern.checkpoints import writer
+from mergekern.checkpoints.formats import SafetensorsFile
 from mergekern.errors import MergekernError, NonFiniteError, OptionError, OutputError
 from tests.checkpoints.files import write_shards
 from tests.merging.zoos import assert_equal, drawn
@@ -269,6 +271,68 @@ def test_merge_all_into_files(zoo, tmp_path):
     assert_equal(load_file(paths[1]), mergekern.merge(models, zoo / "base.safetensors", "tsv"))
     with pytest.raises(OutputError, match="overwrite"):
         mergekern.merge_all(models, zoo / "base.safetensors", "ties", output=out)
+
+
+def files_of(folder, models):
+    base, tuned = drawn(models, SHAPES)
+    for name, tensors in {"base": base, **tuned}.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    return [folder / f"{name}.safetensors" for name in tuned]
+
+
+def test_merge_all_reads_each_tensor_once(tmp_path, monkeypatch):
+    paths = files_of(tmp_path, 4)
+    reads = collections.Counter()
+    read = SafetensorsFile.read
+
+    def counted(self, name):
+        reads[self.name, name] += 1
+        return read(self, name)
+
+    monkeypatch.setattr(SafetensorsFile, "read", counted)
+    methods = ["ties", "tsv", "isotropic", "dare"]
+    mergekern.merge_all(paths, tmp_path / "base.safetensors", methods, output=tmp_path / "merged")
+    assert len(reads) == 5 * len(SHAPES)
+    assert set(reads.values()) == {1}
+
+
+def test_merge_all_holds_no_files_open(tmp_path):
+    paths = files_of(tmp_path, 5)
+    program = f"""
+import resource, mergekern
+import scipy.linalg
+resource.setrlimit(resource.RLIMIT_NOFILE, (25, 25))
+mergekern.merge_all({[str(p) for p in paths]}, {str(tmp_path / "base.safetensors")!r}, list(mergekern.METHODS),
+                    output={str(tmp_path / "merged")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], env=os.environ, check=True)
+    assert len(list((tmp_path / "merged").rglob("*.safetensors"))) == 10 * len(mergekern.METHODS)
+
+
+def test_merge_all_of_whole_models_is_merge():
+    base, tuned = drawn(3, SHAPES)
+    found = {}
+    mergekern.merge_all(
+        tuned, base, ["ties", "dare_ties"], max_memory=900,
+        options={"ties": {"scope": "model"}, "dare_ties": {"scope": "model", "mask": "magnitude", "rate": 0.5}},
+        callback=lambda group, method, merged: found.update({(group, method): merged}),
+    )  # fmt: skip
+    for (group, method), merged in found.items():
+        options = {"mask": "magnitude", "rate": 0.5} if method == "dare_ties" else {}
+        alone = mergekern.merge({n: tuned[n] for n in group}, base, method, scope="model", **options)
+        assert_equal(merged, alone)
+
+
+def test_merge_all_with_no_room_to_keep_anything():
+    base, tuned = drawn(4, SHAPES)
+    found = {}
+    for memory in (None, 2000):
+        mergekern.merge_all(
+            tuned, base, ["tsv", "isotropic"], max_memory=memory,
+            callback=lambda *merge: found.setdefault(merge[:2], []).append(merge[2]),
+        )  # fmt: skip
+    for first, second in found.values():
+        assert_equal(first, second)
 
 
 BAD_ALL = {

@@ -5,24 +5,25 @@
 Fewer than k where the matrix has fewer singular values above `RANK_TOLERANCE`·σ₁: directions of a null space are
 arbitrary, and nothing is gained by keeping them.
 
-Bytes: τ read twice. Flops on the CPU, with s = min(m, n), l = max(m, n): s²l for the Gram matrix of the short side,
+Bytes: τ read twice. Flops, with s = min(m, n), l = max(m, n): s²l for the Gram matrix of the short side,
 4/3 s³ for its tridiagonal form, 4s²k to transform back the k vectors, 2slk for those of the long side.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 
 class Triplets(NamedTuple):
-    """Leading singular triplets: left (m, k), values (k,) descending, right (n, k), float64."""
+    """Leading singular triplets: left (m, k), values (k,) descending, right (n, k), float64.
 
-    left: np.ndarray
-    values: np.ndarray
-    right: np.ndarray
+    NumPy arrays on the CPU, tensors on a device.
+    """
 
-    def matrix(self) -> np.ndarray:
+    left: Any
+    values: Any
+    right: Any
+
+    def matrix(self) -> Any:
         """Return left·diag(values)·rightᵀ, (m, n)."""
         return (self.left * self.values) @ self.right.T
