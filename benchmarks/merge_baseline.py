@@ -6,8 +6,10 @@ They follow the rules literally, in float32 as research code does, and share no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 
 def polar(matrix: torch.Tensor) -> torch.Tensor:
@@ -49,3 +51,14 @@ def isotropic_cts(deltas: Sequence[torch.Tensor], fraction: float = 0.8) -> torc
         parts.append((own_left[:, :own], own_values[:own], own_right[:own]))
     lefts, spectra, rights = zip(*parts, strict=True)
     return torch.cat(spectra).mean() * polar(torch.cat(lefts, 1)) @ polar(torch.cat(rights))
+
+
+def merge(models: Sequence[Path], base: Path, method: str, output: Path) -> None:
+    """Merge checkpoints in float32, a tensor after the other; those that are not matrices are averaged."""
+    rule = {"tsv": tsv, "isotropic": isotropic, "isotropic_cts": isotropic_cts}[method]
+    origin, tuned = load_file(base), [load_file(path) for path in models]
+    merged = {}
+    for name, tensor in origin.items():
+        deltas = [model[name] - tensor for model in tuned]
+        merged[name] = tensor + (rule(deltas) if tensor.dim() == 2 else sum(deltas) / len(deltas))
+    save_file(merged, output)

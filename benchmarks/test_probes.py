@@ -5,9 +5,6 @@ The models of the small zoo come first; those of ViT-B/16 size take about 20 min
 for one pair.
 """
 
-import threading
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,39 +13,12 @@ from torch import nn
 import mergekern
 from benchmarks import counts
 from benchmarks.baseline import pair_functional_metrics
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.vit_zoo import DEPTH, TOKENS, WIDTH, VisionTransformer, make_tasks
 from mergekern.metrics import CATALOGUE
 
 SAMPLES = 10
 METRICS = [name for name, metric in CATALOGUE.items() if metric.runs_models]
-
-
-class PeakMemory:
-    """The most memory that the process allocates while this is entered, beyond what it had, without mapped files."""
-
-    def __enter__(self):
-        self.before = self.peak = self._allocated()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._ended.set()
-        self._thread.join()
-
-    @property
-    def bytes(self):
-        return self.peak - self.before
-
-    def _watch(self):
-        while not self._ended.wait(0.02):
-            self.peak = max(self.peak, self._allocated())
-
-    @staticmethod
-    def _allocated():
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 @pytest.fixture(scope="session", params=["small", "vit_b16"])

@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "merge.hpp"
 #include "task_vector.hpp"
 #include "tridiagonal.hpp"
 
@@ -63,7 +64,9 @@ std::vector<std::uint8_t> bytes_of(std::size_t seed) {
 
 // What one caller computes.
 struct Results {
-  std::vector<double> gram, without_base, distances, difference, diagonal, off_diagonal, values, vectors;
+  std::vector<double> gram, without_base, distances, difference, diagonal, off_diagonal, values, vectors, magnitudes;
+  std::vector<std::vector<double>> merged;  // by consensus
+  std::vector<long long> counts, tallies;
 
   Results()
       : gram(kModels * kModels),
@@ -73,12 +76,15 @@ struct Results {
         diagonal(kSize),
         off_diagonal(kSize - 1),
         values(kSize),
-        vectors(kVectors * kSize, 1.0) {}
+        vectors(kVectors * kSize, 1.0),
+        merged(4, std::vector<double>(kCount)),
+        counts(1 << 16) {}
 
   bool operator==(const Results& other) const {
     return gram == other.gram && without_base == other.without_base && distances == other.distances &&
            difference == other.difference && diagonal == other.diagonal && off_diagonal == other.off_diagonal &&
-           values == other.values && vectors == other.vectors;
+           values == other.values && vectors == other.vectors && magnitudes == other.magnitudes &&
+           merged == other.merged && counts == other.counts && tallies == other.tallies;
   }
 };
 
@@ -87,6 +93,19 @@ void compute(const TensorView& base, const std::vector<TensorView>& tuned, int t
   mergekern::gram({nullptr, DType::float64}, tuned, kCount, threads, out.without_base.data());
   mergekern::squared_distances(tuned, {{0, 1}, {2, 5}, {6, 6}}, kCount, threads, out.distances.data());
   mergekern::difference(base, kCount, tuned[0], kCount, 1, kCount, out.difference.data());
+
+  const std::vector<double> weights(kModels, 1.5), thresholds(kModels, 0.25);
+  const std::vector<std::uint64_t> keys(kModels, 12345);
+  mergekern::Rule rule{mergekern::Consensus::sum, weights.data(), 1.5 * kModels, 0.3, thresholds.data(), keys.data(),
+                       std::uint64_t{1} << 51, 1.0, 0.4, 2};
+  for (std::size_t consensus = 0; consensus < out.merged.size(); ++consensus) {
+    rule.consensus = static_cast<mergekern::Consensus>(consensus);
+    const TensorView merged{out.merged[consensus].data(), DType::float64};
+    const mergekern::Tally tally = mergekern::combine(base, tuned, merged, kCount, 5, threads, rule);
+    out.tallies.insert(out.tallies.end(), {tally.signs, tally.undecided, tally.non_finite});
+  }
+  mergekern::magnitude_counts(base, tuned[1], kCount, 0, 63, 47, 16, threads, out.counts.data());
+  out.magnitudes = mergekern::magnitudes(base, tuned[1], kCount, 0, 63, threads);
 
   const std::size_t stride = mergekern::padded_stride(kSize);
   std::vector<double> matrix(mergekern::padded_size(kSize) * stride);

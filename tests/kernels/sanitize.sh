@@ -36,7 +36,7 @@ for set in avx512 avx2 generic; do
   fi
   echo "$set:"
   # -s: what is written before the process is stopped shall be seen.
-  sanitized -m pytest -s -x -p no:cacheprovider tests/kernels/test_{gram,native,tridiagonal,spectrum}.py \
+  sanitized -m pytest -s -x -p no:cacheprovider tests/kernels/test_{gram,native,tridiagonal,spectrum,combine,trim}.py \
     -k "not instruction_set and not numpy and not Lapack"
 done
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 import mergekern
 from mergekern import METHODS
@@ -67,6 +68,30 @@ def test_tall_masks():
     by_all = torch.tensor([[12.0, 3.0], [0.0, 0.0]])
     assert torch.equal(merged("tall_masks", first, second, third), 1 + expected)
     assert torch.equal(merged("tall_masks", first, second, third, needed=3), 1 + by_all)
+
+
+def test_tall_masks_of_a_pair():
+    # |a| > 0.4·|b| or |b| > 0.4·|a| holds of every pair of numbers that are not both zero: one of them is enough here.
+    assert torch.equal(merged("tall_masks", A, B), 1 + A + B)
+    # With both needed: neither may be more than 2.5 times the other.
+    both = torch.tensor([[1.0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]])
+    assert torch.equal(merged("tall_masks", A, B, needed=2), 1 + both * (A + B))
+
+
+def test_dare_at_random():
+    models = [{"w": 1 + delta} for delta in (A, B)]
+    found = mergekern.merge(models, {"w": torch.ones(4, 4)}, "dare", rate=0.5, seed=3)["w"]
+    content = [xxhash.xxh3_128(b"torch.float32(4, 4)" + model["w"].numpy().tobytes()).hexdigest() for model in models]
+    drawn_numbers = [reference.uniform(mask_key(3, "w", digest), 0, 16).reshape(4, 4) / 2**53 for digest in content]
+    kept = [torch.from_numpy(np.where(numbers >= 0.5, 2.0, 0.0)) for numbers in drawn_numbers]
+    assert torch.equal(found, (1 + (kept[0] * A + kept[1] * B) / 2).float())
+    assert 0 < kept[0].count_nonzero() < 16
+
+
+def test_dare_ties_by_magnitude():
+    # Kept and counted fourfold: A 8, −6, 5, −7; B 7, −6, −8, −5. As in TIES.
+    change = torch.tensor([[8.0, 0, 0, 0], [0, 0, -5.5, 0], [7.0, 0, 0, 0], [5.0, -6.5, 0, -8.0]])
+    assert torch.equal(merged("dare_ties", A, B, rate=0.75, mask="magnitude", scale=0.5), 1 + 2 * change)
 
 
 def diagonal(*values):
