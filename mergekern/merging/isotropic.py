@@ -23,7 +23,8 @@ def matrix(matrices: Matrices, weights: Sequence[float], scale: float, truncate:
     """Return scale·mean(σ)·polar(Σ τ), with mean(σ) = tr(polarᵀ·Σ τ)/min(m, n)."""
     total = weighted_sum(matrices, weights, bool(truncate))
     factor = matrices.kernels.polar(total)
-    return factor * (scale * float(factor.ravel() @ total.ravel()) / min(matrices.shape))
+    factor *= scale * float(factor.ravel() @ total.ravel()) / min(matrices.shape)
+    return factor
 
 
 def isotropic(

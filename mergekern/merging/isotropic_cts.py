@@ -10,7 +10,7 @@ import torch
 
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 from mergekern.kernels.truncation import Triplets
-from mergekern.merging.matrices import Matrices
+from mergekern.merging.matrices import Matrices, weighted_sum
 from mergekern.merging.recipe import Method, Recipe, merge_matrix, number
 
 DEFAULTS = {"scale": 1.0, "common_fraction": 0.8}
@@ -35,23 +35,22 @@ def matrix(matrices: Matrices, weights: Sequence[float], scale: float, common_fr
     """Return scale·mean(σ)·polar(U)·polar(V)ᵀ of the stacked common and task-specific directions."""
     rank, kernels = min(matrices.shape), matrices.kernels
     common_size, own_size = subspace_sizes(rank, len(matrices), common_fraction)
-    total: Any = 0.0
-    sizes = []
-    for model, weight in enumerate(weights):
-        delta = matrices.delta(model)
-        total = total + weight * delta
-        sizes.append(abs(weight) * float(delta.ravel() @ delta.ravel()) ** 0.5)
-    common = _above(kernels.leading(total, common_size), sum(sizes))
+    sizes = [abs(weight) * _norm(matrices.delta(model)) for model, weight in enumerate(weights)]
+    common = _above(kernels.leading(weighted_sum(matrices, weights, truncate=False), common_size), sum(sizes))
     own = []
     for model, weight in enumerate(weights):
-        delta = matrices.delta(model)
-        rest = weight * (delta - common.left @ (common.left.T @ delta))
+        rest = weight * matrices.delta(model)
+        rest -= common.left @ (common.left.T @ rest)
         own.append(_above(kernels.leading(rest, own_size), sizes[model]))
     mean = (float(common.values.sum()) + sum(float(part.values.sum()) for part in own)) / rank
     # What is left of a task is orthogonal to the common left subspace, so that its own part alone is to be resolved.
     left = kernels.stacked([common.left, kernels.polar(kernels.stacked([part.left for part in own]))])
     right = kernels.polar(kernels.stacked([common.right, *(part.right for part in own)]))
     return (scale * mean * left) @ right.T
+
+
+def _norm(matrix: Any) -> float:
+    return float(matrix.ravel() @ matrix.ravel()) ** 0.5
 
 
 def _above(triplets: Triplets, size: float) -> Triplets:

@@ -77,8 +77,12 @@ class Matrices:
 
 def weighted_sum(matrices: Matrices, weights: Sequence[float], truncate: bool) -> Any:
     """Return Σ w_i·τ_i, in the order of the models, of the truncated or of the full task matrices."""
-    total: Any = 0.0
+    k = matrices.truncated_rank()
+    total = None
     for model, weight in enumerate(weights):
-        delta = matrices.leading(model, matrices.truncated_rank()).matrix() if truncate else matrices.delta(model)
-        total = total + weight * delta
+        part = matrices.leading(model, k).matrix(weight) if truncate else weight * matrices.delta(model)
+        if total is None:
+            total = part
+        else:
+            total += part
     return total

@@ -24,6 +24,6 @@ class Triplets(NamedTuple):
     values: Any
     right: Any
 
-    def matrix(self) -> Any:
-        """Return left·diag(values)·rightᵀ, (m, n)."""
-        return (self.left * self.values) @ self.right.T
+    def matrix(self, weight: float = 1.0) -> Any:
+        """Return weight·left·diag(values)·rightᵀ, (m, n)."""
+        return (self.left * (weight * self.values)) @ self.right.T
