@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mergekern.errors import OptionError
+from mergekern.kernels.combine import Rule
 from mergekern.kernels.cuda_module import CudaModule, RawCudaModule
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.spectrum import DeviceSpectra, Stack
+from mergekern.kernels.trim import ModelBlocks
 
 # The first with tensor cores for float64, which the Triton kernels are written for.
 CAPABILITY = (8, 0)
@@ -42,6 +45,17 @@ class DeviceBackend:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+    @contextlib.contextmanager
+    def explaining_memory(self) -> Iterator[None]:
+        """Turn torch's error about device memory into one that says what to do."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OptionError(
+                f"{self.description} has too little free memory for this zoo: {str(error).splitlines()[0]} "
+                "Free memory there, give a smaller max_memory, or use device='cpu'."
+            ) from error
 
     def inner_products(self, layers: Sequence[Sequence[torch.Tensor | None]]) -> torch.Tensor:
         """See mergekern.kernels.gram.on_triton."""
@@ -79,6 +93,20 @@ class DeviceBackend:
         from mergekern.kernels.overlap import on_triton
 
         return on_triton.overlap(bases)
+
+    def kth_largest(self, blocks: ModelBlocks, models: int, count: int, k: int) -> torch.Tensor:
+        """See mergekern.kernels.trim.on_cuda."""
+        from mergekern.kernels.trim import on_cuda
+
+        return on_cuda.kth_largest(blocks, models, count, k, self.module, self.device)
+
+    def combine(
+        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
+    ) -> torch.Tensor:
+        """See mergekern.kernels.combine.on_triton."""
+        from mergekern.kernels.combine import on_triton
+
+        return on_triton.combine(base, tuned, rule, out, start)
 
 
 def cuda_backend(device: torch.device) -> DeviceBackend:

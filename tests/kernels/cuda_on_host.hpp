@@ -440,6 +440,13 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, HOST_PLACE) 
     return host::ballot(mask, {"__all_sync", file, line}, predicate) == 0xFFFFFFFFu;
 }
 
+// Threads take turns only where they wait, so that any addition is atomic.
+template <typename T>
+T atomicAdd(T* address, T value) {
+    const T before = *address;
+    *address += value;
+    return before;
+}
 template <typename T>
 T __ldg(const T* address) {
     return *address;

@@ -5,7 +5,7 @@
 
 Barriers and exchanges that not all threads reach, shared memory written beyond its end, and arguments of another
 type are errors. A missing barrier shows as results that differ between the orders. What cannot be seen here: that
-`__shfl_sync` and the like order no memory, which only `__syncwarp` does.
+`__shfl_sync` and the like order no memory, which only `__syncwarp` does, and additions that should be atomic.
 """
 
 from __future__ import annotations

@@ -21,10 +21,11 @@ FLOAT64_PRODUCT = r"mma\.sync\.aligned\.m\d+n8k\d+\.row\.col\.f64\.f64\.f64\.f64
 
 def cases(storage):
     """Yield (name, kernel, pointers, integers, constants, options) of every kernel as it is launched."""
+    from mergekern.kernels.combine import on_triton as combine
+    from mergekern.kernels.device_inputs import STORAGE
     from mergekern.kernels.gram import on_triton as gram
     from mergekern.kernels.overlap import on_triton as overlap
     from mergekern.kernels.sketch import on_triton as sketch
-    from mergekern.kernels.triton_inputs import STORAGE
 
     chunks = {"chunks": "i64", "addresses": "i64", "pairs": "i64", "partials": "fp64"}
     thin = {"addresses": "i64", "vectors": "fp64", "out": "fp64"}
@@ -59,6 +60,13 @@ def cases(storage):
                 constants |= {"ROWS": sketch.ROWS, "INNER": sketch.INNER, "COLUMNS": columns}
                 integers = ["rows", "columns*16", "width*16", "seed"]
                 yield f"sketch {kind} {dtype}", sketch._sketch, thin, integers, constants, sketch_options
+    # The widest of each: both readings and the mask, or a quotient.
+    merged = {"addresses": "i64", "numbers": "fp64", "keys": "i64", "out": "fp32", "tally": "i64"}
+    integers = ["count", "start", "models", "dropped_below", "needed"]
+    constants = {"STORAGE": storage, "ALIGNED": True, "TILE": combine.TILE, "MASKED": storage == "fp32"}
+    constants |= {"CONSENSUS": "elect" if storage == "fp32" else "mean"}
+    options = {"num_warps": combine.WARPS, "enable_fp_fusion": False}
+    yield f"combine {storage}", combine._combine, merged, integers, constants, options
     if storage != "fp32":
         return
     constants = {"ROWS": gram.SUM_ROWS, "COLUMNS": gram.SUM_COLUMNS}
@@ -93,7 +101,7 @@ def compile_all(storage_dtype):
             attrs={(list(signature).index(argument),): [["tt.divisibility", 16]] for argument in divisible},
         )
         target = GPUTarget("cuda", ARCHITECTURE, 32)
-        compiled = triton.compile(source, target=target, options={**options, "enable_fp_fusion": True})
+        compiled = triton.compile(source, target=target, options={"enable_fp_fusion": True, **options})
         with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
             cubin.write(compiled.asm["cubin"])
             cubin.flush()
@@ -103,6 +111,9 @@ def compile_all(storage_dtype):
         found[name] = {
             "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
             "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
+            "fused": len(re.findall(r"\bfma\.", ptx)),
+            "flushing": len(re.findall(r"\.ftz\b", ptx)),
+            "quotients": len(re.findall(r"\bdiv\.rn\.f64\b", ptx)),
             "float64_products": len(re.findall(FLOAT64_PRODUCT, ptx)),
             # Of 16 bytes, to shared memory behind the arithmetic or to registers.
             "wide_loads": len(
@@ -136,8 +147,16 @@ def test_instructions(compiled):
     for name, code in compiled.items():
         exact_product = name.startswith(("gram", "sketch", "overlap")) and "tf32x3" not in name
         assert (code["float64_products"] > 0) == exact_product, name
-        if name.startswith(("gram", "squares", "sketch")):
+        if name.startswith(("gram", "squares", "sketch", "combine")):
             assert code["wide_loads"] > 0, name
+
+
+def test_merges_round_every_operation_once(compiled):
+    """Sums and products are not fused, quotients are those of IEEE, and subnormal numbers are kept."""
+    for storage in ("fp32", "bf16"):
+        code = compiled[f"combine {storage}"]
+        assert (code["fused"], code["flushing"]) == (0, 0)
+        assert code["quotients"] > 0
 
 
 def test_nothing_is_spilled(compiled):

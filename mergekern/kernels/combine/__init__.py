@@ -21,8 +21,11 @@ Bytes: (N + 1)·D·itemsize read once, D·itemsize written. Flops: about 6·N·D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import torch
 
 Consensus = Literal["sum", "mean", "elect", "agree"]
 CONSENSUS: tuple[Consensus, ...] = ("sum", "mean", "elect", "agree")
@@ -82,3 +85,12 @@ class Tally(NamedTuple):
 
     def __add__(self, other: Tally) -> Tally:  # type: ignore[override]
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def check(base: torch.Tensor, tuned: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Raise ValueError unless tensors are what every implementation takes, and the result one that it writes."""
+    tensors = (base, *tuned, out)
+    if not all(t.dim() == 1 and t.is_contiguous() and t.numel() == out.numel() for t in tensors):
+        raise ValueError("combine needs flat, contiguous tensors of one length")
+    if out.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"combine writes float32 or float64, not {out.dtype}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergekern.kernels.combine import CONSENSUS, Rule, Tally, reference
+from mergekern.kernels.combine import CONSENSUS, Rule, Tally, check, reference
 from mergekern.kernels.native import address, extension
 
 # Elements of a block of the NumPy path: its float64 rows of 8 models take 4 MB.
@@ -18,7 +18,7 @@ def native(
     base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0, threads: int = 1
 ) -> Tally:
     """Write the merged elements to `out` ((D,) float32 or float64) by the C++ kernel."""
-    _check(base, tuned, out)
+    check(base, tuned, out)
     empty: tuple = ()
     return Tally(
         *extension.combine(
@@ -33,7 +33,7 @@ def numpy(
     base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0, threads: int = 1
 ) -> Tally:
     """Write the merged elements to `out` by NumPy, a block at a time."""
-    _check(base, tuned, out)
+    check(base, tuned, out)
     tally = Tally()
     for at in range(0, out.numel(), _NUMPY_BLOCK):
         block = slice(at, at + _NUMPY_BLOCK)
@@ -42,14 +42,6 @@ def numpy(
             out[block] = torch.from_numpy(merged)
         tally += counted
     return tally
-
-
-def _check(base: torch.Tensor, tuned: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-    tensors = (base, *tuned, out)
-    if not all(t.dim() == 1 and t.is_contiguous() and t.numel() == out.numel() for t in tensors):
-        raise ValueError("combine needs flat, contiguous tensors of one length")
-    if out.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"combine writes float32 or float64, not {out.dtype}")
 
 
 combine = numpy if extension is None or not hasattr(extension, "combine") else native

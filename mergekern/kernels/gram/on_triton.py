@@ -23,8 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
+from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
 from mergekern.kernels.gram import Gram, distances_from_inner
-from mergekern.kernels.triton_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
 
 Products = Literal["float64", "tf32x3"]
 

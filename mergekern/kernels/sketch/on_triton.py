@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mergekern.kernels.triton_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
+from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
 
 Precision = Literal["float64", "tf32x3"]
 

@@ -6,21 +6,24 @@ Inputs: blocks of base (or None for zero) and tuned, each in its own storage dty
 Output: a float64, one of the |τ_e|.
 
 The bits of a non-negative float64 order as its value does. Each pass counts the values that agree with the digits found
-so far by their next 16 bits, which tells in which bin the k-th lies; once few are left they are collected and
-selected from. Nothing is sorted, no index is kept, and blocks may come in any order and division: passes see every
-value once, so a vector need not be in memory.
+so far by their next bits (16; 13 on a device), which tells in which bin the k-th lies; on the CPU, once few are left,
+they are collected and selected from. Nothing is sorted, no index is kept, and blocks may come in any order and
+division: passes see every value once, so a vector need not be in memory.
 
-Bytes: 2 or 3 reads of τ. Memory: 0.5 MB of counts a thread, and at most 32 MB of collected values.
+Bytes: 2 or 3 reads of τ, on a device 5. Memory: 0.5 MB of counts a thread, and at most 32 MB of collected values; on a
+device 64 KB of counts a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 # Gives (base, tuned) of consecutive or any other blocks, flat; called once a pass.
 Blocks = Callable[[], Iterable[tuple[torch.Tensor | None, torch.Tensor]]]
+# The same with the tuned tensors of several models.
+ModelBlocks = Callable[[], Iterable[tuple[torch.Tensor | None, Sequence[torch.Tensor]]]]
 
 # (lowest bit, width) of each digit of a float64 without its sign.
 DIGITS = ((47, 16), (31, 16), (15, 16), (0, 15))

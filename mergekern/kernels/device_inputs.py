@@ -1,23 +1,27 @@
-"""What the Triton kernels take: tensors of one storage dtype by their addresses, and tables of integers."""
+"""What the kernels of a device take: tensors of one storage dtype by their addresses, and tables of integers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-# Storage that the kernels decode; other is widened before. Triton 3.6 cannot compile float64 products of 16-bit loads.
-STORAGE = {torch.float64: tl.float64, torch.float32: tl.float32}
-if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9):
-    STORAGE |= {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+# Storage that kernels load; other is widened before.
+LOADED = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+# Storage whose products Triton makes: 3.6 cannot compile float64 products of 16-bit loads.
+STORAGE = dict(LOADED)
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+    del STORAGE[torch.float16], STORAGE[torch.bfloat16]
 # Loads of 16 bytes need addresses that are multiples of it; as a divisor it is a hint to the compiler too.
 ALIGNMENT = 16
 
 
-def of_one_dtype(tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+def of_one_dtype(
+    tensors: Sequence[torch.Tensor | None], storage: Collection[torch.dtype] = STORAGE
+) -> list[torch.Tensor | None]:
     """Return the tensors in one storage dtype that holds all of them exactly; copies only what differs from it.
 
     >>> found = of_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
@@ -25,7 +29,7 @@ def of_one_dtype(tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor | 
     [None, torch.float32, torch.float32]
     """
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-    if len(dtypes) == 1 and dtypes <= STORAGE.keys():
+    if len(dtypes) == 1 and dtypes <= set(storage):
         return list(tensors)
     common = torch.float64 if torch.float64 in dtypes else torch.float32
     return [tensor if tensor is None else tensor.to(common) for tensor in tensors]

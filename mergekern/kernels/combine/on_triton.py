@@ -1,0 +1,196 @@
+"""`combine` by Triton: a tile of all models in registers, read once, or twice where the consensus needs the sum first.
+
+Nothing is fused into multiply-adds, and every operation is that of the oracle in its order: the bits are the oracle's.
+Counts are added atomically, which for integers gives the same in any order.
+
+A second reading of a tile comes from the cache of its multiprocessor: 32 KB of 8 models of float32.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from mergekern.kernels.combine import Rule, check
+from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, of_one_dtype, to_device
+
+# Elements of a tile: 8 a thread, which are two loads of 16 bytes of float32.
+TILE = 1024
+WARPS = 4
+# What of `tally` counts what.
+SIGNS = tl.constexpr(0)
+UNDECIDED = tl.constexpr(1)
+NON_FINITE = tl.constexpr(2)
+
+
+def combine(
+    base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
+) -> torch.Tensor:
+    """Write the merged elements to `out` ((D,) float32 or float64), and return the tally; nothing waits for the device.
+
+    Storage dtypes may differ: tensors are copied to float32 or float64 first.
+
+    Args:
+        base: (D,), contiguous.
+        tuned: N × (D,), contiguous.
+        rule: what to do.
+        out: where the result goes.
+        start: index of the first element in the tensor, for masks.
+
+    Returns:
+        (3,) int64 on the device: the fields of `Tally`.
+    """
+    check(base, tuned, out)
+    stored = of_one_dtype([base, *tuned], LOADED)
+    some = stored[0]
+    assert some is not None
+    models = len(tuned)
+    thresholds, keys = rule.thresholds or (0.0,) * models, rule.keys or (0,) * models
+    pointers = np.array(addresses(stored), dtype=np.int64)
+    numbers = np.array([rule.factor, rule.total_weight, rule.majority, rule.share, *rule.weights, *thresholds])
+    tables = [pointers, numbers.view(np.int64), np.array(keys, dtype=np.uint64).view(np.int64), np.zeros(3, np.int64)]
+    pointers_there, numbers_there, keys_there, tally = to_device(tables, out.device)
+    if out.numel():
+        with torch.cuda.device_of(out):
+            _combine[(triton.cdiv(out.numel(), TILE),)](
+                pointers_there,
+                numbers_there.view(torch.float64),
+                keys_there,
+                out,
+                tally,
+                out.numel(),
+                start,
+                models,
+                rule.dropped_below,
+                rule.needed,
+                STORAGE=LOADED[some.dtype],
+                ALIGNED=not (pointers % ALIGNMENT).any() and out.data_ptr() % ALIGNMENT == 0,
+                CONSENSUS=rule.consensus,
+                MASKED=rule.keys is not None,
+                TILE=TILE,
+                num_warps=WARPS,
+                enable_fp_fusion=False,
+            )
+    return tally
+
+
+@triton.jit(do_not_specialize=["count", "start", "models", "dropped_below", "needed"])
+def _combine(
+    addresses,
+    numbers,
+    keys,
+    out,
+    tally,
+    count,
+    start,
+    models,
+    dropped_below,
+    needed,
+    STORAGE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CONSENSUS: tl.constexpr,
+    MASKED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Merge one tile; only the last one, which may not be whole, carries a mask, which would forbid wide loads."""
+    first = tl.program_id(0).to(tl.int64) * TILE
+    columns = tl.arange(0, TILE)
+    if first + TILE <= count:
+        inside = tl.full((TILE,), True, tl.int1)
+        _combine_tile(addresses, numbers, keys, out, tally, first, inside, start, models, dropped_below, needed,
+                      STORAGE, ALIGNED, CONSENSUS, MASKED, TILE)  # fmt: skip
+    else:
+        inside = first + columns < count
+        _combine_tile(addresses, numbers, keys, out, tally, first, inside, start, models, dropped_below, needed,
+                      STORAGE, ALIGNED, CONSENSUS, MASKED, TILE)  # fmt: skip
+
+
+@triton.jit
+def _combine_tile(
+    addresses,
+    numbers,
+    keys,
+    out,
+    tally,
+    first,
+    inside,
+    start,
+    models,
+    dropped_below,
+    needed,
+    STORAGE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CONSENSUS: tl.constexpr,
+    MASKED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Write base + factor·consensus of the elements from `first` on, and add what they count to the tally."""
+    columns = tl.arange(0, TILE)
+    index = (first + columns + start).to(tl.uint64)
+    base = _values(addresses, 0, first, columns, inside, STORAGE, ALIGNED)
+    total = tl.full((TILE,), 0.0, tl.float64)
+    non_finite = tl.full((TILE,), 0, tl.int32)
+    kept = tl.full((TILE,), False, tl.int1)
+    for model in range(0, models):
+        delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
+        non_finite += tl.where(tl.abs(delta) <= 1.7976931348623157e308, 0, 1)
+        part = _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED)
+        kept |= part != 0.0
+        total += part
+    if CONSENSUS == "mean":
+        merged = total / tl.load(numbers + 1)
+    elif CONSENSUS == "elect":
+        sign = tl.where(total > 0.0, 1.0, tl.where(total < 0.0, -1.0, tl.load(numbers + 2)))
+        merged = tl.full((TILE,), 0.0, tl.float64)
+        weight = tl.full((TILE,), 0.0, tl.float64)
+        for model in range(0, models):
+            delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
+            part = _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED)
+            agrees = part * sign > 0.0
+            merged += tl.where(agrees, part, 0.0)
+            weight += tl.where(agrees, tl.load(numbers + 4 + model), 0.0)
+        merged = merged / tl.where(weight > 0.0, weight, 1.0)
+    elif CONSENSUS == "agree":
+        share = tl.load(numbers + 3)
+        claims = tl.full((TILE,), 0, tl.int32)
+        for model in range(0, models):
+            delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
+            part = _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED)
+            claims += tl.where(tl.abs(part) > share * tl.abs(total - part), 1, 0)
+        merged = tl.where(claims >= needed, total, 0.0)
+    else:
+        merged = total
+    result = base + tl.load(numbers) * merged
+    tl.store(out + first + columns, result.to(out.dtype.element_ty), mask=inside)
+    # What is outside of the tensor has sums of zero, and counts nowhere.
+    signs = tl.where(total > 0.0, 1, 0) - tl.where(total < 0.0, 1, 0)
+    tl.atomic_add(tally + SIGNS, tl.sum(signs).to(tl.int64), sem="relaxed")
+    tl.atomic_add(tally + NON_FINITE, tl.sum(non_finite).to(tl.int64), sem="relaxed")
+    if CONSENSUS == "elect":
+        undecided = tl.where((total == 0.0) & kept, 1, 0)
+        tl.atomic_add(tally + UNDECIDED, tl.sum(undecided).to(tl.int64), sem="relaxed")
+
+
+@triton.jit
+def _values(addresses, which, first, columns, inside, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a tile of one tensor, by the number of its address, in float64."""
+    pointer = tl.load(addresses + which).to(tl.pointer_type(STORAGE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    values = tl.load(pointer + tl.multiple_of(first, 16) + columns, mask=inside, other=0.0)
+    return values.to(tl.float32).to(tl.float64) if tl.float64 != STORAGE else values
+
+
+@triton.jit
+def _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED: tl.constexpr):
+    """Return w·τ where it is as large as the threshold and not dropped by the mask, else 0."""
+    part = tl.where(tl.abs(delta) >= tl.load(numbers + 4 + models + model), delta, 0.0)
+    if MASKED:
+        z = tl.load(keys + model).to(tl.uint64, bitcast=True) + (index + 1) * 0x9E3779B97F4A7C15
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+        z = (z ^ (z >> 31)) >> 11
+        part = tl.where(z.to(tl.int64) < dropped_below, 0.0, part)
+    return part * tl.load(numbers + 4 + model)

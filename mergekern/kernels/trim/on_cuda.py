@@ -1,0 +1,73 @@
+"""`trim` by CUDA C++: radix select of all models of a tensor together, of which the host knows nothing until the end.
+
+Histograms of 13 bits live in shared memory, over all that a block reads; five passes find the 63 bits of a float64.
+The counts decide on the device which digit is next, so that nothing waits. In Triton a histogram belongs to one tile:
+it would leave the chip, or be added up in registers, once every few thousand elements.
+
+Bytes: 5 reads of τ, the base once for all models where the cache holds it. Atomic additions are of integers, so that
+their order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mergekern.kernels.cuda_module import CudaModule
+from mergekern.kernels.device_inputs import LOADED, addresses, of_one_dtype, to_device
+from mergekern.kernels.trim import ModelBlocks
+
+# As in trim.cu: (lowest bit, width) of each digit of a float64 without its sign, and the counts of a digit.
+DIGITS = ((50, 13), (37, 13), (24, 13), (11, 13), (0, 11))
+BINS = 1 << 13
+THREADS = 256
+# Elements of a block, beside which clearing and adding up the counts is little; and blocks of a model at most.
+CHUNK = 1 << 14
+BLOCKS = 512
+
+
+def kth_largest(
+    blocks: ModelBlocks, models: int, count: int, k: int, module: CudaModule, device: torch.device
+) -> torch.Tensor:
+    """Return the k-th largest magnitude of every model, (models,) float64 on the device; nothing waits for it.
+
+    Args:
+        blocks: gives (base or None, tuned), flat and contiguous, on the device.
+        models: number of tuned tensors in a block.
+        count: number of values of a model in all blocks together.
+        k: from 1 to count.
+        module: the kernels.
+        device: where the blocks are.
+    """
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be from 1 to {count}, not {k}")
+    start = np.stack([np.zeros(models, dtype=np.int64), np.full(models, k)], axis=1)
+    [states] = to_device([start], device)
+    counts = torch.zeros(models, BINS, dtype=torch.int64, device=device)
+    for shift, width in DIGITS:
+        for base, tuned in blocks():
+            _count(base, tuned, states, counts, shift, width, module)
+        module.launch("pick_digit", (models, 1), THREADS, [states, counts, width], 8 * THREADS)
+    return states[:, 0].contiguous().view(torch.float64)
+
+
+def _count(
+    base: torch.Tensor | None, tuned: Sequence[torch.Tensor], states: torch.Tensor, counts: torch.Tensor,
+    shift: int, width: int, module: CudaModule,
+) -> None:  # fmt: skip
+    given = [tensor for tensor in (base, *tuned) if tensor is not None]
+    size = tuned[0].numel()
+    if len(tuned) != len(states) or not all(t.dim() == 1 and t.is_contiguous() and t.numel() == size for t in given):
+        raise ValueError(f"trim needs flat, contiguous tensors of one length, of {len(states)} models")
+    if size == 0:
+        return
+    stored = of_one_dtype([base, *tuned], LOADED)
+    some = stored[1]
+    assert some is not None
+    [pointers] = to_device([np.array(addresses(stored), dtype=np.int64)], some.device)
+    grid = (min(-(-size // CHUNK), BLOCKS), len(tuned))
+    storage = list(LOADED).index(some.dtype)
+    values: list[torch.Tensor | int] = [pointers, states, counts, size, shift, width, storage]
+    module.launch("count_magnitudes", grid, THREADS, values, 4 * BINS)
