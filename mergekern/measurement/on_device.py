@@ -18,13 +18,12 @@ import torch
 
 from mergekern.checkpoints import Layer, Zoo
 from mergekern.checkpoints.stream import non_finite
-from mergekern.errors import OptionError
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.gram import distances_from_inner
 from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
+from mergekern.kernels.transfer import Uploader, on_stream
 from mergekern.measurement import Measurement
 from mergekern.measurement.on_cpu import CpuMeasurement
-from mergekern.measurement.upload import Uploader, on_stream
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ class DeviceMeasurement(Measurement):
     def _launch(self) -> None:
         """Queue the kernels for everything that is waiting."""
         requests, self._waiting = self._waiting, []
-        with on_stream(self._stream), self._explaining_memory():
+        with on_stream(self._stream), self.backend.explaining_memory():
             self._hand_over([tensor for request in requests for tensor in request.tensors])
             inner = self.backend.inner_products([[t.reshape(-1) for t in request.tensors] for request in requests])
             matrices = {
@@ -255,7 +254,7 @@ class DeviceMeasurement(Measurement):
         for base, tuned in layer.blocks():
             there = self._uploader.upload([base, *tuned], pool)
             del base, tuned
-            with on_stream(self._stream), self._explaining_memory():
+            with on_stream(self._stream), self.backend.explaining_memory():
                 self._hand_over(there)
                 total += self.backend.inner_products([there])
         spectra: dict[int, _DeviceLayer] = {}
@@ -271,29 +270,9 @@ class DeviceMeasurement(Measurement):
             ((_, base, tuned),) = layer.matrix_blocks(model, 0, layer.tensor.shape[0])
             there = self._uploader.upload([base, tuned], pool)
             del base, tuned
-            with on_stream(self._stream), self._explaining_memory():
+            with on_stream(self._stream), self.backend.explaining_memory():
                 self._hand_over(there)
                 parts += self.backend.spectra([Stack(there[0], there[1:])], self.top_k, self.spectrum_k)
         with on_stream(self._stream):
             whole = DeviceSpectra(*map(torch.cat, zip(*parts, strict=True)))
             return {0: _DeviceLayer(whole, self._overlaps({0: whole})[0])}
-
-    def _explaining_memory(self) -> _ExplainingMemory:
-        return _ExplainingMemory(self.backend.description)
-
-
-class _ExplainingMemory:
-    """Turns torch's error about device memory into one that says what to do."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise OptionError(
-                f"{self._device} has too little free memory for this zoo: {str(error).splitlines()[0]} "
-                "Free memory there, give a smaller max_memory, or use device='cpu'."
-            ) from error

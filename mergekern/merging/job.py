@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +15,10 @@ from mergekern.checkpoints import Layer, LayerStream, Zoo
 from mergekern.checkpoints.stream import non_finite
 from mergekern.errors import OptionError
 from mergekern.kernels.combine import Rule, Tally
-from mergekern.kernels.combine.on_cpu import combine
-from mergekern.kernels.native import difference
-from mergekern.kernels.trim.on_cpu import kth_largest
 from mergekern.kernels.truncation import Triplets
-from mergekern.merging.matrices import ON_CPU, Matrices
+from mergekern.merging.matrices import Matrices
 from mergekern.merging.recipe import Method, Recipe, mask_key
+from mergekern.merging.route import Route
 
 
 class Sink(Protocol):
@@ -42,40 +39,39 @@ class SharedLayer:
 
     Attributes:
         layer, zoo: the tensor.
+        route: where it is merged.
         hashes: content hashes, of the base and then of each model.
         threads: that the element-wise kernels may use; no result depends on it.
     """
 
-    def __init__(self, layer: Layer, zoo: Zoo, threads: int, keep: int) -> None:
-        self.layer, self.zoo, self.threads = layer, zoo, threads
+    def __init__(self, layer: Layer, zoo: Zoo, route: Route, threads: int, keep: int) -> None:
+        self.layer, self.zoo, self.route, self.threads = layer, zoo, route, threads
         self.hashes = layer.content_hashes()
         self._keep = keep
         self._thresholds: dict[tuple[int, int], float] = {}
         self._triplets: dict[tuple[int, int], Triplets] = {}  # the one that was used last is the last
 
-    def kth_largest(self, model: int, k: int) -> float:
-        """Return the k-th largest magnitude of the task vector of a model."""
-        if (model, k) not in self._thresholds:
+    def kth_largest(self, models: Sequence[int], k: int) -> list[float]:
+        """Return the k-th largest magnitudes of the task vectors of some models."""
+        if lacking := [model for model in models if (model, k) not in self._thresholds]:
             count = int(np.prod(self.layer.tensor.shape, dtype=np.int64))
-            blocks = partial(self.layer.blocks_of, model)
-            self._thresholds[model, k] = kth_largest(blocks, count, k, self.threads)
-        return self._thresholds[model, k]
+            found = self.route.kth_largest(lambda: [self.layer], lacking, count, k, self.threads)
+            self._thresholds |= {(model, k): value for model, value in zip(lacking, found, strict=True)}
+        return [self._thresholds[model, k] for model in models]
 
-    def delta(self, model: int) -> np.ndarray:
-        """Return the task matrix of a model in float64."""
-        rows, columns = self.layer.tensor.shape
-        out = np.empty((rows, columns))
-        for start, base, tuned in self.layer.matrix_blocks(model, 0, rows):
-            difference(base, tuned, out[start : start + len(base)])
-        if not np.isfinite(out).all():
+    def delta(self, model: int) -> Any:
+        """Return the task matrix of a model in float64, for the kernels of the route."""
+        delta = self.route.delta(self.layer, model)
+        is_finite: Any = np.isfinite if isinstance(delta, np.ndarray) else torch.isfinite
+        if not is_finite(delta).all():
             raise non_finite(self.layer, self.zoo)
-        return out
+        return delta
 
     def leading(self, model: int, k: int) -> Triplets:
         """Return the k leading singular triplets of the task matrix of a model."""
         found = self._triplets.pop((model, k), None)
         if found is None:
-            found = ON_CPU.leading(self.delta(model), k)
+            found = self.route.kernels.leading(self.delta(model), k)
         self._triplets[model, k] = found
         while sum(array.nbytes for kept in self._triplets.values() for array in kept) > self._keep:
             del self._triplets[next(iter(self._triplets))]
@@ -86,13 +82,13 @@ class _LayerMatrices(Matrices):
     """The task matrices of some models of a layer, in a given order, read when they are asked for."""
 
     def __init__(self, shared: SharedLayer, models: Sequence[int]) -> None:
-        self._shared, self._models, self.kernels = shared, models, ON_CPU
+        self._shared, self._models, self.kernels = shared, models, shared.route.kernels
         self.shape = shared.layer.tensor.shape
 
     def __len__(self) -> int:
         return len(self._models)
 
-    def delta(self, model: int) -> np.ndarray:
+    def delta(self, model: int) -> Any:
         return self._shared.delta(self._models[model])
 
     def leading(self, model: int, k: int) -> Triplets:
@@ -169,18 +165,16 @@ class Job:
         assert self.method.matrix is not None
         weights = [self.weights[model] for model in order]
         merged = self.method.matrix(_LayerMatrices(shared, order), weights, **self.options)
-        rows = shared.layer.tensor.shape[0]
-        for start, base, _ in shared.layer.matrix_blocks(order[0], 0, rows):
-            result = torch.from_numpy(merged[start : start + len(base)]).add_(base)
-            self._write(shared, result.reshape(-1), start * merged.shape[1])
+        result = torch.as_tensor(merged).add_(shared.route.base(shared.layer))
+        self._write(shared, result.reshape(-1), 0)
 
     def _elements(self, shared: SharedLayer, order: list[int], majority: int, write: bool = True) -> Tally:
         rule = self._rule(shared, order, majority)
         name, tally, start = shared.layer.tensor.name, Tally(), 0
-        is_wide = self.sink.dtype(name) == torch.float64
-        for base, tuned in shared.layer.blocks():
-            out = torch.empty(base.numel(), dtype=torch.float64 if is_wide else torch.float32)
-            tally += combine(base, [tuned[model] for model in order], rule, out, start, shared.threads)
+        dtype = torch.float64 if self.sink.dtype(name) == torch.float64 else torch.float32
+        for base, tuned in shared.route.blocks(shared.layer, order):
+            out, counted = shared.route.combine(base, tuned, rule, dtype, start, shared.threads)
+            tally += counted
             if tally.non_finite:
                 raise non_finite(shared.layer, self.zoo)
             if write:
@@ -196,7 +190,7 @@ class Job:
         elif trim is not None:
             k = trim.rank(int(np.prod(shared.layer.tensor.shape, dtype=np.int64)))
             if k is not None:
-                thresholds = [trim.threshold(shared.kth_largest(model, k)) for model in order]
+                thresholds = [trim.threshold(kth) for kth in shared.kth_largest(order, k)]
         name = shared.layer.tensor.name
         keys = [mask_key(self.recipe.seed, name, shared.hashes[1 + model]) for model in order]
         return self.recipe.rule([self.weights[model] for model in order], thresholds, keys, majority)
@@ -210,12 +204,12 @@ class Job:
             raise OptionError(
                 f"tensor {name!r}: merged values are beyond the range of float16; pass dtype='bfloat16' or 'float32'"
             )
-        self.sink.write(name, out, start)
+        self.sink.write(name, shared.route.fetched(out), start)
 
 
-def prepare(jobs: Sequence[Job], zoo: Zoo, budget: int, threads: int) -> None:
+def prepare(jobs: Sequence[Job], stream: LayerStream, route: Route, threads: int) -> None:
     """Read whole models for the thresholds and signs of jobs whose scope asks for it, once for all of them."""
-    whole = [job for job in jobs if job.recipe.scope == "model"]
+    whole, zoo = [job for job in jobs if job.recipe.scope == "model"], stream.zoo
     count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in zoo.tensors)
     found: dict[tuple[int, int], float] = {}
     for job in whole:
@@ -223,22 +217,17 @@ def prepare(jobs: Sequence[Job], zoo: Zoo, budget: int, threads: int) -> None:
         trim = job.recipe.trim
         k = trim.rank(count) if trim else None
         if trim and k is not None:
-            for model in job.models:
-                if (model, k) not in found:
-                    found[model, k] = kth_largest(partial(_model_blocks, zoo, budget, model), count, k, threads)
-                thresholds[model] = trim.threshold(found[model, k])
+            if lacking := [model for model in job.models if (model, k) not in found]:
+                values = route.kth_largest(lambda: stream, lacking, count, k, threads)
+                found |= {(model, k): value for model, value in zip(lacking, values, strict=True)}
+            thresholds = {model: trim.threshold(found[model, k]) for model in job.models}
         job.whole = WholeModel(thresholds, 1)
     elections = {job: Tally() for job in whole if job.recipe.consensus == "elect"}
-    for layer in LayerStream(zoo, budget) if elections else ():
-        shared = SharedLayer(layer, zoo, threads, keep=0)
+    for layer in stream if elections else ():
+        shared = SharedLayer(layer, zoo, route, threads, keep=0)
         for job in elections:
             elections[job] += job.count_signs(shared)
         layer.release()
     for job, tally in elections.items():
         assert job.whole is not None
         job.whole = WholeModel(job.whole.thresholds, -1 if tally.signs < 0 else 1)
-
-
-def _model_blocks(zoo: Zoo, budget: int, model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for layer in LayerStream(zoo, budget):
-        yield from layer.blocks_of(model)

@@ -153,7 +153,7 @@ REFUSED = {
     "scope": (OptionError, "'tensor' or 'model'", {"scope": "layer"}),
     "seed": (OptionError, "whole number", {"method": "dare", "seed": 0.5}),
     "dtype": (OptionError, "did you mean 'float32'", {"dtype": "flaot32"}),
-    "device": (OptionError, "merges run on the CPU", {"device": "cuda:7"}),
+    "device": (OptionError, "device 'cuda:7' cannot be used", {"device": "cuda:7"}),
     "weight": (OptionError, "did you mean 'model_", {"weights": {"model_O": 1}}),
     "weights": (OptionError, "3 weights for 2 models", {"weights": [1, 2, 3]}),
     "negative": (OptionError, "must be above 0", {"weights": [1, -1]}),

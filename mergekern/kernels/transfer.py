@@ -1,4 +1,6 @@
-"""Weights on their way to a device: through two pinned buffers, one being filled while the other is copied."""
+"""Weights on their way to a device, through two pinned buffers, one being filled while the other is copied; and results
+on their way back.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,20 @@ ALIGNMENT = 256
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
     """Make a stream current for this thread; nothing for None, which is what devices without streams have."""
     return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def fetched(values: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of a device on the host, through memory that torch keeps pinned; waits for the current stream.
+
+    >>> fetched(torch.ones(2))
+    tensor([1., 1.])
+    """
+    if values.device.type != "cuda":
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return host
 
 
 class Uploader:

@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mergekern.measurement import upload
-from mergekern.measurement.upload import Uploader
+from mergekern.kernels import transfer
+from mergekern.kernels.transfer import Uploader
 from tests.device import DEVICE, needs_gpu
 
 SIZES = [1, 255, 256, 257, 1000, 3000]
@@ -12,15 +12,15 @@ SIZES = [1, 255, 256, 257, 1000, 3000]
 
 @pytest.mark.parametrize("length", [64, 512, 4096, 1 << 20])
 def test_every_byte_passes_through_the_buffers(length, monkeypatch):
-    monkeypatch.setattr(upload, "PIECE", 100)
+    monkeypatch.setattr(transfer, "PIECE", 100)
     sources = [torch.arange(size).to(torch.uint8) + index for index, size in enumerate(SIZES)]
-    starts = list(upload._starts(sources))
-    assert all(start % upload.ALIGNMENT == 0 for start in starts)
+    starts = list(transfer._starts(sources))
+    assert all(start % transfer.ALIGNMENT == 0 for start in starts)
     placed = dict(zip(starts, sources, strict=False))
     room = torch.zeros(starts[-1], dtype=torch.uint8)
     for begin in range(0, len(room), length):
         buffer = torch.full((length,), 255, dtype=torch.uint8)
-        for offset, piece, source in upload._pieces(placed, begin, buffer):
+        for offset, piece, source in transfer._pieces(placed, begin, buffer):
             assert piece.data_ptr() == buffer[offset:].data_ptr()
             assert 0 < len(piece) == len(source) <= 100
             room[begin + offset :][: len(piece)] = source
@@ -32,7 +32,7 @@ def test_every_byte_passes_through_the_buffers(length, monkeypatch):
 @needs_gpu
 @pytest.mark.parametrize("pinned", [False, True])
 def test_uploaded_tensors_hold_the_same(pinned, monkeypatch):
-    monkeypatch.setattr(upload, "BUFFER", 4096)
+    monkeypatch.setattr(transfer, "BUFFER", 4096)
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
         tensors = [torch.randn(size, 3, generator=generator).to(dtype) for size in (0, 1, 85, 2000)]
