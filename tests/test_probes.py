@@ -1,6 +1,5 @@
 """What running the models gives: against plain autograd, and what must not change by it."""
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -19,9 +18,11 @@ from benchmarks.baseline import pair_functional_metrics
 from mergekern import Calibration, CalibrationError, MismatchError, NonFiniteError, OptionError, ZooStatistics
 from mergekern.checkpoints import open_zoo
 from mergekern.kernels import dispatch
+from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.probes import Probes, gradients
 from mergekern.probes.runs import Runs
 from mergekern.statistics import FUNCTIONAL
+from tests.device import DEVICE, backend
 from tests.encoders import Text, make_case
 from tests.names import OF_RUNS, OF_WEIGHTS
 
@@ -796,24 +797,40 @@ def test_a_function_that_returns_no_module(refused):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", KINDS)
-def test_models_run_on_the_device(kind):
-    case = make_case(kind)
+def test_models_run_on_the_device(kind, monkeypatch):
+    """There, or here with the device's `gram` alone, by its interpreter."""
+    case, kernels = make_case(kind), backend()
     expected = run(case, dtype=torch.float64)
-    cpu = dispatch.choose("cpu")
+    devices, grams = set(), []
 
-    def gram(base, vectors, threads):
-        assert all(vector.is_cuda for vector in vectors)
-        return cpu.gram(base, [vector.cpu() for vector in vectors], threads)
+    def forward(module, arguments, output):
+        devices.add(output[0].device.type if isinstance(output, tuple) else output.device.type)
 
-    on_device = dataclasses.replace(cpu, device="cuda", gram=gram)
-    prober = Probes(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
-    before = torch.cuda.get_rng_state(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
-    first, second = (prober.measure(on_device, 1, 1 << 30)[0] for _ in range(2))
-    assert torch.equal(torch.cuda.get_rng_state(), before[0])
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before[1:]
+    gram = DeviceBackend.gram
+    monkeypatch.setattr(DeviceBackend, "gram", lambda *arguments: grams.append(arguments[2]) or gram(*arguments))
+    handle = nn.modules.module.register_module_forward_hook(forward)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    state = torch.cuda.get_rng_state() if DEVICE.type == "cuda" else None
+    try:
+        prober = Probes(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
+        first, second = (prober.measure(kernels, 1, 1 << 30)[0] for _ in range(2))
+    finally:
+        handle.remove()
+    assert devices == {DEVICE.type}
+    assert grams
+    assert all(vector.device.type == DEVICE.type for vectors in grams for vector in vectors)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+    assert state is None or torch.equal(torch.cuda.get_rng_state(), state)
     for name, part in first.kinds.items():
         assert np.array_equal(part.inner, second.kinds[name].inner)
     for part, name in ((first.activations, "activation"), (first.encoder_gradients, "encoder_gradient")):
         np.testing.assert_allclose(part.inner, expected.matrix(f"{name}_dot_product"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_table_by_the_device_is_that_of_the_cpu(monkeypatch):
+    case, kernels = make_case("transformer"), backend()
+    expected = run(case, dtype=torch.float64)
+    monkeypatch.setattr(dispatch, "choose", lambda device: kernels)
+    assert_close(run(case, dtype=torch.float64), expected)
