@@ -63,6 +63,16 @@ def compute_all(base: Mapping[str, torch.Tensor], models: int) -> Counts:
     return Counts((models + 1) * sum(tensor.nbytes for tensor in base.values()), flops)
 
 
+def merge(base: Mapping[str, torch.Tensor], models: int) -> Counts:
+    """Return the counts of a merge, element by element, of models that are like `base`: read once, written once.
+
+    >>> merge({"bias": torch.zeros(10)}, 2)
+    Counts(bytes=160, flops=120)
+    """
+    size = sum(tensor.nbytes for tensor in base.values())
+    return Counts((models + 2) * size, 6 * models * sum(tensor.numel() for tensor in base.values()))
+
+
 def probes(base: Mapping[str, torch.Tensor], models: int, tasks: int, tokens: int, samples: int) -> Counts:
     """Return the counts of all activation and gradient metrics of transformers like `base`.
 

@@ -50,10 +50,14 @@ GROUPS = {
     "compute_all": "compute_all",
     "sketch": "kernel/sketch",
     "overlap": "kernel/overlap",
+    "merging": "merge",
+    "trim": "kernel/trim",
+    "combine": "kernel/combine",
     "baseline": "baseline_pair",
+    "probes": "probes",
     "other ways to the spectrum": "kernel/spectrum",
 }
-NEEDS_CUDA_KERNELS = ("spectrum", "compute_all")
+NEEDS_CUDA_KERNELS = ("spectrum", "compute_all", "merging", "trim")
 # Stages of a case are in the table if they take this share of it; all are in the rows.
 STAGES_SHOWN = 0.01
 
@@ -219,7 +223,7 @@ def _backend(name: str) -> DeviceBackend:
 
 def run_group(group: str, session: Session) -> None:
     """Measure the cases of one of GROUPS."""
-    from benchmarks import device_engine, device_kernels, device_spectrum
+    from benchmarks import device_engine, device_kernels, device_merging, device_spectrum
 
     functions: dict[str, Callable[[Session], None]] = {
         "machine": device_kernels.rates,
@@ -228,7 +232,11 @@ def run_group(group: str, session: Session) -> None:
         "compute_all": device_engine.compute_all,
         "sketch": device_kernels.sketch,
         "overlap": device_kernels.overlap,
+        "merging": device_merging.merges,
+        "trim": device_merging.trim,
+        "combine": device_merging.combine,
         "baseline": device_engine.baseline_pair,
+        "probes": device_engine.probes,
         "other ways to the spectrum": device_spectrum.alternatives,
     }
     click.echo(f"[{group}]")
@@ -237,7 +245,7 @@ def run_group(group: str, session: Session) -> None:
 
 
 def print_table(journal: Journal) -> None:
-    """Print a line for each case; then how far compute_all is from its floor, and from the plain way."""
+    """Print a line for each case; then how far compute_all is from its floor, and the ratios to other ways."""
     found = {line["row"]["case"]: line for line in journal.read("row")}
     rates = {line["name"]: line["rate"] for line in journal.read("rate")}
     medians = {case: line["row"]["seconds"]["median"] for case, line in found.items()}
@@ -264,6 +272,10 @@ def print_table(journal: Journal) -> None:
         if {work["device_case"], work["pair_case"]} <= found.keys():
             ratio = work["pairs"] * medians[work["pair_case"]] / medians[work["device_case"]]
             click.echo(f"{work['pairs']} pairs, one after the other by the plain way: {ratio:.0f} times as long")
+    for merge in journal.read("merge"):
+        if {merge["device_case"], merge["cpu_case"]} <= found.keys():
+            ratio = medians[merge["cpu_case"]] / medians[merge["device_case"]]
+            click.echo(f"{merge['cpu_case']}: {ratio:.1f} times as long as {merge['device_case']}")
 
 
 if __name__ == "__main__":

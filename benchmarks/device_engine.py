@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import click
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 import mergekern
 from benchmarks import counts
 from benchmarks.baseline import pair_metrics
-from benchmarks.device_session import Session
+from benchmarks.device_session import FULL, Session, named
+from benchmarks.vit_zoo import TOKENS, VisionTransformer, make_tasks, vit_shapes
 from mergekern.kernels import dispatch
+from mergekern.metrics import CATALOGUE
 
 ROUNDS = 5
+# Of each task, for the metrics that run models.
+SAMPLES = 10
+PROBED = [name for name, metric in CATALOGUE.items() if metric.runs_models]
 # The tensors that the processor measures too, the first of the zoo: up to the end of the first block of ViT-B/16.
 CHECKED = 18
 # As tests/tolerances.py has them: relative for what needs no spectra, else absolute.
@@ -66,6 +66,37 @@ def baseline_pair(session: Session) -> None:
             session.add_row(case, samples, counts.compute_all(base, 2), flops_rate="gemm_float32")
 
 
+def probes(session: Session) -> None:
+    """Time the metrics that run models; first, of two models and one sample a task, those of the processor."""
+    case = f"probes/{session.sizes.zoo}/{SAMPLES}_samples"
+    if not session.begins(case):
+        return
+    with session.step(case), session.as_device():
+        # Attention has heads of a width of their own.
+        width, depth = (session.sizes.width, session.sizes.depth) if session.sizes is FULL else (64, 1)
+        base, models = session.checkpoints(vit_shapes(width, depth), session.sizes.models)
+
+        def run(models: list[Tensors], samples: int, dtype: torch.dtype, device: str) -> mergekern.MetricTable:
+            zoo = named(models)
+            with torch.device("meta"):  # it runs on the tensors of the checkpoints
+                model = VisionTransformer(width, depth)
+            layer = f"transformer.resblocks.{depth - 1}"
+            calibration = mergekern.Calibration(model, make_tasks(zoo, samples), layer, dtype=dtype)
+            return mergekern.compute_all(zoo, base, metrics=PROBED, calibration=calibration, device=device)
+
+        began = time.perf_counter()
+        found = run(models[:2], 1, torch.float64, str(session.device)).to_pandas()
+        samples = [time.perf_counter() - began]
+        with mock.patch.object(dispatch, "choose", return_value=dispatch.backends()[0]):
+            expected = run(models[:2], 1, torch.float64, "cpu").to_pandas()
+        np.testing.assert_allclose(found, expected, rtol=GEOMETRY)
+        if session.device.type == "cuda":  # elsewhere the interpreter takes minutes
+            samples = session.clock.wall(lambda: run(models, SAMPLES, torch.float32, str(session.device)), 1)
+        # Of float32, in which a product of matrices has twice the operations that are counted there.
+        work = counts.probes(base, len(models), len(models), TOKENS, SAMPLES)
+        session.add_row(case, samples, work._replace(flops=2 * work.flops), flops_rate="gemm_float32")
+
+
 class _Zoo:
     """The checkpoints on the device, and the table that the processor makes of their first tensors."""
 
@@ -75,7 +106,7 @@ class _Zoo:
         self.checked = list(self.base)[:CHECKED]
         on_host = [{name: model[name].cpu() for name in self.checked} for model in (self.base, *self.models)]
         began = time.perf_counter()
-        self.expected = mergekern.compute_all(_named(on_host[1:]), on_host[0], device="cpu", per_layer=True)
+        self.expected = mergekern.compute_all(named(on_host[1:]), on_host[0], device="cpu", per_layer=True)
         click.echo(f"  {len(self.checked)} tensors on the processor: {time.perf_counter() - began:.1f} s")
 
     def check(self, found: mergekern.MetricTable) -> None:
@@ -102,8 +133,8 @@ def _measure(session: Session, where: str, zoo: _Zoo, models: Any, base: Any) ->
     case = _case(session, where)
     if not session.begins(case):
         return
-    with session.step(case), _as_device(session):
-        run = partial(mergekern.compute_all, _named(models), base, device=str(session.device))
+    with session.step(case), session.as_device():
+        run = partial(mergekern.compute_all, named(models), base, device=str(session.device))
         began = time.perf_counter()
         table = run(per_layer=True)
         samples = [time.perf_counter() - began]
@@ -118,25 +149,11 @@ def _measure(session: Session, where: str, zoo: _Zoo, models: Any, base: Any) ->
 
 def _from_files(session: Session, zoo: _Zoo, models: list[Tensors], base: Tensors) -> None:
     """Write the zoo to files, which leaves them in the page cache, and measure it from there."""
-    if not session.begins(_case(session, "files")):
-        return
-    with tempfile.TemporaryDirectory(prefix="mergekern-gpu-check-") as name:
-        free, needed = shutil.disk_usage(name).free, zoo.work.bytes
-        if needed * 1.1 > free:
-            click.echo(
-                f"skipped {_case(session, 'files')}: {needed / 1e9:.1f} GB needed in {name}, {free / 1e9:.1f} free"
-            )
-            session.journal.add("skipped", case=_case(session, "files"))
-            return
-        paths = [Path(name) / f"model_{index:02d}.safetensors" for index in range(len(models))]
-        for path, tensors in zip(paths, models, strict=True):
-            save_file(tensors, path)
-        save_file(base, Path(name) / "base.safetensors")
-        _measure(session, "files", zoo, paths, Path(name) / "base.safetensors")
-
-
-def _named(models: list[Any]) -> dict[str, Any]:
-    return {f"model_{index:02d}": model for index, model in enumerate(models)}
+    case = _case(session, "files")
+    if session.begins(case):
+        with session.in_files(case, base, models) as files:
+            if files is not None:
+                _measure(session, "files", zoo, files[1], files[0])
 
 
 def _pinned(tensors: Mapping[str, torch.Tensor]) -> Tensors:
@@ -145,13 +162,3 @@ def _pinned(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     is_cuda = any(tensor.is_cuda for tensor in tensors.values())
     parts = torch.empty(size, dtype=torch.float32, pin_memory=is_cuda).split([t.numel() for t in tensors.values()])
     return {n: part.view(t.shape).copy_(t) for (n, t), part in zip(tensors.items(), parts, strict=True)}
-
-
-@contextlib.contextmanager
-def _as_device(session: Session) -> Iterator[None]:
-    """Let the session's kernels be those of its device where that is the processor, for a dry run."""
-    if session.device.type == "cuda":
-        yield
-    else:
-        with mock.patch.object(dispatch, "choose", return_value=session.backend):
-            yield

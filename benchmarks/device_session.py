@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import tempfile
 import time
 import traceback
 import warnings
@@ -15,13 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import click
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import rows
 from benchmarks.counts import Counts
 from benchmarks.vit_zoo import OWN_RANK, SHARED_RANK, vit_shapes
+from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 
 # For each case: long enough for a median, short enough for all of them.
@@ -49,8 +54,12 @@ class Sizes(NamedTuple):
         >>> FULL.zoo, SMALL.zoo
         ('vit_b16x20', 'vit_w20_d1x2')
         """
+        return self.zoo_of(self.models)
+
+    def zoo_of(self, models: int) -> str:
+        """What cases call a zoo of the same shape and another number of models."""
         shape = "b16" if (self.width, self.depth) == (768, 12) else f"w{self.width}_d{self.depth}"
-        return f"vit_{shape}x{self.models}"
+        return f"vit_{shape}x{models}"
 
 
 # Every input of a kernel is larger than the cache of the device, so that no round finds it there.
@@ -220,6 +229,34 @@ class Session:
             rows.append(row, self.suite, self.results)
         click.echo(f"{case}: {1e3 * row['seconds']['median']:.3f} ms")
 
+    @contextlib.contextmanager
+    def as_device(self) -> Iterator[None]:
+        """Let the kernels be those of the device where that is the processor, for a dry run."""
+        if self.device.type == "cuda":
+            yield
+        else:
+            with mock.patch.object(dispatch, "choose", return_value=self.backend):
+                yield
+
+    @contextlib.contextmanager
+    def in_files(
+        self, case: str, base: dict[str, torch.Tensor], models: Sequence[dict[str, torch.Tensor]]
+    ) -> Iterator[tuple[Path, list[Path]] | None]:
+        """Write checkpoints to files, which leaves them in the page cache; None if there is no room for them."""
+        with tempfile.TemporaryDirectory(prefix="mergekern-gpu-check-") as name:
+            needed = (len(models) + 1) * sum(tensor.nbytes for tensor in base.values())
+            free = shutil.disk_usage(name).free
+            if needed * 1.1 > free:
+                click.echo(f"skipped {case}: {needed / 1e9:.1f} GB needed in {name}, {free / 1e9:.1f} free")
+                self.journal.add("skipped", case=case)
+                yield None
+                return
+            paths = [Path(name) / f"model_{index:02d}.safetensors" for index in range(len(models))]
+            for path, tensors in zip(paths, models, strict=True):
+                save_file(tensors, path)
+            save_file(base, Path(name) / "base.safetensors")
+            yield Path(name) / "base.safetensors", paths
+
     def generator(self, stream: int) -> torch.Generator:
         """Return a generator on the device, its own for each stream."""
         return torch.Generator(self.device).manual_seed(self.seed * 1000 + stream)
@@ -271,3 +308,8 @@ def expect_small(what: str, error: torch.Tensor | float, tolerance: float) -> No
     """Raise AssertionError unless an error is small; NaN is not."""
     if not float(error) <= tolerance:
         raise AssertionError(f"{what} is off by {float(error):.2e}; {tolerance:.0e} is allowed")
+
+
+def named(models: Sequence[Any]) -> dict[str, Any]:
+    """Return models by the names that cases give them."""
+    return {f"model_{index:02d}": model for index, model in enumerate(models)}

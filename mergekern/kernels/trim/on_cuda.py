@@ -46,28 +46,29 @@ def kth_largest(
     start = np.stack([np.zeros(models, dtype=np.int64), np.full(models, k)], axis=1)
     [states] = to_device([start], device)
     counts = torch.zeros(models, BINS, dtype=torch.int64, device=device)
+    tables: dict[tuple[int, ...], torch.Tensor] = {}  # blocks that stay where they are need one for all passes
     for shift, width in DIGITS:
         for base, tuned in blocks():
-            _count(base, tuned, states, counts, shift, width, module)
+            stored = _checked(base, tuned, models)
+            size, storage = stored[-1].numel(), list(LOADED).index(stored[-1].dtype)
+            if size == 0:
+                continue
+            key = tuple(addresses(stored))
+            if key not in tables:
+                [tables[key]] = to_device([np.array(key)], device)
+            grid = (min(-(-size // CHUNK), BLOCKS), models)
+            module.launch(
+                "count_magnitudes", grid, THREADS, [tables[key], states, counts, size, shift, width, storage], 4 * BINS
+            )
         module.launch("pick_digit", (models, 1), THREADS, [states, counts, width], 8 * THREADS)
     return states[:, 0].contiguous().view(torch.float64)
 
 
-def _count(
-    base: torch.Tensor | None, tuned: Sequence[torch.Tensor], states: torch.Tensor, counts: torch.Tensor,
-    shift: int, width: int, module: CudaModule,
-) -> None:  # fmt: skip
+def _checked(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], models: int) -> list:
+    """Return base and tuned in one storage dtype."""
     given = [tensor for tensor in (base, *tuned) if tensor is not None]
-    size = tuned[0].numel()
-    if len(tuned) != len(states) or not all(t.dim() == 1 and t.is_contiguous() and t.numel() == size for t in given):
-        raise ValueError(f"trim needs flat, contiguous tensors of one length, of {len(states)} models")
-    if size == 0:
-        return
-    stored = of_one_dtype([base, *tuned], LOADED)
-    some = stored[1]
-    assert some is not None
-    [pointers] = to_device([np.array(addresses(stored), dtype=np.int64)], some.device)
-    grid = (min(-(-size // CHUNK), BLOCKS), len(tuned))
-    storage = list(LOADED).index(some.dtype)
-    values: list[torch.Tensor | int] = [pointers, states, counts, size, shift, width, storage]
-    module.launch("count_magnitudes", grid, THREADS, values, 4 * BINS)
+    if len(tuned) != models or not all(
+        t.dim() == 1 and t.is_contiguous() and t.numel() == tuned[0].numel() for t in given
+    ):
+        raise ValueError(f"trim needs flat, contiguous tensors of one length, of {models} models")
+    return of_one_dtype([base, *tuned], LOADED)
