@@ -39,7 +39,7 @@ RESULTS = device_machine.ROOT / "benchmarks" / "results"
 TESTS = 0.35
 SANITIZER_SECONDS = 240.0
 # Every kernel of this package; compute_all has those of the spectrum.
-SANITIZED = [*("--only", "kernel/gram"), *("--only", "kernel/sketch"), *("--only", "compute_all")]
+SANITIZED = [f"--only={each}" for each in ("kernel/gram", "kernel/sketch", "compute_all", "merge/dare", "merge/ties")]
 # What was begun in time may go on for so many seconds.
 GRACE = 40.0
 # Groups of cases and how their cases begin, by importance: what there is no time for is left out.
@@ -53,6 +53,8 @@ GROUPS = {
     "merging": "merge",
     "trim": "kernel/trim",
     "combine": "kernel/combine",
+    "polar": "kernel/polar",
+    "truncation": "kernel/truncation",
     "baseline": "baseline_pair",
     "probes": "probes",
     "other ways to the spectrum": "kernel/spectrum",
@@ -235,6 +237,8 @@ def run_group(group: str, session: Session) -> None:
         "merging": device_merging.merges,
         "trim": device_merging.trim,
         "combine": device_merging.combine,
+        "polar": device_merging.polar,
+        "truncation": device_merging.truncation,
         "baseline": device_engine.baseline_pair,
         "probes": device_engine.probes,
         "other ways to the spectrum": device_spectrum.alternatives,

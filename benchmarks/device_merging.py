@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 
 import mergekern
 from benchmarks import counts
 from benchmarks.counts import Counts
-from benchmarks.device_session import Session, named
+from benchmarks.device_session import Session, expect_small, named
 from mergekern.kernels.combine import Rule, Tally
 from mergekern.kernels.combine import on_triton as combine_on_triton
 from mergekern.kernels.combine import reference as combine_reference
+from mergekern.kernels.polar import on_torch as polar_on_torch
+from mergekern.kernels.polar import reference as polar_reference
 from mergekern.kernels.trim import on_cuda as trim_on_cuda
 from mergekern.kernels.trim import reference as trim_reference
+from mergekern.kernels.truncation import Triplets
+from mergekern.kernels.truncation import on_torch as truncation_on_torch
+from mergekern.kernels.truncation import reference as truncation_reference
 
-METHODS = ("ties", "dare")
 MODELS = 8
+# Of a merge by each method; two cores would take minutes for matrices of eight models.
+METHODS = {"ties": MODELS, "dare": MODELS, "tsv": 2, "isotropic": 2}
 DENSITY = 0.2
 CPU_THREADS = 2
 ROUNDS = 5
+# How far merges of matrices, float32, may be from those of the processor; factors and triplets, of float64.
+MATRICES, FACTORS = 1e-6, 1e-8
 # Of the kernels' rows.
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -30,26 +39,29 @@ Flat = list[list[torch.Tensor]]
 
 def merges(session: Session) -> None:
     """Time whole merges of files in the page cache, into memory: on the device, and on two cores of the processor."""
-    models = min(MODELS, session.sizes.models)
-    name = session.sizes.zoo_of(models)
-    wanted = [f"merge/{method}/{name}/{where}" for method in METHODS for where in ("files", "device")]
-    if not any(session.wants(case) for case in wanted):
+    most = min(MODELS, session.sizes.models)
+    cases = {
+        method: f"merge/{method}/{session.sizes.zoo_of(min(models, most))}"
+        for method, models in METHODS.items()
+        if session.wants(f"merge/{method}/{session.sizes.zoo_of(min(models, most))}")
+    }
+    if not cases:
         return
-    base, tuned = session.checkpoints(session.shapes(), models)
+    base, tuned = session.checkpoints(session.shapes(), most)
     on_host = [{key: tensor.cpu() for key, tensor in model.items()} for model in (base, *tuned)]
-    work = counts.merge(base, models)
-    with session.in_files(f"merge/{name}", on_host[0], on_host[1:]) as files:
+    with session.in_files("merge", on_host[0], on_host[1:]) as files:
         if files is None:
             return
-        for method in METHODS:
-            where = f"merge/{method}/{name}"
-            cpu_case = f"{where}/cpu_of_{CPU_THREADS}_threads"
-            session.journal.add("merge", device_case=f"{where}/files", cpu_case=cpu_case)
-            from_files = partial(mergekern.merge, named(files[1]), files[0], method)
+        for method, case in cases.items():
+            models = min(METHODS[method], most)
+            work = counts.merge(base, models)
+            cpu_case = f"{case}/cpu_of_{CPU_THREADS}_threads"
+            session.journal.add("merge", device_case=f"{case}/files", cpu_case=cpu_case)
+            from_files = partial(mergekern.merge, named(files[1][:models]), files[0], method)
             expected = _on_cores(session, cpu_case, partial(from_files, device="cpu"), work)
-            _measure(session, f"{where}/files", partial(from_files, device=str(session.device)), expected, work)
-            resident = partial(mergekern.merge, named(tuned), base, method, device=str(session.device))
-            _measure(session, f"{where}/device", resident, expected, work)
+            _measure(session, f"{case}/files", partial(from_files, device=str(session.device)), expected, work)
+            resident = partial(mergekern.merge, named(tuned[:models]), base, method, device=str(session.device))
+            _measure(session, f"{case}/device", resident, expected, work)
 
 
 def _on_cores(
@@ -60,7 +72,7 @@ def _on_cores(
     torch.set_num_threads(CPU_THREADS)
     found: dict[str, torch.Tensor] = {}
     try:
-        samples = session.clock.wall(lambda: found.update(run()), 2)
+        samples = session.clock.wall(lambda: found.update(run()), 1)
     finally:
         torch.set_num_threads(threads)
     if session.wants(case):
@@ -79,9 +91,13 @@ def _measure(
         return
     with session.step(case), session.as_device():
         found = run()
-        different = [name for name, tensor in expected.items() if not torch.equal(found[name].cpu(), tensor)]
-        if different:
-            raise AssertionError(f"not the bits of the processor: {', '.join(different[:5])}")
+        if mergekern.METHODS[case.split("/")[1]].matrix is None:
+            different = [name for name, tensor in expected.items() if not torch.equal(found[name].cpu(), tensor)]
+            if different:
+                raise AssertionError(f"not the bits of the processor: {', '.join(different[:5])}")
+        else:
+            error = max(float((found[name].cpu() - tensor).abs().amax()) for name, tensor in expected.items())
+            expect_small("the merge", error, MATRICES)
         session.add_row(case, session.clock.wall(run, ROUNDS), work, bytes_rate="host_to_device")
 
 
@@ -185,3 +201,45 @@ def _check_combine(layers: Flat, rule: Rule, found: list[tuple[torch.Tensor, tor
         expected, counted = combine_reference.combine(base, tuned, rule)
         if not torch.equal(out.cpu(), torch.from_numpy(expected).float()) or Tally(*tally.tolist()) != counted:
             raise AssertionError(f"combine of tensor {index} has not the bits of the oracle")
+
+
+def polar(session: Session) -> None:
+    """Time the orthogonal factor of a task matrix, by products alone and by an SVD of torch."""
+    for m, n, delta in _task_matrices(session):
+        work = Counts(2 * delta.nbytes, 17 * (4 * n**2 * m + 2 * n**3))  # three products a step
+        case, check = f"kernel/polar/{m}x{n}", partial(_check_polar, delta)
+        session.measure(case, work, partial(polar_on_torch.polar, delta), check)
+        session.measure(f"{case}/torch_svd", work, partial(_by_svd, delta), check)
+
+
+def truncation(session: Session) -> None:
+    """Time the leading half of the singular triplets of a task matrix."""
+    for m, n, delta in _task_matrices(session):
+        k = n // 2
+        # The Gram matrix and the long side; the tridiagonal form, and the vectors back from it.
+        work = Counts(2 * delta.nbytes, 2 * n * n * m + 2 * m * n * k + 4 * n**3 // 3 + 4 * n**2 * k)
+        leading = partial(truncation_on_torch.leading, delta, k)
+        session.measure(f"kernel/truncation/{m}x{n}x{k}", work, leading, partial(_check_leading, delta, k))
+
+
+def _task_matrices(session: Session) -> Iterator[tuple[int, int, torch.Tensor]]:
+    n = session.sizes.width
+    for m in (n, 4 * n):
+        base, tuned = session.checkpoints({"w": (m, n)}, 1)
+        yield m, n, tuned[0]["w"].double() - base["w"].double()
+
+
+def _by_svd(delta: torch.Tensor) -> torch.Tensor:
+    left, _, right = torch.linalg.svd(delta, full_matrices=False)
+    return left @ right
+
+
+def _check_polar(delta: torch.Tensor, found: torch.Tensor) -> None:
+    expected = polar_reference.polar(delta.cpu().numpy())
+    expect_small("polar", np.abs(found.cpu().numpy() - expected).max(), FACTORS)
+
+
+def _check_leading(delta: torch.Tensor, k: int, found: Triplets) -> None:
+    expected = truncation_reference.leading(delta.cpu().numpy(), k).matrix()
+    error = np.abs(found.matrix().cpu().numpy() - expected).max() / np.abs(expected).max()
+    expect_small("the truncated matrix", error, FACTORS)

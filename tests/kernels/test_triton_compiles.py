@@ -62,8 +62,8 @@ def cases(storage):
                 yield f"sketch {kind} {dtype}", sketch._sketch, thin, integers, constants, sketch_options
     # The widest of each: both readings and the mask, or a quotient.
     merged = {"addresses": "i64", "numbers": "fp64", "keys": "i64", "out": "fp32", "tally": "i64"}
-    integers = ["count", "start", "models", "dropped_below", "needed"]
-    constants = {"STORAGE": storage, "ALIGNED": True, "TILE": combine.TILE, "MASKED": storage == "fp32"}
+    integers = ["first_tile", "count", "start", "models", "dropped_below", "needed"]
+    constants = {"STORAGE": storage, "ALIGNED": True, "WHOLE": True, "TILE": combine.TILE, "MASKED": storage == "fp32"}
     constants |= {"CONSENSUS": "elect" if storage == "fp32" else "mean"}
     options = {"num_warps": combine.WARPS, "enable_fp_fusion": False}
     yield f"combine {storage}", combine._combine, merged, integers, constants, options

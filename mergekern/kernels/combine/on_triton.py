@@ -52,37 +52,44 @@ def combine(
     numbers = np.array([rule.factor, rule.total_weight, rule.majority, rule.share, *rule.weights, *thresholds])
     tables = [pointers, numbers.view(np.int64), np.array(keys, dtype=np.uint64).view(np.int64), np.zeros(3, np.int64)]
     pointers_there, numbers_there, keys_there, tally = to_device(tables, out.device)
-    if out.numel():
-        with torch.cuda.device_of(out):
-            _combine[(triton.cdiv(out.numel(), TILE),)](
-                pointers_there,
-                numbers_there.view(torch.float64),
-                keys_there,
-                out,
-                tally,
-                out.numel(),
-                start,
-                models,
-                rule.dropped_below,
-                rule.needed,
-                STORAGE=LOADED[some.dtype],
-                ALIGNED=not (pointers % ALIGNMENT).any() and out.data_ptr() % ALIGNMENT == 0,
-                CONSENSUS=rule.consensus,
-                MASKED=rule.keys is not None,
-                TILE=TILE,
-                num_warps=WARPS,
-                enable_fp_fusion=False,
-            )
+    aligned = not (pointers % ALIGNMENT).any()
+    whole = out.numel() // TILE
+    # What does not fill a tile carries a mask, which would forbid wide loads, and so is a launch of its own.
+    for first_tile, tiles, is_whole in ((0, whole, True), (whole, int(out.numel() > whole * TILE), False)):
+        if tiles:
+            with torch.cuda.device_of(out):
+                _combine[(tiles,)](
+                    pointers_there,
+                    numbers_there.view(torch.float64),
+                    keys_there,
+                    out,
+                    tally,
+                    first_tile,
+                    out.numel(),
+                    start,
+                    models,
+                    rule.dropped_below,
+                    rule.needed,
+                    STORAGE=LOADED[some.dtype],
+                    ALIGNED=aligned,
+                    WHOLE=is_whole,
+                    CONSENSUS=rule.consensus,
+                    MASKED=rule.keys is not None,
+                    TILE=TILE,
+                    num_warps=WARPS,
+                    enable_fp_fusion=False,
+                )
     return tally
 
 
-@triton.jit(do_not_specialize=["count", "start", "models", "dropped_below", "needed"])
+@triton.jit(do_not_specialize=["first_tile", "count", "start", "models", "dropped_below", "needed"])
 def _combine(
     addresses,
     numbers,
     keys,
     out,
     tally,
+    first_tile,
     count,
     start,
     models,
@@ -90,44 +97,15 @@ def _combine(
     needed,
     STORAGE: tl.constexpr,
     ALIGNED: tl.constexpr,
+    WHOLE: tl.constexpr,
     CONSENSUS: tl.constexpr,
     MASKED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Merge one tile; only the last one, which may not be whole, carries a mask, which would forbid wide loads."""
-    first = tl.program_id(0).to(tl.int64) * TILE
+    """Write base + factor·consensus of one tile, and add what it counts to the tally."""
+    first = (first_tile + tl.program_id(0)).to(tl.int64) * TILE
     columns = tl.arange(0, TILE)
-    if first + TILE <= count:
-        inside = tl.full((TILE,), True, tl.int1)
-        _combine_tile(addresses, numbers, keys, out, tally, first, inside, start, models, dropped_below, needed,
-                      STORAGE, ALIGNED, CONSENSUS, MASKED, TILE)  # fmt: skip
-    else:
-        inside = first + columns < count
-        _combine_tile(addresses, numbers, keys, out, tally, first, inside, start, models, dropped_below, needed,
-                      STORAGE, ALIGNED, CONSENSUS, MASKED, TILE)  # fmt: skip
-
-
-@triton.jit
-def _combine_tile(
-    addresses,
-    numbers,
-    keys,
-    out,
-    tally,
-    first,
-    inside,
-    start,
-    models,
-    dropped_below,
-    needed,
-    STORAGE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    CONSENSUS: tl.constexpr,
-    MASKED: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Write base + factor·consensus of the elements from `first` on, and add what they count to the tally."""
-    columns = tl.arange(0, TILE)
+    inside = tl.full((TILE,), True, tl.int1) if WHOLE else first + columns < count
     index = (first + columns + start).to(tl.uint64)
     base = _values(addresses, 0, first, columns, inside, STORAGE, ALIGNED)
     total = tl.full((TILE,), 0.0, tl.float64)
