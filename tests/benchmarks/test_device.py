@@ -3,6 +3,7 @@
 import doctest
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ def test_examples_in_docstrings(module):
 
 def test_a_dry_run_writes_rows(tmp_path):
     wanted = ["kernel/overlap", "kernel/spectrum/2x20x20", f"compute_all/{SMALL.zoo}/files", "baseline_pair"]
+    wanted += [f"merge/ties/{SMALL.zoo}", "kernel/trim/2x1600", "kernel/polar/20x20"]
     options = [*(f"--only={each}" for each in wanted), f"--results={tmp_path}", "--commit=abc1234-dirty"]
     command = [sys.executable, "benchmarks/device.py", "--dry-run", *options]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -66,8 +68,14 @@ def test_a_dry_run_writes_rows(tmp_path):
         *("kernel/overlap/8x2x20x10", "kernel/overlap/3x2x80x10", f"compute_all/{SMALL.zoo}/files"),
         *("kernel/spectrum/2x20x20", "kernel/spectrum/2x20x20/chase", "kernel/spectrum/2x20x20/krylov_top"),
         "baseline_pair/vit_w20_d1",
+        *(f"merge/ties/{SMALL.zoo}/{where}" for where in ("files", "device", "cpu_of_2_threads")),
+        *("kernel/trim/2x1600", "kernel/trim/2x1600/torch_kthvalue", "kernel/trim/2x1600/torch_sort"),
+        *("kernel/polar/20x20", "kernel/polar/20x20/torch_svd"),
     }
-    assert not any(case.startswith(("kernel/gram", "kernel/sketch", "kernel/spectrum/2x80x20")) for case in cases)
+    ratio = f"merge/ties/{SMALL.zoo}/cpu_of_2_threads: [0-9.]+ times as long as merge/ties/{SMALL.zoo}/files"
+    assert re.search(ratio, done.stdout)
+    unwanted = ("kernel/gram", "kernel/sketch", "kernel/spectrum/2x80x20", "merge/dare", "kernel/combine", "probes")
+    assert not any(case.startswith(unwanted) for case in cases)
     by_case = {row["case"]: row for row in found}
     assert by_case[f"compute_all/{SMALL.zoo}/files"]["ceiling"] > 0
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mergekern.kernels import transfer
-from mergekern.kernels.transfer import Uploader
+from mergekern.kernels.transfer import Uploader, fetched
 from tests.device import DEVICE, needs_gpu
 
 SIZES = [1, 255, 256, 257, 1000, 3000]
@@ -46,3 +46,13 @@ def test_uploaded_tensors_hold_the_same(pinned, monkeypatch):
             assert there.device == DEVICE or there.device.type == DEVICE.type
             assert there.dtype == tensor.dtype
             assert torch.equal(there.cpu().view(torch.uint8), tensor.view(torch.uint8))
+
+
+@pytest.mark.gpu
+def test_fetched_tensors_hold_the_same():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        values = torch.arange(3000).to(dtype)
+        for some in (values, values[1:], values[:0]):
+            found = fetched(some.to(DEVICE))
+            assert found.device.type == "cpu"
+            assert torch.equal(found, some)
