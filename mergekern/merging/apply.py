@@ -16,16 +16,15 @@ from typing import Any
 import torch
 
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
-from mergekern.checkpoints.checkpoint import Checkpoint
-from mergekern.checkpoints.float8 import DTYPES as FLOAT8
 from mergekern.checkpoints.formats import IO
-from mergekern.checkpoints.writer import Entry, Writer, check_target, layout
+from mergekern.checkpoints.writer import Writer, check_target, layout
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError, did_you_mean
 from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.merging.job import Job, SharedLayer, prepare
 from mergekern.merging.on_device import DeviceRoute
+from mergekern.merging.output import Output, StateDict, ToFile
 from mergekern.merging.recipe import Method
 from mergekern.merging.registry import find_method
 from mergekern.merging.route import CpuRoute, Route
@@ -40,7 +39,6 @@ MERGED_BYTES = 4 << 30
 _UNKNOWN_HASH = "0" * 32
 
 Weights = Mapping[str, float] | Sequence[float] | None
-StateDict = dict[str, torch.Tensor]
 
 
 def merge(
@@ -103,7 +101,7 @@ def merge(
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, route.max_memory)
     request = _Request(tuple(range(len(zoo.models))), chosen, resolved, _weights(weights, zoo, chosen))
-    plan = _Output.of(zoo, _dtype(dtype))
+    plan = Output.of(zoo, _dtype(dtype))
     if output is None:
         sink = plan.in_memory()
         _run(stream, [request.job(zoo, sink)], route, progress)
@@ -177,7 +175,7 @@ def merge_all(
     requests = [
         _Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
     ]
-    plan = _Output.of(zoo, _dtype(dtype))
+    plan = Output.of(zoo, _dtype(dtype))
     if output is not None:
         targets = _targets(requests, zoo, Path(output), plan, overwrite)
         _write(targets, stream, plan, overwrite, route, progress)
@@ -221,95 +219,8 @@ class _Request:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Output:
-    """Every tensor of a result: merged, tied to a merged one, or taken from the base."""
-
-    base: Checkpoint
-    entries: dict[str, Entry]
-    aliases: dict[str, str]
-    copied: tuple[str, ...]
-
-    @classmethod
-    def of(cls, zoo: Zoo, dtype: torch.dtype | None) -> _Output:
-        base, merged = zoo.base, {tensor.name for tensor in zoo.tensors}
-        names = [n for n in dict.fromkeys([*base.order, *base.tensors]) if n not in base.scales]
-        entries, copied = {}, []
-        for name in names:
-            if name in zoo.tied:
-                continue
-            if name in base.tensors:
-                stored = base.tensors[name]
-                if dtype is None and stored.dtype in FLOAT8:
-                    raise OptionError(
-                        f"tensor {name!r} of the base is {stored.dtype}; merges are written in a wider type: pass "
-                        "dtype='bfloat16'"
-                    )
-                entries[name] = Entry(name, dtype or stored.dtype, stored.shape)
-            else:
-                buffer = base.read_buffer(name)
-                entries[name] = Entry(name, buffer.dtype, tuple(buffer.shape))
-            if name not in merged:
-                copied.append(name)
-        return cls(base, entries, dict(zoo.tied), tuple(copied))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
-
-    @property
-    def folder(self) -> Path | None:
-        path = Path(self.base.source)
-        folder = path.parent if path.name.endswith(".index.json") or path.name in FOLDER_NAMES else None
-        return folder if folder is not None and (folder / "config.json").is_file() else None
-
-    def in_memory(self) -> _InMemory:
-        return _InMemory(self)
-
-    def copy_to(self, sink: Any) -> None:
-        for name in self.copied:
-            if name in self.base.tensors:
-                sink.write(name, self.base.read(name).to(self.entries[name].dtype).reshape(-1))
-            else:
-                sink.write(name, self.base.read_buffer(name).reshape(-1))
-
-
-FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin")
-
-
-class _InMemory:
-    """Collects a merged state dict."""
-
-    def __init__(self, plan: _Output) -> None:
-        self._plan = plan
-        self._tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in plan.entries.values()}
-        plan.copy_to(self)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._tensors[name].dtype
-
-    def write(self, name: str, values: torch.Tensor, start: int = 0) -> None:
-        self._tensors[name].view(-1)[start : start + values.numel()] = values
-
-    def finished(self) -> StateDict:
-        base, tied = self._plan.base, self._plan.aliases
-        names = dict.fromkeys([*base.order, *base.tensors])
-        return {name: self._tensors[tied.get(name, name)] for name in names if name not in base.scales}
-
-
-class _ToFile:
-    """Writes a merged checkpoint."""
-
-    def __init__(self, plan: _Output, writer: Writer) -> None:
-        self._entries, self.write = plan.entries, writer.write
-        plan.copy_to(self)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._entries[name].dtype
-
-
 def _write(
-    targets: Sequence[tuple[_Request, Path]], stream: LayerStream, plan: _Output, overwrite: bool, route: Route,
+    targets: Sequence[tuple[_Request, Path]], stream: LayerStream, plan: Output, overwrite: bool, route: Route,
     progress: Callable[[Progress], None] | None,
 ) -> None:  # fmt: skip
     """Run merges into files, all of which are moved into place at the end."""
@@ -321,7 +232,7 @@ def _write(
             unknown = request.record(zoo, [_UNKNOWN_HASH] * (1 + len(request.models)), route)
             shape = layout(plan.base, plan.entries, plan.aliases, plan.folder)
             writers.append(Writer(path, shape, unknown, overwrite))
-            jobs.append(request.job(zoo, _ToFile(plan, writers[-1])))
+            jobs.append(request.job(zoo, ToFile(plan, writers[-1])))
         _run(stream, jobs, route, progress)
         for (request, _), job, writer in zip(targets, jobs, writers, strict=True):
             writer.finish(request.record(zoo, job.content_hashes(), route))
@@ -372,7 +283,7 @@ def _run(stream: LayerStream, jobs: Sequence[Job], route: Route, progress: Calla
 
 
 def _targets(
-    requests: Sequence[_Request], zoo: Zoo, output: Path, plan: _Output, overwrite: bool
+    requests: Sequence[_Request], zoo: Zoo, output: Path, plan: Output, overwrite: bool
 ) -> list[tuple[_Request, Path]]:
     """Return where each merge goes, after checking all of it, and make the folders."""
     if not output.is_dir() and (output.exists() or not Path(os.path.abspath(output)).parent.is_dir()):
