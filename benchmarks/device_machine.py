@@ -27,8 +27,8 @@ OPTIONAL = {
     "pyarrow": "tests of Parquet files",
     "hypothesis": "tests of random inputs",
 }
-# No test of device code is there, and some need packages that a machine with a GPU may lack.
-OTHER_TESTS = ("tests/benchmarks", "tests/python")
+# How files with tests of device code are known; others may need packages that a machine with a GPU lacks.
+OF_DEVICES = re.compile(r"\bmark\.gpu\b|\bTRITON\b")
 FAILURES_SHOWN = 10
 
 
@@ -80,27 +80,21 @@ def build_extension(seconds: float) -> bool:
 
 
 def run_tests(seconds: float) -> bool:
-    """Run the tests of device code; return whether all passed, or there are none where there is no GPU."""
+    """Run the tests of device code; return whether all passed."""
     without = [name for name in OPTIONAL if missing([name])]
     imports = re.compile(rf"^\s*(?:import|from)\s+(?:{'|'.join(without)})\b", re.MULTILINE) if without else None
-    left_out = [
+    texts = {path: path.read_text("utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    chosen = [
         str(path.relative_to(ROOT))
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if imports is not None and imports.search(path.read_text("utf-8"))
+        for path, text in texts.items()
+        if OF_DEVICES.search(text) and not (imports and imports.search(text))
     ]
     options = ["-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts=", "-W", "default", "-q", "--tb=short"]
-    options += [
-        f"--maxfail={FAILURES_SHOWN}",
-        "--durations=5",
-        *(f"--ignore={path}" for path in (*OTHER_TESTS, *left_out)),
-    ]
+    options += [f"--maxfail={FAILURES_SHOWN}", "--durations=5"]
     # Most of the time goes into compiling kernels, each for itself.
     if not missing(["xdist"]) and (workers := min(6, (os.cpu_count() or 1) // 2)) > 1:
         options += ["-n", str(workers)]
-    status = run([sys.executable, "-m", "pytest", *options, "tests"], seconds)
-    if status == 5:  # no tests were collected
-        click.echo("no test is marked gpu")
-    return status == 0
+    return run([sys.executable, "-m", "pytest", *options, *chosen], seconds) == 0
 
 
 def sanitize(seconds: float, arguments: Sequence[str]) -> dict[str, bool]:

@@ -176,3 +176,14 @@ def test_a_program_is_stopped_with_those_it_started(capfd):
     assert device_machine.run([sys.executable, "-c", parent], 1.5) == -1
     assert time.time() - began < 30
     assert "stopped after 2 s" in capfd.readouterr().out
+
+
+def test_tests_of_device_code_are_found(monkeypatch):
+    begun = []
+    monkeypatch.setattr(device_machine, "run", lambda command, seconds: begun.append(command) or 0)
+    monkeypatch.setattr(device_machine, "missing", lambda packages: [name for name in packages if name == "xdist"])
+    assert device_machine.run_tests(1.0)
+    chosen = {part for part in begun[0] if part.startswith("tests/")}
+    assert chosen >= {f"tests/kernels/test_{name}.py" for name in ("gram", "gram_on_triton", "trim_on_cuda", "sketch")}
+    assert chosen >= {"tests/merging/test_on_device.py", "tests/measurement/test_on_device.py", "tests/test_probes.py"}
+    assert "tests/test_cli.py" not in chosen
