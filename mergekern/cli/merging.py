@@ -24,8 +24,9 @@ def merge_options(command: Callable) -> Callable:
         click.option("--out", type=click.Path(path_type=Path), required=True, help="Write here."),
         click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before."),
         click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
-        click.option("--device", default="auto", show_default=True),
-        click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
+        click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1."),
+        click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G; on a GPU "
+                     "2/5 of what is free there]."),
         click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                      help="What to do about tensors that not all checkpoints share; skip takes the base's."),
         click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
