@@ -443,6 +443,9 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, HOST_PLACE) 
 // Threads take turns only where they wait, so that any addition is atomic.
 template <typename T>
 T atomicAdd(T* address, T value) {
+    static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long> ||
+                      std::is_floating_point_v<T>,
+                  "a GPU adds atomically to int, unsigned, unsigned long long, float and double only");
     const T before = *address;
     *address += value;
     return before;

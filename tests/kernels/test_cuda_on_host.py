@@ -75,6 +75,15 @@ extern "C" __global__ void divergent(double* out, long long kind) {
     __syncthreads();
 }
 
+extern "C" __global__ void histogram(const long long* values, unsigned long long* counts, double* before) {
+    unsigned* bins = reinterpret_cast<unsigned*>(shared_memory);
+    if (threadIdx.x < 4) bins[threadIdx.x] = 0;
+    __syncthreads();
+    before[threadIdx.x] = atomicAdd(bins + values[threadIdx.x], 1u);
+    __syncthreads();
+    if (threadIdx.x < 4) atomicAdd(counts + threadIdx.x, static_cast<unsigned long long>(bins[threadIdx.x]));
+}
+
 extern "C" __global__ void touch(double* out, long long write, long long read) {
     shared_memory[write] = 1.0;
     out[0] = shared_memory[read];
@@ -123,6 +132,15 @@ def test_exchanges(order):
             831,
             max(min(lane, 7), 2.5),
         ]
+
+
+def test_atomic_additions(order):
+    values, counts = torch.arange(96) * 7 % 4, torch.tensor([10, 0, 0, 0])
+    before = vector(*[-1.0] * 96)
+    module(order=order).launch("histogram", (2, 1), 96, [values, counts, before], 16)
+    assert counts.tolist() == [58, 48, 48, 48]
+    for bin in range(4):
+        assert sorted(before[values == bin].tolist()) == list(range(24))
 
 
 def test_grid(order):
@@ -218,6 +236,8 @@ def test_texts_that_cannot_run_here():
         HostCudaModule("// __shared__ int comment;\nvoid f() { __shared__ double tile[32]; }")
     with pytest.raises(RuntimeError, match=r"my\.cu:2:"):
         HostCudaModule('#line 1 "my.cu"\n\nnonsense')
+    with pytest.raises(RuntimeError, match="a GPU adds atomically to"):
+        HostCudaModule('extern "C" __global__ void wide(long long* x) { atomicAdd(x, 1LL); }')
     with pytest.raises(RuntimeError, match="pointers, long long and double only"):
         HostCudaModule('extern "C" __global__ void narrow(int count) {}')
 
