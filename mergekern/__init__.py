@@ -15,6 +15,7 @@ from mergekern.errors import (
     NonFiniteError,
     OptionError,
     OutputError,
+    PredictionError,
     StatisticsError,
 )
 from mergekern.merging.apply import merge, merge_all
@@ -38,6 +39,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "Plan",
+    "PredictionError",
     "Progress",
     "StatisticsError",
     "ZooStatistics",

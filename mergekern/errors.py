@@ -34,6 +34,10 @@ class OutputError(MergekernError):
     """A result cannot be written: something is there already, no space is left, or no such folder."""
 
 
+class PredictionError(MergekernError):
+    """Measurements cannot be predicted from: too few pairs, none with every value, names or shapes that do not fit."""
+
+
 class StatisticsError(MergekernError):
     """Saved statistics or a saved table are missing, damaged, or were not written by mergekern."""
 

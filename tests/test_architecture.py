@@ -13,7 +13,7 @@ LAYERS = [
     ["statistics"],
     ["measurement", "store", "metrics", "merging"],
     ["table", "probes"],
-    ["engine"],
+    ["engine", "prediction"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

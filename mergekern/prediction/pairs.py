@@ -1,0 +1,158 @@
+"""Pairs: which two models a row is about, and which rows have every value."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mergekern.errors import PredictionError
+
+
+def find_pairs(X: Any, pairs: Any = None) -> np.ndarray | None:
+    """Return the names of the two models of each row, or None where they are not known.
+
+    Args:
+        X: (n, metrics) values; where `pairs` is None and X is a DataFrame, its two-level index, as
+            `MetricTable.to_pandas` makes it.
+        pairs: (n, 2) names: an array, a list of tuples, or a two-level index.
+
+    Returns:
+        (n, 2) array of str.
+
+    Raises:
+        PredictionError: not one pair of names for each row, or a model with itself.
+
+    >>> index = pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")], names=["model_a", "model_b"])
+    >>> find_pairs(pd.DataFrame({"stable_rank": [1.0, 2.0]}, index=index)).tolist()
+    [['a', 'b'], ['a', 'c']]
+    >>> find_pairs(np.ones((2, 1))) is None
+    True
+    """
+    if pairs is None:
+        index = getattr(X, "index", None)
+        if not (isinstance(index, pd.MultiIndex) and index.nlevels == 2):
+            return None
+        pairs = index
+    if isinstance(pairs, pd.MultiIndex):
+        pairs = pairs.to_frame(index=False)
+    elif not isinstance(pairs, (np.ndarray, pd.DataFrame)):
+        pairs = [tuple(pair) for pair in pairs]
+    names = np.asarray(pairs, dtype=object)
+    if names.ndim != 2 or names.shape[1] != 2:
+        raise PredictionError(f"pairs must be (n, 2) names, one row for each pair, not of shape {names.shape}")
+    if X is not None and len(names) != len(X):
+        raise PredictionError(f"{len(names)} pairs were given for {len(X)} rows of metrics")
+    names = names.astype(str)
+    same = names[:, 0] == names[:, 1]
+    if same.any():
+        raise PredictionError(f"a pair is of two models, not {names[same][0, 0]!r} with itself")
+    return names
+
+
+def need_pairs(X: Any, pairs: Any = None) -> np.ndarray:
+    """Return the names as `find_pairs` does; raise PredictionError where they are not known.
+
+    >>> need_pairs(None, [("a", "b")]).tolist()
+    [['a', 'b']]
+    """
+    names = find_pairs(X, pairs)
+    if names is None:
+        raise PredictionError(
+            "which models each row is a pair of is not known: give pairs= (groups= in scikit-learn's functions), "
+            "an (n, 2) array of names, or X as MetricTable.to_pandas() returns it"
+        )
+    return names
+
+
+def task_codes(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the T sorted names, and for each pair the positions in them, the smaller first, as (n, 2) int64.
+
+    >>> names, codes = task_codes(np.array([["b", "a"], ["b", "c"]]))
+    >>> names.tolist(), codes.tolist()
+    (['a', 'b', 'c'], [[0, 1], [1, 2]])
+    """
+    names, codes = np.unique(pairs, return_inverse=True)
+    return names, np.sort(codes.reshape(pairs.shape), axis=1)
+
+
+class IncompletePairsWarning(UserWarning):
+    """Pairs, or whole metrics, without a value take no part; the message names them."""
+
+
+@dataclass(frozen=True)
+class CompletePairs:
+    """Pairs that have a value for the target and for every metric.
+
+    Attributes:
+        X: (n, metrics) frame with the pairs as its index.
+        y: (n,) float64.
+        pairs: (n, 2) names.
+        dropped: why each pair left out is left out, by its two names.
+        dropped_metrics: metrics without a value for any pair.
+    """
+
+    X: pd.DataFrame
+    y: np.ndarray
+    pairs: np.ndarray
+    dropped: dict[tuple[str, str], str]
+    dropped_metrics: tuple[str, ...]
+
+
+def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
+    """Return the pairs with every value, and name those without, with a warning.
+
+    A metric without a value for any pair is left out first, since it would leave no pairs.
+
+    Args:
+        X: (n, metrics) values; a DataFrame keeps the names of its columns.
+        y: (n,) target. A Series must have the index of X, if both have one of pairs.
+        pairs: (n, 2) names; the index of X if None.
+
+    Raises:
+        PredictionError: the shapes or indices do not fit, or no pair is complete.
+
+    >>> index = [("a", "b"), ("a", "c"), ("b", "c")]
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     complete = complete_pairs(np.array([[1.0], [np.nan], [3.0]]), [0.1, 0.2, 0.3], index)
+    >>> complete.dropped
+    {('a', 'c'): 'no value for x0'}
+    """
+    names = need_pairs(X, pairs)
+    if (
+        isinstance(y, pd.Series)
+        and isinstance(X, pd.DataFrame)
+        and y.index.nlevels == 2
+        and not y.index.equals(X.index)
+    ):
+        raise PredictionError(
+            "X and y are of different pairs, or in a different order: y = y.reindex(X.index) aligns them"
+        )
+    target = np.asarray(y, dtype=np.float64)
+    if target.shape != (len(names),):
+        raise PredictionError(f"y must be one value for each of {len(names)} pairs, not of shape {target.shape}")
+    index = pd.MultiIndex.from_arrays(names.T, names=["model_a", "model_b"])
+    frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X)).add_prefix("x")
+    frame = frame.set_axis(index, axis=0).astype(np.float64)
+    missing = pd.concat([~np.isfinite(frame), pd.DataFrame({"the target": ~np.isfinite(target)}, index=index)], axis=1)
+    empty = missing.columns[:-1][missing.iloc[:, :-1].all()].tolist() if len(missing) else []
+    missing = missing.drop(columns=empty)
+    incomplete = missing.any(axis=1).to_numpy()
+    dropped = {
+        (first, second): f"no value for {', '.join(map(str, missing.columns[row]))}"
+        for (first, second), row in zip(names[incomplete].tolist(), missing.to_numpy()[incomplete], strict=True)
+    }
+    if incomplete.all():
+        raise PredictionError(f"none of the {len(names)} pairs has a value for the target and for every metric")
+    if empty:
+        warnings.warn(f"metrics without any value left out: {', '.join(map(str, empty))}", IncompletePairsWarning, 3)
+    if dropped:
+        listed = "; ".join(f"{first} and {second} ({why})" for (first, second), why in dropped.items())
+        warnings.warn(f"{len(dropped)} of {len(names)} pairs left out: {listed}", IncompletePairsWarning, 3)
+    return CompletePairs(
+        frame.loc[~incomplete].drop(columns=empty), target[~incomplete], names[~incomplete], dropped, tuple(empty)
+    )

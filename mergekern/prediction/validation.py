@@ -1,0 +1,298 @@
+"""cross_validate_pairs: how well an estimator predicts held-out pairs, beside two baselines that use no metric."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.dummy import DummyRegressor
+from sklearn.pipeline import Pipeline
+
+from mergekern.prediction.correlation import pearson_r, spearman_rho
+from mergekern.prediction.pairs import CompletePairs, complete_pairs, need_pairs, task_codes
+from mergekern.prediction.splitters import LeaveOneTaskOut, PairSplitter
+
+FOLD_COLUMNS = ["held_out", "n_train", "n_val", "train_r", "val_r", "train_rho", "val_rho"]
+
+
+@dataclass(frozen=True)
+class PairValidation:
+    """What `cross_validate_pairs` found.
+
+    Attributes:
+        folds: a row for each fold: held_out (a name, or a tuple of names; "draw k" where pairs are drawn and not
+            tasks), n_train, n_val, and Pearson's r and Spearman's rho on the training and the validation pairs; NaN
+            where there is none: fewer than two pairs, constant predictions.
+        predictions: a row for each fold and validation pair: fold, model_a, model_b, y, prediction, train_mean (of y
+            in the fold's training pairs).
+        coefficients: (folds, metrics), where the estimator has `coef_`; otherwise None.
+        dropped: the pairs left out, and why.
+        dropped_metrics: metrics left out, since no pair has a value.
+        p_value: share of task permutations that do as well, of `permutations` and the data as they are; NaN if none
+            were asked for.
+        intervals: 95 % bootstrap intervals over tasks, (low, high), of "val_r", "pooled_r" and "pooled_r_centred".
+        baselines: the same of "additive" (task effects alone) and "constant" (the mean of the training pairs).
+    """
+
+    folds: pd.DataFrame
+    predictions: pd.DataFrame
+    coefficients: pd.DataFrame | None
+    dropped: dict[tuple[str, str], str]
+    dropped_metrics: tuple[str, ...]
+    p_value: float = float("nan")
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    baselines: dict[str, PairValidation] = field(default_factory=dict)
+
+    @property
+    def pooled_r(self) -> float:
+        """Pearson's r over the validation pairs of all folds together, in [-1, 1].
+
+        Biased downwards where folds are small: the mean of a fold's training pairs is low exactly where its validation
+        pairs are high. The constant baseline, which predicts nothing but that mean, gets -1 (leave-one-pair-out) or
+        close to it. Compare with that, or read `pooled_r_centred`.
+        """
+        return pearson_r(self.predictions["prediction"].to_numpy(), self.predictions["y"].to_numpy())
+
+    @property
+    def pooled_r_centred(self) -> float:
+        """`pooled_r` of what is predicted beyond the mean of each fold's training pairs: without the leave-out bias.
+
+        The mean of the training pairs is what any regressor with an intercept falls back on. Taken from the predictions
+        (and from nothing else: y stays as measured), it leaves what the estimator says of a pair: nothing, for the
+        constant baseline (NaN), and a correlation around 0 for a ridge on metrics that have no relation to y.
+        """
+        beyond = (self.predictions["prediction"] - self.predictions["train_mean"]).to_numpy()
+        return pearson_r(beyond, self.predictions["y"].to_numpy())
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Means and standard deviations over the folds, pooled correlations and errors; a row for each baseline.
+
+        `folds_with_r` says of how many folds the mean of val_r is, since a fold of one pair has none. `rmse` is over
+        the validation pairs of all folds, in the units of y.
+        """
+        rows = {"estimator": self, **self.baselines}
+        return pd.DataFrame({name: _summary(validation) for name, validation in rows.items()}).T
+
+
+def _summary(validation: PairValidation) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for column in FOLD_COLUMNS[3:]:
+        values = validation.folds[column].astype(float)
+        out |= {f"{column}_mean": values.mean(), f"{column}_sd": values.std(ddof=0)}
+    errors = validation.predictions["prediction"] - validation.predictions["y"]
+    out |= {"pooled_r": validation.pooled_r, "pooled_r_centred": validation.pooled_r_centred}
+    out |= {"rmse": float(np.sqrt((errors**2).mean())), "folds": len(validation.folds)}
+    return out | {"folds_with_r": int(validation.folds["val_r"].notna().sum())}
+
+
+def cross_validate_pairs(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    pairs: Any = None,
+    splitter: PairSplitter | None = None,
+    *,
+    permutations: int = 0,
+    resamples: int = 1000,
+    baselines: bool = True,
+    seed: int = 0,
+) -> PairValidation:
+    """Fit an estimator on the training pairs of each fold and compare its predictions with the validation pairs.
+
+    Pairs with a missing value take no part, named in `.dropped` and in a warning; they take none in the baselines
+    either, so that all are judged on the same pairs. The estimator gets X as a frame with the pairs as its index; one
+    whose `fit` takes `pairs` (or a Pipeline whose last step's does) also gets the names, in `fit` and in `predict`.
+
+    Args:
+        estimator: a scikit-learn regressor; cloned for each fold.
+        X: (n, metrics) values, for example `MetricTable.to_pandas()`.
+        y: (n,) what is to be predicted, for example the accuracy of the merged models.
+        pairs: (n, 2) names; the index of X if None.
+        splitter: `LeaveOneTaskOut()` if None.
+        permutations: of the names of the tasks: y of (a, b) becomes y of (π(a), π(b)), and everything is fitted again.
+            Pairs share tasks and are not exchangeable one by one, so that permuting pairs would find significance in
+            anything. The statistic is the mean val_r of the folds, or `pooled_r_centred` where no fold has one. It asks
+            whether the metrics know which task is which: an estimator of task effects alone gets 1, since to it all
+            names are alike.
+        resamples: of the tasks, with replacement, for the bootstrap intervals; 0 for none. A pair counts as often as
+            both its tasks were drawn, a fold by the mean of its pairs; nothing is fitted again.
+        baselines: whether to validate the additive and the constant baseline on the same folds.
+        seed: of permutations and bootstrap.
+
+    Raises:
+        PredictionError: names, shapes or pairs do not allow it.
+
+    >>> from sklearn.linear_model import LinearRegression
+    >>> pairs = [(a, b) for a in "abcdef" for b in "abcdef" if a < b]
+    >>> size = {name: float(number) ** 2 for number, name in enumerate("abcdef")}
+    >>> X = np.array([[size[a] * size[b], size[a] + size[b]] for a, b in pairs])
+    >>> result = cross_validate_pairs(LinearRegression(), X, X @ [0.1, 1.0], pairs)
+    >>> result.summary.loc[["estimator", "additive"], ["folds", "val_r_mean", "pooled_r"]].round(2)
+               folds  val_r_mean  pooled_r
+    estimator    6.0        1.00      1.00
+    additive     6.0        0.99      0.41
+    """
+    data = complete_pairs(X, y, pairs)
+    splitter = LeaveOneTaskOut() if splitter is None else splitter
+    beside = {"additive": _TaskEffects(), "constant": DummyRegressor()} if baselines else {}
+    validation = _validate(estimator, data, splitter)
+    return dataclasses.replace(
+        validation,
+        p_value=_p_value(validation, estimator, data, splitter, permutations, seed),
+        intervals=_intervals(validation, resamples, seed),
+        baselines={name: _validate(baseline, data, splitter) for name, baseline in beside.items()},
+    )
+
+
+def _validate(estimator: Any, data: CompletePairs, splitter: PairSplitter) -> PairValidation:
+    folds, predictions, coefficients = [], [], []
+    for number, fold in enumerate(splitter.folds(data.pairs)):
+        train, test = fold.train, fold.test
+        fitted = _fit(clone(estimator), data.X.iloc[train], data.y[train], data.pairs[train])
+        at_train, at_test = (_predict(fitted, data.X.iloc[rows], data.pairs[rows]) for rows in (train, test))
+        held_out = f"draw {number}" if not fold.held_out else fold.held_out
+        folds.append(
+            [
+                held_out[0] if len(held_out) == 1 else held_out,
+                len(train),
+                len(test),
+                *(
+                    r(p, data.y[rows])
+                    for r in (pearson_r, spearman_rho)
+                    for p, rows in ((at_train, train), (at_test, test))
+                ),
+            ]
+        )
+        predictions.append(
+            pd.DataFrame(
+                {
+                    "fold": number,
+                    "model_a": data.pairs[test, 0],
+                    "model_b": data.pairs[test, 1],
+                    "y": data.y[test],
+                    "prediction": at_test,
+                    "train_mean": data.y[train].mean(),
+                }
+            )
+        )
+        coefficients.append(_coefficients(fitted, data.X.shape[1]))
+    return PairValidation(
+        folds=pd.DataFrame(folds, columns=FOLD_COLUMNS),
+        predictions=pd.concat(predictions, ignore_index=True),
+        coefficients=None if coefficients[0] is None else pd.DataFrame(coefficients, columns=data.X.columns),
+        dropped=data.dropped,
+        dropped_metrics=data.dropped_metrics,
+    )
+
+
+def _fit(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> Any:
+    if not _knows_pairs(estimator):
+        return estimator.fit(X, y)
+    if isinstance(estimator, Pipeline):
+        return estimator.fit(X, y, **{f"{estimator.steps[-1][0]}__pairs": pairs})
+    return estimator.fit(X, y, pairs=pairs)
+
+
+def _predict(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
+    found = estimator.predict(X, pairs=pairs) if _knows_pairs(estimator) else estimator.predict(X)
+    return np.asarray(found, dtype=np.float64)
+
+
+def _knows_pairs(estimator: Any) -> bool:
+    """Tell whether `fit` takes the names of the pairs: the estimator's own, or that of a pipeline's last step."""
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    return "pairs" in inspect.signature(last.fit).parameters
+
+
+def _coefficients(estimator: Any, metrics: int) -> np.ndarray | None:
+    """Return the coefficients, one a metric, of an estimator or of a pipeline's last step."""
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    found = getattr(last, "coef_", None)
+    return None if found is None or np.shape(found) != (metrics,) else np.asarray(found, dtype=np.float64)
+
+
+def _statistic(validation: PairValidation) -> float:
+    mean = validation.folds["val_r"].mean()
+    return validation.pooled_r_centred if np.isnan(mean) else mean
+
+
+def _p_value(
+    validation: PairValidation,
+    estimator: Any,
+    data: CompletePairs,
+    splitter: PairSplitter,
+    permutations: int,
+    seed: int,
+) -> float:
+    """Return (1 + permutations that do as well) / (1 + permutations); see `cross_validate_pairs`."""
+    if permutations == 0:
+        return float("nan")
+    names, codes = task_codes(data.pairs)
+    measured = np.full((len(names), len(names)), np.nan)
+    measured[codes[:, 0], codes[:, 1]] = measured[codes[:, 1], codes[:, 0]] = data.y
+    random = np.random.default_rng([seed, 0])
+    found = _statistic(validation)
+    as_good = 0
+    for _ in range(permutations):
+        renamed = random.permutation(len(names))[codes]
+        y = measured[renamed[:, 0], renamed[:, 1]]
+        # A pair renamed to one that was not measured has no value, and takes no part in this permutation.
+        rows = np.isfinite(y)
+        permuted = CompletePairs(data.X[rows], y[rows], data.pairs[rows], {}, ())
+        # Without this margin, rounding would decide where nothing changes under permutation.
+        as_good += not _statistic(_validate(estimator, permuted, splitter)) < found - 1e-9
+    return (1 + as_good) / (1 + permutations)
+
+
+def _intervals(validation: PairValidation, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Return percentile intervals over tasks drawn with replacement; see `cross_validate_pairs`."""
+    if resamples == 0:
+        return {}
+    table = validation.predictions
+    names, codes = task_codes(table[["model_a", "model_b"]].to_numpy())
+    fold, y, prediction = (table[column].to_numpy() for column in ("fold", "y", "prediction"))
+    centred = prediction - table["train_mean"].to_numpy()
+    rows = [np.flatnonzero(fold == number) for number in range(len(validation.folds))]
+    rows = [part for part, r in zip(rows, validation.folds["val_r"], strict=True) if np.isfinite(r)]
+    random = np.random.default_rng([seed, 1])
+    draws: dict[str, list[float]] = {"val_r": [], "pooled_r": [], "pooled_r_centred": []}
+    for _ in range(resamples):
+        times = np.bincount(random.integers(len(names), size=len(names)), minlength=len(names))
+        weights = times[codes].prod(1).astype(float)
+        of_folds = np.array([pearson_r(prediction[part], y[part], weights[part]) for part in rows])
+        shares = np.array([weights[part].mean() for part in rows]) * np.isfinite(of_folds)
+        draws["val_r"].append(shares @ np.nan_to_num(of_folds) / shares.sum() if shares.any() else float("nan"))
+        draws["pooled_r"].append(pearson_r(prediction, y, weights))
+        draws["pooled_r_centred"].append(pearson_r(centred, y, weights))
+    return {name: _percentiles(np.array(values)) for name, values in draws.items()}
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+class _TaskEffects(RegressorMixin, BaseEstimator):
+    """y = mu + t_a + t_b by least squares; a task not seen in fit has the mean effect."""
+
+    def fit(self, X: Any, y: np.ndarray, pairs: Any = None) -> _TaskEffects:
+        self.names_, codes = task_codes(need_pairs(X, pairs))
+        design = np.zeros((len(codes), len(self.names_)))
+        np.add.at(design, (np.arange(len(codes))[:, None], codes), 1)
+        effects = np.linalg.lstsq(design, y, rcond=None)[0]
+        self.mean_ = 2 * effects.mean()
+        self.effects_ = effects - effects.mean()
+        return self
+
+    def predict(self, X: Any, pairs: Any = None) -> np.ndarray:
+        effects = dict(zip(self.names_, self.effects_, strict=True))
+        return np.array([self.mean_ + effects.get(a, 0) + effects.get(b, 0) for a, b in need_pairs(X, pairs)])
