@@ -4,6 +4,8 @@ Estimators, splitters and scalers follow scikit-learn's conventions: rows are pa
 """
 
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs
+from mergekern.prediction.pearson import PearsonRegressor
+from mergekern.prediction.published import fit_published
 from mergekern.prediction.splitters import (
     Fold,
     LeaveOneTaskOut,
@@ -24,6 +26,8 @@ __all__ = [
     "MeasuredPairs",
     "PairSplitter",
     "PairValidation",
+    "PearsonRegressor",
     "complete_pairs",
     "cross_validate_pairs",
+    "fit_published",
 ]

@@ -135,10 +135,11 @@ def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
     target = np.asarray(y, dtype=np.float64)
     if target.shape != (len(names),):
         raise PredictionError(f"y must be one value for each of {len(names)} pairs, not of shape {target.shape}")
-    index = pd.MultiIndex.from_arrays(names.T, names=["model_a", "model_b"])
+    index = pd.MultiIndex.from_arrays([names[:, 0], names[:, 1]], names=["model_a", "model_b"])
     frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X)).add_prefix("x")
     frame = frame.set_axis(index, axis=0).astype(np.float64)
-    missing = pd.concat([~np.isfinite(frame), pd.DataFrame({"the target": ~np.isfinite(target)}, index=index)], axis=1)
+    missing = pd.DataFrame(~np.isfinite(frame.to_numpy()), index=index, columns=frame.columns)
+    missing["the target"] = ~np.isfinite(target)
     empty = missing.columns[:-1][missing.iloc[:, :-1].all()].tolist() if len(missing) else []
     missing = missing.drop(columns=empty)
     incomplete = missing.any(axis=1).to_numpy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator
@@ -18,6 +18,9 @@ from mergekern.errors import PredictionError
 from mergekern.prediction.pairs import need_pairs, task_codes
 
 ATTEMPTS = 100
+
+# The tasks held out, and (n,) masks of the training and the validation pairs.
+Masks: TypeAlias = tuple[list[int], Any, Any]
 
 
 class Fold(NamedTuple):
@@ -69,7 +72,7 @@ class PairSplitter(BaseCrossValidator):
         return [fold.held_out for fold in self.folds(need_pairs(X, groups))]
 
     @abstractmethod
-    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         """Yield the tasks held out, and (n,) masks of the training and the validation pairs."""
 
 
@@ -84,7 +87,7 @@ class LeaveOneTaskOut(PairSplitter):
     [(('a',), [2], [0, 1]), (('b',), [1], [0, 2]), (('c',), [0], [1, 2])]
     """
 
-    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         for task in range(tasks):
             test = (codes == task).any(1)
             yield [task], ~test, test
@@ -101,10 +104,10 @@ class LeaveTwoTasksOut(PairSplitter):
     [(('a', 'b'), [1, 2], [0]), (('c', 'd'), [0], [1]), (('c', 'e'), [0], [2])]
     """
 
-    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         for pair in np.unique(codes, axis=0):
-            train = ~np.isin(codes, pair).any(1)
-            yield pair.tolist(), train, (codes == pair).all(1)
+            shared = np.isin(codes, pair)
+            yield pair.tolist(), ~shared.any(axis=1), (codes == pair).all(axis=1)
 
 
 class LeaveTasksOut(PairSplitter):
@@ -128,7 +131,7 @@ class LeaveTasksOut(PairSplitter):
         self.repeats = repeats
         self.seed = seed
 
-    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         n = tasks // 2 if self.n is None else self.n
         if not 2 <= n <= tasks - 2:
             raise PredictionError(
@@ -139,7 +142,7 @@ class LeaveTasksOut(PairSplitter):
             for _ in range(ATTEMPTS):
                 held_out = np.sort(random.choice(tasks, n, replace=False))
                 inside = np.isin(codes, held_out)
-                train, test = ~inside.any(1), inside.all(1)
+                train, test = ~inside.any(axis=1), inside.all(axis=1)
                 if train.any() and test.any():
                     yield held_out.tolist(), train, test
                     break
@@ -163,7 +166,7 @@ class MeasuredPairs(PairSplitter):
         self.repeats = repeats
         self.seed = seed
 
-    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         if not 1 <= self.n < len(codes):
             raise PredictionError(f"{self!r}: of {len(codes)} pairs from 1 to {len(codes) - 1} can be measured")
         order = np.lexsort(codes.T[::-1])
