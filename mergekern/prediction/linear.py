@@ -1,0 +1,136 @@
+"""LinearMetricRegressor: ridge regression on clipped standardised metrics, its penalty chosen by leave-one-task-out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mergekern.errors import PredictionError
+from mergekern.prediction.correlation import pearson_r
+from mergekern.prediction.pairs import find_pairs, task_codes
+from mergekern.prediction.splitters import LeaveOneTaskOut
+
+# Fewer pairs than this have a correlation that says little.
+PAIRS_OF_A_FOLD = 3
+
+
+class ClippedScaler(TransformerMixin, BaseEstimator):
+    """Columns to mean 0 and standard deviation 1 over the rows of `fit`, then clipped to [-limit, limit].
+
+    Metrics have heavy tails: without the limit a few pairs decide every fit, and a pair far outside of what was seen
+    gets a prediction far outside of what can be. A constant column becomes 0.
+
+    Args:
+        limit: in standard deviations.
+
+    >>> ClippedScaler(limit=1.0).fit_transform(np.array([[0.0, 7.0], [0.0, 7.0], [3.0, 7.0]])).round(2).tolist()
+    [[-0.71, 0.0], [-0.71, 0.0], [1.0, 0.0]]
+    """
+
+    def __init__(self, limit: float = 3.0) -> None:
+        self.limit = limit
+
+    def fit(self, X: Any, y: Any = None) -> ClippedScaler:
+        """Take mean and standard deviation of each column of X, (n, p)."""
+        values = validate_data(self, X, dtype=np.float64)
+        self.mean_ = values.mean(0)
+        deviation = values.std(0)
+        # What is left of a constant column after its mean is taken away is rounding.
+        varies = deviation > 1e-12 * np.abs(values).max(0)
+        self.scale_ = np.where(varies, deviation, np.inf)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return (n, p) float64."""
+        check_is_fitted(self)
+        values = validate_data(self, X, dtype=np.float64, reset=False)
+        return np.clip((values - self.mean_) / self.scale_, -self.limit, self.limit)
+
+
+class LinearMetricRegressor(RegressorMixin, BaseEstimator):
+    """Ridge regression on clipped standardised metrics, with the penalty that ranks the pairs of unseen tasks best.
+
+    Of each penalty, the score is the mean Pearson correlation over leave-one-task-out folds of the training pairs;
+    where too few pairs are known for that (or their names are not), the squared error of leave-one-out.
+
+    Args:
+        penalties: to choose from, a penalty on the sum of squared coefficients.
+        limit: of the metrics, in standard deviations (`ClippedScaler`).
+
+    Attributes:
+        coef_: (p,) change of y with one standard deviation of each metric.
+        intercept_: prediction of a pair whose metrics are all at their mean: the mean of y.
+        penalty_: the one chosen.
+        scaler_: the fitted `ClippedScaler`.
+
+    >>> X = np.random.default_rng(0).normal(size=(30, 3))
+    >>> LinearMetricRegressor().fit(X, X @ [1.0, 0.0, -2.0]).coef_.round(1).tolist()
+    [1.1, 0.0, -1.6]
+    """
+
+    def __init__(self, penalties: Any = None, limit: float = 3.0) -> None:
+        self.penalties = penalties
+        self.limit = limit
+
+    def fit(self, X: Any, y: Any, pairs: Any = None) -> LinearMetricRegressor:
+        """Fit to (n, p) metrics and (n,) targets of (n, 2) pairs."""
+        names = find_pairs(X, pairs)
+        values, target = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
+        target = target.astype(np.float64)
+        penalties = np.logspace(-1, 3.5, 19) if self.penalties is None else np.asarray(self.penalties, dtype=np.float64)
+        if penalties.ndim != 1 or len(penalties) == 0 or not (penalties > 0).all():
+            raise PredictionError(f"penalties must be positive numbers, not {self.penalties!r}")
+        self.scaler_ = ClippedScaler(self.limit).fit(values)
+        scaled = self.scaler_.transform(values)
+        scores = None if names is None else _scores_by_task(scaled, target, names, penalties)
+        if scores is None:
+            scores = _scores_by_row(scaled, target, penalties)
+        # Of equally good penalties, the strongest.
+        best = len(scores) - 1 - int(np.argmax(scores[::-1]))
+        self.penalty_ = float(penalties[best])
+        self.coef_ = _ridge_paths(scaled, target, penalties[[best]])[:, 0]
+        self.intercept_ = float(target.mean() - scaled.mean(0) @ self.coef_)
+        return self
+
+    def predict(self, X: Any, pairs: Any = None) -> np.ndarray:
+        """Return (n,) predictions; the names of the pairs change none."""
+        return self.contributions(X).sum(1) + self.intercept_
+
+    def contributions(self, X: Any) -> np.ndarray:
+        """Return (n, p): how far each metric moves the prediction of each pair from `intercept_`."""
+        check_is_fitted(self)
+        return self.scaler_.transform(validate_data(self, X, dtype=np.float64, reset=False)) * self.coef_
+
+
+def _ridge_paths(X: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+    """Return (p, penalties) coefficients of ridge regression with an intercept that is not penalised."""
+    u, s, vt = np.linalg.svd(X - X.mean(0), full_matrices=False)
+    shrunk = s[:, None] / (s[:, None] ** 2 + penalties)
+    return vt.T @ (shrunk * (u.T @ (y - y.mean()))[:, None])
+
+
+def _scores_by_task(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties: np.ndarray) -> np.ndarray | None:
+    """Return the mean correlation over leave-one-task-out folds, (penalties,); None where no fold has one."""
+    if len(task_codes(pairs)[0]) < PAIRS_OF_A_FOLD + 1:
+        return None
+    scores = []
+    for _, train, test in LeaveOneTaskOut().folds(pairs):
+        if min(len(train), len(test)) >= PAIRS_OF_A_FOLD:
+            predictions = X[test] @ _ridge_paths(X[train], y[train], penalties)
+            found = [pearson_r(column, y[test]) for column in predictions.T]
+            if np.isfinite(found).all():
+                scores.append(found)
+    return np.mean(scores, axis=0) if scores else None
+
+
+def _scores_by_row(X: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+    """Return minus the mean squared error of leaving out each row, in closed form, (penalties,)."""
+    n = len(y)
+    u, s, _ = np.linalg.svd(X - X.mean(0), full_matrices=False)
+    kept = s[:, None] ** 2 / (s[:, None] ** 2 + penalties)
+    residuals = (y - y.mean())[:, None] - u @ (kept * (u.T @ (y - y.mean()))[:, None])
+    leverage = 1 / n + (u**2) @ kept
+    return -((residuals / np.maximum(1 - leverage, 1e-9)) ** 2).mean(0)

@@ -1,0 +1,155 @@
+"""Linear mixed models: coefficients in groups, each group with a variance of its own, by restricted maximum likelihood.
+
+y = μ + W u + e, u_k ~ N(0, γ_g(k) σ²), e ~ N(0, σ²): Henderson's mixed model equations in the space of the coefficients,
+so that the cost grows with the number of rows only linearly. The variances are those most likely given what y says
+beyond μ (REML: Patterson & Thompson 1971); a group that explains nothing is shrunk to zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+
+# Ratios γ of a group's variance to that of the residual that are told apart from nothing, and from everything.
+RATIOS = (1e-6, 1e4)
+# The residual's share of the variance below which y counts as explained exactly.
+EXACT = 1e-12
+
+
+@dataclass(frozen=True)
+class MixedModel:
+    """A fitted model, in the units of y.
+
+    Attributes:
+        mean: μ.
+        coefficients: (q,) posterior means of u.
+        covariance: (1 + q, 1 + q) posterior covariance of (μ, u).
+        ratios: (groups,) γ.
+        residual_variance: σ².
+        weights: (n,) of the rows: 1, or less for those that fit badly.
+        deviance: −2 log restricted likelihood of the standardised y, up to a constant of n.
+    """
+
+    mean: float
+    coefficients: np.ndarray
+    covariance: np.ndarray
+    ratios: np.ndarray
+    residual_variance: float
+    weights: np.ndarray
+    deviance: float
+
+    @property
+    def variances(self) -> np.ndarray:
+        """(groups,) variances of the coefficients of each group."""
+        return self.ratios * self.residual_variance
+
+
+def fit_mixed(
+    design: np.ndarray,
+    groups: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+) -> MixedModel:
+    """Fit by REML.
+
+    Args:
+        design: (n, q) W.
+        groups: (q,) group of each column, 0 … groups − 1.
+        y: (n,) float64.
+        weights: (n,) of the rows, 1 by default: row i has residual variance σ² / weight.
+        start: (groups,) ratios to start from.
+
+    >>> y = np.array([1.1, 0.9, 3.2, 2.8])
+    >>> model = fit_mixed(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), np.array([0, 0]), y)
+    >>> [round(float(model.mean + u), 2) for u in model.coefficients]
+    [1.01, 2.99]
+    """
+    weights = np.ones(len(y)) if weights is None else weights
+    centre, scale = float(y.mean()), float(y.std())
+    if not scale > 1e-13 * np.abs(y).max(initial=0.0):
+        size = design.shape[1]
+        nothing = np.zeros((size + 1, size + 1))
+        return MixedModel(centre, np.zeros(size), nothing, np.zeros(groups.max(initial=-1) + 1), 0.0, weights, 0.0)
+    equations = _Equations(design, groups, (y - centre) / scale, weights)
+    ratios, deviance = equations.most_likely(start)
+    factor, solution, residual = equations.solve(ratios)
+    covariance = cho_solve(factor, np.eye(len(solution))) * residual
+    return MixedModel(
+        mean=centre + scale * float(solution[0]),
+        coefficients=scale * solution[1:],
+        covariance=scale**2 * covariance,
+        ratios=ratios,
+        residual_variance=scale**2 * residual,
+        weights=weights,
+        deviance=deviance,
+    )
+
+
+def fit_robust(design: np.ndarray, groups: np.ndarray, y: np.ndarray, dof: float, rounds: int = 20) -> MixedModel:
+    """Fit with residuals of Student's t of `dof` degrees of freedom: a few failed merges do not spoil all else.
+
+    Expectation-maximisation: a row weighs (ν + 1) / (ν + E[e²]/σ²), with the posterior's share in E[e²].
+
+    >>> y = np.array([1.0, 1.1, 0.9, 1.0, 1.1, 0.9, 1.0, 9.0])
+    >>> round(fit_robust(np.zeros((8, 1)), np.array([0]), y, dof=4).mean, 1)
+    1.0
+    """
+    model = fit_mixed(design, groups, y)
+    full = np.column_stack([np.ones(len(y)), design])
+    for _ in range(rounds):
+        if model.residual_variance <= EXACT * float(y.var()):
+            return model
+        errors = y - model.mean - design @ model.coefficients
+        squares = errors**2 + np.einsum("ij,jk,ik->i", full, model.covariance, full)
+        weights = (dof + 1) / (dof + squares / model.residual_variance)
+        if np.abs(weights - model.weights).max() < 1e-2:
+            return model
+        model = fit_mixed(design, groups, y, weights, model.ratios)
+    return model
+
+
+class _Equations:
+    """Henderson's equations of a standardised y: C(γ) (μ, u) = Wᵀy, C = WᵀW + diag(0, 1/γ)."""
+
+    def __init__(self, design: np.ndarray, groups: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
+        full = np.column_stack([np.ones(len(y)), design])
+        weighted = full * weights[:, None]
+        self.products = full.T @ weighted
+        self.right = weighted.T @ y
+        self.squares = float(y @ (weights * y))
+        self.dof = max(len(y) - 1, 1)
+        self.groups = groups
+        self.sizes = np.bincount(groups)
+
+    def solve(self, ratios: np.ndarray) -> tuple[tuple[np.ndarray, bool], np.ndarray, float]:
+        """Return the Cholesky factor of C, (μ, u) and σ²."""
+        matrix = self.products.copy()
+        penalised = np.arange(1, len(matrix))
+        matrix[penalised, penalised] += 1 / ratios[self.groups]
+        factor = cho_factor(matrix, lower=True)
+        solution = cho_solve(factor, self.right)
+        return factor, solution, max((self.squares - float(solution @ self.right)) / self.dof, EXACT)
+
+    def deviance(self, log_ratios: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return −2 log restricted likelihood, up to a constant, and its gradient."""
+        ratios = np.exp(log_ratios)
+        factor, solution, residual = self.solve(ratios)
+        determinant = 2 * float(np.log(np.diagonal(factor[0])).sum())
+        spread = np.diagonal(cho_solve(factor, np.eye(len(solution))))[1:]
+        sums = np.bincount(self.groups, weights=spread + solution[1:] ** 2 / residual, minlength=len(ratios))
+        value = self.dof * float(np.log(residual)) + float(self.sizes @ log_ratios) + determinant
+        return value, self.sizes - sums / ratios
+
+    def most_likely(self, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+        """Return γ and the deviance there; without a start, from two, since a likelihood may have two modes."""
+        if len(self.sizes) == 0:
+            return np.zeros(0), self.deviance(np.zeros(0))[0]
+        starts = [np.full(len(self.sizes), at) for at in (0.0, -3.0)] if start is None else [np.log(start)]
+        bounds = [tuple(np.log(RATIOS))] * len(self.sizes)
+        found = [minimize(self.deviance, at, jac=True, method="L-BFGS-B", bounds=bounds) for at in starts]
+        best = min(found, key=lambda result: result.fun)
+        return np.exp(best.x), float(best.fun)
