@@ -70,6 +70,12 @@ class PairValidation:
         return pearson_r(beyond, self.predictions["y"].to_numpy())
 
     @property
+    def score(self) -> float:
+        """The mean val_r of the folds; `pooled_r_centred` where no fold has one, each being of a single pair."""
+        mean = float(self.folds["val_r"].mean())
+        return self.pooled_r_centred if (self.folds["n_val"] < 2).all() else mean
+
+    @property
     def summary(self) -> pd.DataFrame:
         """Means and standard deviations over the folds, pooled correlations and errors; a row for each baseline.
 
@@ -115,11 +121,10 @@ def cross_validate_pairs(
         y: (n,) what is to be predicted, for example the accuracy of the merged models.
         pairs: (n, 2) names; the index of X if None.
         splitter: `LeaveOneTaskOut()` if None.
-        permutations: of the names of the tasks: y of (a, b) becomes y of (π(a), π(b)), and everything is fitted again.
-            Pairs share tasks and are not exchangeable one by one, so that permuting pairs would find significance in
-            anything. The statistic is the mean val_r of the folds, or `pooled_r_centred` where no fold has one. It asks
-            whether the metrics know which task is which: an estimator of task effects alone gets 1, since to it all
-            names are alike.
+        permutations: of the names of the tasks: y of (a, b) becomes y of (π(a), π(b)), and everything is fitted again;
+            `score` is compared. Pairs share tasks and are not exchangeable one by one, so that permuting pairs would
+            find significance in anything. It asks whether the metrics know which task is which: an estimator of task
+            effects alone gets 1, since to it all names are alike.
         resamples: of the tasks, with replacement, for the bootstrap intervals; 0 for none. A pair counts as often as
             both its tasks were drawn, a fold by the mean of its pairs; nothing is fitted again.
         baselines: whether to validate the additive and the constant baseline on the same folds.
@@ -217,11 +222,6 @@ def _coefficients(estimator: Any, metrics: int) -> np.ndarray | None:
     return None if found is None or np.shape(found) != (metrics,) else np.asarray(found, dtype=np.float64)
 
 
-def _statistic(validation: PairValidation) -> float:
-    mean = validation.folds["val_r"].mean()
-    return validation.pooled_r_centred if np.isnan(mean) else mean
-
-
 def _p_value(
     validation: PairValidation,
     estimator: Any,
@@ -237,7 +237,7 @@ def _p_value(
     measured = np.full((len(names), len(names)), np.nan)
     measured[codes[:, 0], codes[:, 1]] = measured[codes[:, 1], codes[:, 0]] = data.y
     random = np.random.default_rng([seed, 0])
-    found = _statistic(validation)
+    found = validation.score
     as_good = 0
     for _ in range(permutations):
         renamed = random.permutation(len(names))[codes]
@@ -246,7 +246,7 @@ def _p_value(
         rows = np.isfinite(y)
         permuted = CompletePairs(data.X[rows], y[rows], data.pairs[rows], {}, ())
         # Without this margin, rounding would decide where nothing changes under permutation.
-        as_good += not _statistic(_validate(estimator, permuted, splitter)) < found - 1e-9
+        as_good += not _validate(estimator, permuted, splitter).score < found - 1e-9
     return (1 + as_good) / (1 + permutations)
 
 
