@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.base import clone
 from sklearn.dummy import DummyRegressor
 from sklearn.pipeline import Pipeline
 
+from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.correlation import pearson_r, spearman_rho
-from mergekern.prediction.pairs import CompletePairs, complete_pairs, need_pairs, task_codes
+from mergekern.prediction.pairs import CompletePairs, complete_pairs, task_codes
 from mergekern.prediction.splitters import LeaveOneTaskOut, PairSplitter
 
 FOLD_COLUMNS = ["held_out", "n_train", "n_val", "train_r", "val_r", "train_rho", "val_rho"]
@@ -145,7 +146,7 @@ def cross_validate_pairs(
     """
     data = complete_pairs(X, y, pairs)
     splitter = LeaveOneTaskOut() if splitter is None else splitter
-    beside = {"additive": _TaskEffects(), "constant": DummyRegressor()} if baselines else {}
+    beside = {"additive": TaskEffectsRegressor(), "constant": DummyRegressor()} if baselines else {}
     validation = _validate(estimator, data, splitter)
     return dataclasses.replace(
         validation,
@@ -159,8 +160,8 @@ def _validate(estimator: Any, data: CompletePairs, splitter: PairSplitter) -> Pa
     folds, predictions, coefficients = [], [], []
     for number, fold in enumerate(splitter.folds(data.pairs)):
         train, test = fold.train, fold.test
-        fitted = _fit(clone(estimator), data.X.iloc[train], data.y[train], data.pairs[train])
-        at_train, at_test = (_predict(fitted, data.X.iloc[rows], data.pairs[rows]) for rows in (train, test))
+        fitted = fit_estimator(clone(estimator), data.X.iloc[train], data.y[train], data.pairs[train])
+        at_train, at_test = (predict_pairs(fitted, data.X.iloc[rows], data.pairs[rows]) for rows in (train, test))
         held_out = f"draw {number}" if not fold.held_out else fold.held_out
         folds.append(
             [
@@ -196,7 +197,8 @@ def _validate(estimator: Any, data: CompletePairs, splitter: PairSplitter) -> Pa
     )
 
 
-def _fit(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> Any:
+def fit_estimator(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> Any:
+    """Fit an estimator, with the names of the pairs where its `fit` (or that of a pipeline's last step) takes them."""
     if not _knows_pairs(estimator):
         return estimator.fit(X, y)
     if isinstance(estimator, Pipeline):
@@ -204,7 +206,8 @@ def _fit(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> A
     return estimator.fit(X, y, pairs=pairs)
 
 
-def _predict(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
+def predict_pairs(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
+    """Return (n,) predictions of what `fit_estimator` fitted."""
     found = estimator.predict(X, pairs=pairs) if _knows_pairs(estimator) else estimator.predict(X)
     return np.asarray(found, dtype=np.float64)
 
@@ -279,20 +282,3 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-class _TaskEffects(RegressorMixin, BaseEstimator):
-    """y = mu + t_a + t_b by least squares; a task not seen in fit has the mean effect."""
-
-    def fit(self, X: Any, y: np.ndarray, pairs: Any = None) -> _TaskEffects:
-        self.names_, codes = task_codes(need_pairs(X, pairs))
-        design = np.zeros((len(codes), len(self.names_)))
-        np.add.at(design, (np.arange(len(codes))[:, None], codes), 1)
-        effects = np.linalg.lstsq(design, y, rcond=None)[0]
-        self.mean_ = 2 * effects.mean()
-        self.effects_ = effects - effects.mean()
-        return self
-
-    def predict(self, X: Any, pairs: Any = None) -> np.ndarray:
-        effects = dict(zip(self.names_, self.effects_, strict=True))
-        return np.array([self.mean_ + effects.get(a, 0) + effects.get(b, 0) for a, b in need_pairs(X, pairs)])
