@@ -9,6 +9,7 @@ import click
 
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
+from mergekern.cli.prediction import fit, plan, predict, recommend
 from mergekern.errors import MergekernError
 
 
@@ -31,5 +32,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
 
 
-for command in (metrics, info, merge, merge_all):
+for command in (metrics, info, merge, merge_all, fit, predict, recommend, plan):
     main.add_command(command)

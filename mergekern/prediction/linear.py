@@ -40,14 +40,14 @@ class ClippedScaler(TransformerMixin, BaseEstimator):
         deviation = values.std(0)
         # What is left of a constant column after its mean is taken away is rounding.
         varies = deviation > 1e-12 * np.abs(values).max(0)
-        self.scale_ = np.where(varies, deviation, np.inf)
+        self.factor_ = np.where(varies, 1 / np.where(varies, deviation, 1), 0.0)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
         """Return (n, p) float64."""
         check_is_fitted(self)
         values = validate_data(self, X, dtype=np.float64, reset=False)
-        return np.clip((values - self.mean_) / self.scale_, -self.limit, self.limit)
+        return np.clip((values - self.mean_) * self.factor_, -self.limit, self.limit)
 
 
 class LinearMetricRegressor(RegressorMixin, BaseEstimator):

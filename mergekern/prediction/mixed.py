@@ -77,7 +77,8 @@ def fit_mixed(
     equations = _Equations(design, groups, (y - centre) / scale, weights)
     ratios, deviance = equations.most_likely(start)
     factor, solution, residual = equations.solve(ratios)
-    covariance = cho_solve(factor, np.eye(len(solution))) * residual
+    # In C order, as it comes back from a file: sums over it are then the same to the last bit.
+    covariance = np.ascontiguousarray(cho_solve(factor, np.eye(len(solution))) * residual)
     return MixedModel(
         mean=centre + scale * float(solution[0]),
         coefficients=scale * solution[1:],

@@ -1,0 +1,204 @@
+"""`mergekern fit`, `predict`, `recommend` and `plan-measurements`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from mergekern.cli.display import console
+from mergekern.errors import OutputError
+from mergekern.files import write_atomically
+from mergekern.table import MetricTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mergekern.prediction.model import MergePredictor
+
+# mergekern.prediction, whose libraries take seconds to import, is imported where it is used.
+
+KINDS = ("dense", "sparse", "linear", "forest", "additive", "additive+metrics")
+path_type = click.Path(path_type=Path)
+
+
+def table_argument(command: Callable) -> Callable:
+    """Add the table of metrics."""
+    return click.argument("table", type=path_type)(command)
+
+
+def result_options(command: Callable) -> Callable:
+    """Add the options of commands that show ranked pairs."""
+    command = click.option("--rows", default=20, show_default=True, help="Pairs to show; 0 for all.")(command)
+    return click.option("--out", type=path_type, help="Also write all pairs here, as .csv.")(command)
+
+
+@click.command()
+@table_argument
+@click.option("--scores", type=path_type, required=True,
+              help="What was measured: a CSV file with the columns method, model_a, model_b and accuracy.")  # fmt: skip
+@click.option("--method", required=True, help="Whose rows of the scores to learn from, such as tsv.")
+@click.option("--target", default="accuracy", show_default=True, help="Which column of the scores to predict.")
+@click.option("--predictor", type=click.Choice(KINDS), default="additive+metrics", show_default=True)
+@click.option("--level", default=0.8, show_default=True, help="Share of pairs that intervals are to cover.")
+@click.option("--out", type=path_type, required=True, help="Write the predictor here, as .json.")
+def fit(table: Path, scores: Path, method: str, target: str, predictor: str, level: float, out: Path) -> None:
+    """Learn to predict scores of merged pairs from the metrics in TABLE, and say how well that works."""
+    from mergekern.prediction import MergePredictor, read_scores
+
+    _check_output(out, ".json")
+    measured = read_scores(scores, method, target)
+    fitted = MergePredictor.fit(MetricTable.load(table), measured, method, predictor, level=level)
+    fitted.save(out)
+    show_fit(fitted)
+    click.echo(f"wrote {out}")
+
+
+@click.command()
+@table_argument
+@click.option("--model", type=path_type, required=True, help="What `mergekern fit` wrote.")
+@result_options
+def predict(table: Path, model: Path, out: Path | None, rows: int) -> None:
+    """Rank the pairs in TABLE by the score that their merge is predicted to have."""
+    from mergekern.prediction import MergePredictor
+
+    _check_output(out, ".csv")
+    fitted = MergePredictor.load(model)
+    found = fitted.predict(MetricTable.load(table))
+    shown = found.assign(
+        measured=[f"{score:.4f}" if score == score else "" for score in found["measured"]],
+        remarks=found["remarks"].where(found["measured_models"] > 0, "neither model measured"),
+    )
+    columns = ["prediction", "low", "high", "measured", "drivers", "remarks"]
+    show_pairs(shown[columns], rows, out, found)
+    unknown = found[(found["measured_models"] == 0) & found["prediction"].notna()]
+    if len(unknown):
+        click.echo(f"{len(unknown)} pairs: {unknown['remarks'].iloc[0].split(';')[0]}")
+    click.echo(
+        f"{fitted.target} of {fitted.method}, predicted by {fitted.kind} from {len(fitted.measured)} measured pairs; "
+        f"intervals are to cover {fitted.intervals.level:.0%}"
+    )
+
+
+@click.command()
+@table_argument
+@click.option("--model", "models", type=path_type, required=True, multiple=True,
+              help="What `mergekern fit` wrote, one for each merge method.")  # fmt: skip
+@result_options
+def recommend(table: Path, models: tuple[Path, ...], out: Path | None, rows: int) -> None:
+    """Say for each pair in TABLE by which method to merge it, the most promising pairs first."""
+    from mergekern.prediction import MergePredictor
+    from mergekern.prediction import recommend as recommend_methods
+
+    _check_output(out, ".csv")
+    found = recommend_methods([MergePredictor.load(model) for model in models], MetricTable.load(table))
+    shown = found.assign(
+        measured=found["measured"].map({True: "yes", False: ""}), clear=found["clear"].map({True: "yes", False: ""})
+    )
+    show_pairs(shown, rows, out, found)
+    for method, count in found["method"].value_counts().items():
+        click.echo(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+
+
+@click.command("plan-measurements")
+@table_argument
+@click.option("-k", "count", type=int, required=True, help="How many merges to measure.")
+@click.option("--scores", type=path_type, help="What was measured already; needs --method.")
+@click.option("--method", "methods", multiple=True, help="Merge methods to measure; may be repeated. With --scores, "
+              "pairs scored by the first one count as measured.")  # fmt: skip
+@click.option("--target", default="accuracy", show_default=True, help="Which column of the scores counts.")
+@click.option("--models", help="Plan merges of these only, comma-separated.")
+@click.option("--out", type=path_type, help="Write the plan here, as .csv with the scores to be filled in.")
+def plan(
+    table: Path, count: int, scores: Path | None, methods: tuple[str, ...], target: str, models: str | None,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Choose the merges to measure next so that all other pairs of the models in TABLE are predicted best."""
+    import pandas as pd
+
+    from mergekern.prediction import align_scores, plan_measurements, read_scores
+    from mergekern.prediction.planning import check_models
+
+    _check_output(out, ".csv")
+    if scores is not None and not methods:
+        raise click.UsageError("--scores needs --method: whose scores count as measured")
+    metrics = MetricTable.load(table)
+    names = list(metrics.models)
+    if models is not None:
+        names = check_models([name.strip() for name in models.split(",")], names)
+    measured: pd.Index = pd.Index([])
+    if scores is not None:
+        found = align_scores(read_scores(scores, methods[0], target), metrics.to_pandas().index, metrics.models)
+        measured = found.index[found.notna()]
+    chosen = plan_measurements(names, count, measured)
+    for first, second in chosen.index:
+        click.echo(f"{first}+{second}")
+    deviation = chosen["mean_sd"].iloc[-1]
+    click.echo(
+        f"{count} merges; with them, effects leave a standard deviation of {deviation:.2f} times the residual's on the "
+        "mean of a pair",
+        err=True,
+    )
+    if out is not None:
+        rows = [(method, *pair, "") for method in methods or ("",) for pair in chosen.index]
+        to_fill_in = pd.DataFrame(rows, columns=["method", "model_a", "model_b", target])
+        _write(out, to_fill_in.to_csv(index=False))
+
+
+def show_fit(fitted: MergePredictor) -> None:
+    """Print what a predictor was fitted to, how well it predicts, and how wide its intervals are."""
+    click.echo(f"{fitted.kind}: {fitted.target} of {fitted.method} from {len(fitted.measured)} pairs")
+    for (first, second), why in fitted.dropped.items():
+        click.echo(f"left out: {first} and {second} ({why})")
+    shown = Table("held out", "Pearson r, mean of folds", "sd", "rmse", "additive r", "additive rmse", box=None)
+    for regime, figures in fitted.validation.items():
+        if "why_not" in figures:
+            click.echo(f"{regime}: not validated: {figures['why_not']}")
+            continue
+        names = ("val_r_mean", "val_r_sd", "rmse", "additive_val_r_mean", "additive_rmse")
+        shown.add_row(regime, *(_number(figures[name]) for name in names))
+    console().print(shown)
+    click.echo(f"of {fitted.intervals.level:.0%} intervals, calibrated on held-out pairs:")
+    for measured, words in enumerate(("neither model", "one model", "both models")):
+        width, held_out = fitted.intervals.widths[measured], fitted.intervals.held_out[measured]
+        known = "too few to know" if width is None else "ready"
+        click.echo(f"  {words} measured elsewhere: {known} ({held_out} held-out predictions)")
+
+
+def show_pairs(shown: pd.DataFrame, rows: int, out: Path | None, everything: pd.DataFrame) -> None:
+    """Print ranked pairs, and write all of them if there is a path."""
+    printed = Table("#", "model_a", "model_b", *map(str, shown.columns), box=None)
+    for rank, (pair, values) in enumerate(shown.iterrows(), 1):
+        if rows and rank > rows:
+            break
+        assert isinstance(pair, tuple)
+        printed.add_row(str(rank), *map(str, pair), *(_number(value) for value in values))
+    console().print(printed)
+    if rows and len(shown) > rows:
+        click.echo(f"... {len(shown) - rows} more pairs (--rows 0 shows all)")
+    if out is not None:
+        _write(out, everything.to_csv())
+
+
+def _number(value: Any) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _check_output(out: Path | None, suffix: str) -> None:
+    """Raise OutputError, before anything is computed, where a file cannot be written."""
+    if out is None:
+        return
+    if out.suffix != suffix:
+        raise OutputError(f"{out}: this is written as {suffix}, not {out.suffix or 'without a suffix'!r}")
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"{out}: no folder {out.parent}")
+
+
+def _write(out: Path, text: str) -> None:
+    write_atomically(out, text.encode())
+    click.echo(f"wrote {out}", err=True)

@@ -1,0 +1,104 @@
+"""Intervals that cover: widths from errors on held-out pairs, one for each number of models with measured merges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import clone
+
+from mergekern.errors import PredictionError
+from mergekern.prediction.pairs import task_codes
+from mergekern.prediction.validation import fit_estimator, predict_pairs
+
+# Folds of pairs whose models both keep other pairs, and about how many folds that leave models out altogether.
+PAIR_FOLDS = 10
+TASK_FOLDS = 40
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How far off predictions are, by how many of a pair's models (0, 1 or 2) have a measured merge.
+
+    Attributes:
+        level: share of pairs that the intervals are to cover.
+        widths: half the width of an interval, in predicted standard deviations where the estimator predicts them,
+            otherwise in the units of y; None where too few pairs could be held out to know.
+        held_out: of how many held-out pairs.
+
+    >>> intervals = Intervals(0.8, {0: None, 1: 2.0, 2: 1.0}, {0: 2, 1: 30, 2: 30})
+    >>> low, high = intervals.around(np.array([0.7, 0.9]), np.array([0.1, 0.1]), np.array([1, 2]))
+    >>> low.round(2).tolist(), high.round(2).tolist()
+    ([0.5, 0.8], [0.9, 1.0])
+    """
+
+    level: float
+    widths: dict[int, float | None]
+    held_out: dict[int, int]
+
+    def around(self, predictions: np.ndarray, sd: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (low, high) of (n,) predictions, their standard deviations and numbers of measured models."""
+        widths = np.array([np.nan if (w := self.widths[int(k)]) is None else w for k in measured], dtype=np.float64)
+        return predictions - widths * sd, predictions + widths * sd
+
+
+def calibrate(
+    estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray, *, level: float = 0.8, seed: int = 0
+) -> Intervals:
+    """Measure how far an estimator is off on pairs held out, as cross-conformal prediction does (Vovk 2015).
+
+    Pairs are held out at random, so that both their models keep other merges, and models are held out two by two, with
+    all their pairs. Each held-out pair counts for the number of its models that are in the training pairs.
+
+    Raises:
+        PredictionError: level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise PredictionError(f"the level of intervals is a share between 0 and 1, not {level!r}")
+    found: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for train, test in _folds(pairs, seed):
+        fitted = fit_estimator(clone(estimator), X.iloc[train], y[train], pairs[train])
+        errors = np.abs(y[test] - predict_pairs(fitted, X.iloc[test], pairs[test]))
+        ratios = errors / predicted_sd(fitted, X.iloc[test], pairs[test])
+        measured = np.isin(pairs[test], np.unique(pairs[train])).sum(1)
+        for count, ratio in zip(measured.tolist(), ratios.tolist(), strict=True):
+            found[count].append(ratio)
+    widths = {count: _quantile(ratios, level) for count, ratios in found.items()}
+    return Intervals(level, widths, {count: len(ratios) for count, ratios in found.items()})
+
+
+def predicted_sd(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
+    """Return (n,) standard deviations about the predictions; 1 where the estimator predicts none."""
+    if not hasattr(estimator, "predict_sd"):
+        return np.ones(len(X))
+    sd = estimator.predict_sd(X, pairs=pairs)
+    return np.where(sd > 0, sd, 1.0)
+
+
+def _folds(pairs: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (train, test) rows; they depend on the names and the seed, not on the order of rows."""
+    names, codes = task_codes(pairs)
+    random = np.random.default_rng(seed)
+    order = np.lexsort(codes.T)
+    for part in np.array_split(random.permutation(order), min(PAIR_FOLDS, len(order))):
+        yield from _split(np.isin(np.arange(len(codes)), part))
+    each = len(names) // 2
+    for _ in range(math.ceil(TASK_FOLDS / max(each, 1))):
+        shuffled = random.permutation(len(names))
+        for couple in np.array_split(shuffled, max(each, 1)):
+            yield from _split(np.isin(codes, couple).any(1))
+
+
+def _split(test: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if test.any() and (~test).sum() >= 2:
+        yield np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def _quantile(ratios: list[float], level: float) -> float | None:
+    """Return the smallest ratio that covers `level` of the held-out pairs and one more; None if all are too few."""
+    rank = math.ceil((len(ratios) + 1) * level)
+    return None if rank > len(ratios) else sorted(ratios)[rank - 1]

@@ -1,0 +1,151 @@
+"""Which merges to measure next, so that the additive model predicts all others best: optimal design on the pair graph.
+
+Models are the nodes of a graph, measured pairs its edges. Under y_ab = μ + t_a + t_b + e, how well a pair is known
+depends on which edges there are and not on what was measured, so that the plan can be made before the first merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from mergekern.errors import PredictionError, did_you_mean
+
+# Variance of a task effect, and of the mean, in residual variances: about what the study's data have, and much more.
+TASK_RATIO = 10.0
+MEAN_RATIO = 1e6
+# Passes over the plan in which each pair may be exchanged for a better one.
+EXCHANGES = 5
+
+
+class Design:
+    """Posterior covariance of the mean and T task effects, in units of the residual variance, as pairs are measured."""
+
+    def __init__(self, tasks: int, ratio: float = TASK_RATIO) -> None:
+        first, second = np.triu_indices(tasks, 1)
+        self.pairs = np.stack([first, second], axis=1)
+        self.covariance = np.diag([MEAN_RATIO, *np.full(tasks, ratio)])
+        self.rows = np.zeros((len(self.pairs), tasks + 1))
+        self.rows[:, 0] = 1
+        self.rows[np.arange(len(self.pairs))[:, None], 1 + self.pairs] = 1
+        self.moments = self.rows.T @ self.rows
+
+    def measure(self, pair: int, sign: int = 1) -> None:
+        """Add a measurement of a pair, by its row; with sign −1, take one back."""
+        gain = self.covariance @ self.rows[pair]
+        self.covariance = self.covariance - sign * np.outer(gain, gain) / (1 + sign * (self.rows[pair] @ gain))
+
+    def mean_variance(self) -> float:
+        """Mean variance of what is predicted of a pair, over all pairs (A- or I-optimality: the smaller, the better)."""
+        return float((self.covariance * self.moments).sum() / len(self.rows))
+
+    def reductions(self) -> np.ndarray:
+        """Return (pairs,): by how much measuring each pair would lower `mean_variance`."""
+        gains = self.rows @ self.covariance
+        lowered = np.einsum("ij,jk,ik->i", gains, self.moments, gains)
+        return lowered / (1 + (gains * self.rows).sum(1)) / len(self.rows)
+
+
+def plan_measurements(
+    models: Sequence[str], k: int, measured: Iterable[Sequence[str]] = (), *, ratio: float = TASK_RATIO
+) -> pd.DataFrame:
+    """Choose the k pairs whose measurement lets the additive model predict the pairs best.
+
+    Greedy, one pair after another, so that the first ones are worth measuring even if the rest is not; then pairs are
+    exchanged as long as that helps. Deterministic: of equally good pairs, the first in the order of the models.
+
+    Args:
+        models: T names.
+        k: how many pairs.
+        measured: pairs that are measured already; those of other models are of no account.
+        ratio: variance of the effect of one model, in variances of what effects do not explain.
+
+    Returns:
+        Index (model_a, model_b), in the order in which to measure, with the column mean_sd: the standard deviation of
+        what will be predicted of a pair (root of the mean variance over all pairs), once this pair and those above it
+        are measured, in units of the residual's.
+
+    Raises:
+        PredictionError: fewer than two models or a name twice, or k is not from 1 to the number of unmeasured pairs.
+
+    >>> plan_measurements("abcd", 2).index.tolist()
+    [('a', 'b'), ('c', 'd')]
+    """
+    names = [str(name) for name in models]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise PredictionError(f"{len(names)} models, {len(set(names))} names: a plan needs two or more, all different")
+    if not ratio > 0:
+        raise PredictionError(f"the ratio of variances must be positive, not {ratio!r}")
+    at = {frozenset(pair): number for number, pair in enumerate(combinations(names, 2))}
+    done = sorted({at[key] for pair in measured if (key := frozenset(map(str, pair))) in at})
+    free = np.ones(len(at), dtype=bool)
+    free[done] = False
+    if not 1 <= k <= free.sum():
+        raise PredictionError(f"k must be from 1 to {free.sum()}, the pairs that are not measured yet, not {k}")
+    design = Design(len(names), ratio)
+    for pair in done:
+        design.measure(pair)
+    chosen: list[int] = []
+    for _ in range(k):
+        chosen.append(_best(design, free))
+        design.measure(chosen[-1])
+        free[chosen[-1]] = False
+    _exchange(design, chosen, free)
+    return _as_frame(names, chosen, done, ratio)
+
+
+def _best(design: Design, free: np.ndarray) -> int:
+    reductions = np.where(free, design.reductions(), -np.inf)
+    # Equal up to rounding counts as equal.
+    return int(np.argmax(reductions >= reductions.max() * (1 - 1e-9)))
+
+
+def _exchange(design: Design, chosen: list[int], free: np.ndarray) -> None:
+    """Replace pairs of the plan by better ones, in place (Fedorov 1972)."""
+    for _ in range(EXCHANGES):
+        before = list(chosen)
+        for place, pair in enumerate(before):
+            with_it = design.mean_variance()
+            design.measure(pair, sign=-1)
+            free[pair] = True
+            best = _best(design, free)
+            worth = design.mean_variance() - design.reductions()[best]
+            chosen[place] = best if worth < with_it * (1 - 1e-9) else pair
+            design.measure(chosen[place])
+            free[chosen[place]] = False
+        if chosen == before:
+            return
+
+
+def _as_frame(names: list[str], chosen: list[int], done: list[int], ratio: float) -> pd.DataFrame:
+    """Return the plan, the most useful pairs first."""
+    design = Design(len(names), ratio)
+    for pair in done:
+        design.measure(pair)
+    left = np.zeros(len(design.rows), dtype=bool)
+    left[chosen] = True
+    order, variances = [], []
+    while left.any():
+        order.append(_best(design, left))
+        left[order[-1]] = False
+        design.measure(order[-1])
+        variances.append(design.mean_variance())
+    pairs = [tuple(names[model] for model in design.pairs[pair]) for pair in order]
+    index = pd.MultiIndex.from_tuples(pairs, names=["model_a", "model_b"])
+    return pd.DataFrame({"mean_sd": np.sqrt(variances)}, index=index)
+
+
+def check_models(wanted: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return names of models, each of which must be known.
+
+    Raises:
+        PredictionError: an unknown name.
+    """
+    wanted, known = list(wanted), list(known)
+    for name in wanted:
+        if name not in known:
+            raise PredictionError(f"no model {name!r}{did_you_mean(name, known)} in the table")
+    return wanted
