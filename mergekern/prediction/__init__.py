@@ -3,6 +3,7 @@
 Estimators, splitters and scalers follow scikit-learn's conventions: rows are pairs, columns are metrics.
 """
 
+from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.analysis import (
     Fingerprints,
     VarianceComponents,
@@ -10,12 +11,19 @@ from mergekern.prediction.analysis import (
     fingerprints,
     variance_components,
 )
+from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.individual import individual_correlations
+from mergekern.prediction.intervals import Intervals, calibrate
+from mergekern.prediction.linear import LinearMetricRegressor
 from mergekern.prediction.mlp import mlp_baseline
+from mergekern.prediction.model import MergePredictor, recommend
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs
 from mergekern.prediction.pearson import PearsonRegressor, fit_exact
+from mergekern.prediction.planning import plan_measurements
+from mergekern.prediction.predictors import PREDICTORS, make_predictor
 from mergekern.prediction.published import fit_published
 from mergekern.prediction.scalers import RankNormalScaler
+from mergekern.prediction.scores import align_scores, read_scores
 from mergekern.prediction.selection import (
     GreedySelector,
     Selection,
@@ -34,23 +42,31 @@ from mergekern.prediction.splitters import (
 from mergekern.prediction.validation import PairValidation, cross_validate_pairs
 
 __all__ = [
+    "PREDICTORS",
     "CompletePairs",
     "Fingerprints",
     "Fold",
+    "ForestRegressor",
     "GreedySelector",
     "IncompletePairsWarning",
+    "Intervals",
     "LeaveOneTaskOut",
     "LeaveTasksOut",
     "LeaveTwoTasksOut",
+    "LinearMetricRegressor",
     "MeasuredPairs",
+    "MergePredictor",
     "PairSplitter",
     "PairValidation",
     "PearsonRegressor",
     "RankNormalScaler",
     "Selection",
+    "TaskEffectsRegressor",
     "VarianceComponents",
     "ablate_categories",
+    "align_scores",
     "backward_elimination",
+    "calibrate",
     "complete_pairs",
     "cross_validate_pairs",
     "failure_signatures",
@@ -59,6 +75,10 @@ __all__ = [
     "fit_published",
     "forward_selection",
     "individual_correlations",
+    "make_predictor",
     "mlp_baseline",
+    "plan_measurements",
+    "read_scores",
+    "recommend",
     "variance_components",
 ]

@@ -1,4 +1,4 @@
-"""TaskEffectsRegressor: y_ab = μ + t_a + t_b, each model's own effect on all its merges, and what metrics add to that."""
+"""TaskEffectsRegressor: y_ab = μ + t_a + t_b, each model's own effect on all its merges, and what metrics add."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         self._keep(model)
         return self
 
-    def _with_metrics(self, effects: MixedModel, incidence: np.ndarray, scaled: np.ndarray, y: np.ndarray) -> MixedModel:
+    def _with_metrics(
+        self, effects: MixedModel, incidence: np.ndarray, scaled: np.ndarray, y: np.ndarray
+    ) -> MixedModel:
         """Return the model with metrics where it is significantly more likely, otherwise the one without."""
         self.metrics_enter_ = False
         self.coef_ = np.zeros(scaled.shape[1])

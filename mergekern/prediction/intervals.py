@@ -90,7 +90,7 @@ def _folds(pairs: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarra
     for _ in range(math.ceil(TASK_FOLDS / max(each, 1))):
         shuffled = random.permutation(len(names))
         for couple in np.array_split(shuffled, max(each, 1)):
-            yield from _split(np.isin(codes, couple).any(1))
+            yield from _split(np.any(np.isin(codes, couple), axis=1))
 
 
 def _split(test: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

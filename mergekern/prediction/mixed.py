@@ -1,8 +1,8 @@
-"""Linear mixed models: coefficients in groups, each group with a variance of its own, by restricted maximum likelihood.
+"""Linear mixed models: coefficients in groups, each group with a variance of its own, by restricted likelihood.
 
-y = μ + W u + e, u_k ~ N(0, γ_g(k) σ²), e ~ N(0, σ²): Henderson's mixed model equations in the space of the coefficients,
-so that the cost grows with the number of rows only linearly. The variances are those most likely given what y says
-beyond μ (REML: Patterson & Thompson 1971); a group that explains nothing is shrunk to zero.
+y = μ + W u + e, u_k ~ N(0, γ_g(k) σ²), e ~ N(0, σ²): Henderson's mixed model equations in the space of the u, so
+that the cost grows with the number of rows only linearly. The variances are those most likely given what y says beyond
+μ (REML: Patterson & Thompson 1971); a group that explains nothing is shrunk to zero.
 """
 
 from __future__ import annotations

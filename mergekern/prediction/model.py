@@ -15,7 +15,7 @@ import pandas as pd
 from mergekern.errors import PredictionError
 from mergekern.files import write_atomically
 from mergekern.prediction.intervals import Intervals, calibrate, predicted_sd
-from mergekern.prediction.pairs import IncompletePairsWarning, complete_pairs, find_pairs, task_codes
+from mergekern.prediction.pairs import IncompletePairsWarning, complete_pairs, find_pairs, pair_key, task_codes
 from mergekern.prediction.persistence import from_document, to_document
 from mergekern.prediction.predictors import contributions, make_predictor, predictor_kind
 from mergekern.prediction.scores import align_scores
@@ -45,8 +45,8 @@ class MergePredictor:
         ranges: (lowest, highest) of each metric in the training pairs.
         measured: the training pairs and their scores.
         intervals: how far off predictions were on held-out pairs.
-        validation: for each of `REGIMES`, mean and standard deviation of Pearson's r over the folds, beside the additive
-            baseline's; or why there is none.
+        validation: for each of `REGIMES`, mean and standard deviation of Pearson's r over the folds, beside those of
+            the additive baseline; or why there are none.
         dropped: pairs with a score that took no part, and why.
         provenance: versions, and the table's provenance.
     """
@@ -148,8 +148,8 @@ class MergePredictor:
         assert pairs is not None
         possible = np.isfinite(X.to_numpy()).all(1)
         out = pd.DataFrame({"prediction": np.nan, "low": np.nan, "high": np.nan}, index=X.index)
-        known = {frozenset(map(str, pair)): score for pair, score in self.measured.items()}  # type: ignore[arg-type]
-        out["measured"] = [known.get(frozenset(pair), np.nan) for pair in pairs.tolist()]
+        known = {pair_key(pair): score for pair, score in self.measured.items()}
+        out["measured"] = [known.get(pair_key(pair), np.nan) for pair in pairs]
         out["measured_models"] = np.isin(pairs, self.models).sum(1)
         out["drivers"] = ""
         if possible.any():
@@ -254,7 +254,7 @@ class MergePredictor:
         found = []
         for row, pair in zip(values, pairs, strict=True):
             names = [*pair, *metrics]
-            first = sorted(range(len(row)), key=lambda k, row=row: -abs(row[k]))[:DRIVERS]
+            first = np.argsort(-np.abs(row), kind="stable")[:DRIVERS]
             found.append(", ".join(f"{names[k]} {row[k]:+.3g}" for k in first if row[k] != 0))
         return found
 
@@ -328,7 +328,8 @@ def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> 
     figures: dict[str, Any] = {"splitter": repr(splitter), "folds": len(found.folds)}
     for name, row in {"": found.summary.loc["estimator"], "additive_": found.summary.loc["additive"]}.items():
         for column in ("val_r_mean", "val_r_sd", "rmse"):
-            figures[name + column] = None if not np.isfinite(row[column]) else float(row[column])
+            value = float(row[column])  # type: ignore[arg-type]
+            figures[name + column] = value if np.isfinite(value) else None
     return figures
 
 

@@ -68,6 +68,15 @@ def need_pairs(X: Any, pairs: Any = None) -> np.ndarray:
     return names
 
 
+def pair_key(pair: Any) -> frozenset[str]:
+    """Return what identifies a pair, whichever model is named first.
+
+    >>> pair_key(("a", "b")) == pair_key(("b", "a"))
+    True
+    """
+    return frozenset(map(str, pair))
+
+
 def task_codes(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the T sorted names, and for each pair the positions in them, the smaller first, as (n, 2) int64.
 

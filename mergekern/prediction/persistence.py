@@ -1,4 +1,4 @@
-"""Fitted estimators as JSON documents: numbers, text and lists, of known classes only; nothing in a file is executed."""
+"""Fitted estimators as JSON documents: numbers, text and lists, of known classes only; nothing of it is executed."""
 
 from __future__ import annotations
 

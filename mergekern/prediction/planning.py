@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mergekern.errors import PredictionError, did_you_mean
+from mergekern.prediction.pairs import pair_key
 
 # Variance of a task effect, and of the mean, in residual variances: about what the study's data have, and much more.
 TASK_RATIO = 10.0
@@ -39,7 +40,7 @@ class Design:
         self.covariance = self.covariance - sign * np.outer(gain, gain) / (1 + sign * (self.rows[pair] @ gain))
 
     def mean_variance(self) -> float:
-        """Mean variance of what is predicted of a pair, over all pairs (A- or I-optimality: the smaller, the better)."""
+        """Return the mean variance of what is predicted of a pair, over all pairs (I-optimality minimises it)."""
         return float((self.covariance * self.moments).sum() / len(self.rows))
 
     def reductions(self) -> np.ndarray:
@@ -79,8 +80,8 @@ def plan_measurements(
         raise PredictionError(f"{len(names)} models, {len(set(names))} names: a plan needs two or more, all different")
     if not ratio > 0:
         raise PredictionError(f"the ratio of variances must be positive, not {ratio!r}")
-    at = {frozenset(pair): number for number, pair in enumerate(combinations(names, 2))}
-    done = sorted({at[key] for pair in measured if (key := frozenset(map(str, pair))) in at})
+    at = {pair_key(pair): number for number, pair in enumerate(combinations(names, 2))}
+    done = sorted({at[key] for pair in measured if (key := pair_key(pair)) in at})
     free = np.ones(len(at), dtype=bool)
     free[done] = False
     if not 1 <= k <= free.sum():

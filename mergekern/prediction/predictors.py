@@ -53,7 +53,9 @@ def predictor_kind(kind: str) -> PredictorKind:
         PredictionError: an unknown predictor.
     """
     if kind not in PREDICTORS:
-        raise PredictionError(f"no predictor {kind!r}{did_you_mean(kind, PREDICTORS)}; there are {', '.join(PREDICTORS)}")
+        raise PredictionError(
+            f"no predictor {kind!r}{did_you_mean(kind, PREDICTORS)}; there are {', '.join(PREDICTORS)}"
+        )
     return PREDICTORS[kind]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mergekern.errors import PredictionError, did_you_mean
+from mergekern.prediction.pairs import pair_key
 
 COLUMNS = ("method", "model_a", "model_b")
 DEFAULT_TARGET = "accuracy"
@@ -43,7 +44,7 @@ def read_scores(path: str | Path, method: str, target: str = DEFAULT_TARGET) -> 
         raise PredictionError(f"{path}: no scores of method {method!r}{did_you_mean(method, methods)}; it has {there}")
     seen: dict[frozenset[str], int] = {}
     for line, row in chosen:
-        pair = frozenset((row["model_a"], row["model_b"]))
+        pair = pair_key((row["model_a"], row["model_b"]))
         if len(pair) == 1:
             raise PredictionError(f"{path}, line {line}: a pair is of two models, not {row['model_a']!r} with itself")
         if pair in seen:
@@ -90,7 +91,7 @@ def _number(path: Path, line: int, text: str) -> float:
     return value
 
 
-def align_scores(scores: pd.Series, pairs: pd.MultiIndex, models: Iterable[str]) -> pd.Series:
+def align_scores(scores: pd.Series, pairs: pd.Index, models: Iterable[str]) -> pd.Series:
     """Return the scores in the order of a table's pairs, NaN for pairs without one.
 
     Args:
@@ -107,7 +108,7 @@ def align_scores(scores: pd.Series, pairs: pd.MultiIndex, models: Iterable[str])
     [0.9, nan]
     """
     known = [str(name) for name in models]
-    unknown = sorted({str(name) for pair in scores.index for name in pair} - set(known))
+    unknown = sorted({name for pair in scores.index for name in pair_key(pair)} - set(known))
     if unknown:
         raise PredictionError(
             f"scores of models that are not in the table: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"
@@ -115,9 +116,9 @@ def align_scores(scores: pd.Series, pairs: pd.MultiIndex, models: Iterable[str])
         )
     by_pair: dict[frozenset[str], float] = {}
     for pair, value in scores.items():
-        key = frozenset(map(str, pair))  # type: ignore[arg-type]
+        key = pair_key(pair)
         if key in by_pair:
             raise PredictionError(f"two scores of the pair {' and '.join(sorted(key))}; keep one of them")
         by_pair[key] = value
-    values = [by_pair.get(frozenset(map(str, pair)), np.nan) for pair in pairs]
+    values = [by_pair.get(pair_key(pair), np.nan) for pair in pairs]
     return pd.Series(values, index=pairs, name=scores.name, dtype=np.float64)
