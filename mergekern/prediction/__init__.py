@@ -14,7 +14,7 @@ from mergekern.prediction.analysis import (
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.individual import individual_correlations
 from mergekern.prediction.intervals import Intervals, calibrate
-from mergekern.prediction.linear import LinearMetricRegressor
+from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
 from mergekern.prediction.mlp import mlp_baseline
 from mergekern.prediction.model import MergePredictor, recommend
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs
@@ -43,6 +43,7 @@ from mergekern.prediction.validation import PairValidation, cross_validate_pairs
 
 __all__ = [
     "PREDICTORS",
+    "ClippedScaler",
     "CompletePairs",
     "Fingerprints",
     "Fold",

@@ -49,9 +49,12 @@ class ForestRegressor(RegressorMixin, BaseEstimator):
         trees = ExtraTreesRegressor(
             self.n_estimators, min_samples_leaf=self.min_samples_leaf, random_state=self.random_state
         )
-        # Of order 1 whatever the unit of y, so that its rounding decides no split.
+        # In an order of their own and of order 1, so that neither the order of rows nor the unit of y decides, by the
+        # rounding of sums, between two equally good splits.
         centre, scale = target.mean(), target.std() or 1.0
-        trees.fit(self._oriented(values), (target - centre) / scale)
+        oriented = self._oriented(values)
+        order = np.lexsort([target, *oriented.T])
+        trees.fit(oriented[order], ((target - centre) / scale)[order])
         self._keep([estimator.tree_ for estimator in trees.estimators_], centre, scale)
         return self
 

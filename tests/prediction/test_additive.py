@@ -1,0 +1,135 @@
+"""Task effects and the mixed model behind them, against closed forms."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+
+from mergekern.prediction import TaskEffectsRegressor
+from mergekern.prediction.mixed import fit_mixed, fit_robust
+from tests.prediction.measurements import all_pairs
+
+
+def simulate(tasks=12, sd=0.1, noise=0.02, seed=0):
+    random = np.random.default_rng(seed)
+    pairs = all_pairs([f"t{number:02d}" for number in range(tasks)])
+    effects = sd * random.standard_normal(tasks)
+    own = {f"t{number:02d}": effect for number, effect in enumerate(effects)}
+    y = np.array([0.8 + own[a] + own[b] for a, b in pairs]) + noise * random.standard_normal(len(pairs))
+    return pairs, y, own
+
+
+def restricted_deviance(design, y, ratio):
+    """−2 log restricted likelihood with the whole covariance matrix, up to a constant of n."""
+    n = len(y)
+    covariance = np.eye(n) + ratio * design @ design.T
+    inverse = np.linalg.inv(covariance)
+    one = np.ones(n)
+    weight = one @ inverse @ one
+    residual = y - (one @ inverse @ y) / weight
+    variance = residual @ inverse @ residual / (n - 1)
+    return (n - 1) * np.log(variance) + np.linalg.slogdet(covariance)[1] + np.log(weight)
+
+
+def test_variances_are_those_of_the_restricted_likelihood():
+    random = np.random.default_rng(3)
+    design = random.standard_normal((40, 6))
+    y = design @ random.standard_normal(6) + random.standard_normal(40)
+    found = fit_mixed(design, np.zeros(6, dtype=int), y)
+    best = minimize_scalar(lambda log: restricted_deviance(design, y, np.exp(log)), bounds=(-6, 6), method="bounded")
+    assert np.log(found.ratios[0]) == pytest.approx(best.x, abs=1e-3)
+
+
+def test_coefficients_are_those_of_the_dense_formula():
+    random = np.random.default_rng(4)
+    design = random.standard_normal((30, 5))
+    y = 3 + design @ random.standard_normal(5) + 0.5 * random.standard_normal(30)
+    found = fit_mixed(design, np.array([0, 0, 1, 1, 1]), y)
+    prior = np.diag(found.ratios[[0, 0, 1, 1, 1]])
+    inverse = np.linalg.inv(np.eye(30) + design @ prior @ design.T)
+    mean = (inverse @ y).sum() / inverse.sum()
+    assert found.mean == pytest.approx(mean, rel=1e-9)
+    np.testing.assert_allclose(found.coefficients, prior @ design.T @ inverse @ (y - mean), rtol=1e-8, atol=1e-12)
+
+
+def test_a_group_that_explains_nothing_is_shrunk_away():
+    random = np.random.default_rng(5)
+    useful, useless = random.standard_normal((60, 4)), random.standard_normal((60, 20))
+    y = useful @ [1.0, -1.0, 2.0, 0.5] + 0.1 * random.standard_normal(60)
+    found = fit_mixed(np.hstack([useful, useless]), np.repeat([0, 1], [4, 20]), y)
+    assert found.variances[1] < 1e-3 * found.variances[0]
+
+
+def test_effects_are_recovered():
+    pairs, y, own = simulate()
+    model = TaskEffectsRegressor().fit(np.zeros((len(y), 1)), y, pairs)
+    truth = np.array([own[name] for name in model.tasks_])
+    assert np.abs(model.effects_ - (truth - truth.mean())).max() < 0.03
+    assert np.sqrt(model.task_variance_) == pytest.approx(0.1, rel=0.5)
+    assert np.sqrt(model.residual_variance_) == pytest.approx(0.02, rel=0.3)
+
+
+def test_one_failed_merge_does_not_count_against_its_models():
+    pairs, y, _ = simulate()
+    failed = y.copy()
+    failed[7] -= 0.6
+    without = np.arange(len(y)) != 7
+    zeros = np.zeros((len(y), 1))
+    clean = TaskEffectsRegressor().fit(zeros[without], y[without], pairs[without]).predict(zeros, pairs)
+    robust = TaskEffectsRegressor().fit(zeros, failed, pairs).predict(zeros, pairs)
+    normal = fit_mixed(
+        np.eye(12)[np.unique(pairs, return_inverse=True)[1].reshape(-1, 2)].sum(1), np.zeros(12, int), failed
+    )
+    assert np.abs(robust - clean).max() < 0.01
+    spoilt = normal.mean + np.array(
+        [normal.coefficients[int(a[1:])] + normal.coefficients[int(b[1:])] for a, b in pairs]
+    )
+    assert np.abs(spoilt - clean).max() > 0.05
+
+
+def test_weights_of_normal_residuals_stay_near_each_other():
+    pairs, y, _ = simulate()
+    model = fit_robust(np.zeros((len(y), 1)), np.array([0]), y, dof=1e6)
+    np.testing.assert_allclose(model.weights, 1, atol=1e-4)
+    assert model.mean == pytest.approx(y.mean(), rel=1e-6)
+
+
+def test_a_task_in_one_pair_is_pulled_to_the_mean_and_an_unseen_one_is_there():
+    pairs, y, _ = simulate()
+    rare = (pairs == "t11").any(1)
+    rows = np.flatnonzero(~rare | (pairs[:, 0] == "t00"))
+    y = y.copy()
+    # Its one merge is far better than its partner's others.
+    y[(pairs == ["t00", "t11"]).all(1)] += 0.1
+    model = TaskEffectsRegressor(dof=1e6).fit(np.zeros((len(rows), 1)), y[rows], pairs[rows])
+    sd = dict(zip(model.tasks_.tolist(), model.effect_sd_, strict=True))
+    assert sd["t11"] > 1.5 * sd["t05"]
+    zeros = np.zeros((3, 1))
+    asked = [("t04", "t05"), ("t04", "new"), ("new", "newer")]
+    known, half, unknown = model.predict_sd(zeros, asked)
+    assert known < half < unknown
+    assert unknown**2 == pytest.approx(
+        2 * model.task_variance_ + model.residual_variance_ + model.covariance_[0, 0], rel=1e-9
+    )
+    assert model.predict(zeros, asked)[2] == pytest.approx(model.mean_)
+
+
+def test_metrics_enter_where_they_explain_what_effects_leave():
+    pairs, y, _ = simulate(noise=0.01)
+    random = np.random.default_rng(1)
+    X = random.standard_normal((len(y), 4))
+    model = TaskEffectsRegressor(metrics=True).fit(X, y + 0.03 * X[:, 1], pairs)
+    assert model.metrics_enter_
+    assert int(np.argmax(np.abs(model.coef_))) == 1
+    assert model.coef_[1] == pytest.approx(0.03 * X[:, 1].std(), rel=0.2)
+    shuffled = TaskEffectsRegressor(metrics=True).fit(X, y, pairs)
+    assert not shuffled.metrics_enter_
+    np.testing.assert_array_equal(shuffled.predict(X, pairs), TaskEffectsRegressor().fit(X, y, pairs).predict(X, pairs))
+
+
+def test_chance_lets_metrics_in_as_seldom_as_the_level_says():
+    entered = 0
+    for seed in range(100):
+        pairs, y, _ = simulate(tasks=8, seed=seed)
+        X = np.random.default_rng([seed, 1]).standard_normal((len(y), 3))
+        entered += TaskEffectsRegressor(metrics=True, level=0.05).fit(X, y, pairs).metrics_enter_
+    assert entered <= 12
