@@ -46,10 +46,9 @@ def published_table():
 
 def write_scores(path, scores, method="tsv"):
     """Write scores in the study's format."""
-    rows = [f"{method},{a},{b},{'' if np.isnan(score) else score!r}" for (a, b), score in scores.items()]
-    path.write_text(
-        "\n".join(["method,model_a,model_b,accuracy", *(row.replace("np.float64", "") for row in rows), ""])
-    )
+    frame = scores.rename("accuracy").rename_axis(["model_a", "model_b"]).reset_index()
+    frame.insert(0, "method", method)
+    frame.to_csv(path, index=False)
     return path
 
 

@@ -1,0 +1,71 @@
+"""Intervals cover as often as they say, whatever is known of the models of a pair."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mergekern.errors import PredictionError
+from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, MeasuredPairs, calibrate, make_predictor
+from mergekern.prediction.intervals import predicted_sd
+from mergekern.prediction.validation import fit_estimator, predict_pairs
+from tests.prediction.measurements import make_scores, make_table
+
+
+def coverage(kind, splitter, tables=6, folds=3):
+    """Return the share of held-out pairs inside their intervals, over tables of 12 models."""
+    inside = []
+    for seed in range(tables):
+        table = make_table(tasks=12, seed=seed)
+        X, y = table.to_pandas(), make_scores(table, seed=seed).to_numpy()
+        pairs = np.array(X.index.tolist())
+        for number, (train, test) in enumerate(splitter.split(X, y)):
+            if number == folds:
+                break
+            estimator = make_predictor(kind)
+            intervals = calibrate(estimator, X.iloc[train], y[train], pairs[train])
+            fitted = fit_estimator(estimator, X.iloc[train], y[train], pairs[train])
+            measured = np.isin(pairs[test], np.unique(pairs[train])).sum(1)
+            found = predict_pairs(fitted, X.iloc[test], pairs[test])
+            low, high = intervals.around(found, predicted_sd(fitted, X.iloc[test], pairs[test]), measured)
+            inside.extend((low <= y[test]) & (y[test] <= high))
+    return np.mean(inside)
+
+
+@pytest.mark.parametrize("kind", ["additive", "linear"])
+@pytest.mark.parametrize(
+    "splitter", [MeasuredPairs(30), LeaveOneTaskOut(), LeaveTasksOut(3)], ids=["both", "one", "neither"]
+)
+def test_coverage_is_what_is_promised(kind, splitter):
+    # Errors of one fold come from the same one or few unknown effects: 18 folds are not many.
+    assert 0.68 <= coverage(kind, splitter) <= 0.92
+
+
+def test_folds_do_not_depend_on_the_order_of_rows():
+    table = make_table(tasks=6)
+    X, y = table.to_pandas(), make_scores(table).to_numpy()
+    pairs = np.array(X.index.tolist())
+    order = np.random.default_rng(0).permutation(len(y))
+    plain = calibrate(make_predictor("additive"), X, y, pairs)
+    moved = calibrate(make_predictor("additive"), X.iloc[order], y[order], pairs[order][:, ::-1])
+    assert plain.held_out == moved.held_out
+    np.testing.assert_allclose([*plain.widths.values()], [*moved.widths.values()], rtol=1e-6)
+
+
+def test_a_higher_level_is_wider_and_an_impossible_one_is_refused():
+    table = make_table(tasks=8)
+    X, y = table.to_pandas(), make_scores(table).to_numpy()
+    pairs = np.array(X.index.tolist())
+    widths = [calibrate(make_predictor("linear"), X, y, pairs, level=level).widths for level in (0.5, 0.8, 0.95)]
+    assert all(widths[0][count] < widths[1][count] < widths[2][count] for count in range(3))
+    with pytest.raises(PredictionError, match="between 0 and 1"):
+        calibrate(make_predictor("linear"), X, y, pairs, level=80)
+
+
+def test_too_few_pairs_have_no_interval_rather_than_a_made_up_one():
+    X = pd.DataFrame(
+        {"stable_rank": [1.0, 2.0, 3.0]}, index=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c"), ("b", "c")])
+    )
+    intervals = calibrate(make_predictor("additive"), X, np.array([0.5, 0.6, 0.7]), np.array(X.index.tolist()))
+    assert intervals.widths[0] is None
+    low, high = intervals.around(np.array([0.5]), np.array([1.0]), np.array([0]))
+    assert np.isnan([low, high]).all()
