@@ -24,7 +24,8 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
 
     With `metrics=True` a linear model of the metrics is added to the effects, with a variance of its own, where the
     likelihood-ratio test says at `level` that there is anything for it to explain. A pair of two models of which no
-    merge was measured has no effects; it gets what `LinearMetricRegressor`, fitted to y itself, says of its metrics.
+    merge was measured has no effects; it gets what `LinearMetricRegressor(unseen=True)`, fitted to y itself, says of
+    its metrics.
 
     Where the names of the pairs are not known there are no effects: predictions are the mean of y, or, with metrics,
     the linear model's.
@@ -77,7 +78,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         model = fit_robust(incidence, np.zeros(len(self.tasks_), dtype=int), target, self.dof)
         if self.metrics:
             self.scaler_ = ClippedScaler().fit(values)
-            self.metric_model_ = LinearMetricRegressor().fit(values, target, names)
+            self.metric_model_ = LinearMetricRegressor(unseen=names is not None).fit(values, target, names)
             model = self._with_metrics(model, incidence, self.scaler_.transform(values), target)
         self._keep(model)
         return self

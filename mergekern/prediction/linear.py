@@ -11,10 +11,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from mergekern.errors import PredictionError
 from mergekern.prediction.correlation import pearson_r
 from mergekern.prediction.pairs import find_pairs, task_codes
-from mergekern.prediction.splitters import LeaveOneTaskOut
+from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
 
 # Fewer pairs than this have a correlation that says little.
 PAIRS_OF_A_FOLD = 3
+UNSEEN_FOLDS = 20
+STRONG_PENALTIES = (1e4, 3e4, 1e5)
 
 
 class ClippedScaler(TransformerMixin, BaseEstimator):
@@ -56,8 +58,12 @@ class LinearMetricRegressor(RegressorMixin, BaseEstimator):
     Of each penalty, the score is the mean Pearson correlation over leave-one-task-out folds of the training pairs;
     where too few pairs are known for that (or their names are not), the squared error of leave-one-out.
 
+    With `unseen=True` the score is the squared error on pairs within groups of held-out tasks, and there are stronger
+    penalties: where metrics say nothing of models that were never merged, little but the mean is predicted.
+
     Args:
         penalties: to choose from, a penalty on the sum of squared coefficients.
+        unseen: whether the pairs to predict are of models without any measured merge.
         limit: of the metrics, in standard deviations (`ClippedScaler`).
 
     Attributes:
@@ -71,8 +77,9 @@ class LinearMetricRegressor(RegressorMixin, BaseEstimator):
     [1.1, 0.0, -1.6]
     """
 
-    def __init__(self, penalties: Any = None, limit: float = 3.0) -> None:
+    def __init__(self, penalties: Any = None, unseen: bool = False, limit: float = 3.0) -> None:
         self.penalties = penalties
+        self.unseen = unseen
         self.limit = limit
 
     def fit(self, X: Any, y: Any, pairs: Any = None) -> LinearMetricRegressor:
@@ -83,9 +90,12 @@ class LinearMetricRegressor(RegressorMixin, BaseEstimator):
         penalties = np.logspace(-1, 3.5, 19) if self.penalties is None else np.asarray(self.penalties, dtype=np.float64)
         if penalties.ndim != 1 or len(penalties) == 0 or not (penalties > 0).all():
             raise PredictionError(f"penalties must be positive numbers, not {self.penalties!r}")
+        if self.unseen:
+            penalties = np.append(penalties, STRONG_PENALTIES)
         self.scaler_ = ClippedScaler(self.limit).fit(values)
         scaled = self.scaler_.transform(values)
-        scores = None if names is None else _scores_by_task(scaled, target, names, penalties)
+        score = _scores_of_unseen if self.unseen else _scores_by_task
+        scores = None if names is None else score(scaled, target, names, penalties)
         if scores is None:
             scores = _scores_by_row(scaled, target, penalties)
         # Of equally good penalties, the strongest.
@@ -124,6 +134,19 @@ def _scores_by_task(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties: 
             if np.isfinite(found).all():
                 scores.append(found)
     return np.mean(scores, axis=0) if scores else None
+
+
+def _scores_of_unseen(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties: np.ndarray) -> np.ndarray | None:
+    """Return minus the mean squared error on pairs within held-out groups of tasks; None with too few tasks."""
+    tasks = len(task_codes(pairs)[0])
+    if tasks < 2 * PAIRS_OF_A_FOLD:
+        return None
+    errors = []
+    for _, train, test in LeaveTasksOut(tasks // 3, repeats=UNSEEN_FOLDS).folds(pairs):
+        slopes = _ridge_paths(X[train], y[train], penalties)
+        predictions = y[train].mean() + (X[test] - X[train].mean(0)) @ slopes
+        errors.append(((predictions - y[test, None]) ** 2).mean(0))
+    return -np.mean(errors, axis=0)
 
 
 def _scores_by_row(X: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:

@@ -62,10 +62,10 @@ def _read_rows(path: Path, target: str) -> list[tuple[int, dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PredictionError(f"{path}: scores cannot be read ({error})") from error
-    columns = list(reader.fieldnames or [])
     missing = [name for name in (*COLUMNS, target) if name not in columns]
     if missing:
         wanted = ",".join((*COLUMNS, target))

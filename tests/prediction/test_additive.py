@@ -120,8 +120,8 @@ def test_metrics_enter_where_they_explain_what_effects_leave():
 
 def test_chance_lets_metrics_in_as_seldom_as_the_level_says():
     entered = 0
-    for seed in range(100):
+    for seed in range(40):
         pairs, y, _ = simulate(tasks=8, seed=seed)
         X = np.random.default_rng([seed, 1]).standard_normal((len(y), 3))
         entered += TaskEffectsRegressor(metrics=True, level=0.05).fit(X, y, pairs).metrics_enter_
-    assert entered <= 12
+    assert entered <= 6

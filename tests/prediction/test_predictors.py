@@ -204,7 +204,7 @@ def test_effects_say_nothing_of_unmeasured_models_and_metrics_do():
     pairs = np.array(X.index.tolist())
     train, test = next(LeaveTasksOut(repeats=1).split(X, y))
     found = fit_estimator(make_predictor("additive+metrics"), X.iloc[train], y[train], pairs[train])
-    alone = fit_estimator(make_predictor("linear"), X.iloc[train], y[train], pairs[train])
+    alone = fit_estimator(make_predictor("linear", unseen=True), X.iloc[train], y[train], pairs[train])
     effects = fit_estimator(make_predictor("additive"), X.iloc[train], y[train], pairs[train])
     assert pd.Series(predict_pairs(effects, X.iloc[test], pairs[test])).nunique() == 1
     np.testing.assert_allclose(predict_pairs(found, X.iloc[test], pairs[test]), alone.predict(X.iloc[test]), rtol=1e-9)
