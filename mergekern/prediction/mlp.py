@@ -21,9 +21,9 @@ def mlp_baseline(random_state: int = 0) -> Pipeline:
     network = MLPRegressor(
         hidden_layer_sizes=(8,),
         alpha=1e-2,
-        max_iter=1000,
+        max_iter=2000,
         early_stopping=True,
-        n_iter_no_change=50,
+        n_iter_no_change=20,
         random_state=random_state,
     )
     return make_pipeline(MinMaxScaler((-1, 1)), TransformedTargetRegressor(network, transformer=MinMaxScaler((-1, 1))))

@@ -49,7 +49,7 @@ def find_pairs(X: Any, pairs: Any = None) -> np.ndarray | None:
     names = names.astype(str)
     same = names[:, 0] == names[:, 1]
     if same.any():
-        raise PredictionError(f"a pair is of two models, not {names[same][0, 0]!r} with itself")
+        raise PredictionError(f"a pair is of two models, not {str(names[same][0, 0])!r} with itself")
     return names
 
 
