@@ -63,9 +63,12 @@ class PairValidation:
     def pooled_r_centred(self) -> float:
         """`pooled_r` of what is predicted beyond the mean of each fold's training pairs: without the leave-out bias.
 
-        The mean of the training pairs is what any regressor with an intercept falls back on. Taken from the predictions
+        The mean of the training pairs is what a regressor with an intercept falls back on. Taken from the predictions
         (and from nothing else: y stays as measured), it leaves what the estimator says of a pair: nothing, for the
-        constant baseline (NaN), and a correlation around 0 for a ridge on metrics that have no relation to y.
+        constant baseline (NaN). What bias remains is that a pair left out also bends the coefficients away from itself:
+        ridge on ten metrics of pure noise, over 187 pairs of 20 tasks, gets -0.02 on average, where `pooled_r` is -0.22
+        (leave-one-task-out) and -0.40 (leave-two-tasks-out); with fewer pairs it is more. An estimator whose intercept
+        is not the mean of its training pairs, as a robust one, keeps the bias of the difference.
         """
         beyond = (self.predictions["prediction"] - self.predictions["train_mean"]).to_numpy()
         return pearson_r(beyond, self.predictions["y"].to_numpy())

@@ -153,18 +153,21 @@ def test_the_constant_baseline_shows_the_bias_of_pooling():
         assert np.isnan(constant.folds["val_r"]).all()
 
 
-@pytest.mark.parametrize(("splitter", "draws"), [(LeaveOneTaskOut(), 40), (LeaveTwoTasksOut(), 15)], ids=repr)
-def test_centred_pooling_has_no_bias_on_noise(splitter, draws):
-    """X is noise: whatever is found beyond 0 over many draws is bias."""
+@pytest.mark.parametrize(("splitter", "draws"), [(LeaveOneTaskOut(), 20), (LeaveTwoTasksOut(), 10)], ids=repr)
+def test_centred_pooling_takes_most_of_the_bias_away(splitter, draws):
+    """y is of the tasks and X is noise: whatever is found beyond 0 over many draws is bias."""
     pooled, centred = [], []
+    a, b = np.triu_indices(12, 1)
     for seed in range(draws):
-        X, y = make_pairs(seed=seed)
-        X[:] = np.random.default_rng(seed).standard_normal(X.shape)
+        random = np.random.default_rng(seed)
+        X, y = make_pairs(12)
+        effects = random.standard_normal(12)
+        X[:], y[:] = random.standard_normal(X.shape), effects[a] + effects[b]
         found = quick(Ridge(10.0), X, y, splitter=splitter)
         pooled.append(found.pooled_r)
         centred.append(found.pooled_r_centred)
-    assert np.mean(pooled) < -0.25
-    assert abs(np.mean(centred)) < 0.1
+    assert np.mean(pooled) < -0.3
+    assert abs(np.mean(centred)) < abs(np.mean(pooled)) / 3
 
 
 def test_p_value_tells_signal_from_noise():

@@ -83,11 +83,11 @@ def test_task_effects_of_the_study(study):
 
 @pytest.fixture
 def made_up(tmp_path):
-    """Files as the study's: 8 tasks, two methods, one pair without gradients and one without an accuracy."""
+    """Files as the study's: 8 tasks, a method, one pair without gradients and one without an accuracy."""
     random = np.random.default_rng(0)
     index = all_pairs(8)
     metrics = pd.DataFrame(random.standard_normal((28, 28)), index=index, columns=list(CATALOGUE))
-    accuracy = {"tsv": metrics["stable_rank"] * 0.01 + 0.8, "ties": 0.7 + 0.01 * random.standard_normal(28)}
+    accuracy = {"tsv": metrics["stable_rank"] * 0.01 + 0.8}
     table = pd.concat(
         {name: pd.DataFrame({"accuracy": a}, index=index) for name, a in accuracy.items()}, names=["method"]
     )
@@ -100,11 +100,7 @@ def made_up(tmp_path):
 
 
 def test_a_whole_run(script, made_up, monkeypatch):
-    rows = [
-        [script.STUDY, fit, m, 0.5, 0.4, 0.1, 0.2, 9.0]
-        for fit in (*script.ALPHAS, *script.ABLATED)
-        for m in ("tsv", "ties")
-    ]
+    rows = [[script.STUDY, fit, "tsv", 0.5, 0.4, 0.1, 0.2, 9.0] for fit in (*script.ALPHAS, *script.ABLATED)]
     columns = ["study", "fit", "method", *script.COLUMNS]
     pd.DataFrame(rows, columns=columns).to_csv(made_up / "loto_results.csv", index=False)
     monkeypatch.setattr(script, "MEASURED", 12)
@@ -115,4 +111,4 @@ def test_a_whole_run(script, made_up, monkeypatch):
     reproduced = pd.read_csv(made_up / "out" / "published.csv")
     assert len(reproduced) == len(rows) * 5
     exact = pd.read_csv(made_up / "out" / "exact.csv")
-    assert (exact.loc[exact["method"] == "tsv", "val_r_mean (exact)"] > 0.95).all()
+    assert (exact.loc[exact["fit"] != "dense", "val_r_mean (exact)"] > 0.95).all()
