@@ -160,40 +160,30 @@ def cross_validate_pairs(
 
 
 def _validate(estimator: Any, data: CompletePairs, splitter: PairSplitter) -> PairValidation:
-    folds, predictions, coefficients = [], [], []
-    for number, fold in enumerate(splitter.folds(data.pairs)):
-        train, test = fold.train, fold.test
+    rows, held_out, predictions, coefficients = [], [], [], []
+    splits = list(splitter.folds(data.pairs))
+    for number, (names, train, test) in enumerate(splits):
         fitted = fit_estimator(clone(estimator), data.X.iloc[train], data.y[train], data.pairs[train])
-        at_train, at_test = (predict_pairs(fitted, data.X.iloc[rows], data.pairs[rows]) for rows in (train, test))
-        held_out = f"draw {number}" if not fold.held_out else fold.held_out
-        folds.append(
-            [
-                held_out[0] if len(held_out) == 1 else held_out,
-                len(train),
-                len(test),
-                *(
-                    r(p, data.y[rows])
-                    for r in (pearson_r, spearman_rho)
-                    for p, rows in ((at_train, train), (at_test, test))
-                ),
-            ]
-        )
-        predictions.append(
-            pd.DataFrame(
-                {
-                    "fold": number,
-                    "model_a": data.pairs[test, 0],
-                    "model_b": data.pairs[test, 1],
-                    "y": data.y[test],
-                    "prediction": at_test,
-                    "train_mean": data.y[train].mean(),
-                }
-            )
-        )
+        at_train, at_test = (predict_pairs(fitted, data.X.iloc[part], data.pairs[part]) for part in (train, test))
+        both = ((at_train, data.y[train]), (at_test, data.y[test]))
+        rows.append([len(train), len(test), *(r(*side) for r in (pearson_r, spearman_rho) for side in both)])
+        held_out.append(names[0] if len(names) == 1 else names or f"draw {number}")
+        predictions.append(at_test)
         coefficients.append(_coefficients(fitted, data.X.shape[1]))
+    folds = pd.DataFrame(rows, columns=FOLD_COLUMNS[1:])
+    folds.insert(0, FOLD_COLUMNS[0], held_out)
+    sizes, validated = folds["n_val"], np.concatenate([fold.test for fold in splits])
+    of_pairs = {
+        "fold": np.repeat(np.arange(len(splits)), sizes),
+        "model_a": data.pairs[validated, 0],
+        "model_b": data.pairs[validated, 1],
+        "y": data.y[validated],
+        "prediction": np.concatenate(predictions),
+        "train_mean": np.repeat([data.y[fold.train].mean() for fold in splits], sizes),
+    }
     return PairValidation(
-        folds=pd.DataFrame(folds, columns=FOLD_COLUMNS),
-        predictions=pd.concat(predictions, ignore_index=True),
+        folds=folds,
+        predictions=pd.DataFrame(of_pairs),
         coefficients=None if coefficients[0] is None else pd.DataFrame(coefficients, columns=data.X.columns),
         dropped=data.dropped,
         dropped_metrics=data.dropped_metrics,
