@@ -40,11 +40,10 @@ from mergekern.prediction import (
     fingerprints,
     fit_exact,
     fit_published,
+    make_predictor,
     mlp_baseline,
     variance_components,
 )
-from mergekern.prediction.forest import ForestRegressor
-from mergekern.prediction.linear import LinearMetricRegressor
 from mergekern.prediction.published import scale
 
 STUDY = "arXiv v1: ViT-B/16, 4 methods"
@@ -178,8 +177,8 @@ def leave_one_task_out(study: Study) -> pd.DataFrame:
             GreedySelector("backward"), PearsonRegressor(penalty=None)
         ),
         "the study's network": mlp_baseline(),
-        "ridge on clipped metrics": LinearMetricRegressor(),
-        "forest": ForestRegressor(),
+        "linear": make_predictor("linear"),
+        "forest": make_predictor("forest"),
     }
     out: dict[str, dict[str, float]] = {}
     for method, X, y in _complete(study):
@@ -193,7 +192,7 @@ def leave_one_task_out(study: Study) -> pd.DataFrame:
 
 
 def what_tasks_explain(study: Study) -> pd.DataFrame:
-    """Return how much of the accuracy is each task by itself, and what metrics say of the rest; a column for a method.
+    """Return how much of the accuracy is each task by itself, and the r of what predicts the rest; a column a method.
 
     The residual of the additive model over all pairs is predicted for a tenth of them at a time.
     """
@@ -202,16 +201,17 @@ def what_tasks_explain(study: Study) -> pd.DataFrame:
         parts = variance_components(pd.Series(y, index=X.index))
         facts = {"pairs": float(len(y)), "variance explained by task effects": parts.tasks}
         facts["the same, adjusted"] = parts.adjusted_tasks
-        ridge, forest = make_pipeline(RankNormalScaler(), Ridge(10.0)), ForestRegressor()
-        for name, splitter in (
-            (f"{MEASURED} pairs measured", MeasuredPairs(MEASURED)),
-            ("both tasks unseen", LeaveTasksOut()),
+        for name, splitter, kinds in (
+            (f"{MEASURED} pairs measured", MeasuredPairs(MEASURED), ("additive", "additive+metrics", "linear")),
+            ("both tasks unseen", LeaveTasksOut(), ("linear", "forest")),
         ):
-            found = cross_validate_pairs(ridge, X, y, splitter=splitter, resamples=0)
-            facts[f"{name}: additive r"] = found.baselines["additive"].score
-            facts[f"{name}: ridge r"] = found.score
+            for kind in kinds:
+                estimator = make_predictor(kind)
+                found = cross_validate_pairs(estimator, X, y, splitter=splitter, baselines=False, resamples=0)
+                facts[f"{name}: {kind}"] = found.score
         folds = KFold(10, shuffle=True, random_state=0)
-        for name, estimator in (("ridge", ridge), ("forest", forest)):
+        ridge = make_pipeline(RankNormalScaler(), Ridge(10.0))
+        for name, estimator in (("ridge", ridge), ("forest", make_predictor("forest"))):
             predicted = cross_val_predict(estimator, X, parts.residuals, cv=folds)
             facts[f"residual r, {name}"] = float(np.corrcoef(predicted, parts.residuals)[0, 1])
         out[method] = facts

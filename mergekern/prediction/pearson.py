@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergekern.errors import OptionError, PredictionError
 from mergekern.prediction.correlation import pearson_r
-from mergekern.prediction.published import LEARNING_RATE, centred_products, fit_published, scale
+from mergekern.prediction.published import LEARNING_RATE, centred_products, fit_published, scale, scale_to
 
 # The spread of predictions at which the exact solver counts ‖c‖₁: the study's fits end within 0.007 and 0.03 (its data,
 # alpha from 0.3 to 1.5), where Adam's steps can shrink c no further. With it, one alpha asks the same of both solvers.
@@ -89,7 +89,7 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
         else:
             found = fit_exact(X, y, every, alpha)[0, 0]
         self.low_, self.high_ = X.min(0), X.max(0)
-        scaled = scale(X, every[0])
+        scaled = scale_to(X, self.low_, self.high_)
         predicted = scaled @ found
         self.weights_ = found
         self.train_r_ = pearson_r(predicted, y)
@@ -103,8 +103,7 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
         """Return (n,) predictions in units of y."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        both = np.concatenate([self.low_[None], self.high_[None], X])
-        return scale(both, np.arange(len(both)) < 2)[2:] @ self.coef_ + self.intercept_
+        return scale_to(X, self.low_, self.high_) @ self.coef_ + self.intercept_
 
 
 def fit_exact(X: np.ndarray, Y: np.ndarray, masks: np.ndarray, alpha: float | None = None) -> np.ndarray:

@@ -14,7 +14,7 @@ from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.linear import LinearMetricRegressor
 from mergekern.prediction.pearson import PearsonRegressor
-from mergekern.prediction.published import scale
+from mergekern.prediction.published import scale_to
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,5 @@ def contributions(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> pd.Data
 
 def _metric_terms(estimator: Any, X: pd.DataFrame) -> np.ndarray:
     if isinstance(estimator, PearsonRegressor):
-        rows = np.concatenate([estimator.low_[None], estimator.high_[None], X.to_numpy(dtype=np.float64)])
-        return scale(rows, np.arange(len(rows)) < 2)[2:] * estimator.coef_
+        return scale_to(X.to_numpy(dtype=np.float64), estimator.low_, estimator.high_) * estimator.coef_
     return estimator.contributions(X)

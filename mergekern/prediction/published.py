@@ -97,7 +97,15 @@ def scale(X: np.ndarray, mask: np.ndarray) -> np.ndarray:
     >>> scale(np.array([[1.0, 5.0], [2.0, 5.0], [5.0, 5.0]]), np.array([True, True, False])).tolist()
     [[-1.0, -1.0], [1.0, -1.0], [7.0, -1.0]]
     """
-    low, high = X[mask].min(0), X[mask].max(0)
+    return scale_to(X, X[mask].min(0), X[mask].max(0))
+
+
+def scale_to(X: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return X with each column's range from low to high at [-1, 1]; a column without a range is moved alone.
+
+    >>> scale_to(np.array([[2.0, 5.0], [6.0, 6.0]]), np.array([2.0, 5.0]), np.array([4.0, 5.0])).tolist()
+    [[-1.0, -1.0], [3.0, 1.0]]
+    """
     return 2 * (X - low) / np.where(high > low, high - low, 1.0) - 1
 
 
