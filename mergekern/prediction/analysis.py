@@ -153,7 +153,6 @@ def failure_signatures(validation: PairValidation) -> list[str]:
     training r exceeds validation r by 0.61 (0.39 against -0.23)
     over the folds, the standard deviation is above the mean of 2 of 3 coefficients: x0, x1
     the sign changes between folds of 3 of 3 coefficients: x0, x1, x2
-    no better than task effects without any metric (r -0.23 against -0.16)
     tasks with their names permuted do as well (p = 0.857)
     """
     folds = validation.folds

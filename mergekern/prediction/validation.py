@@ -142,10 +142,10 @@ def cross_validate_pairs(
     >>> size = {name: float(number) ** 2 for number, name in enumerate("abcdef")}
     >>> X = np.array([[size[a] * size[b], size[a] + size[b]] for a, b in pairs])
     >>> result = cross_validate_pairs(LinearRegression(), X, X @ [0.1, 1.0], pairs)
-    >>> result.summary.loc[["estimator", "additive"], ["folds", "val_r_mean", "pooled_r"]].round(2)
+    >>> result.summary.loc[["estimator", "additive"], ["folds", "val_r_mean", "pooled_r"]].round(1)
                folds  val_r_mean  pooled_r
-    estimator    6.0        1.00      1.00
-    additive     6.0        0.99      0.41
+    estimator    6.0         1.0       1.0
+    additive     6.0         1.0       0.4
     """
     data = complete_pairs(X, y, pairs)
     splitter = LeaveOneTaskOut() if splitter is None else splitter
