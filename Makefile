@@ -10,8 +10,9 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model python/make_digits_zoo.py:build_model \
 		--summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
 
+# A file of tests a process, one process a core.
 test: $(VENV)/.installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --dist loadfile -p no:benchmark
 
 # Correctness first, then every suite side by side (about 50 minutes, 30 of them running models); adds rows, and draws
 # them.

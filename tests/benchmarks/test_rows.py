@@ -54,6 +54,7 @@ def test_rows_of_the_repository_have_just_the_keys_of_the_schema():
 def test_a_run_appends_a_row_for_what_passed(pytester, monkeypatch):
     monkeypatch.setattr(machine, "READ_ELEMENTS", 1000)
     monkeypatch.setattr(machine, "GEMM_SIZE", 10)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # beside which benchmarks are off
     pytester.makepyfile(
         test_suite="""
         import pytest
