@@ -6,6 +6,7 @@ checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 import os
 import time
@@ -20,12 +21,13 @@ import torch
 import xxhash
 
 from mergekern.calibration import Calibration
-from mergekern.checkpoints import Checkpoint, Layer, LayerStream, Zoo, ZooTensor, open_zoo
+from mergekern.checkpoints import Checkpoint, FactoredLayer, Layer, LayerStream, Zoo, ZooTensor, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import MergekernError, OptionError
 from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.device_backend import DeviceBackend
+from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 from mergekern.measurement import Measurement
 from mergekern.measurement.on_cpu import CpuMeasurement
@@ -148,7 +150,10 @@ def measure(
     backend = dispatch.choose(device)
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
     measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory, statistics is not None)
-    zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    zoo = checkpoints
+    if not isinstance(checkpoints, Zoo):
+        runs_models = calibration is not None and bool(probed)
+        zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=runs_models)
     stream = LayerStream(zoo, measurement.max_memory)
     probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
     store = Store(Path(statistics)) if statistics is not None else None
@@ -179,9 +184,9 @@ def _measurement(
 ) -> Measurement:
     what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads(), max_memory)
     if isinstance(backend, DeviceBackend):
-        fallback = CpuMeasurement(*what, dispatch.backends()[0])
-        return DeviceMeasurement(*what, backend, fallback, with_bases)
-    return CpuMeasurement(*what, backend)
+        fallback = CpuMeasurement(*what, dispatch.backends()[0], with_bases)
+        return DeviceMeasurement(*what, backend, with_bases, fallback)
+    return CpuMeasurement(*what, backend, with_bases)
 
 
 class _Begun(NamedTuple):
@@ -209,7 +214,7 @@ class _Run:
         began, most = time.perf_counter(), self.measurement.layers_ahead
         sizes = [self.zoo.nbytes(tensor) for tensor in self.zoo.tensors]
         layers: list[LayerStatistics] = []
-        ahead: deque[tuple[Layer, Future[_Begun]]] = deque()
+        ahead: deque[tuple[Layer | FactoredLayer, Future[_Begun]]] = deque()
 
         def report(tensor: str, probe: str = "") -> None:
             if progress is not None:
@@ -225,7 +230,7 @@ class _Run:
             layer.release()
 
         with lapack.single_threaded_pool(self.measurement.threads) as pool, _reader() as reader:
-            for layer in stream:
+            for layer in stream.with_factors():
                 while ahead and not stream.hold_together([layer, *(other for other, _ in ahead)], most):
                     finish_first()
                 ahead.append((layer, reader.submit(self._begin, layer, pool)))
@@ -252,7 +257,7 @@ class _Run:
         backend, threads = self.measurement.backend, self.measurement.threads
         return self.probes.measure(backend, threads, max_memory, self.store, [package_version("mergekern")], report)
 
-    def _begin(self, layer: Layer, pool: ThreadPoolExecutor) -> _Begun:
+    def _begin(self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor) -> _Begun:
         hashes = self.measurement.hashes(layer, pool)
         key = None
         if self.store is not None:
@@ -263,7 +268,7 @@ class _Run:
                 return _Begun(hashes, key, kept, None)
         return _Begun(hashes, key, None, self.measurement.begin(layer, self.zoo, pool))
 
-    def _finish(self, layer: Layer, begun: _Begun) -> LayerStatistics:
+    def _finish(self, layer: Layer | FactoredLayer, begun: _Begun) -> LayerStatistics:
         for hasher, digest in zip(self.hashers, begun.hashes, strict=True):
             hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
         if begun.key is not None:
@@ -277,16 +282,18 @@ class _Run:
 
     def _provenance(self) -> dict[str, object]:
         dtypes = {
-            checkpoint.name: sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.tensors.values()})
+            checkpoint.name: sorted(str(dtype).removeprefix("torch.") for dtype in checkpoint.dtypes)
             for checkpoint in self.zoo.checkpoints
         }
         names = [checkpoint.name for checkpoint in self.zoo.checkpoints]
+        origins = {checkpoint.name: checkpoint.origin for checkpoint in self.zoo.checkpoints if checkpoint.origin}
         probed = {} if self.probes is None else {"calibration": self.probes.provenance()}
         return {
             **probed,
             "versions": versions(),
             **self.measurement.provenance(),
             "dtypes": dtypes,
+            **({"origins": origins} if origins else {}),
             "content_hashes": {n: f"xxh3_128:{h.hexdigest()}" for n, h in zip(names, self.hashers, strict=True)},
         }
 
@@ -320,23 +327,28 @@ def plan(
     top_k = _positive("top_k", top_k)
     budget = LayerStream(zoo, max_memory).max_memory
     with_spectrum = any(metric.needs == "spectra" for metric in select(metrics))
-    threads, models = torch.get_num_threads(), len(zoo.models)
+    threads = torch.get_num_threads()
     total = held = working = 0
     for tensor in zoo.tensors:
-        size = zoo.nbytes(tensor)
+        size, changes = zoo.nbytes(tensor), zoo.changes(tensor)
+        whole = changes.count("whole")
         is_split = size > budget
         # Split tensors are read once to hash them, once for the Gram matrix, and twice for each spectrum.
         total += size * (2 if is_split else 1)
         widened = any(c.tensors[n].read_dtype != c.tensors[n].dtype for c, n in _stored(zoo, tensor))
         if io == "pread" or is_split or widened:
             held += size
-        if with_spectrum and tensor.is_matrix:
+        if "factors" in changes:
+            ranks = [c.factors(n).left.shape[1] for c, n in _stored(zoo, tensor) if c.change(n) == "factors"]
+            flat = (tensor.shape[0], math.prod(tensor.shape[1:]))
+            working = max(working, threads * low_rank_on_cpu.workspace(ranks, flat, budget // (2 * threads)))
+        if with_spectrum and tensor.is_matrix and whole:
             shape = (tensor.shape[0], tensor.shape[1])
             if is_split:
                 base_size = zoo.base.tensors[tensor.names[0]].nbytes
-                total += 2 * (size - base_size + models * base_size)
+                total += 2 * (size - base_size + whole * base_size)
             # The vectors of one layer, their stack, and those of the layer that is ahead.
-            vectors = 3 * 4 * models * min(top_k, *shape) * (shape[0] + 2 * shape[1])
+            vectors = 3 * 4 * whole * min(top_k, *shape) * (shape[0] + 2 * shape[1])
             working = max(working, threads * spectrum_on_cpu.workspace(shape, top_k) + vectors)
     return Plan(total, min(held, budget) + working)
 

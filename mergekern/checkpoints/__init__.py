@@ -2,7 +2,10 @@
 
 from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
 from mergekern.checkpoints.formats import open_checkpoint
-from mergekern.checkpoints.stream import Layer, LayerStream
+from mergekern.checkpoints.stream import FactoredLayer, Layer, LayerStream
 from mergekern.checkpoints.zoo import Zoo, ZooTensor, open_zoo
 
-__all__ = ["Checkpoint", "Layer", "LayerStream", "StoredTensor", "Zoo", "ZooTensor", "open_checkpoint", "open_zoo"]
+__all__ = [
+    "Checkpoint", "FactoredLayer", "Layer", "LayerStream", "StoredTensor", "Zoo", "ZooTensor", "open_checkpoint",
+    "open_zoo",
+]  # fmt: skip

@@ -6,12 +6,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 
 from mergekern.checkpoints import float8
 from mergekern.errors import CheckpointError
 
+# How a model comes to a tensor of its own: by values of its own, by factors of the difference, or not at all.
+Change = Literal["whole", "factors", "none"]
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *float8.DTYPES)
 
 
@@ -45,12 +48,21 @@ class StoredTensor:
         return self.count * self.read_dtype.itemsize
 
 
+class Factors(NamedTuple):
+    """A task matrix scale·left·right, left (m, r) and right (r, n), in their storage dtypes."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+    scale: float
+
+
 class Checkpoint(ABC):
     """One model's tensors.
 
     Attributes:
         name: what errors and tables call it.
         source: where it came from, for messages.
+        origin: id and commit of a model of the Hugging Face Hub; None for others.
         tensors: the floating-point tensors by name, in file order; tied names all appear, with equal `storage`.
         buffers: names of integer and bool tensors, which are not part of any task vector.
         order: names of all tensors as they are stored, tied ones once where the format says so.
@@ -59,9 +71,27 @@ class Checkpoint(ABC):
     def __init__(self, name: str, source: str) -> None:
         self.name = name
         self.source = source
+        self.origin: str | None = None
         self.tensors: dict[str, StoredTensor] = {}
         self.buffers: list[str] = []
         self.order: list[str] = []
+
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """The storage dtypes of the floating-point tensors."""
+        return frozenset(tensor.dtype for tensor in self.tensors.values())
+
+    def change(self, name: str) -> Change:
+        """Tell whether it holds a tensor whole, as factors of the difference to the base, or as the base has it."""
+        return "whole"
+
+    def factors(self, name: str) -> Factors:
+        """Return the factors of a tensor whose change is "factors"."""
+        raise NotImplementedError
+
+    def bytes_of(self, name: str) -> int:
+        """Return the bytes that it holds of a tensor."""
+        return self.tensors[name].nbytes
 
     @abstractmethod
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import torch
 
+from mergekern.checkpoints import adapter, hub
 from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
 from mergekern.errors import CheckpointError
 
@@ -54,8 +55,9 @@ def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") ->
     """Open a checkpoint without reading its tensors.
 
     Args:
-        source: a path (`.safetensors`; a Hugging Face folder, sharded or not; `.pt`, `.pth`, `.bin`, `.ckpt`),
-            a mapping name -> tensor or array, or a `torch.nn.Module`.
+        source: a path (`.safetensors`; a Hugging Face folder, sharded or not; a PEFT folder with a LoRA adapter; `.pt`,
+            `.pth`, `.bin`, `.ckpt`); where no such path exists, the id of a model on the Hugging Face Hub, "org/name" or
+            "org/name@revision"; a mapping name -> tensor or array, or a `torch.nn.Module`.
         name: what to call it; by default the file's stem, or "model".
         io: "mmap" maps files into memory; "pread" reads them into buffers, which is faster on network disks.
 
@@ -70,9 +72,14 @@ def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") ->
     if isinstance(source, Mapping):
         return StateDict(source, name or "model", name or "mapping")
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
+        path, origin = Path(source), None
+        if _is_on_hub(path):
+            name = name or checkpoint_name(path)
+            path, origin = hub.fetch(str(source))
         try:
-            return _open_path(path, name or checkpoint_name(path), io)
+            checkpoint = _open_path(path, name or checkpoint_name(path), io)
+            checkpoint.origin = origin
+            return checkpoint
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
     raise CheckpointError(
@@ -86,14 +93,20 @@ def checkpoint_name(path: Path) -> str:
     >>> checkpoint_name(Path("zoo/mnist.v2.safetensors"))
     'mnist.v2'
     """
+    if _is_on_hub(path):
+        return str(path).partition("/")[2].replace("/", "-")
     # Links keep their own name: those of a model hub's cache point to folders named by a hash.
     return path.stem if path.suffix in SUFFIXES else Path(os.path.abspath(path)).name
+
+
+def _is_on_hub(path: Path) -> bool:
+    return hub.is_hub_id(str(path)) and path.suffix not in SUFFIXES and not path.exists()
 
 
 def is_checkpoint(path: Path) -> bool:
     """Tell whether a path looks like a checkpoint, also of a kind that `open_checkpoint` refuses and explains."""
     if path.is_dir():
-        return any((path / file).is_file() for file in (*FOLDER_FILES, "adapter_config.json"))
+        return any((path / file).is_file() for file in (*FOLDER_FILES, adapter.CONFIG_FILE))
     return path.suffix in (*SUFFIXES, ".gguf") and path.is_file()
 
 
@@ -118,8 +131,8 @@ def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
 def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
     found = next((folder / file for file in FOLDER_FILES if (folder / file).is_file()), None)
     if found is None:
-        if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(f"{folder}: a PEFT adapter; merge it into its base model first and give the result")
+        if (folder / adapter.CONFIG_FILE).is_file():
+            return _open_adapter(folder, name, io)
         raise CheckpointError(f"{folder}: none of {', '.join(FOLDER_FILES)} is in this folder")
     if found.suffix != ".json":
         return _open_file(found, name, io)
@@ -131,6 +144,20 @@ def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{found}: not a usable shard index ({type(error).__name__}: {error})") from error
     return Sharded({file: _open_file(folder / file, name, io) for file in files}, weight_map, name, str(found))
+
+
+def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:
+    path = folder / adapter.CONFIG_FILE
+    found = next((folder / file for file in adapter.WEIGHT_FILES if (folder / file).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{folder}: a PEFT adapter without its weights, {' or '.join(adapter.WEIGHT_FILES)}")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("not a JSON object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
+    return adapter.Adapter(_open_file(found, name, io), config, name, str(folder))
 
 
 def _load_torch_file(path: Path) -> Mapping[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from numbers import Real
 
 import torch
 import xxhash
 
-from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.checkpoint import Checkpoint, Factors
 from mergekern.checkpoints.zoo import Zoo, ZooTensor
 from mergekern.errors import NonFiniteError, OptionError
 
@@ -33,8 +35,9 @@ class Layer:
         self._checkpoints = zoo.checkpoints
         self._max_memory = max_memory
         self._element_bytes = [c.tensors[n].read_dtype.itemsize for c, n in self._sources()]
-        self.is_split = zoo.nbytes(tensor) > max_memory
-        self.nbytes = min(zoo.nbytes(tensor), max_memory)
+        size = sum(checkpoint.tensors[name].nbytes for checkpoint, name in self._sources())
+        self.is_split = size > max_memory
+        self.nbytes = min(size, max_memory)
         self._held: list[torch.Tensor] | None = None
 
     def release(self) -> None:
@@ -96,8 +99,11 @@ class Layer:
             del base, tuned
 
     def matrix_blocks(self, model: int, axis: int, step: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Yield (start, base, tuned) for one model: `step` rows (axis 0) or columns (axis 1) of a matrix at a time."""
-        size, width = self.tensor.shape[axis], self.tensor.shape[1]
+        """Yield (start, base, tuned) for one model: `step` rows (axis 0) or columns (axis 1) of a matrix at a time.
+
+        Of tensors that are no matrices, rows are all that lies under one index of the first dimension.
+        """
+        size, width = self.tensor.shape[axis], math.prod(self.tensor.shape[1:])
         sources = list(self._sources())
         for start in range(0, size, step):
             stop = min(start + step, size)
@@ -105,7 +111,8 @@ class Layer:
             for index in (0, 1 + model):
                 checkpoint, name = sources[index]
                 if not self.is_split:
-                    pair.append(self._whole()[index].narrow(axis, start, stop - start))
+                    rows = self._whole()[index].reshape(-1, width)
+                    pair.append(rows.narrow(axis, start, stop - start))
                 elif axis == 0:
                     pair.append(checkpoint.read_range(name, start * width, stop * width).view(-1, width))
                 else:
@@ -137,6 +144,77 @@ class Layer:
         return zip(self._checkpoints, self.tensor.names, strict=True)
 
 
+class FactoredLayer:
+    """One tensor of N models of which at least one does not hold it whole.
+
+    The base is read only if some model holds the tensor whole.
+
+    Attributes:
+        zoo, tensor: all models, and the tensor in them.
+        whole, factored: positions of the models that hold it whole, or as factors; the others have it as the base has.
+        stored: the tensor in the base and in the models that hold it whole, if there are any.
+        nbytes: of weights that reading it holds at a time.
+    """
+
+    def __init__(self, zoo: Zoo, tensor: ZooTensor, max_memory: int) -> None:
+        self.zoo, self.tensor = zoo, tensor
+        changes = zoo.changes(tensor)
+        self.whole = tuple(i for i, change in enumerate(changes) if change == "whole")
+        self.factored = tuple(i for i, change in enumerate(changes) if change == "factors")
+        self._max_memory = max_memory
+        self.nbytes = sum(zoo.models[i].bytes_of(tensor.names[1 + i]) for i in self.factored)
+        self.nbytes = min(max_memory, self.nbytes + (0 if self.stored is None else self.stored.nbytes))
+
+    @cached_property
+    def stored_zoo(self) -> Zoo:
+        """The zoo of the models that hold the tensor whole."""
+        return dataclasses.replace(self.zoo, models=tuple(self.zoo.models[i] for i in self.whole))
+
+    @cached_property
+    def stored(self) -> Layer | None:
+        """See the class."""
+        if not self.whole:
+            return None
+        names = (self.tensor.names[0], *(self.tensor.names[1 + i] for i in self.whole))
+        return Layer(self.stored_zoo, dataclasses.replace(self.tensor, names=names), self._max_memory)
+
+    def release(self) -> None:
+        """Let go of tensors that are held."""
+        if self.stored is not None:
+            self.stored.release()
+
+    def factors(self, model: int) -> Factors:
+        """Return the factors of one of the models in `factored`."""
+        return self.zoo.models[model].factors(self.tensor.names[1 + model])
+
+    def content_hashes(self, map: Callable[..., Iterable[None]] = map) -> list[str]:
+        """Return a hash of what the task vectors depend on: of the base, then of each model; see `Layer`."""
+        hashes = [xxhash.xxh3_128(b"as the base").hexdigest()] * (1 + len(self.zoo.models))
+        if self.stored is not None:
+            stored = self.stored.content_hashes(map)
+            for position, digest in zip((0, *(1 + i for i in self.whole)), stored, strict=True):
+                hashes[position] = digest
+        for model in self.factored:
+            left, right, scale = self.factors(model)
+            hasher = xxhash.xxh3_128(f"{left.dtype}{left.shape}{right.dtype}{right.shape}{scale!r}".encode())
+            for part in (left, right):
+                hasher.update(part.contiguous().view(torch.uint8).numpy())
+            hashes[1 + model] = hasher.hexdigest()
+        return hashes
+
+    def non_finite(self, model: int) -> NonFiniteError:
+        """Return the error that says what is wrong with the factors of a model."""
+        left, right, _ = self.factors(model)
+        count = sum(int((~part.double().isfinite()).sum()) for part in (left, right))
+        what = (
+            f"{count} values of its LoRA factors are NaN or infinite" if count else "its LoRA product overflows float64"
+        )
+        return NonFiniteError(
+            f"tensor {self.tensor.name!r} of {self.zoo.models[model].name!r}: {what}. "
+            "Repair or leave out that checkpoint."
+        )
+
+
 class LayerStream:
     """Iterate over the tensors of a zoo, each of the base and all models together.
 
@@ -161,13 +239,19 @@ class LayerStream:
     def __len__(self) -> int:
         return len(self.zoo.tensors)
 
-    def hold_together(self, layers: Sequence[Layer], most: int) -> bool:
+    def hold_together(self, layers: Sequence[Layer | FactoredLayer], most: int) -> bool:
         """Tell whether the budget allows these layers, and `most` their number, to be read at the same time."""
         return len(layers) <= most and sum(layer.nbytes for layer in layers) <= self.max_memory
 
     def __iter__(self) -> Iterator[Layer]:
         for tensor in self.zoo.tensors:
             yield Layer(self.zoo, tensor, self.max_memory)
+
+    def with_factors(self) -> Iterator[Layer | FactoredLayer]:
+        """Iterate likewise, but with factors as they are, where reads of a `Layer` would multiply them."""
+        for tensor in self.zoo.tensors:
+            is_whole = set(self.zoo.changes(tensor)) == {"whole"}
+            yield (Layer if is_whole else FactoredLayer)(self.zoo, tensor, self.max_memory)
 
 
 def non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:

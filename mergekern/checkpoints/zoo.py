@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +11,18 @@ from typing import Any, Literal
 
 import torch
 
-from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.adapter import Adapter, ImpliedBase
+from mergekern.checkpoints.checkpoint import Change, Checkpoint
 from mergekern.checkpoints.formats import IO, SUFFIXES, checkpoint_name, is_checkpoint, open_checkpoint
 from mergekern.errors import CheckpointError, MismatchError, OptionError
 
+logger = logging.getLogger(__name__)
 OnMismatch = Literal["error", "skip"]
 
 NO_BASE = (
     "no base checkpoint: task vectors are tuned − base, so pass base=PATH (--base on the command line), or, "
-    "for a folder, name one checkpoint in it base.safetensors (or a subfolder base/)"
+    "for a folder, name one checkpoint in it base.safetensors (or a subfolder base/); only metrics of nothing but LoRA "
+    "adapters need none"
 )
 
 
@@ -62,20 +66,34 @@ class Zoo:
         """The base, then the models: the order of `ZooTensor.names`."""
         return (self.base, *self.models)
 
+    def changes(self, tensor: ZooTensor) -> tuple[Change, ...]:
+        """Return how each model comes to a tensor: "whole", by "factors" of the difference, or "none"."""
+        return tuple(model.change(name) for model, name in zip(self.models, tensor.names[1:], strict=True))
+
     def nbytes(self, tensor: ZooTensor) -> int:
-        """Bytes of one tensor in the base and all models together."""
-        return sum(c.tensors[name].nbytes for c, name in zip(self.checkpoints, tensor.names, strict=True))
+        """Bytes that are held of one tensor, in all models and, if any of them holds it whole, in the base."""
+        base, *held = (c.bytes_of(name) for c, name in zip(self.checkpoints, tensor.names, strict=True))
+        return sum(held) + (base if "whole" in self.changes(tensor) else 0)
 
 
-def open_zoo(checkpoints: Any, base: Any = None, *, on_mismatch: OnMismatch = "error", io: IO = "mmap") -> Zoo:
+def open_zoo(
+    checkpoints: Any,
+    base: Any = None,
+    *,
+    on_mismatch: OnMismatch = "error",
+    io: IO = "mmap",
+    needs_base: bool = True,
+) -> Zoo:
     """Open N models and their base and match them.
 
     Args:
         checkpoints: a folder (each checkpoint in it a model, but the one named `base.*` the base, which `base`
             overrides), a sequence of paths or of in-memory checkpoints, or a mapping name -> checkpoint.
-        base: the checkpoint all models were fine-tuned from; needed unless the folder has one.
+        base: the checkpoint all models were fine-tuned from; needed unless the folder has one, or `needs_base` is False
+            and all models are LoRA adapters.
         on_mismatch: "error" reports every mismatch at once; "skip" leaves those tensors out.
         io: "mmap" or "pread".
+        needs_base: whether the values of the base will be asked for also where no model holds a tensor whole.
 
     Raises:
         OptionError: no base, fewer than two models, duplicate names.
@@ -92,7 +110,7 @@ def open_zoo(checkpoints: Any, base: Any = None, *, on_mismatch: OnMismatch = "e
         raise OptionError(f"io must be 'mmap' or 'pread', not {io!r}")
     sources, found_base = _sources(checkpoints, base)
     base = base if base is not None else found_base
-    if base is None:
+    if base is None and (needs_base or not sources):
         raise OptionError(NO_BASE)
     if len(sources) < 2:
         raise OptionError(
@@ -110,11 +128,36 @@ def open_zoo(checkpoints: Any, base: Any = None, *, on_mismatch: OnMismatch = "e
             f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint to name them yourself"
         )
     opened = tuple(open_checkpoint(source, name, io=io) for name, source in sources)
-    return align(open_checkpoint(base, "base", io=io), opened, on_mismatch)
+    if base is None:
+        return align(_implied_base(opened, on_mismatch), opened, on_mismatch)
+    opened_base = open_checkpoint(base, "base", io=io)
+    if isinstance(opened_base, Adapter):
+        raise CheckpointError(
+            f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
+        )
+    return align(opened_base, opened, on_mismatch)
+
+
+def _implied_base(models: Sequence[Checkpoint], on_mismatch: OnMismatch) -> Checkpoint:
+    """Return the base of adapters as far as they tell it."""
+    adapters = [model for model in models if isinstance(model, Adapter)]
+    if len(adapters) < len(models):
+        raise OptionError(NO_BASE)
+    for adapter in adapters:
+        if adapter.needs_base and on_mismatch == "error":
+            raise OptionError(
+                f"{adapter.source}: holds {adapter.needs_base[0]!r} whole (as modules_to_save, biases and embeddings "
+                f"are), whose task vector is known with the base only: pass base={adapter.base_name or 'PATH'}, or "
+                'on_mismatch="skip" to leave such tensors out'
+            )
+    if len(trained_on := {adapter.base_name for adapter in adapters if adapter.base_name}) > 1:
+        logger.warning("the adapters name different bases: %s; are they adapters of one model?", ", ".join(trained_on))
+    return ImpliedBase(adapters)
 
 
 def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatch = "error") -> Zoo:
     """Match the tensors of the models to those of the base; see `open_zoo`."""
+    models = [model.bound(base) if isinstance(model, Adapter) else model for model in models]
     mismatches: dict[str, list[str]] = {}
 
     def mismatch(name: str, what: str) -> None:

@@ -121,7 +121,7 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
     """Show what is in the folder ZOO, what a run will read and need, and what does not match."""
     if zoo is None:
         raise click.UsageError("missing argument ZOO")
-    opened = open_zoo(zoo, base, on_mismatch="skip", io=io)
+    opened = open_zoo(zoo, base, on_mismatch="skip", io=io, needs_base=False)
     names = [name.strip() for name in metrics.split(",")]
     plan = mergekern.plan(opened, names, top_k=top_k, max_memory=max_memory, io=io)
     models = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)

@@ -26,6 +26,8 @@ _ARGUMENTS = {
     "dsterf": 4,
     "dstein": 13,
     "dormtr": 13,
+    "dgeqrf": 8,
+    "dormqr": 13,
     "dgesdd": 14,
     "dstedc": 11,
 }
@@ -183,6 +185,29 @@ def back_transform(reflectors: np.ndarray, scales: np.ndarray, vectors: np.ndarr
     _routine("dormtr")(
         b"L", b"L", b"N", _int(n), _int(count), _at(reflectors), _int(n), _at(scales), _at(vectors), _int(n),
         _at(work), _int(len(work)), ctypes.byref(info),
+    )  # fmt: skip
+
+
+def qr(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factorise rowsᵀ (l, p) = Q·T, T upper triangular; return T (min(l, p), p) and the scales of the reflectors.
+
+    `rows` (p, l) is overwritten by the reflectors, which `multiply_by_q` takes.
+    """
+    p, length = rows.shape
+    scales, work, info = np.empty(min(p, length)), np.empty(64 * p), ctypes.c_int()
+    _routine("dgeqrf")(
+        _int(length), _int(p), _at(rows), _int(length), _at(scales), _at(work), _int(len(work)), ctypes.byref(info)
+    )
+    return np.triu(rows[:, : len(scales)].T), scales
+
+
+def multiply_by_q(reflectors: np.ndarray, scales: np.ndarray, vectors: np.ndarray) -> None:
+    """Replace each row x of `vectors` by Q·x, Q from `qr`."""
+    count, length = vectors.shape
+    work, info = np.empty(64 * max(count, 1)), ctypes.c_int()
+    _routine("dormqr")(
+        b"L", b"N", _int(length), _int(count), _int(len(scales)), _at(reflectors), _int(length), _at(scales),
+        _at(vectors), _int(length), _at(work), _int(len(work)), ctypes.byref(info),
     )  # fmt: skip
 
 

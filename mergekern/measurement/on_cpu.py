@@ -8,24 +8,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mergekern.checkpoints import Layer, Zoo, ZooTensor
-from mergekern.checkpoints.stream import non_finite
+from mergekern.checkpoints import FactoredLayer, Layer, Zoo, ZooTensor
+from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY, non_finite
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.measurement import Measurement
+from mergekern.measurement.factored import FactoredMeasurement
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
 
 # Layers in flight: enough that the small tensors between two matrices do not leave the pool without work.
 LAYERS_AHEAD = 16
 
 
-class Begun(NamedTuple):
+class BegunLayer(NamedTuple):
     """A layer of which the Gram is known and the factorisations are on their way (None where they are not wanted)."""
 
     tensor: ZooTensor
     gram: Gram
     spectra: list[Future[Spectrum]] | None
+
+
+# Of a layer with factors all of the statistics are on their way.
+Begun = BegunLayer | Future[LayerStatistics]
 
 
 @dataclass
@@ -42,8 +47,31 @@ class CpuMeasurement(Measurement):
         """Return "device" and "backend"."""
         return {"device": "cpu", "backend": self.backend.name}
 
-    def begin(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> Begun:
-        """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model."""
+    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor) -> Begun:
+        """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model.
+
+        Of a layer with factors, everything is one task.
+        """
+        if isinstance(layer, FactoredLayer):
+            return pool.submit(self._factored(layer, pool).measure)
+        return self._begin_stored(layer, zoo, pool)
+
+    def _factored(self, layer: FactoredLayer, pool: ThreadPoolExecutor) -> FactoredMeasurement:
+        stored = None if layer.stored is None else self._begin_stored(layer.stored, layer.stored_zoo, pool)
+        memory = DEFAULT_MAX_MEMORY if self.max_memory is None else self.max_memory
+        return FactoredMeasurement(
+            layer,
+            None if stored is None else stored.gram,
+            None if stored is None else stored.spectra,
+            self.top_k,
+            self.spectrum_k,
+            self.with_spectrum and layer.tensor.is_matrix,
+            self.with_bases,
+            self.backend.overlap,
+            memory // (2 * self.threads),
+        )
+
+    def _begin_stored(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> BegunLayer:
         models = len(zoo.models)
         gram = Gram(np.zeros((models, models)), np.zeros((models, models)))
         for base, tuned in layer.blocks():
@@ -53,9 +81,9 @@ class CpuMeasurement(Measurement):
         if not np.isfinite(gram.inner).all():
             raise non_finite(layer, zoo)
         if not (self.with_spectrum and layer.tensor.is_matrix):
-            return Begun(layer.tensor, gram, None)
+            return BegunLayer(layer.tensor, gram, None)
         spectra = [pool.submit(self.factorise, layer, model) for model in range(models)]
-        return Begun(layer.tensor, gram, spectra)
+        return BegunLayer(layer.tensor, gram, spectra)
 
     def factorise(self, layer: Layer, model: int) -> Spectrum:
         """Return the spectrum of the task matrix of one model."""
@@ -66,6 +94,8 @@ class CpuMeasurement(Measurement):
 
     def finish(self, begun: Begun) -> LayerStatistics:
         """Wait for the factorisations, and return the statistics of the tensor, with the singular vectors."""
+        if isinstance(begun, Future):
+            return begun.result()
         spectra = None if begun.spectra is None else self.overlaps([future.result() for future in begun.spectra])
         inner, squared_distance = begun.gram
         return LayerStatistics(begun.tensor.name, begun.tensor.shape, inner, squared_distance, spectra)

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mergekern.checkpoints import Layer, Zoo
+from mergekern.checkpoints import FactoredLayer, Layer, Zoo
 from mergekern.checkpoints.stream import non_finite
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.gram import distances_from_inner
 from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
 from mergekern.kernels.transfer import Uploader, on_stream
 from mergekern.measurement import Measurement
-from mergekern.measurement.on_cpu import CpuMeasurement
+from mergekern.measurement.on_cpu import Begun, CpuMeasurement
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
@@ -70,13 +70,11 @@ class DeviceMeasurement(Measurement):
     """See `Measurement`.
 
     Attributes:
-        fallback: what measures on the processor; redoes what fails its check.
-        with_bases: whether singular vectors are wanted, which are 0.3 GB for 20 models of ViT-B/16.
+        fallback: what measures on the processor: layers with factors, and what fails its check.
     """
 
     backend: DeviceBackend
     fallback: CpuMeasurement
-    with_bases: bool
     _waiting: list[_Request] = field(default_factory=list)
     _redone: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -101,12 +99,14 @@ class DeviceMeasurement(Measurement):
         """Return "device", "backend", and how many factorisations failed their check and were redone on the CPU."""
         return {"device": self.backend.description, "backend": self.backend.name, "redone_on_cpu": self._redone}
 
-    def hashes(self, layer: Layer, pool: ThreadPoolExecutor) -> list[str]:
+    def hashes(self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor) -> list[str]:
         """Return the content hashes of a layer, made on all threads: one of them is slower than the bus."""
         return layer.content_hashes(pool.map)
 
-    def begin(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> _Request:
+    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor) -> _Request | Begun:
         """Send one layer to the device, and launch a batch if there is enough for one."""
+        if isinstance(layer, FactoredLayer):
+            return self.fallback.begin(layer, zoo, pool)
         with self._lock:
             if layer.is_split:
                 return self._measure_split(layer, zoo, pool)
@@ -119,8 +119,10 @@ class DeviceMeasurement(Measurement):
                 self._launch()
         return request
 
-    def finish(self, request: _Request) -> LayerStatistics:
+    def finish(self, request: _Request | Begun) -> LayerStatistics:
         """Wait for the batch of a layer, and return the statistics of that layer."""
+        if not isinstance(request, _Request):
+            return self.fallback.finish(request)
         with self._lock:
             if request.batch is None:
                 self._launch()

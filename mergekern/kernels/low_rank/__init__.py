@@ -1,0 +1,34 @@
+"""low_rank: spectra, inner products, distances and overlaps of task matrices that are given by thin factors.
+
+    τ = leftᵀ·right,      left (r, m), right (r, n), r ≪ min(m, n)
+
+A thin QR of each factor and the SVD of the small core between them give the singular triplets of τ to the last bit that
+float64 holds, p = min(r, m, n) of them; the other singular values are zeros:
+
+    leftᵀ = Q_l T_l,   rightᵀ = Q_r T_r,   T_l T_rᵀ = Ũ Σ Ṽᵀ,   U = Q_l Ũ,   V = Q_r Ṽ
+
+From them come the inner products and the overlaps of the leading k vectors of every pair at once, by one symmetric
+product a side of all models' vectors, P of them:
+
+    <τ_i, τ_j> = Σ_ab σ_ia σ_jb <u_ia, u_jb> <v_ia, v_jb>,      ‖U_iᵀU_j‖_F², ‖V_iᵀV_j‖_F²
+
+Squared distances where ‖τ_i‖² + ‖τ_j‖² − 2<τ_i, τ_j> cancels come from the factors of the difference,
+
+    τ_i − τ_j = left_iᵀ (right_i − right_j) + (left_i − left_j)ᵀ right_j
+
+Bytes: the factors once, 8·P·(m + n) written. Flops: 8 r²(m + n) a model, P²(m + n) for all pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Comparison(NamedTuple):
+    """Of all pairs of N models, (N, N) float64, symmetric: inner products, and overlaps of the leading vectors."""
+
+    inner: np.ndarray
+    left_top: np.ndarray
+    right_top: np.ndarray
