@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -71,6 +71,21 @@ def merge(base: Mapping[str, torch.Tensor], models: int) -> Counts:
     """
     size = sum(tensor.nbytes for tensor in base.values())
     return Counts((models + 2) * size, 6 * models * sum(tensor.numel() for tensor in base.values()))
+
+
+def adapters(shapes: Iterable[tuple[int, int]], layers: int, models: int, rank: int, itemsize: int) -> Counts:
+    """Return the counts of all metrics of LoRA adapters: QR factorisations, and the products of all pairs' vectors.
+
+    Args:
+        shapes: of the matrices of one layer.
+        layers, models: their numbers.
+        rank, itemsize: of the factors.
+
+    >>> adapters([(3, 2)], layers=1, models=2, rank=1, itemsize=4)
+    Counts(bytes=40, flops=100)
+    """
+    sides = layers * sum(map(sum, shapes))
+    return Counts(models * rank * sides * itemsize, 8 * models * rank**2 * sides + (models * rank) ** 2 * sides)
 
 
 def probes(base: Mapping[str, torch.Tensor], models: int, tasks: int, tokens: int, samples: int) -> Counts:

@@ -189,8 +189,8 @@ BAD_FILES = {
     ),
     "PEFT adapter": (
         "b",
-        folder(adapter_config__json=raw(b"{}"), adapter_model__safetensors=raw(WHOLE)),
-        ["b: a PEFT adapter; merge it into its base model first"],
+        folder(adapter_config__json=raw(b'{"peft_type": "IA3"}'), adapter_model__safetensors=raw(WHOLE)),
+        ["b: adapter_config.json says peft_type 'IA3'; of adapters only LoRA is read: merge it into its base"],
     ),
     "folder of nothing": ("b", folder(), ["b: none of model.safetensors.index.json, model.safetensors, pytorch_model"]),
     "folder of a bad file": ("b", folder(model__safetensors=raw(WHOLE[:-1])), ["b/model.safetensors: not a readable"]),

@@ -299,6 +299,9 @@ def _parts(inner: Checkpoint, options: _Options, source: str) -> dict[str, _Part
         found = _FACTOR.fullmatch(stored) or _EMBEDDING_FACTOR.fullmatch(stored)
         if found:
             parts = found.groupdict()
+            if ".base_layer" in parts["module"]:
+                # Parameters of one module wrapped one in another. PEFT adds that of attention's output twice.
+                raise CheckpointError(f"{source}: {stored!r} is a factor of a wrapped torch.nn module; {_MERGE}")
             kind = parts.get("what", "embedding")
             sides = factors.setdefault((_plain(parts["module"]), kind), {})
             if sides.setdefault(parts["side"], stored) != stored:
@@ -363,15 +366,9 @@ def _in_names_of(base: Checkpoint, parts: Mapping[str, _Parts]) -> dict[str, _Pa
     longer = [(name.removesuffix(first), "") for name in base.tensors if name.endswith(f".{first}")]
     shorter = [("", first[: -len(name)]) for name in base.tensors if first.endswith(f".{name}")]
 
-    def find(name: str, added: str, removed: str) -> str:
-        name = added + name.removeprefix(removed)
-        # Attention of torch keeps its three input projections in one parameter without a module.
-        stacked = f"{name.removesuffix('weight')}in_proj_weight"
-        return stacked if name not in base.tensors and stacked in base.tensors else name
+    def fits(added: str, removed: str) -> bool:
+        return all(added + name.removeprefix(removed) in base.tensors for name in targets)
 
-    def fits(change: tuple[str, str]) -> bool:
-        return all(find(name, *change) in base.tensors for name in targets)
-
-    changes = [change for change in (*longer, *shorter) if fits(change)]
-    chosen = changes[0] if len(changes) == 1 and not fits(("", "")) else ("", "")
-    return {find(name, *chosen): part for name, part in parts.items()}
+    changes = [change for change in (*longer, *shorter) if fits(*change)]
+    added, removed = changes[0] if len(changes) == 1 and not fits("", "") else ("", "")
+    return {added + name.removeprefix(removed): part for name, part in parts.items()}

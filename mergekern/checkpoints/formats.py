@@ -56,8 +56,8 @@ def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") ->
 
     Args:
         source: a path (`.safetensors`; a Hugging Face folder, sharded or not; a PEFT folder with a LoRA adapter; `.pt`,
-            `.pth`, `.bin`, `.ckpt`); where no such path exists, the id of a model on the Hugging Face Hub, "org/name" or
-            "org/name@revision"; a mapping name -> tensor or array, or a `torch.nn.Module`.
+            `.pth`, `.bin`, `.ckpt`); where no such path exists, the id of a model on the Hugging Face Hub, "org/name"
+            or "org/name@revision"; a mapping name -> tensor or array, or a `torch.nn.Module`.
         name: what to call it; by default the file's stem, or "model".
         io: "mmap" maps files into memory; "pread" reads them into buffers, which is faster on network disks.
 
@@ -73,7 +73,7 @@ def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") ->
         return StateDict(source, name or "model", name or "mapping")
     if isinstance(source, str | os.PathLike):
         path, origin = Path(source), None
-        if _is_on_hub(path):
+        if _is_on_hub(os.fspath(source)):
             name = name or checkpoint_name(path)
             path, origin = hub.fetch(str(source))
         try:
@@ -93,14 +93,14 @@ def checkpoint_name(path: Path) -> str:
     >>> checkpoint_name(Path("zoo/mnist.v2.safetensors"))
     'mnist.v2'
     """
-    if _is_on_hub(path):
+    if _is_on_hub(str(path)):
         return str(path).partition("/")[2].replace("/", "-")
     # Links keep their own name: those of a model hub's cache point to folders named by a hash.
     return path.stem if path.suffix in SUFFIXES else Path(os.path.abspath(path)).name
 
 
-def _is_on_hub(path: Path) -> bool:
-    return hub.is_hub_id(str(path)) and path.suffix not in SUFFIXES and not path.exists()
+def _is_on_hub(text: str) -> bool:
+    return hub.is_hub_id(text) and Path(text).suffix not in SUFFIXES and not os.path.exists(text)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -10,6 +10,7 @@ import click
 
 import mergekern
 from mergekern.checkpoints import open_zoo
+from mergekern.checkpoints.adapter import Adapter
 from mergekern.cli.display import progress_display
 from mergekern.cli.parameters import ByteSize, parse_options
 from mergekern.files import write_atomically
@@ -55,6 +56,11 @@ def merge(
     if mergekit_config:
         opened = open_zoo(checkpoints, base)
         sources = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened.checkpoints]
+        # mergekit's way to write a base with an adapter.
+        sources = [
+            f"{sources[0]}+{source}" if isinstance(checkpoint, Adapter) else source
+            for checkpoint, source in zip(opened.checkpoints, sources, strict=True)
+        ]
         text = mergekit.mergekit_config(
             sources[1:], sources[0], method, weights=by_model, dtype=how["dtype"] or "float32", **options
         )

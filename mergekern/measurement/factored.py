@@ -59,8 +59,8 @@ class FactoredMeasurement:
     @cached_property
     def shape(self) -> tuple[int, int]:
         """(m, n): of tensors that are no matrices, n is all but the first size."""
-        first, *others = self.layer.tensor.shape
-        return first, math.prod(others)
+        shape = self.layer.tensor.shape
+        return math.prod(shape[:1]), math.prod(shape[1:])
 
     @property
     def k(self) -> int:
