@@ -68,8 +68,8 @@ def compute_all(
             name -> checkpoint. A checkpoint is a path (`.safetensors`, a Hugging Face folder, a PEFT folder with a LoRA
             adapter, `.pt`/`.pth`/`.bin`), a model's id on the Hugging Face Hub, a mapping name -> tensor or array, or a
             `torch.nn.Module`.
-        base: the checkpoint that all were fine-tuned from; needed unless the folder has one, or all are LoRA adapters and
-            no models are run.
+        base: the checkpoint that all were fine-tuned from; needed unless the folder has one, or all are LoRA adapters
+            and no models are run.
         metrics: "all" that the inputs allow (18 of the weights alone, 28 with `calibration`), or names of metrics or
             of categories.
         calibration: the model, samples and heads that the activation and gradient metrics are computed with. Models

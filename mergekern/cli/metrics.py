@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.table import Table
 
 import mergekern
-from mergekern.checkpoints import open_zoo
-from mergekern.checkpoints.float8 import DTYPES as FLOAT8
+from mergekern.checkpoints import Checkpoint, open_zoo
 from mergekern.cli.display import console, progress_display, readable_bytes
 from mergekern.cli.parameters import ByteSize, Function
 from mergekern.metrics import CATALOGUE, Metric, select
@@ -126,7 +126,7 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
     plan = mergekern.plan(opened, names, top_k=top_k, max_memory=max_memory, io=io)
     models = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
     for checkpoint in opened.checkpoints:
-        dtypes = sorted({_dtype_name(t) for t in checkpoint.tensors.values()})
+        dtypes = sorted(_dtype_name(dtype, checkpoint) for dtype in checkpoint.dtypes)
         models.add_row(
             checkpoint.name, f"{sum(t.count for t in checkpoint.tensors.values()):,}", ", ".join(dtypes),
             str(len(checkpoint.tensors)), str(len(checkpoint.buffers)), checkpoint.source,
@@ -195,9 +195,10 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
     click.echo(f"{table!r}, ranked by {sort_by} ({CATALOGUE[sort_by].more_mergeable} is more mergeable)")
 
 
-def _dtype_name(tensor: Any) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return f"{name} with scales" if tensor.dtype in FLOAT8 and tensor.scale else name
+def _dtype_name(dtype: torch.dtype, checkpoint: Checkpoint) -> str:
+    name = str(dtype).removeprefix("torch.")
+    is_scaled = any(tensor.scale for tensor in checkpoint.tensors.values() if tensor.dtype == dtype)
+    return f"{name} with scales" if is_scaled else name
 
 
 def _range(metric: Metric) -> str:

@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import mergekern
 from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.adapter import Adapter
+from mergekern.cli import main
 from mergekern.kernels import dispatch
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import CATALOGUE
@@ -276,6 +278,20 @@ def test_a_plan_counts_factors(zoos):
     held = [load_file(path / "adapter_model.safetensors").values() for path in zoo.adapters.values()]
     assert plan.bytes_read == sum(values.nbytes for tensors in held for values in tensors)
     assert mergekern.plan(open_zoo(zoo.adapters, needs_base=False)).bytes_read == plan.bytes_read
+
+
+def test_on_the_command_line(zoos, tmp_path):
+    zoo = zoos("one rank")
+    folder = str(zoo.adapters["m0"].parent)
+    shown = CliRunner().invoke(main, ["info", folder])
+    assert shown.exit_code == 0, shown.output
+    assert "3 models, 3 pairs; 6 shared tensors, 6 matrices" in shown.output
+    assert shown.output.count("float64") == 3
+    table = tmp_path / "table.parquet"
+    done = CliRunner().invoke(main, ["metrics", folder, "--out", str(table), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    expected = mergekern.compute_all(zoo.adapters).to_pandas()
+    pd.testing.assert_frame_equal(mergekern.MetricTable.load(table).to_pandas(), expected, check_exact=True)
 
 
 @pytest.mark.gpu
