@@ -18,6 +18,7 @@ from mergekern.errors import (
     PredictionError,
     StatisticsError,
 )
+from mergekern.fingerprints import Fingerprints, fingerprint
 from mergekern.merging.apply import merge, merge_all
 from mergekern.merging.mergekit import mergekit_config
 from mergekern.merging.registry import METHODS
@@ -32,6 +33,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "CheckpointError",
+    "Fingerprints",
     "MergekernError",
     "MetricTable",
     "MismatchError",
@@ -44,6 +46,7 @@ __all__ = [
     "StatisticsError",
     "ZooStatistics",
     "compute_all",
+    "fingerprint",
     "measure",
     "merge",
     "merge_all",

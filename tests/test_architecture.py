@@ -13,7 +13,7 @@ LAYERS = [
     ["statistics"],
     ["measurement", "store", "metrics", "merging"],
     ["table", "probes"],
-    ["engine", "prediction"],
+    ["engine", "prediction", "fingerprints"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

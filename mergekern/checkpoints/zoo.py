@@ -83,6 +83,7 @@ def open_zoo(
     on_mismatch: OnMismatch = "error",
     io: IO = "mmap",
     needs_base: bool = True,
+    least: int = 2,
 ) -> Zoo:
     """Open N models and their base and match them.
 
@@ -94,6 +95,7 @@ def open_zoo(
         on_mismatch: "error" reports every mismatch at once; "skip" leaves those tensors out.
         io: "mmap" or "pread".
         needs_base: whether the values of the base will be asked for also where no model holds a tensor whole.
+        least: how many models there must be.
 
     Raises:
         OptionError: no base, fewer than two models, duplicate names.
@@ -112,10 +114,10 @@ def open_zoo(
     base = base if base is not None else found_base
     if base is None and (needs_base or not sources):
         raise OptionError(NO_BASE)
-    if len(sources) < 2:
+    if len(sources) < least:
         raise OptionError(
             f"{len(sources)} model{'' if len(sources) == 1 else 's'} found beside the base; "
-            "pairwise metrics need at least two"
+            f"{'pairwise metrics need at least two' if least == 2 else f'{least} is the least'}"
         )
     names = [name for name, _ in sources]
     if "base" in names:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mergekern.cli.fingerprints import compare, fingerprint
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
@@ -32,5 +33,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
 
 
-for command in (metrics, info, merge, merge_all, fit, predict, recommend, plan):
+for command in (metrics, info, merge, merge_all, fit, predict, recommend, plan, fingerprint, compare):
     main.add_command(command)

@@ -1,0 +1,71 @@
+"""`mergekern fingerprint` and `mergekern compare`."""
+
+from __future__ import annotations
+
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergekern.checkpoints.formats import is_checkpoint
+from mergekern.cli.display import progress_display
+from mergekern.cli.metrics import SORT_BY, show_table
+from mergekern.cli.parameters import ByteSize
+from mergekern.errors import OutputError
+from mergekern.fingerprints import ESTIMATED, Fingerprints
+from mergekern.fingerprints import fingerprint as compute
+from mergekern.table import check_suffix
+
+
+@click.command()
+@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
+              "[default: base.* in a folder of models].")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True,
+              help="Write the fingerprints here, beside those that are there already.")  # fmt: skip
+@click.option("--size", type=int, help="Numbers of one fingerprint [default: those of OUT, or 4096].")
+@click.option("--seed", type=int, help="Of the random map [default: that of OUT, or 0].")
+@click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
+@click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+              help="What to do about tensors that not all checkpoints share.")  # fmt: skip
+@click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
+              help="How files are read; pread suits network disks.")  # fmt: skip
+def fingerprint(
+    models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
+) -> None:
+    """Keep fingerprints of MODELS, checkpoints or one folder of them, by which they can be compared without weights."""
+    before = Fingerprints.load(out) if out.exists() else None
+    if not out.resolve().parent.is_dir():
+        raise OutputError(f"{out}: the folder it is to lie in does not exist")
+    size = size if size is not None else before.sketches.shape[1] if before else 4096
+    seed = seed if seed is not None else before.seed if before else 0
+    checkpoints: Any = (
+        models[0] if len(models) == 1 and models[0].is_dir() and not is_checkpoint(models[0]) else list(models)
+    )
+    with progress_display() as progress:
+        found = compute(checkpoints, base, size=size, seed=seed, progress=progress, **options)
+    found = found if before is None else before.joined(found)
+    found.save(out)
+    click.echo(f"wrote {out}: {found!r}")
+
+
+@click.command()
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--sort-by", type=click.Choice(ESTIMATED), default=SORT_BY, show_default=True, metavar="METRIC",
+              help="Rank the pairs by this metric.")  # fmt: skip
+@click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table here (.parquet, .csv or .json).")
+def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) -> None:
+    """Estimate the metrics of whole task vectors, for all pairs of models whose fingerprints are in FILES."""
+    if out is not None:
+        check_suffix(out)
+    found = reduce(Fingerprints.joined, map(Fingerprints.load, files))
+    table = found.table()
+    if out is not None:
+        table.save(out)
+    show_table(table, sort_by, rows)
+    error = found.standard_errors()[sort_by]
+    click.echo(f"standard error of {sort_by}: {error.median():.2g} in the median, {error.max():.2g} at most")
+    if out is not None:
+        click.echo(f"wrote {out}")
