@@ -80,7 +80,7 @@ def fingerprint(
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=False, least=1)
     sketches, squares = np.zeros((len(zoo.models), size)), np.zeros(len(zoo.models))
     knows_base = not isinstance(zoo.base, ImpliedBase)
-    digest = xxhash.xxh3_128()
+    digests: dict[str, str] = {}
     sizes = [zoo.nbytes(tensor) for tensor in zoo.tensors]
     began = time.perf_counter()
 
@@ -99,10 +99,11 @@ def fingerprint(
         if not np.isfinite(squares).all():
             raise _non_finite(layer, zoo, squares)
         if knows_base:
-            _update(digest, zoo, layer)
+            digests[layer.tensor.name] = _base_hash(zoo, layer)
         layer.release()
     report("", len(sizes))
-    return Fingerprints(zoo.model_names, sketches, squares, seed, digest.hexdigest() if knows_base else None)
+    of_base = xxhash.xxh3_128_hexdigest(repr(sorted(digests.items())).encode()) if knows_base else None
+    return Fingerprints(zoo.model_names, sketches, squares, seed, of_base)
 
 
 @dataclass(frozen=True)
@@ -161,16 +162,17 @@ class Fingerprints:
     def standard_errors(self) -> pd.DataFrame:
         """Return the standard errors of the estimates: a row for each pair, a column for each metric.
 
-        Those of the inner products, carried through each metric to first order.
+        That of an inner product, carried through each metric: the most that one standard error more or less changes it.
         """
         inner, distance, error = self._estimate_with_errors()
-        ends = [
-            MetricTable.from_statistics(
-                self._statistics(inner + sign * error, np.maximum(distance - 2 * sign * error, 0.0)), ESTIMATED
-            ).to_pandas()
-            for sign in (-1, 1)
-        ]
-        return (ends[1] - ends[0]).abs() / 2
+
+        def values(errors: float) -> pd.DataFrame:
+            moved = self._statistics(inner + errors * error, np.maximum(distance - 2 * errors * error, 0.0))
+            return MetricTable.from_statistics(moved, ESTIMATED).to_pandas()
+
+        middle = values(0.0)
+        changes = [(values(errors) - middle).abs() for errors in (-1.0, 1.0)]
+        return changes[0].where(changes[0] >= changes[1], changes[1])
 
     def save(self, path: str | Path) -> None:
         """Write to a file."""
@@ -273,11 +275,12 @@ def _non_finite(layer: Layer | FactoredLayer, zoo: Zoo, squares: np.ndarray) -> 
     return non_finite(layer.stored, layer.stored_zoo)
 
 
-def _update(digest: xxhash.xxh3_128, zoo: Zoo, layer: Layer | FactoredLayer) -> None:
-    """Take one tensor of the base into its hash."""
+def _base_hash(zoo: Zoo, layer: Layer | FactoredLayer) -> str:
+    """Return the hash of one tensor of the base."""
     name = layer.tensor.names[0]
     count = zoo.base.tensors[name].count
-    digest.update(f"{layer.tensor.name}\0{layer.tensor.shape}\0".encode())
+    digest = xxhash.xxh3_128(str(layer.tensor.shape).encode())
     for start in range(0, count, _BLOCK):
         # In float64, so that the base in another dtype that holds the same values is the same base.
         digest.update(zoo.base.read_range(name, start, min(start + _BLOCK, count)).double().numpy())
+    return digest.hexdigest()
