@@ -34,10 +34,8 @@ _HONOURED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "
 _WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules",
     "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_bias",
-    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "peft_type",
-    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
-    # Written by older versions.
-    "enable_lora", "merge_weights", "layer_replication_mode", "ephemeral_gpu_offload",
+    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "merge_weights", "modules_to_save",
+    "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 # Of `init_lora_weights`: those that leave the base as it is. Others subtract their first s·BA from it.
 _INITIALISATIONS = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}

@@ -11,6 +11,7 @@ import mergekern
 from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.adapter import Adapter
 from mergekern.cli import main
+from mergekern.errors import OptionError
 from mergekern.kernels import dispatch
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import CATALOGUE
@@ -306,3 +307,24 @@ def test_on_a_device(zoos, monkeypatch):
     found = mergekern.compute_all(mixed, zoo.base, **options)
     assert found.provenance["backend"] == "emulated"
     pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas(), rtol=1e-9)
+
+
+def test_models_with_adapters_are_run_as_the_merged_ones(tmp_path):
+    build = lambda: torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.Tanh(), torch.nn.Linear(20, 8))  # noqa: E731
+    zoo = Zoo(
+        build, [{"target_modules": ["0", "2"], "r": 3}, {"target_modules": ["0"], "r": 5, "bias": "all"}], tmp_path
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def task():
+        inputs = torch.randn(7, 12, generator=generator, dtype=torch.float64)
+        head = torch.randn(4, 8, generator=generator, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+        return inputs, torch.randint(4, (7,), generator=generator), head
+
+    tasks = {name: task() for name in zoo.adapters}
+    calibration = mergekern.Calibration(build().double(), tasks, "1", dtype=torch.float64)
+    options = {"calibration": calibration, "metrics": [name for name, m in CATALOGUE.items() if m.runs_models]}
+    found, expected = (mergekern.compute_all(models, zoo.base, **options) for models in (zoo.adapters, zoo.merged))
+    pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas(), rtol=1e-10)
+    with pytest.raises(OptionError, match="no base checkpoint"):
+        mergekern.compute_all(zoo.adapters, **options)
