@@ -244,9 +244,8 @@ def _most_likely_cosine(product: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 def _deltas(layer: Layer | FactoredLayer, models: int) -> Iterator[tuple[list[int], int, np.ndarray]]:
     """Yield (models, start, (len(models), L) float64) of the task vectors of one tensor, flat; zeros are left out."""
-    stored, whole = layer, list(range(models))
-    if isinstance(layer, FactoredLayer):
-        stored, whole = layer.stored, list(layer.whole)
+    stored = layer.stored if isinstance(layer, FactoredLayer) else layer
+    whole = list(layer.whole if isinstance(layer, FactoredLayer) else range(models))
     if stored is not None:
         start = 0
         for base, tuned in stored.blocks():
