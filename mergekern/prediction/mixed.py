@@ -131,8 +131,8 @@ class _Equations:
         matrix = self.products.copy()
         penalised = np.arange(1, len(matrix))
         matrix[penalised, penalised] += 1 / ratios[self.groups]
-        factor = cho_factor(matrix, lower=True)
-        solution = cho_solve(factor, self.right)
+        factor = cho_factor(matrix, lower=True, check_finite=False)
+        solution = cho_solve(factor, self.right, check_finite=False)
         return factor, solution, max((self.squares - float(solution @ self.right)) / self.dof, EXACT)
 
     def deviance(self, log_ratios: np.ndarray) -> tuple[float, np.ndarray]:
@@ -140,8 +140,8 @@ class _Equations:
         ratios = np.exp(log_ratios)
         factor, solution, residual = self.solve(ratios)
         determinant = 2 * float(np.log(np.diagonal(factor[0])).sum())
-        spread = np.diagonal(cho_solve(factor, np.eye(len(solution))))[1:]
-        sums = np.bincount(self.groups, weights=spread + solution[1:] ** 2 / residual, minlength=len(ratios))
+        inverse = cho_solve(factor, np.eye(len(solution)), check_finite=False)
+        sums = np.bincount(self.groups, weights=np.diagonal(inverse)[1:] + solution[1:] ** 2 / residual, minlength=len(ratios))
         value = self.dof * float(np.log(residual)) + float(self.sizes @ log_ratios) + determinant
         return value, self.sizes - sums / ratios
 
