@@ -141,8 +141,12 @@ def _scores_of_unseen(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties
     tasks = len(task_codes(pairs)[0])
     if tasks < 2 * PAIRS_OF_A_FOLD:
         return None
+    try:
+        folds = list(LeaveTasksOut(tasks // 3, repeats=UNSEEN_FOLDS).folds(pairs))
+    except PredictionError:  # no group of tasks has pairs both within and without, where all pairs share one model
+        return None
     errors = []
-    for _, train, test in LeaveTasksOut(tasks // 3, repeats=UNSEEN_FOLDS).folds(pairs):
+    for _, train, test in folds:
         slopes = _ridge_paths(X[train], y[train], penalties)
         predictions = y[train].mean() + (X[test] - X[train].mean(0)) @ slopes
         errors.append(((predictions - y[test, None]) ** 2).mean(0))

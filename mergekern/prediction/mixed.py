@@ -141,7 +141,8 @@ class _Equations:
         factor, solution, residual = self.solve(ratios)
         determinant = 2 * float(np.log(np.diagonal(factor[0])).sum())
         inverse = cho_solve(factor, np.eye(len(solution)), check_finite=False)
-        sums = np.bincount(self.groups, weights=np.diagonal(inverse)[1:] + solution[1:] ** 2 / residual, minlength=len(ratios))
+        squares = np.diagonal(inverse)[1:] + solution[1:] ** 2 / residual
+        sums = np.bincount(self.groups, weights=squares, minlength=len(ratios))
         value = self.dof * float(np.log(residual)) + float(self.sizes @ log_ratios) + determinant
         return value, self.sizes - sums / ratios
 

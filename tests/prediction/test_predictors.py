@@ -127,6 +127,15 @@ def test_three_pairs_are_enough_for_a_cautious_prediction(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_pairs_may_all_share_one_model(kind, data):
+    X, y, pairs = data
+    star = (pairs == "task4").any(1)
+    found = predictions(kind, X[star], y[star], pairs[star], X, pairs)
+    assert np.isfinite(found).all()
+    assert np.ptp(found) < 3 * np.ptp(y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_constant_target_is_predicted(kind, data):
     X, y, pairs = data
     np.testing.assert_allclose(predictions(kind, X, np.full(len(y), 0.7), pairs), 0.7, rtol=1e-12)
