@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from mergekern.cli import main
+from mergekern.cli.prediction import KINDS
 from mergekern.errors import PredictionError
 from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, read_scores, recommend
 from mergekern.table import MetricTable
@@ -266,3 +267,7 @@ def test_mistakes_are_one_clear_message(files, arguments, message):
     assert result.exit_code in (1, 2)
     assert "Traceback" not in result.output
     assert pd.Series([" ".join(result.output.split())]).str.contains(message).all(), result.output
+
+
+def test_the_command_line_offers_every_predictor():
+    assert tuple(PREDICTORS) == KINDS
