@@ -104,6 +104,11 @@ class MetricTable:
         """Names of the metrics in the table, in catalogue order."""
         return tuple(self._values)
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether the table was made with per_layer=True."""
+        return self._layers is not None
+
     def __repr__(self) -> str:
         pairs = len(self.models) * (len(self.models) - 1) // 2
         return f"MetricTable({len(self.models)} models, {pairs} pairs, {len(self._values)} metrics)"

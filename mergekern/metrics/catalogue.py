@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,8 @@ import numpy as np
 from mergekern.errors import OptionError, did_you_mean
 from mergekern.metrics import activation, effective_rank, geometry, gradient, subspace
 from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
+
+NOTATION = (__doc__ or "").partition("Notation: ")[2].strip()
 
 # The last three are what running the models gives: attributes of FunctionalStatistics.
 Needs = Literal["inner products", "spectra", "activations", "encoder_gradients", "input_gradients"]
@@ -80,6 +83,17 @@ class Metric:
     def runs_models(self) -> bool:
         """Whether models must be run on calibration data for it."""
         return self.needs in FUNCTIONAL
+
+    @property
+    def explanation(self) -> str:
+        """What the metrics of its category say, in a sentence: how the category's module begins.
+
+        >>> CATALOGUE["subspace_overlap"].explanation
+        'Whether two models change a matrix along the same directions, averaged over all matrices.'
+        """
+        opening = (sys.modules[self.function.__module__].__doc__ or "").partition("\n")[0]
+        sentence = opening.partition(": ")[2]
+        return sentence[:1].upper() + sentence[1:]
 
     @property
     def every_tensor(self) -> bool:

@@ -1,0 +1,72 @@
+"""The report: what a table says, as one page for a browser or as figures for a paper.
+
+>>> import tempfile, mergekern, numpy as np
+>>> zoo = {name: {"w": np.eye(3)[[index]]} for index, name in enumerate("abc")}
+>>> table = mergekern.compute_all(zoo, base={"w": np.zeros((1, 3))})
+>>> with tempfile.TemporaryDirectory() as folder:
+...     [path.name for path in write_report(table, Path(folder) / "report.html")]
+['report.html']
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergekern.errors import OptionError, OutputError
+from mergekern.files import write_atomically
+from mergekern.report.contents import Contents, gather
+from mergekern.table import MetricTable
+
+SUFFIXES = {".html": "one page for a browser", ".pdf": "figures, one a page", ".png": "figures, one a file"}
+
+
+def write_report(
+    table: MetricTable, out: str | Path, *, metric: str | None = None, title: str | None = None
+) -> list[Path]:
+    """Write a report of a table and return the files written.
+
+    Args:
+        table: from `compute_all`, or `MetricTable.load`.
+        out: .html for the page; .pdf for the figures, one a page; .png for the figures, one a file, named for example
+            report-heatmap.png.
+        metric: the one shown first [default: task_vector_cosine_similarity, where the table has it].
+        title: of the page [default: the name of the file].
+
+    Raises:
+        OptionError: another suffix, a metric that the table does not have, or an extra that is not installed.
+        OutputError: no such folder.
+    """
+    out = Path(out)
+    if out.suffix not in SUFFIXES:
+        kinds = ", ".join(f"{suffix} ({what})" for suffix, what in SUFFIXES.items())
+        raise OptionError(f"{out}: a report is written as {kinds}")
+    if not out.resolve().parent.is_dir():
+        raise OutputError(f"{out}: there is no such folder")
+    contents = gather(table, metric)
+    files = _page(contents, out, title or out.stem) if out.suffix == ".html" else _figures(contents, out)
+    for path, content in files.items():
+        write_atomically(path, content)
+    return list(files)
+
+
+def _page(contents: Contents, out: Path, title: str) -> dict[Path, bytes]:
+    try:
+        from mergekern.report.page import render
+    except ImportError as error:
+        raise _missing(error) from error
+    return {out: render(contents, title).encode()}
+
+
+def _figures(contents: Contents, out: Path) -> dict[Path, bytes]:
+    try:
+        from mergekern.report import figures
+    except ImportError as error:
+        raise _missing(error) from error
+    drawn = figures.draw(contents)
+    if out.suffix == ".pdf":
+        return {out: figures.as_pdf(drawn)}
+    return {out.with_stem(f"{out.stem}-{name}"): figures.as_png(figure) for name, figure in drawn.items()}
+
+
+def _missing(error: ImportError) -> OptionError:
+    return OptionError(f'{error}; a report needs more packages: pip install "mergekern[report]"')

@@ -1,0 +1,117 @@
+"""Contents as figures for a paper, by matplotlib: one PDF with a page for each, or one PNG for each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+
+from mergekern.metrics import CATALOGUE
+from mergekern.report.contents import QUANTILES, Contents, metric_title
+
+BEST_PAIRS = 20
+NAMED_MODELS = 60
+# Okabe and Ito's colours, which readers with colour-vision deficiency tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Text stays text in a PDF, and no date makes two files of the same contents differ.
+SETTINGS: Any = {"pdf.fonttype": 42, "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+NAMES: dict[str, Any] = {"parse_math": False}  # a dollar sign in a model's name is a dollar sign
+
+
+def draw(contents: Contents) -> dict[str, Figure]:
+    """Return the figures by name: pairs, heatmap, layers (where the metric has them), correlations."""
+    with matplotlib.rc_context(SETTINGS):
+        figures = {"pairs": _pairs(contents), "heatmap": _heatmap(contents)}
+        if contents.first in contents.spread:
+            figures["layers"] = _layers(contents)
+        if len(contents.table.metrics) > 1:
+            figures["correlations"] = _correlations(contents)
+    return figures
+
+
+def as_pdf(figures: dict[str, Figure]) -> bytes:
+    """Return one PDF with a page for each figure."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(SETTINGS), PdfPages(buffer, metadata={"CreationDate": None}) as pages:
+        for figure in figures.values():
+            pages.savefig(figure)
+    return buffer.getvalue()
+
+
+def as_png(figure: Figure) -> bytes:
+    """Return one figure as a PNG of 300 dots an inch."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(buffer, format="png", dpi=300)
+    return buffer.getvalue()
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _pairs(contents: Contents) -> Figure:
+    """Draw the pairs that the first metric finds most mergeable."""
+    best = contents.table.ranked(contents.first)[contents.first].dropna().head(BEST_PAIRS)
+    figure, axes = _new(5.5, 0.8 + 0.2 * len(best))
+    places = np.arange(len(best))
+    axes.plot(best.to_numpy(), places, "o", color=COLOURS[0], markersize=4)
+    axes.set_yticks(places, [f"{a}, {b}" for a, b in best.index], **NAMES)
+    axes.invert_yaxis()
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_xlabel(_label(contents.first))
+    return figure
+
+
+def _heatmap(contents: Contents) -> Figure:
+    name = contents.first
+    order = contents.orders[name][0]
+    matrix = contents.table.matrix(name)[np.ix_(order, order)]
+    np.fill_diagonal(matrix, np.nan)
+    figure, axes = _new(6.0, 5.2)
+    colours = "cividis" if CATALOGUE[name].more_mergeable == "higher" else "cividis_r"
+    image = axes.imshow(matrix, cmap=colours, interpolation="nearest")
+    names = [contents.table.models[model] for model in order]
+    _name_cells(axes, names if len(names) <= NAMED_MODELS else [])
+    figure.colorbar(image, label=_label(name), shrink=0.8)
+    return figure
+
+
+def _layers(contents: Contents) -> Figure:
+    spread = contents.spread[contents.first]
+    places = np.arange(spread.shape[1])
+    figure, axes = _new(7.0, 3.6)
+    for low, high, label, alpha in ((0.1, 0.9, "80 % of the pairs", 0.2), (0.25, 0.75, "half of the pairs", 0.35)):
+        axes.fill_between(places, spread.loc[low], spread.loc[high], color=COLOURS[0], alpha=alpha, lw=0, label=label)
+    axes.plot(places, spread.loc[QUANTILES[2]], color=COLOURS[0], label="median")
+    step = -(-len(places) // 50)
+    axes.set_xticks(places[::step], list(spread.columns[::step]), rotation=90, fontsize=6, **NAMES)
+    axes.set_ylabel(_label(contents.first))
+    axes.legend(frameon=False)
+    return figure
+
+
+def _correlations(contents: Contents) -> Figure:
+    correlation = contents.correlations["pearson"]
+    figure, axes = _new(6.8, 6.0)
+    image = axes.imshow(correlation.to_numpy(), cmap="PuOr_r", vmin=-1, vmax=1)
+    _name_cells(axes, [metric_title(str(name)) for name in correlation])
+    figure.colorbar(image, label="Pearson correlation over the pairs", shrink=0.8)
+    return figure
+
+
+def _name_cells(axes: Axes, names: Sequence[str]) -> None:
+    places = np.arange(len(names))
+    axes.set_xticks(places, names, rotation=90, fontsize=6, **NAMES)
+    axes.set_yticks(places, names, fontsize=6, **NAMES)
+
+
+def _label(metric: str) -> str:
+    return f"{metric_title(metric)} ({CATALOGUE[metric].more_mergeable} is more mergeable)"

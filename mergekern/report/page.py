@@ -1,0 +1,182 @@
+"""Contents as one HTML page that needs nothing but a browser: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from mergekern.metrics import CATALOGUE
+from mergekern.metrics.catalogue import NOTATION, Metric
+from mergekern.report.contents import CORRELATIONS, QUANTILES, Contents, metric_title
+from mergekern.versions import package_version
+
+SCRIPTS = ("data.js", "pairs.js", "charts.js", "metrics.js", "outcomes.js")
+# Whole-model values keep every bit up to so many pairs; above, seven digits, or 1000 models would take 150 MB.
+EXACT_PAIRS = 20_000
+
+
+class Arrays:
+    """The arrays of a page, each by its name as (dtype, base64); a browser decodes one when it is first drawn."""
+
+    def __init__(self) -> None:
+        self.encoded: dict[str, tuple[str, str]] = {}
+
+    def add(self, name: str, values: np.ndarray, dtype: str) -> str:
+        """Keep values as little-endian numbers of a dtype such as "f4", in C order, and return their name."""
+        content = np.ascontiguousarray(values, dtype=f"<{dtype}").tobytes()
+        self.encoded[name] = (dtype, base64.b64encode(content).decode())
+        return name
+
+
+def render(contents: Contents, title: str) -> str:
+    """Return the page as HTML.
+
+    >>> import mergekern
+    >>> from mergekern.report.contents import gather
+    >>> zoo = {name: {"w": np.eye(3)[[index]]} for index, name in enumerate("abc")}
+    >>> table = mergekern.compute_all(zoo, base={"w": np.zeros((1, 3))})
+    >>> render(gather(table), "Three <models>").count("Three &lt;models&gt;") >= 1
+    True
+    """
+    arrays = Arrays()
+    document = describe(contents, arrays)
+    environment = _environment()
+    models = len(contents.table.models)
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        contents=contents,
+        table=contents.table,
+        pairs=models * (models - 1) // 2,
+        categories=_categories(contents),
+        summary=contents.summary.to_dict("index"),
+        notation=NOTATION,
+        notes=contents.table.notes,
+        outcomes=None,
+        provenance=_flat(contents.table.provenance),
+        version=package_version("mergekern"),
+        # Within <script> no text may look like a tag, whatever a model is called.
+        document=Markup(json.dumps(document, allow_nan=False).replace("<", "\\u003c")),
+        arrays=arrays.encoded,
+        style=_source("style.css"),
+        plotly=Markup(get_plotlyjs()),
+        scripts=[_source(name) for name in SCRIPTS],
+    )
+
+
+def describe(contents: Contents, arrays: Arrays) -> dict[str, Any]:
+    """Return what the page's scripts know, all but the arrays, which are added to `arrays`."""
+    table = contents.table
+    frame = table.to_pandas()
+    dtype = "f8" if len(frame) <= EXACT_PAIRS else "f4"
+    tensors = list(dict.fromkeys(tensor for layers in contents.layers.values() for tensor in layers))
+    place = {tensor: index for index, tensor in enumerate(tensors)}
+    metrics = []
+    for name in table.metrics:
+        metric = CATALOGUE[name]
+        entry: dict[str, Any] = {
+            "name": name,
+            "title": metric_title(name),
+            "category": metric.category,
+            "about": about(metric),
+            "better": metric.more_mergeable,
+            "signed": metric.range[0] < 0,
+            "values": arrays.add(f"values/{name}", frame[name].to_numpy(), dtype),
+            "orders": arrays.add(f"orders/{name}", contents.orders[name], "u2"),
+            "tensors": [],
+        }
+        if name in contents.layers:
+            entry["tensors"] = [place[tensor] for tensor in contents.layers[name]]
+            entry["spread"] = arrays.add(f"spread/{name}", contents.spread[name].to_numpy(), "f8")
+            if contents.with_layers:
+                entry["layers"] = arrays.add(f"layers/{name}", contents.layers[name].to_numpy().T, "f4")
+        metrics.append(entry)
+    return {
+        "models": table.models,
+        "tensors": tensors,
+        "metrics": metrics,
+        "first": contents.first,
+        "outcomes": None,
+        "quantiles": QUANTILES,
+        "correlations": {
+            kind: arrays.add(f"correlations/{kind}", contents.correlations[kind].to_numpy(), "f8")
+            for kind in CORRELATIONS
+        },
+    }
+
+
+def about(metric: Metric) -> str:
+    """Return formula, range and direction of a metric in a line.
+
+    >>> about(CATALOGUE["stable_rank"])
+    '(Σs)² / Σs², from 1 to 2, lower is more mergeable'
+    """
+    return f"{metric.formula}, {value_range(metric)}, {metric.more_mergeable} is more mergeable"
+
+
+def value_range(metric: Metric) -> str:
+    """Return a metric's range in words.
+
+    >>> value_range(CATALOGUE["task_vector_l2_distance"])
+    'from 0 up'
+    """
+    low, high = metric.range
+    if math.isinf(low):
+        return "any number"
+    return f"from {low:g} up" if math.isinf(high) else f"from {low:g} to {high:g}"
+
+
+def number(value: float) -> str:
+    """Return a number with four significant digits, as the page's scripts write it.
+
+    >>> [number(value) for value in (0.123456, 2.0, 0.0000123456, math.nan)]
+    ['0.1235', '2', '1.235e-5', '—']
+    """
+    if not math.isfinite(value):
+        return "—"
+    if value and not 1e-3 <= abs(value) < 1e5:
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        return f"{mantissa}e{int(exponent):+d}"
+    return f"{float(f'{value:.4g}'):.12g}"
+
+
+def _categories(contents: Contents) -> dict[str, list[Metric]]:
+    categories: dict[str, list[Metric]] = {}
+    for name in contents.table.metrics:
+        categories.setdefault(CATALOGUE[name].category, []).append(CATALOGUE[name])
+    return categories
+
+
+def _flat(provenance: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested provenance as one level: dotted keys and text."""
+    if isinstance(provenance, dict) and provenance:
+        flat: dict[str, str] = {}
+        for key, value in provenance.items():
+            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    text = provenance if isinstance(provenance, str) else json.dumps(provenance, ensure_ascii=False)
+    return {prefix: text} if prefix else {}
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mergekern.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "title": metric_title, "range": value_range}
+    return environment
+
+
+def _source(name: str) -> Markup:
+    """Return a file of ours that stands on the page as it is."""
+    environment = _environment()
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, name)[0])

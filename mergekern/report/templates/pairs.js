@@ -1,0 +1,148 @@
+"use strict";
+// The ranked table: one page of rows at a time, whatever the number of pairs.
+
+const ROWS = 50;
+const SHOWN_METRICS = 5;
+const ranking = { order: new Uint32Array(0), column: null, reversed: false, start: 0 };
+
+// Predictions and measurements before metrics; `low` and `high` are the ends of an interval, if there is one.
+const columns = [
+  ...(page.outcomes ? page.outcomes.columns : []),
+  ...page.metrics.map(({ title, category, about, better, values }) => ({ title, category, about, better, values })),
+];
+
+function chooseColumns() {
+  const first = columns.findIndex((column) => column.values === state.metric.values);
+  columns.forEach((column, index) => (column.shown = index < columns.length - page.metrics.length || index === first));
+  // Beside the first metric one of each other category, as far as there is room.
+  const categories = new Set([columns[first].category]);
+  for (const column of columns) {
+    if (columns.filter((other) => other.shown).length >= SHOWN_METRICS) break;
+    if (!categories.has(column.category)) column.shown = true;
+    categories.add(column.category);
+  }
+  ranking.column = page.outcomes ? columns[0] : columns[first];
+}
+
+// Sort so that pairs without a value come last, either way.
+function rank() {
+  const wanted = byId("filter").value.trim().toLowerCase();
+  const matches = page.models.map((name) => name.toLowerCase().includes(wanted));
+  let count = 0;
+  const found = new Uint32Array(PAIRS);
+  for (let pair = 0; pair < PAIRS; pair++) {
+    if (matches[firstOf[pair]] || matches[secondOf[pair]]) found[count++] = pair;
+  }
+  const values = array(ranking.column.values);
+  const sign = (ranking.column.better === "higher" ? -1 : 1) * (ranking.reversed ? -1 : 1);
+  ranking.order = found.subarray(0, count).sort((p, q) => {
+    const x = values[p], y = values[q];
+    if (x !== x || y !== y) return (x !== x) - (y !== y) || p - q;
+    return sign * (x - y) || p - q;
+  });
+  ranking.start = 0;
+  drawRows();
+}
+
+function sortBy(column) {
+  ranking.reversed = column === ranking.column && !ranking.reversed;
+  ranking.column = column;
+  rank();
+  drawHead();
+}
+
+function drawHead() {
+  const cells = columns.filter((column) => column.shown).map((column) => {
+    const sorted = column === ranking.column;
+    const rises = (column.better === "lower") !== ranking.reversed;
+    const button = element("button", { title: column.about, onclick: () => sortBy(column) }, column.title);
+    if (sorted) button.append(element("span", { "aria-hidden": "true" }, rises ? " ▲" : " ▼"));
+    const direction = sorted ? (rises ? "ascending" : "descending") : null;
+    return element("th", { scope: "col", class: "number", "aria-sort": direction }, button);
+  });
+  const fixed = ["#", "Model", "and model"].map((text) => element("th", { scope: "col" }, text));
+  // The heading that was pressed is made anew, and keeps the focus.
+  const focused = [...document.querySelectorAll("#ranking thead button")].indexOf(document.activeElement);
+  document.querySelector("#ranking thead").replaceChildren(element("tr", {}, ...fixed, ...cells));
+  if (focused >= 0) document.querySelectorAll("#ranking thead button")[focused]?.focus();
+}
+
+function drawRows() {
+  const shown = columns.filter((column) => column.shown);
+  const end = Math.min(ranking.start + ROWS, ranking.order.length);
+  const rows = [];
+  for (let place = ranking.start; place < end; place++) {
+    const pair = ranking.order[place];
+    const a = firstOf[pair], b = secondOf[pair];
+    const names = `${page.models[a]} and ${page.models[b]}`;
+    const select = element("button", { "aria-label": `${place + 1}: show ${names}`, onclick: () => show({ a, b }) });
+    select.append(String(place + 1));
+    const row = element("tr", { "data-pair": pair }, element("td", {}, select));
+    row.append(element("td", { class: "name" }, page.models[a]), element("td", { class: "name" }, page.models[b]));
+    for (const column of shown) row.append(valueCell(column, pair));
+    rows.push(row);
+  }
+  document.querySelector("#ranking tbody").replaceChildren(...rows);
+  const total = ranking.order.length;
+  const range = total ? `${(ranking.start + 1).toLocaleString("en")}–${end.toLocaleString("en")} of ` : "";
+  byId("page-range").textContent = `${range}${total.toLocaleString("en")} pairs`;
+  byId("page-first").disabled = byId("page-previous").disabled = ranking.start === 0;
+  byId("page-last").disabled = byId("page-next").disabled = end === total;
+  markSelected();
+}
+
+function valueCell(column, pair) {
+  const cell = element("td", { class: "number" }, format(array(column.values)[pair]));
+  if (column.low && Number.isFinite(array(column.low)[pair])) {
+    const interval = `${format(array(column.low)[pair])} – ${format(array(column.high)[pair])}`;
+    cell.append(element("small", {}, interval));
+  }
+  return cell;
+}
+
+function markSelected() {
+  const selected = String(pairNumber(state.a, state.b));
+  for (const row of document.querySelectorAll("#ranking tbody tr")) {
+    row.toggleAttribute("aria-current", row.dataset.pair === selected);
+  }
+}
+
+function drawColumnChoice() {
+  const groups = new Map();
+  for (const column of columns) groups.set(column.category, [...(groups.get(column.category) ?? []), column]);
+  const fieldsets = [...groups].map(([category, members]) => {
+    const boxes = members.map((column) => {
+      const box = element("input", { type: "checkbox", onchange: () => {
+        column.shown = box.checked;
+        drawHead();
+        drawRows();
+      } });
+      box.checked = column.shown;
+      return element("label", { title: column.about }, box, ` ${column.title}`);
+    });
+    return element("fieldset", {}, element("legend", {}, category), ...boxes);
+  });
+  byId("column-choice").replaceChildren(...fieldsets);
+}
+
+function turnTo(start) {
+  ranking.start = start;
+  drawRows();
+}
+
+const lastStart = () => Math.floor((ranking.order.length - 1) / ROWS) * ROWS;
+byId("page-first").addEventListener("click", () => turnTo(0));
+byId("page-previous").addEventListener("click", () => turnTo(ranking.start - ROWS));
+byId("page-next").addEventListener("click", () => turnTo(ranking.start + ROWS));
+byId("page-last").addEventListener("click", () => turnTo(lastStart()));
+byId("filter").addEventListener("input", rank);
+followers.push(markSelected);
+
+chooseColumns();
+// The plots begin with the pair that is ranked first.
+rank();
+drawHead();
+drawColumnChoice();
+state.a = firstOf[ranking.order[0]];
+state.b = secondOf[ranking.order[0]];
+markSelected();
