@@ -14,6 +14,7 @@ LAYERS = [
     ["measurement", "store", "metrics", "merging"],
     ["table", "probes"],
     ["engine", "prediction", "fingerprints"],
+    ["report"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,6 +11,7 @@ from mergekern.cli.fingerprints import compare, fingerprint
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
+from mergekern.cli.report import report
 from mergekern.errors import MergekernError
 
 
@@ -33,5 +34,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
 
 
-for command in (metrics, info, merge, merge_all, fit, predict, recommend, plan, fingerprint, compare):
+for command in (metrics, info, merge, merge_all, fit, predict, recommend, plan, fingerprint, compare, report):
     main.add_command(command)

@@ -15,10 +15,8 @@ import mergekern
 from mergekern.checkpoints import Checkpoint, open_zoo
 from mergekern.cli.display import console, progress_display, readable_bytes
 from mergekern.cli.parameters import ByteSize, Function
-from mergekern.metrics import CATALOGUE, Metric, select
+from mergekern.metrics import CATALOGUE, RANKED_BY, Metric, select
 from mergekern.table import MetricTable, check_suffix
-
-SORT_BY = "task_vector_cosine_similarity"
 
 
 def zoo_options(command: Callable) -> Callable:
@@ -63,7 +61,7 @@ def zoo_options(command: Callable) -> Callable:
 @click.option("--batch-weighting", type=click.Choice(["published", "sample"]),
               help="How gradients of batches are averaged [default: what the folder says, or published].")  # fmt: skip
 @click.option("--summary", is_flag=True, help="Also show the spread of every metric and its most mergeable pair.")
-@click.option("--sort-by", help=f"Rank the pairs by this metric [default: {SORT_BY}].")
+@click.option("--sort-by", help=f"Rank the pairs by this metric [default: {RANKED_BY}].")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.pass_context
 def metrics(
@@ -92,7 +90,7 @@ def metrics(
     if calibration is None and "all" in names:
         every = [metric for metric in every if not metric.runs_models]
     chosen = [metric.name for metric in every]
-    sort_by = sort_by or (SORT_BY if SORT_BY in chosen else chosen[0])
+    sort_by = sort_by or (RANKED_BY if RANKED_BY in chosen else chosen[0])
     if sort_by not in chosen:
         raise click.BadParameter(f"{sort_by!r} is not among the metrics computed", ctx, param_hint="--sort-by")
     if out is not None:
@@ -155,14 +153,12 @@ def show_catalogue() -> None:
 
 def show_summary(table: MetricTable) -> None:
     """Print for every metric its lowest, median and highest value, and the pair that it finds most mergeable."""
+    from mergekern.report.contents import summarise
+
     shown = Table("metric", "lowest", "median", "highest", "most mergeable", box=None)
-    for name, values in table.to_pandas().items():
-        best = "no pair has a value"
-        if values.notna().any():
-            pair: Any = values.idxmax() if CATALOGUE[str(name)].more_mergeable == "higher" else values.idxmin()
-            best = f"{pair[0]}, {pair[1]}"
-        spread = (f"{value:.4g}" for value in (values.min(), values.median(), values.max()))
-        shown.add_row(str(name), *spread, best)
+    for name, row in summarise(table.to_pandas()).to_dict("index").items():
+        best = "no pair has a value" if row["best_a"] is None else f"{row['best_a']}, {row['best_b']}"
+        shown.add_row(str(name), *(f"{row[what]:.4g}" for what in ("lowest", "median", "highest")), best)
     console().print(shown)
     click.echo()
 
@@ -171,7 +167,7 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
     """Print the pairs ranked by a metric, with a few others beside it, and the notes."""
     ranked = table.ranked(sort_by)
     beside = [
-        SORT_BY,
+        RANKED_BY,
         "task_vector_l2_distance",
         "effective_rank",
         "subspace_overlap",

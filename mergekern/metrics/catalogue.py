@@ -183,6 +183,10 @@ CATALOGUE: dict[str, Metric] = {
 }
 
 
+# What pairs are ranked by where nobody says otherwise.
+RANKED_BY = "task_vector_cosine_similarity"
+
+
 def as_names(metrics: str | Iterable[str]) -> list[str]:
     """Return the names in an argument that is one name or several.
 

@@ -18,10 +18,9 @@ import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import CATALOGUE, RANKED_BY
 from mergekern.table import MetricTable
 
-FIRST = "task_vector_cosine_similarity"
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 CORRELATIONS: tuple[Literal["pearson", "spearman"], ...] = ("pearson", "spearman")
 # Leaves are put in the best order up to here: 14 ms for 200 models, and it grows with the third power.
@@ -65,7 +64,7 @@ def gather(table: MetricTable, first: str | None = None) -> Contents:
 
     Args:
         table: of two models or more, with at least one metric.
-        first: the metric shown first [default: FIRST, where the table has it].
+        first: the metric shown first [default: RANKED_BY, where the table has it].
 
     Raises:
         OptionError: the table has no metric, or not this one.
@@ -73,7 +72,7 @@ def gather(table: MetricTable, first: str | None = None) -> Contents:
     if not table.metrics:
         raise OptionError("this table has no metric of the catalogue; there is nothing to report")
     if first is None:
-        first = FIRST if FIRST in table.metrics else table.metrics[0]
+        first = RANKED_BY if RANKED_BY in table.metrics else table.metrics[0]
     elif first not in table.metrics:
         raise OptionError(f"no metric {first!r} in this table{did_you_mean(first, table.metrics)}")
     values = table.to_pandas()
@@ -101,8 +100,9 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
         if column.notna().any():
             best = column.idxmax() if CATALOGUE[str(name)].more_mergeable == "higher" else column.idxmin()
         rows[name] = [column.min(), column.median(), column.max(), int(column.isna().sum()), *best]
-    columns = ["lowest", "median", "highest", "missing", "best_a", "best_b"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    types = {"lowest": float, "median": float, "highest": float, "missing": int}
+    columns = [*types, "best_a", "best_b"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object).astype(types)
 
 
 def metric_title(name: str) -> str:

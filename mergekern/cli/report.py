@@ -1,0 +1,31 @@
+"""`mergekern report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergekern.metrics import RANKED_BY
+from mergekern.table import MetricTable
+
+
+@click.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--metric", help=f"The metric shown first [default: {RANKED_BY}].")
+@click.option("--title", help="Of the page [default: the name of the file].")
+@click.option("--static", is_flag=True, help="Figures for a paper: a .pdf (one a page) or a .png (one a file).")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Write here [default: report.html, with --static report.pdf].")  # fmt: skip
+def report(table: Path, metric: str | None, title: str | None, static: bool, out: Path | None) -> None:
+    """Write what the file TABLE says as one page that a browser opens without a network.
+
+    TABLE is what `mergekern metrics --out` wrote: .parquet, .csv or .json.
+    """
+    from mergekern.report import write_report
+
+    out = out or Path("report.pdf" if static else "report.html")
+    if static != (out.suffix in (".pdf", ".png")):
+        raise click.BadParameter(f"{out}: a .pdf or a .png with --static, else an .html", param_hint="--out")
+    for path in write_report(MetricTable.load(table), out, metric=metric, title=title):
+        click.echo(f"wrote {path}")
