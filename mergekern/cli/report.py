@@ -12,20 +12,34 @@ from mergekern.table import MetricTable
 
 @click.command()
 @click.argument("table", type=click.Path(path_type=Path))
+@click.option("--scores", type=click.Path(path_type=Path),
+              help="What was measured: a CSV file with the columns method, model_a, model_b and accuracy.")  # fmt: skip
+@click.option("--target", default="accuracy", show_default=True, help="Which column of the scores.")
+@click.option("--model", "models", type=click.Path(path_type=Path), multiple=True,
+              help="What `mergekern fit` wrote; may be repeated, one for a merge method.")  # fmt: skip
 @click.option("--metric", help=f"The metric shown first [default: {RANKED_BY}].")
 @click.option("--title", help="Of the page [default: the name of the file].")
 @click.option("--static", is_flag=True, help="Figures for a paper: a .pdf (one a page) or a .png (one a file).")
 @click.option("--out", type=click.Path(path_type=Path),
               help="Write here [default: report.html, with --static report.pdf].")  # fmt: skip
-def report(table: Path, metric: str | None, title: str | None, static: bool, out: Path | None) -> None:
+def report(
+    table: Path, scores: Path | None, target: str, models: tuple[Path, ...], metric: str | None, title: str | None,
+    static: bool, out: Path | None,
+) -> None:  # fmt: skip
     """Write what the file TABLE says as one page that a browser opens without a network.
 
     TABLE is what `mergekern metrics --out` wrote: .parquet, .csv or .json.
     """
+    from mergekern.prediction import MergePredictor, read_scores
+    from mergekern.prediction.scores import read_methods
     from mergekern.report import write_report
 
     out = out or Path("report.pdf" if static else "report.html")
     if static != (out.suffix in (".pdf", ".png")):
         raise click.BadParameter(f"{out}: a .pdf or a .png with --static, else an .html", param_hint="--out")
-    for path in write_report(MetricTable.load(table), out, metric=metric, title=title):
+    methods = [] if scores is None else read_methods(scores, target)
+    measured = {method: read_scores(scores, method, target) for method in methods}
+    predictors = [MergePredictor.load(model) for model in models]
+    loaded = MetricTable.load(table)
+    for path in write_report(loaded, out, scores=measured, predictors=predictors, metric=metric, title=title):
         click.echo(f"wrote {path}")

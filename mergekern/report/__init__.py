@@ -10,18 +10,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mergekern.errors import OptionError, OutputError
 from mergekern.files import write_atomically
 from mergekern.report.contents import Contents, gather
 from mergekern.table import MetricTable
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mergekern.prediction import MergePredictor
+
 SUFFIXES = {".html": "one page for a browser", ".pdf": "figures, one a page", ".png": "figures, one a file"}
 
 
 def write_report(
-    table: MetricTable, out: str | Path, *, metric: str | None = None, title: str | None = None
+    table: MetricTable,
+    out: str | Path,
+    *,
+    scores: Mapping[str, pd.Series] | None = None,
+    predictors: Iterable[MergePredictor] = (),
+    metric: str | None = None,
+    title: str | None = None,
 ) -> list[Path]:
     """Write a report of a table and return the files written.
 
@@ -29,11 +42,14 @@ def write_report(
         table: from `compute_all`, or `MetricTable.load`.
         out: .html for the page; .pdf for the figures, one a page; .png for the figures, one a file, named for example
             report-heatmap.png.
+        scores: what was measured of merged pairs, for each merge method as `mergekern.prediction.read_scores` gives it.
+        predictors: from `MergePredictor.fit` or `load`, one for a merge method at most.
         metric: the one shown first [default: task_vector_cosine_similarity, where the table has it].
         title: of the page [default: the name of the file].
 
     Raises:
         OptionError: another suffix, a metric that the table does not have, or an extra that is not installed.
+        PredictionError: scores of models that are not in the table, or a predictor of metrics that are not.
         OutputError: no such folder.
     """
     out = Path(out)
@@ -42,7 +58,7 @@ def write_report(
         raise OptionError(f"{out}: a report is written as {kinds}")
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: there is no such folder")
-    contents = gather(table, metric)
+    contents = gather(table, metric, scores, predictors)
     files = _page(contents, out, title or out.stem) if out.suffix == ".html" else _figures(contents, out)
     for path, content in files.items():
         write_atomically(path, content)

@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,18 @@ from mergekern.errors import OptionError, did_you_mean
 from mergekern.metrics import CATALOGUE, RANKED_BY
 from mergekern.table import MetricTable
 
+if TYPE_CHECKING:
+    from mergekern.prediction import MergePredictor
+    from mergekern.report.outcomes import Outcomes
+
+# mergekern.prediction, whose libraries take seconds to import, is imported where it is used.
+
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 CORRELATIONS: tuple[Literal["pearson", "spearman"], ...] = ("pearson", "spearman")
 # Leaves are put in the best order up to here: 14 ms for 200 models, and it grows with the third power.
 ORDERED_MODELS = 200
+# The variance of metrics is split between models and pairs up to here.
+SPLIT_MODELS = 200
 # A page with more values of single tensors than this, 64 MB of text, keeps only their quantiles.
 LAYER_VALUES = 12_000_000
 
@@ -38,36 +46,49 @@ class Contents:
         first: the metric by which pairs are ranked and which is drawn until another is chosen.
         summary: a row for each metric: lowest, median, highest, missing (pairs without a value), best_a and best_b (the
             pair it finds most mergeable; None where no pair has a value).
+        of_models: of each metric, the share of its variance over pairs that one number for each model explains, beyond
+            what as many numbers would explain of noise; NaN where pairs are too few, or models more than SPLIT_MODELS.
         correlations: "pearson" and "spearman": (metrics, metrics), over the pairs that have both values.
         orders: of each metric, (1 + tensors, N) models in the order of a clustering by its values: of the whole
             models, then of each tensor in `layers`.
         layers: of each metric that has them, the values of every tensor alone, pairs × tensors.
         spread: the same as quantiles over the pairs, QUANTILES × tensors.
         with_layers: whether a page has room for `layers`, or for `spread` alone.
+        outcomes: what merges gave and what is predicted of them, if anything is known.
     """
 
     table: MetricTable
     first: str
     summary: pd.DataFrame
+    of_models: pd.Series
     correlations: dict[str, pd.DataFrame]
     orders: dict[str, np.ndarray]
     layers: dict[str, pd.DataFrame]
     spread: dict[str, pd.DataFrame]
+    outcomes: Outcomes | None
 
     @property
     def with_layers(self) -> bool:
         return sum(frame.size for frame in self.layers.values()) <= LAYER_VALUES
 
 
-def gather(table: MetricTable, first: str | None = None) -> Contents:
+def gather(
+    table: MetricTable,
+    first: str | None = None,
+    scores: Mapping[str, pd.Series] | None = None,
+    predictors: Iterable[MergePredictor] = (),
+) -> Contents:
     """Compute everything that a report shows.
 
     Args:
         table: of two models or more, with at least one metric.
         first: the metric shown first [default: RANKED_BY, where the table has it].
+        scores: what was measured of merged pairs, for each merge method.
+        predictors: of such scores, one for a method at most.
 
     Raises:
-        OptionError: the table has no metric, or not this one.
+        OptionError: the table has no metric, or not this one; predictors or scores that do not go together.
+        PredictionError: scores of models that are not in the table, or a predictor of metrics that are not.
     """
     if not table.metrics:
         raise OptionError("this table has no metric of the catalogue; there is nothing to report")
@@ -75,6 +96,9 @@ def gather(table: MetricTable, first: str | None = None) -> Contents:
         first = RANKED_BY if RANKED_BY in table.metrics else table.metrics[0]
     elif first not in table.metrics:
         raise OptionError(f"no metric {first!r} in this table{did_you_mean(first, table.metrics)}")
+    from mergekern.report.outcomes import gather_outcomes
+
+    outcomes = gather_outcomes(table, scores, predictors)
     values = table.to_pandas()
     layers = {}
     if table.has_layers:
@@ -83,10 +107,12 @@ def gather(table: MetricTable, first: str | None = None) -> Contents:
         table,
         first,
         summarise(values),
+        _of_models(values, len(table.models)),
         {kind: values.corr(method=kind, min_periods=3) for kind in CORRELATIONS},
         {},
         layers,
         {name: frame.quantile(list(QUANTILES)) for name, frame in layers.items()},
+        outcomes,
     )
     contents.orders.update(_orders(values, layers if contents.with_layers else {}, len(table.models)))
     return contents
@@ -103,6 +129,19 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
     types = {"lowest": float, "median": float, "highest": float, "missing": int}
     columns = [*types, "best_a", "best_b"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object).astype(types)
+
+
+def _of_models(values: pd.DataFrame, models: int) -> pd.Series:
+    from mergekern.errors import PredictionError
+    from mergekern.prediction import variance_components
+
+    shares = pd.Series(np.nan, index=values.columns)
+    for name in shares.index if models <= SPLIT_MODELS else ():
+        try:
+            shares[name] = max(0.0, variance_components(values[name]).adjusted_tasks)
+        except PredictionError:  # all values are equal, or missing: there is nothing to split
+            continue
+    return shares
 
 
 def metric_title(name: str) -> str:

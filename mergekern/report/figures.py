@@ -8,13 +8,16 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
 from mergekern.metrics import CATALOGUE
 from mergekern.report.contents import QUANTILES, Contents, metric_title
+from mergekern.report.outcomes import Outcome, Outcomes
 
+MARKS = "osD^Px"
 BEST_PAIRS = 20
 NAMED_MODELS = 60
 # Okabe and Ito's colours, which readers with colour-vision deficiency tell apart.
@@ -25,13 +28,17 @@ NAMES: dict[str, Any] = {"parse_math": False}  # a dollar sign in a model's name
 
 
 def draw(contents: Contents) -> dict[str, Figure]:
-    """Return the figures by name: pairs, heatmap, layers (where the metric has them), correlations."""
+    """Return the figures by name: pairs, heatmap, layers (where the metric has them), correlations; of merges,
+    accuracy, coefficients and effects.
+    """
     with matplotlib.rc_context(SETTINGS):
         figures = {"pairs": _pairs(contents), "heatmap": _heatmap(contents)}
         if contents.first in contents.spread:
             figures["layers"] = _layers(contents)
         if len(contents.table.metrics) > 1:
             figures["correlations"] = _correlations(contents)
+        if contents.outcomes:
+            figures |= _outcomes(contents.outcomes)
     return figures
 
 
@@ -105,6 +112,63 @@ def _correlations(contents: Contents) -> Figure:
     _name_cells(axes, [metric_title(str(name)) for name in correlation])
     figure.colorbar(image, label="Pearson correlation over the pairs", shrink=0.8)
     return figure
+
+
+def _outcomes(outcomes: Outcomes) -> dict[str, Figure]:
+    """Draw what merges gave, where enough of them were measured."""
+    validated = [outcome for outcome in outcomes.methods if outcome.validation is not None]
+    if not validated:
+        return {}
+    figures = {"accuracy": _accuracy(validated, outcomes.target)}
+    coefficients = {o.method: found for o in validated if (found := o.coefficients) is not None}
+    if coefficients:
+        means = pd.DataFrame({method: found["mean"] for method, found in coefficients.items()})
+        spread = pd.DataFrame({method: found["sd"] for method, found in coefficients.items()})
+        label = "coefficient, mean and standard deviation over the folds"
+        figures["coefficients"] = _rows(means.rename(index=metric_title), spread, label)
+    effects = pd.DataFrame({o.method: o.variance.effects for o in validated if o.variance is not None})
+    figures["effects"] = _rows(effects, None, f"effect of the model on {outcomes.target}")
+    return figures
+
+
+def _accuracy(outcomes: Sequence[Outcome], target: str) -> Figure:
+    figure, axes = _new(4.5, 4.5)
+    for index, outcome in enumerate(outcomes):
+        assert outcome.validation is not None
+        label = f"{outcome.method}, r = {outcome.validation.score:.2f}"
+        held_out, how = outcome.held_out, {"color": COLOURS[index % 6], "markersize": 2, "label": label}
+        axes.plot(held_out["prediction"], held_out["y"], MARKS[index % 6], **how)
+    axes.axline((held_out["y"].iloc[0],) * 2, slope=1, color="grey", linestyle=":", linewidth=1)
+    axes.set_xlabel(f"{target} predicted without one of the two models")
+    axes.set_ylabel(f"{target} measured")
+    _legend(axes)
+    return figure
+
+
+def _rows(values: pd.DataFrame, spread: pd.DataFrame | None, label: str) -> Figure:
+    """Draw a row for each row of the frame, its columns beside each other."""
+    figure, axes = _new(6.5, 1.0 + 0.18 * len(values))
+    places = np.arange(len(values))
+    count = values.shape[1]
+    for index, method in enumerate(values):
+        shift = (index - (count - 1) / 2) * min(0.14, 0.7 / count)
+        errors = None if spread is None else spread[method].to_numpy()
+        axes.errorbar(
+            values[method], places + shift, xerr=errors, fmt=MARKS[index % 6], color=COLOURS[index % 6], markersize=3,
+            elinewidth=0.7, label=str(method),
+        )  # fmt: skip
+    axes.axvline(0, color="grey", linewidth=0.7)
+    axes.set_yticks(places, [str(name) for name in values.index], **NAMES)
+    axes.invert_yaxis()
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_xlabel(label)
+    _legend(axes)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
 
 
 def _name_cells(axes: Axes, names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -16,6 +17,8 @@ from plotly.offline import get_plotlyjs
 from mergekern.metrics import CATALOGUE
 from mergekern.metrics.catalogue import NOTATION, Metric
 from mergekern.report.contents import CORRELATIONS, QUANTILES, Contents, metric_title
+from mergekern.report.outcomes import Outcomes
+from mergekern.table import MetricTable
 from mergekern.versions import package_version
 
 SCRIPTS = ("data.js", "pairs.js", "charts.js", "metrics.js", "outcomes.js")
@@ -59,7 +62,7 @@ def render(contents: Contents, title: str) -> str:
         summary=contents.summary.to_dict("index"),
         notation=NOTATION,
         notes=contents.table.notes,
-        outcomes=None,
+        outcomes=contents.outcomes,
         provenance=_flat(contents.table.provenance),
         version=package_version("mergekern"),
         # Within <script> no text may look like a tag, whatever a model is called.
@@ -103,7 +106,7 @@ def describe(contents: Contents, arrays: Arrays) -> dict[str, Any]:
         "tensors": tensors,
         "metrics": metrics,
         "first": contents.first,
-        "outcomes": None,
+        "outcomes": contents.outcomes and _describe_outcomes(contents.outcomes, table, arrays),
         "quantiles": QUANTILES,
         "correlations": {
             kind: arrays.add(f"correlations/{kind}", contents.correlations[kind].to_numpy(), "f8")
@@ -112,11 +115,60 @@ def describe(contents: Contents, arrays: Arrays) -> dict[str, Any]:
     }
 
 
+def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -> dict[str, Any]:
+    columns, accuracy, coefficients, effects, remarks = [], [], [], [], []
+    pairs = table.to_pandas().index
+    with_words = len(pairs) * len(outcomes.methods) <= EXACT_PAIRS
+    for index, outcome in enumerate(outcomes.methods):
+        common = {"category": outcomes.target, "better": "higher"}
+        if (predicted := outcome.predicted) is not None:
+            ends = {
+                name: arrays.add(f"{name}/{index}", predicted[column].to_numpy(), "f8")
+                for name, column in (("values", "prediction"), ("low", "low"), ("high", "high"))
+            }
+            about = f"{outcomes.target} of {outcome.method} as predicted, and the interval that is to cover "
+            about += f"{outcome.level:.0%} of the pairs"
+            columns.append({"title": f"{outcome.method}, predicted", "about": about, **common, **ends})
+            if with_words:
+                words = {name: predicted[name].fillna("").tolist() for name in ("drivers", "remarks")}
+                remarks.append({"method": outcome.method, **words})
+        measured = arrays.add(f"measured/{index}", outcome.measured.to_numpy(), "f8")
+        about = f"{outcomes.target} of the pair merged by {outcome.method}, as measured"
+        columns.append({"title": f"{outcome.method}, measured", "about": about, **common, "values": measured})
+        if outcome.validation is None:
+            continue
+        held_out = outcome.held_out
+        places = {"pairs": arrays.add(f"held_out/{index}/pairs", pairs.get_indexer(held_out.index), "u4")}
+        for name, column in (("predicted", "prediction"), ("measured", "y")):
+            places[name] = arrays.add(f"held_out/{index}/{name}", held_out[column].to_numpy(), "f8")
+        models = pd.Index(table.models).get_indexer(held_out["held_out"])
+        places["without"] = arrays.add(f"held_out/{index}/without", models, "u2")
+        accuracy.append({"method": outcome.method, **places})
+        if (found := outcome.coefficients) is not None:
+            rows = found.reindex(table.metrics)
+            values = arrays.add(f"coefficients/{index}", rows["mean"].to_numpy(), "f8")
+            spread = arrays.add(f"coefficients/{index}/sd", rows["sd"].to_numpy(), "f8")
+            coefficients.append({"method": outcome.method, "values": values, "spread": spread})
+        if outcome.variance is not None:
+            values = outcome.variance.effects.reindex(table.models).to_numpy()
+            effects.append({"method": outcome.method, "values": arrays.add(f"effects/{index}", values, "f8")})
+    # Predictions before measurements, methods in their order.
+    columns.sort(key=lambda column: "low" not in column)
+    return {
+        "target": outcomes.target,
+        "columns": columns,
+        "remarks": remarks,
+        "accuracy": accuracy,
+        "coefficients": coefficients,
+        "effects": effects,
+    }
+
+
 def about(metric: Metric) -> str:
     """Return formula, range and direction of a metric in a line.
 
     >>> about(CATALOGUE["stable_rank"])
-    '(Σs)² / Σs², from 1 to 2, lower is more mergeable'
+    '(Σs)² / Σs², 1 to 2, lower is more mergeable'
     """
     return f"{metric.formula}, {value_range(metric)}, {metric.more_mergeable} is more mergeable"
 
@@ -125,26 +177,38 @@ def value_range(metric: Metric) -> str:
     """Return a metric's range in words.
 
     >>> value_range(CATALOGUE["task_vector_l2_distance"])
-    'from 0 up'
+    '0 and up'
     """
     low, high = metric.range
     if math.isinf(low):
         return "any number"
-    return f"from {low:g} up" if math.isinf(high) else f"from {low:g} to {high:g}"
+    return f"{low:g} and up" if math.isinf(high) else f"{low:g} to {high:g}"
 
 
 def number(value: float) -> str:
     """Return a number with four significant digits, as the page's scripts write it.
 
     >>> [number(value) for value in (0.123456, 2.0, 0.0000123456, math.nan)]
-    ['0.1235', '2', '1.235e-5', '—']
+    ['0.1235', '2.000', '1.235e-5', '—']
     """
     if not math.isfinite(value):
         return "—"
-    if value and not 1e-3 <= abs(value) < 1e5:
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if not 1e-3 <= size < 1e5:
         mantissa, _, exponent = f"{value:.3e}".partition("e")
         return f"{mantissa}e{int(exponent):+d}"
-    return f"{float(f'{value:.4g}'):.12g}"
+    return f"{value:.0f}" if size >= 9999.5 else f"{value:#.4g}".rstrip(".")
+
+
+def percent(share: float) -> str:
+    """Return a share in percent.
+
+    >>> percent(0.956), percent(math.nan)
+    ('96 %', '—')
+    """
+    return f"{100 * share:.0f} %" if math.isfinite(share) else "—"
 
 
 def _categories(contents: Contents) -> dict[str, list[Metric]]:
@@ -171,7 +235,7 @@ def _environment() -> Environment:
         loader=PackageLoader("mergekern.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "title": metric_title, "range": value_range}
+    environment.filters |= {"number": number, "percent": percent, "title": metric_title, "range": value_range}
     return environment
 
 

@@ -107,7 +107,7 @@ function drawHeatmap() {
   const whole = [-0.5, N - 0.5];
   const layout = {
     xaxis: { ...axisColours(), ...modelTicks(order, whole), range: whole, showgrid: false, zeroline: false,
-      constrain: "domain" },
+      constrain: "domain", tickangle: -90 },
     yaxis: { ...axisColours(), ...modelTicks(order, whole), range: [...whole].reverse(), showgrid: false,
       zeroline: false, scaleanchor: "x", constrain: "domain" },
     shapes: selectedShapes(),

@@ -8,7 +8,7 @@ const metrics = new Map(page.metrics.map((metric) => [metric.name, metric]));
 
 const byId = (id) => document.getElementById(id);
 
-const TYPES = { f4: Float32Array, f8: Float64Array, u2: Uint16Array };
+const TYPES = { f4: Float32Array, f8: Float64Array, u2: Uint16Array, u4: Uint32Array };
 const decoded = new Map();
 
 // The numbers kept under a name, decoded when they are first asked for.
@@ -47,8 +47,9 @@ function pairValues(metric, layer) {
 function format(value) {
   if (!Number.isFinite(value)) return "—";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(3);
-  return String(Number(value.toPrecision(4)));
+  if (size === 0) return "0";
+  if (size < 1e-3 || size >= 1e5) return value.toExponential(3);
+  return size >= 9999.5 ? value.toFixed(0) : value.toPrecision(4);
 }
 
 // Plotly reads some HTML in its texts; names are shown as they are.

@@ -26,7 +26,7 @@ function drawCorrelations() {
 function readCorrelation() {
   const { row, column } = correlations;
   byId("correlations-readout").replaceChildren(
-    `${page.metrics[row].title} and ${page.metrics[column].title.toLowerCase()}: `,
+    `${page.metrics[row].title} and ${page.metrics[column].title.replace(/^./, (letter) => letter.toLowerCase())}: `,
     element("strong", {}, format(correlationValue(row, column))),
   );
 }

@@ -1,8 +1,8 @@
 "use strict";
 // The ranked table: one page of rows at a time, whatever the number of pairs.
 
-const ROWS = 50;
-const SHOWN_METRICS = 5;
+const ROWS = 25;
+const SHOWN_METRICS = 4;
 const ranking = { order: new Uint32Array(0), column: null, reversed: false, start: 0 };
 
 // Predictions and measurements before metrics; `low` and `high` are the ends of an interval, if there is one.
@@ -13,11 +13,12 @@ const columns = [
 
 function chooseColumns() {
   const first = columns.findIndex((column) => column.values === state.metric.values);
-  columns.forEach((column, index) => (column.shown = index < columns.length - page.metrics.length || index === first));
+  const outcomes = columns.length - page.metrics.length;
+  columns.forEach((column, index) => (column.shown = index < outcomes || index === first));
   // Beside the first metric one of each other category, as far as there is room.
   const categories = new Set([columns[first].category]);
-  for (const column of columns) {
-    if (columns.filter((other) => other.shown).length >= SHOWN_METRICS) break;
+  for (const column of columns.slice(outcomes)) {
+    if (categories.size >= SHOWN_METRICS) break;
     if (!categories.has(column.category)) column.shown = true;
     categories.add(column.category);
   }

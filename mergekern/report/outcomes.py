@@ -1,0 +1,159 @@
+"""What merges gave and what is predicted of them: the part of a report that scores and predictors make."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from mergekern.errors import OptionError, PredictionError
+from mergekern.prediction import (
+    IncompletePairsWarning,
+    MergePredictor,
+    PairValidation,
+    align_scores,
+    cross_validate_pairs,
+    failure_signatures,
+    fingerprints,
+    make_predictor,
+    variance_components,
+)
+from mergekern.prediction.analysis import Fingerprints, VarianceComponents
+from mergekern.table import MetricTable
+
+# What predicts held-out pairs where no predictor was given, and what the coefficients are of.
+DEFAULT_KIND = "additive+metrics"
+OF_METRICS = "sparse"
+LARGEST = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one merge method.
+
+    Attributes:
+        method: its name.
+        measured: scores of the table's P pairs in their order, NaN where there is none.
+        predicted: of the P pairs: prediction, low, high, drivers, remarks; None without a predictor.
+        level: share of pairs that the intervals are to cover.
+        kind: of predictor that was validated.
+        validation: its leave-one-task-out validation on the measured pairs, beside the baselines.
+        of_metrics: the same of the study's L1 fit, which knows metrics alone; its coefficients are the fingerprint.
+        variance: how much of the scores' variance is of the models, how much of the pairs.
+        warnings: why to doubt the predictions, or why there is no validation, in words.
+    """
+
+    method: str
+    measured: pd.Series
+    predicted: pd.DataFrame | None
+    level: float | None
+    kind: str
+    validation: PairValidation | None = None
+    of_metrics: PairValidation | None = None
+    variance: VarianceComponents | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        """Of each fold and each pair of its held-out model, as index: held_out (the model), y and prediction.
+
+        A pair is there twice, once without either model. The mean of the two would know both models.
+        """
+        assert self.validation is not None
+        predictions = self.validation.predictions.set_index(["model_a", "model_b"])
+        names = self.validation.folds["held_out"].to_numpy()[predictions["fold"]]
+        return predictions[["y", "prediction"]].assign(held_out=names)
+
+    @property
+    def coefficients(self) -> pd.DataFrame | None:
+        """Mean and sd over the folds, a row for each metric; of metrics scaled to [-1, 1] over the training pairs."""
+        if self.of_metrics is None or self.of_metrics.coefficients is None:
+            return None
+        folds = self.of_metrics.coefficients
+        return pd.DataFrame({"mean": folds.mean(), "sd": folds.std(ddof=0)})
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of all merge methods.
+
+    Attributes:
+        target: the name of the score.
+        methods: in the order given.
+        fingerprints: how alike the methods' coefficients are; None of a single one.
+    """
+
+    target: str
+    methods: list[Outcome]
+    fingerprints: Fingerprints | None
+
+
+def gather_outcomes(
+    table: MetricTable, scores: Mapping[str, pd.Series] | None = None, predictors: Iterable[MergePredictor] = ()
+) -> Outcomes | None:
+    """Compute what a report says of merges; None where neither scores nor predictors are given.
+
+    Args:
+        table: of the pairs.
+        scores: of each merge method, as `read_scores` returns them.
+        predictors: one for a method at most; the scores that one was fitted to count where `scores` has none of its
+            method.
+
+    Raises:
+        OptionError: two predictors of one method, or scores of different targets.
+        PredictionError: scores of unknown models, or metrics that a predictor needs and the table lacks.
+    """
+    by_method: dict[str, MergePredictor] = {}
+    for predictor in predictors:
+        if predictor.method in by_method:
+            raise OptionError(f"two predictors of {predictor.method}; a report shows one for each merge method")
+        by_method[predictor.method] = predictor
+    given = dict(scores or {})
+    targets = {str(series.name) for series in given.values()} | {predictor.target for predictor in by_method.values()}
+    if len(targets) > 1:
+        raise OptionError(f"a report is of one score, not of {' and '.join(sorted(targets))}")
+    if not targets:
+        return None
+    names = dict.fromkeys([*given, *by_method])
+    methods = [_outcome(table, name, given.get(name), by_method.get(name)) for name in names]
+    return Outcomes(targets.pop(), methods, _fingerprints(methods))
+
+
+def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predictor: MergePredictor | None) -> Outcome:
+    frame = table.to_pandas()
+    if scores is None:
+        assert predictor is not None
+        scores = predictor.measured[[set(pair) <= set(table.models) for pair in predictor.measured.index]]
+    measured = align_scores(scores, frame.index, table.models)
+    kind = predictor.kind if predictor else DEFAULT_KIND
+    predicted = None
+    if predictor:
+        predicted = predictor.predict(table)[["prediction", "low", "high", "drivers", "remarks"]].reindex(frame.index)
+    known = {"method": method, "measured": measured, "predicted": predicted, "kind": kind}
+    level = predictor.intervals.level if predictor else None
+    try:
+        validation = _validate(frame, measured, kind)
+        of_metrics = _validate(frame, measured, OF_METRICS, solver="exact")
+        variance = variance_components(measured)
+    except PredictionError as error:
+        return Outcome(**known, level=level, warnings=[str(error)])
+    return Outcome(**known, level=level, validation=validation, of_metrics=of_metrics, variance=variance,
+                   warnings=failure_signatures(validation))  # fmt: skip
+
+
+def _validate(frame: pd.DataFrame, measured: pd.Series, kind: str, **options: str) -> PairValidation:
+    scored = measured.notna()
+    with warnings.catch_warnings():
+        # What was left out is in the validation.
+        warnings.simplefilter("ignore", IncompletePairsWarning)
+        return cross_validate_pairs(make_predictor(kind, **options), frame[scored], measured[scored], resamples=0)
+
+
+def _fingerprints(methods: list[Outcome]) -> Fingerprints | None:
+    means = {outcome.method: found["mean"] for outcome in methods if (found := outcome.coefficients) is not None}
+    coefficients = pd.DataFrame(means).dropna()
+    if coefficients.shape[1] < 2 or len(coefficients) < LARGEST:
+        return None
+    return fingerprints(coefficients, LARGEST)
