@@ -30,15 +30,15 @@ def report(
 
     TABLE is what `mergekern metrics --out` wrote: .parquet, .csv or .json.
     """
-    from mergekern.prediction import MergePredictor, read_scores
-    from mergekern.prediction.scores import read_methods
+    from mergekern.prediction import MergePredictor, read_methods, read_scores
     from mergekern.report import write_report
 
     out = out or Path("report.pdf" if static else "report.html")
     if static != (out.suffix in (".pdf", ".png")):
         raise click.BadParameter(f"{out}: a .pdf or a .png with --static, else an .html", param_hint="--out")
-    methods = [] if scores is None else read_methods(scores, target)
-    measured = {method: read_scores(scores, method, target) for method in methods}
+    measured = {}
+    if scores is not None:
+        measured = {method: read_scores(scores, method, target) for method in read_methods(scores, target)}
     predictors = [MergePredictor.load(model) for model in models]
     loaded = MetricTable.load(table)
     for path in write_report(loaded, out, scores=measured, predictors=predictors, metric=metric, title=title):

@@ -23,7 +23,7 @@ from mergekern.prediction.planning import plan_measurements
 from mergekern.prediction.predictors import PREDICTORS, make_predictor
 from mergekern.prediction.published import fit_published
 from mergekern.prediction.scalers import RankNormalScaler
-from mergekern.prediction.scores import align_scores, read_scores
+from mergekern.prediction.scores import align_scores, read_methods, read_scores
 from mergekern.prediction.selection import (
     GreedySelector,
     Selection,
@@ -79,6 +79,7 @@ __all__ = [
     "make_predictor",
     "mlp_baseline",
     "plan_measurements",
+    "read_methods",
     "read_scores",
     "recommend",
     "variance_components",

@@ -122,3 +122,8 @@ def align_scores(scores: pd.Series, pairs: pd.Index, models: Iterable[str]) -> p
         by_pair[key] = value
     values = [by_pair.get(pair_key(pair), np.nan) for pair in pairs]
     return pd.Series(values, index=pairs, name=scores.name, dtype=np.float64)
+
+
+def read_methods(path: str | Path, target: str = DEFAULT_TARGET) -> list[str]:
+    """Return the merge methods that a file of scores has rows of, in its order; raises as `read_scores` does."""
+    return list(dict.fromkeys(row["method"] for _, row in _read_rows(Path(path), target)))

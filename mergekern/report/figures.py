@@ -136,8 +136,9 @@ def _accuracy(outcomes: Sequence[Outcome], target: str) -> Figure:
     for index, outcome in enumerate(outcomes):
         assert outcome.validation is not None
         label = f"{outcome.method}, r = {outcome.validation.score:.2f}"
-        held_out, how = outcome.held_out, {"color": COLOURS[index % 6], "markersize": 2, "label": label}
-        axes.plot(held_out["prediction"], held_out["y"], MARKS[index % 6], **how)
+        held_out, colour = outcome.held_out, COLOURS[index % 6]
+        x, y = held_out["prediction"], held_out["y"]
+        axes.plot(x, y, MARKS[index % 6], color=colour, markersize=2, label=label)
     axes.axline((held_out["y"].iloc[0],) * 2, slope=1, color="grey", linestyle=":", linewidth=1)
     axes.set_xlabel(f"{target} predicted without one of the two models")
     axes.set_ylabel(f"{target} measured")

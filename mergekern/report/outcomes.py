@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -36,9 +36,9 @@ class Outcome:
     Attributes:
         method: its name.
         measured: scores of the table's P pairs in their order, NaN where there is none.
+        kind: of the predictor that was given, or else DEFAULT_KIND; it is what `validation` validates.
         predicted: of the P pairs: prediction, low, high, drivers, remarks; None without a predictor.
         level: share of pairs that the intervals are to cover.
-        kind: of predictor that was validated.
         validation: its leave-one-task-out validation on the measured pairs, beside the baselines.
         of_metrics: the same of the study's L1 fit, which knows metrics alone; its coefficients are the fingerprint.
         variance: how much of the scores' variance is of the models, how much of the pairs.
@@ -47,9 +47,9 @@ class Outcome:
 
     method: str
     measured: pd.Series
-    predicted: pd.DataFrame | None
-    level: float | None
-    kind: str
+    kind: str = DEFAULT_KIND
+    predicted: pd.DataFrame | None = None
+    level: float | None = None
     validation: PairValidation | None = None
     of_metrics: PairValidation | None = None
     variance: VarianceComponents | None = None
@@ -126,21 +126,18 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
     if scores is None:
         assert predictor is not None
         scores = predictor.measured[[set(pair) <= set(table.models) for pair in predictor.measured.index]]
-    measured = align_scores(scores, frame.index, table.models)
-    kind = predictor.kind if predictor else DEFAULT_KIND
-    predicted = None
-    if predictor:
+    outcome = Outcome(method, align_scores(scores, frame.index, table.models))
+    if predictor is not None:
         predicted = predictor.predict(table)[["prediction", "low", "high", "drivers", "remarks"]].reindex(frame.index)
-    known = {"method": method, "measured": measured, "predicted": predicted, "kind": kind}
-    level = predictor.intervals.level if predictor else None
+        outcome = replace(outcome, kind=predictor.kind, predicted=predicted, level=predictor.intervals.level)
     try:
-        validation = _validate(frame, measured, kind)
-        of_metrics = _validate(frame, measured, OF_METRICS, solver="exact")
-        variance = variance_components(measured)
+        validation = _validate(frame, outcome.measured, outcome.kind)
+        of_metrics = _validate(frame, outcome.measured, OF_METRICS, solver="exact")
+        variance = variance_components(outcome.measured)
     except PredictionError as error:
-        return Outcome(**known, level=level, warnings=[str(error)])
-    return Outcome(**known, level=level, validation=validation, of_metrics=of_metrics, variance=variance,
-                   warnings=failure_signatures(validation))  # fmt: skip
+        return replace(outcome, warnings=[str(error)])
+    doubts = failure_signatures(validation)
+    return replace(outcome, validation=validation, of_metrics=of_metrics, variance=variance, warnings=doubts)
 
 
 def _validate(frame: pd.DataFrame, measured: pd.Series, kind: str, **options: str) -> PairValidation:

@@ -141,7 +141,7 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
         places = {"pairs": arrays.add(f"held_out/{index}/pairs", pairs.get_indexer(held_out.index), "u4")}
         for name, column in (("predicted", "prediction"), ("measured", "y")):
             places[name] = arrays.add(f"held_out/{index}/{name}", held_out[column].to_numpy(), "f8")
-        models = pd.Index(table.models).get_indexer(held_out["held_out"])
+        models = pd.Index(table.models).get_indexer(pd.Index(held_out["held_out"]))
         places["without"] = arrays.add(f"held_out/{index}/without", models, "u2")
         accuracy.append({"method": outcome.method, **places})
         if (found := outcome.coefficients) is not None:
@@ -150,8 +150,8 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
             spread = arrays.add(f"coefficients/{index}/sd", rows["sd"].to_numpy(), "f8")
             coefficients.append({"method": outcome.method, "values": values, "spread": spread})
         if outcome.variance is not None:
-            values = outcome.variance.effects.reindex(table.models).to_numpy()
-            effects.append({"method": outcome.method, "values": arrays.add(f"effects/{index}", values, "f8")})
+            of_models = outcome.variance.effects.reindex(table.models).to_numpy()
+            effects.append({"method": outcome.method, "values": arrays.add(f"effects/{index}", of_models, "f8")})
     # Predictions before measurements, methods in their order.
     columns.sort(key=lambda column: "low" not in column)
     return {

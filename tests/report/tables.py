@@ -1,6 +1,7 @@
 """Tables to report on, without a zoo behind them."""
 
 import numpy as np
+import pandas as pd
 
 from mergekern import MetricTable
 from mergekern.metrics import CATALOGUE
@@ -30,3 +31,24 @@ def make_table(models=6, layers=3, seed=0, missing=(), names=None, all_have_laye
     names = names or [f"model_{index}" for index in range(models)]
     provenance = {"options": {"frozen": "exclude", "top_k": 10}, "backend": "cpu"}
     return MetricTable(names, values, alone if layers else None, ["a tensor & its <note>"], provenance)
+
+
+def make_scores(table, methods=("ties", "tsv"), seed=0, unmeasured=3):
+    """Accuracies as (method, pair) would have them: an effect of each model, something of the first metric, noise."""
+    rng = np.random.default_rng(seed)
+    frame = table.to_pandas()
+    scores = {}
+    for method in methods:
+        effects = dict(zip(table.models, 0.05 * rng.standard_normal(len(table.models)), strict=True))
+        values = [0.8 + effects[a] + effects[b] for a, b in frame.index]
+        values += 0.02 * frame[table.metrics[0]].to_numpy() + 0.005 * rng.standard_normal(len(frame))
+        scores[method] = pd.Series(values, index=frame.index, name="accuracy")
+        scores[method].iloc[rng.choice(len(frame), unmeasured, replace=False)] = np.nan
+    return scores
+
+
+def write_scores(scores, path):
+    """Write scores as the study's CSV."""
+    frame = pd.concat(scores, names=["method"]).rename("accuracy")
+    frame.to_csv(path)
+    return path
