@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from mergekern.prediction import MergePredictor
 from mergekern.report import write_report
 from mergekern.report.contents import leaf_order
 from tests.report import browser as chromium
-from tests.report.tables import HOSTILE, make_table
+from tests.report.tables import HOSTILE, make_scores, make_table
 
 pytestmark = pytest.mark.skipif(not (chromium.CHROMIUM and chromium.DRIVER), reason=chromium.MISSING)
 
@@ -202,6 +203,29 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser, path):
         assert browser.messages() == []
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_outcomes(browser, tmp_path):
+    table = make_table(7, 0, names=[HOSTILE, *"bcdefg"], metrics=["stable_rank", "effective_rank", "subspace_overlap"])
+    scores = make_scores(table, [HOSTILE, "tsv"])
+    predictor = MergePredictor.fit(table, scores["tsv"], "tsv", "linear")
+    write_report(table, tmp_path / "report.html", scores=scores, predictors=[predictor])
+    browser.open(tmp_path / "report.html")
+    predicted = predictor.predict(table)
+    assert list(zip(cells(browser, 1), cells(browser, 2), strict=True)) == list(predicted.index)
+    np.testing.assert_allclose([float(value) for value in cells(browser, 3)], predicted["prediction"], rtol=6e-4)
+    browser.run("document.querySelector('#ranking tbody tr:nth-child(3) button').click()")
+    selected = browser.run("return [...document.querySelectorAll('#selected td')].map(cell => cell.textContent)")
+    assert selected[1] == predicted["drivers"].iloc[2]
+    for plot, traces in (("accuracy-plot", 2), ("coefficients-plot", 2), ("effects-plot", 2)):
+        browser.run(PLOT + "plot.scrollIntoView()", plot)
+        names = browser.wait(PLOT + "return plot.data?.map(trace => trace.name)", plot)
+        assert len(names) == traces
+    legend = browser.run("return [...document.querySelectorAll('#effects-plot .legendtext')].map(t => t.textContent)")
+    assert legend == [HOSTILE, "tsv"]
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    assert browser.messages() == []
+    assert browser.requests() == [(tmp_path / "report.html").as_uri()]
 
 
 def test_a_thousand_models_open(browser, tmp_path):
