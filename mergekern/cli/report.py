@@ -18,7 +18,7 @@ from mergekern.table import MetricTable
 @click.option("--model", "models", type=click.Path(path_type=Path), multiple=True,
               help="What `mergekern fit` wrote; may be repeated, one for a merge method.")  # fmt: skip
 @click.option("--metric", help=f"The metric shown first [default: {RANKED_BY}].")
-@click.option("--title", help="Of the page [default: the name of the file].")
+@click.option("--title", help="Of the page.")
 @click.option("--static", is_flag=True, help="Figures for a paper: a .pdf (one a page) or a .png (one a file).")
 @click.option("--out", type=click.Path(path_type=Path),
               help="Write here [default: report.html, with --static report.pdf].")  # fmt: skip

@@ -45,7 +45,7 @@ def write_report(
         scores: what was measured of merged pairs, for each merge method as `mergekern.prediction.read_scores` gives it.
         predictors: from `MergePredictor.fit` or `load`, one for a merge method at most.
         metric: the one shown first [default: task_vector_cosine_similarity, where the table has it].
-        title: of the page [default: the name of the file].
+        title: of the page [default: the number of models].
 
     Raises:
         OptionError: another suffix, a metric that the table does not have, or an extra that is not installed.
@@ -59,7 +59,11 @@ def write_report(
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: there is no such folder")
     contents = gather(table, metric, scores, predictors)
-    files = _page(contents, out, title or out.stem) if out.suffix == ".html" else _figures(contents, out)
+    files = (
+        _page(contents, out, title or f"Mergeability of {len(table.models)} models")
+        if out.suffix == ".html"
+        else _figures(contents, out)
+    )
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)

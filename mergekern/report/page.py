@@ -24,6 +24,10 @@ from mergekern.versions import package_version
 SCRIPTS = ("data.js", "pairs.js", "charts.js", "metrics.js", "outcomes.js")
 # Whole-model values keep every bit up to so many pairs; above, seven digits, or 1000 models would take 150 MB.
 EXACT_PAIRS = 20_000
+TOO_MANY_LAYERS = (
+    "the values of single tensors are too many for a page and are here as quantiles over the pairs only; the file of "
+    "the table has them all"
+)
 
 
 class Arrays:
@@ -53,15 +57,17 @@ def render(contents: Contents, title: str) -> str:
     document = describe(contents, arrays)
     environment = _environment()
     models = len(contents.table.models)
+    pairs = models * (models - 1) // 2
     return environment.get_template("page.html.j2").render(
         title=title,
         contents=contents,
         table=contents.table,
-        pairs=models * (models - 1) // 2,
+        pairs=pairs,
         categories=_categories(contents),
         summary=contents.summary.to_dict("index"),
         notation=NOTATION,
-        notes=contents.table.notes,
+        notes=contents.table.notes if contents.with_layers else [*contents.table.notes, TOO_MANY_LAYERS],
+        exact=pairs <= EXACT_PAIRS,
         outcomes=contents.outcomes,
         provenance=_flat(contents.table.provenance),
         version=package_version("mergekern"),

@@ -8,7 +8,7 @@ import mergekern
 from mergekern import MetricTable, OptionError
 from mergekern.cli import main
 from mergekern.errors import OutputError
-from mergekern.report import page, write_report
+from mergekern.report import contents, page, write_report
 from mergekern.report.contents import QUANTILES, gather
 from mergekern.report.page import number, render
 from tests.report.parsed import Page
@@ -95,6 +95,14 @@ def test_twenty_models_with_fifty_layers_stay_small():
     assert len(html.encode()) < 8_000_000
 
 
+def test_tensors_that_are_too_many_are_noted(monkeypatch):
+    monkeypatch.setattr(contents, "LAYER_VALUES", 10)
+    found = Page(render(gather(make_table()), "t"))
+    assert not [metric for metric in found.document["metrics"] if "layers" in metric]
+    assert "spread/stable_rank" in found.arrays
+    assert page.TOO_MANY_LAYERS in "".join(found.text)
+
+
 def test_large_tables_keep_seven_digits(monkeypatch):
     monkeypatch.setattr(page, "EXACT_PAIRS", 14)
     table = make_table(6, 0)
@@ -124,7 +132,7 @@ def test_the_command_writes_the_page(tmp_path, monkeypatch):
     assert found.document["first"] == "stable_rank"
     assert "My zoo" in found.text
     result = CliRunner().invoke(main, ["report", "table.parquet", "--out", "other.html"])
-    assert "other" in Page((tmp_path / "other.html").read_text()).text
+    assert "Mergeability of 6 models" in Page((tmp_path / "other.html").read_text()).text
 
 
 @pytest.mark.parametrize(
