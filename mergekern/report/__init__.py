@@ -59,11 +59,8 @@ def write_report(
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: there is no such folder")
     contents = gather(table, metric, scores, predictors)
-    files = (
-        _page(contents, out, title or f"Mergeability of {len(table.models)} models")
-        if out.suffix == ".html"
-        else _figures(contents, out)
-    )
+    title = title or f"Mergeability of {len(table.models)} models"
+    files = _page(contents, out, title) if out.suffix == ".html" else _figures(contents, out)
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)
