@@ -1,4 +1,5 @@
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -162,6 +163,14 @@ def test_errors_of_the_function(tmp_path):
         write_report(make_table(), tmp_path / "report.docx")
     with pytest.raises(OutputError, match="no such folder"):
         write_report(make_table(), tmp_path / "gone" / "report.html")
+
+
+def test_a_missing_extra_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.delitem(sys.modules, "mergekern.report.page")
+    with pytest.raises(OptionError, match=r"plotly.*mergekern\[report\]"):
+        write_report(make_table(2, 0), tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_table_gives_the_same_page():

@@ -83,7 +83,8 @@ function heatmapOrder() {
   return array(state.metric.orders).subarray(start, start + N);
 }
 
-const heatmap = { order: null, place: null, row: 0, column: 1 };
+// `x` and `y` are the ranges in sight, `drawn` says of what.
+const heatmap = { order: null, place: null, row: 0, column: 1, x: null, y: null, drawn: null };
 
 function drawHeatmap() {
   const values = pairValues(state.metric, state.layer);
@@ -105,13 +106,15 @@ function drawHeatmap() {
     },
   };
   const whole = [-0.5, N - 0.5];
+  const what = `${state.metric.name} ${state.layer}`;
+  if (heatmap.drawn !== what) Object.assign(heatmap, { drawn: what, x: whole, y: whole });
   const layout = {
-    xaxis: { ...axisColours(), ...modelTicks(order, whole), range: whole, showgrid: false, zeroline: false,
+    xaxis: { ...axisColours(), ...modelTicks(order, heatmap.x), range: whole, showgrid: false, zeroline: false,
       constrain: "domain", tickangle: -90 },
-    yaxis: { ...axisColours(), ...modelTicks(order, whole), range: [...whole].reverse(), showgrid: false,
+    yaxis: { ...axisColours(), ...modelTicks(order, heatmap.y), range: [...whole].reverse(), showgrid: false,
       zeroline: false, scaleanchor: "x", constrain: "domain" },
     shapes: selectedShapes(),
-    uirevision: `${state.metric.name} ${state.layer}`,
+    uirevision: what, // as long as it is the same, a zoom stays
   };
   placeCursor();
   return { data: [trace], layout };
@@ -158,11 +161,11 @@ function followHeatmap(target) {
   target.on("plotly_click", ({ points: [{ x, y }] }) => selectCell(y, x));
   target.on("plotly_relayout", (changed) => {
     if (!Object.keys(changed).some((key) => /axis\.(range|autorange)/.test(key))) return;
-    const { xaxis, yaxis } = target.layout;
-    const ticks = (axis) => modelTicks(heatmap.order, axis.range);
-    Plotly.update(target, {}, {
-      "xaxis.tickvals": ticks(xaxis).tickvals, "xaxis.ticktext": ticks(xaxis).ticktext,
-      "yaxis.tickvals": ticks(yaxis).tickvals, "yaxis.ticktext": ticks(yaxis).ticktext,
+    Object.assign(heatmap, { x: [...target.layout.xaxis.range], y: [...target.layout.yaxis.range] });
+    const [x, y] = [heatmap.x, heatmap.y].map((range) => modelTicks(heatmap.order, range));
+    Plotly.relayout(target, {
+      "xaxis.tickvals": x.tickvals, "xaxis.ticktext": x.ticktext,
+      "yaxis.tickvals": y.tickvals, "yaxis.ticktext": y.ticktext,
     });
   });
   moveByKeys(target, heatmap, N, N, () => {
@@ -219,7 +222,8 @@ function drawLayers() {
   }
   const step = Math.ceil(count / (narrow.matches ? 12 : 40));
   const tickvals = x.filter((layer) => layer % step === 0);
-  const ticktext = tickvals.map((layer) => names[layer]);
+  // What tells tensors apart is at the end of their names.
+  const ticktext = tickvals.map((layer) => plain(shortenedStart(page.tensors[metric.tensors[layer]])));
   return { data, layout: {
     xaxis: { ...axisColours(), tickvals, ticktext, tickangle: -90, tickfont: { size: 10 }, range: [-0.5, count - 0.5] },
     yaxis: { ...axisColours(), title: { text: metric.title } },

@@ -61,6 +61,10 @@ function shortened(name, length = 22) {
   return name.length > length ? `${name.slice(0, length - 1)}…` : name;
 }
 
+function shortenedStart(name, length = 28) {
+  return name.length > length ? `…${name.slice(1 - length)}` : name;
+}
+
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
