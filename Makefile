@@ -8,7 +8,8 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
 	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model python/make_digits_zoo.py:build_model \
-		--summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
+		--per-layer --summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
+	$(VENV)/bin/mergekern report zoo/metrics.parquet --title "20 tasks on handwritten digits" --out zoo/report.html
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
