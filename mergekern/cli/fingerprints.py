@@ -10,11 +10,12 @@ import click
 
 from mergekern.checkpoints.formats import is_checkpoint
 from mergekern.cli.display import progress_display
-from mergekern.cli.metrics import SORT_BY, show_table
+from mergekern.cli.metrics import show_table
 from mergekern.cli.parameters import ByteSize
 from mergekern.errors import OutputError
 from mergekern.fingerprints import ESTIMATED, Fingerprints
 from mergekern.fingerprints import fingerprint as compute
+from mergekern.metrics import RANKED_BY
 from mergekern.table import check_suffix
 
 
@@ -52,7 +53,7 @@ def fingerprint(
 
 @click.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--sort-by", type=click.Choice(ESTIMATED), default=SORT_BY, show_default=True, metavar="METRIC",
+@click.option("--sort-by", type=click.Choice(ESTIMATED), default=RANKED_BY, show_default=True, metavar="METRIC",
               help="Rank the pairs by this metric.")  # fmt: skip
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table here (.parquet, .csv or .json).")
