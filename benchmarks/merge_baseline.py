@@ -14,8 +14,12 @@ from safetensors.torch import load_file, save_file
 
 def polar(matrix: torch.Tensor) -> torch.Tensor:
     """Return U·Vᵀ."""
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left @ right
+    try:
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        # Some stacks of directions are so nearly dependent that the float32 SVD does not converge.
+        left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return (left @ right).to(matrix.dtype)
 
 
 def truncated(deltas: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
