@@ -19,6 +19,7 @@ from mergekern.errors import (
     StatisticsError,
 )
 from mergekern.fingerprints import Fingerprints, fingerprint
+from mergekern.groups import group_metrics
 from mergekern.merging.apply import merge, merge_all
 from mergekern.merging.mergekit import mergekit_config
 from mergekern.merging.registry import METHODS
@@ -47,6 +48,7 @@ __all__ = [
     "ZooStatistics",
     "compute_all",
     "fingerprint",
+    "group_metrics",
     "measure",
     "merge",
     "merge_all",

@@ -13,7 +13,7 @@ LAYERS = [
     ["statistics"],
     ["measurement", "store", "metrics", "merging"],
     ["table", "probes"],
-    ["engine", "prediction", "fingerprints"],
+    ["engine", "prediction", "fingerprints", "groups"],
     ["report"],
     ["cli"],
 ]
