@@ -5,6 +5,7 @@
 28
 """
 
+from mergekern import regularizers
 from mergekern.calibration import Calibration
 from mergekern.engine import Plan, compute_all, measure, plan
 from mergekern.errors import (
@@ -54,4 +55,5 @@ __all__ = [
     "merge_all",
     "mergekit_config",
     "plan",
+    "regularizers",
 ]

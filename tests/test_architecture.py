@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "mergekern"
 # A module imports only from its own layer and the layers before it.
 LAYERS = [
     ["errors", "files", "progress", "versions"],
-    ["checkpoints", "kernels", "blocks", "calibration"],
+    ["checkpoints", "kernels", "blocks", "calibration", "regularizers"],
     ["statistics"],
     ["measurement", "store", "metrics", "merging"],
     ["table", "probes"],
