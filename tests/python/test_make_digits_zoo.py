@@ -1,19 +1,21 @@
 """make_digits_zoo.py: the files it writes, what the models learned, and that runs continue and repeat."""
 
+import copy
 import doctest
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
+import make_digits_zoo
 import mergekern
 from mergekern import cli
+from zoos import digits, encoders, making, tasks, texts
 
 SCRIPT = Path(__file__).parents[2] / "python" / "make_digits_zoo.py"
 TASKS = ("rotated", "parity", "three_or_eight")
@@ -22,15 +24,11 @@ TASKS = ("rotated", "parity", "three_or_eight")
 @pytest.fixture(scope="module")
 def script():
     """The program as a module, with short training."""
-    spec = importlib.util.spec_from_file_location("make_digits_zoo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    module.OPTIONS["pretraining"]["steps"] = 100
-    module.OPTIONS["fine_tuning"]["steps"] = 40
-    yield module
-    del sys.modules[spec.name]
+    options = copy.deepcopy(make_digits_zoo.OPTIONS)
+    make_digits_zoo.OPTIONS["pretraining"]["steps"] = 100
+    make_digits_zoo.OPTIONS["fine_tuning"]["steps"] = 40
+    yield make_digits_zoo
+    make_digits_zoo.OPTIONS.update(options)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +54,32 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def test_examples_in_docstrings(script):
-    assert doctest.testmod(script).failed == 0
+@pytest.mark.parametrize("module", [make_digits_zoo, encoders, tasks, digits, texts, making], ids=lambda m: m.__name__)
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).failed == 0
 
 
-def test_tasks_have_names_of_their_own_and_every_kind(script):
-    assert len({task.name for task in script.TASKS} | {"base"}) == 21
-    assert {task.kind for task in script.TASKS} == {"transformed", "relabelled", "subset", "pairwise", "other"}
+@pytest.mark.parametrize("domain", [digits.DIGITS, texts.TEXTS], ids=["digits", "texts"])
+def test_tasks_have_names_of_their_own_and_every_kind(domain):
+    assert len({task.name for task in domain.tasks} | {"base"}) == 21
+    assert {task.kind for task in domain.tasks} == {"transformed", "relabelled", "subset", "pairwise", "other"}
+
+
+@pytest.mark.parametrize("domain", [digits.DIGITS, texts.TEXTS], ids=["digits", "texts"])
+def test_every_task_has_examples_of_every_class_and_repeats(domain):
+    inputs, classes = domain.load()
+    for task in domain.tasks:
+        first, second = (task.examples(inputs, classes, torch.Generator().manual_seed(0)) for _ in range(2))
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True)), task.name
+        kept = first[1][first[1] >= 0]
+        assert first[0].shape == inputs.shape
+        assert len(kept) >= 300, task.name
+        assert kept.bincount().min() >= 60, task.name
+        if task.kind in ("relabelled", "subset", "pairwise"):
+            assert torch.equal(first[0], inputs)
+        elif task.kind == "transformed":
+            assert torch.equal(first[1], classes)
+            assert not torch.equal(first[0], inputs)
 
 
 def test_writes_just_the_files_of_a_zoo(zoo):
@@ -177,12 +194,12 @@ def test_without_its_base_no_model_stays(script, zoo, tmp_path):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "base.safetensors").unlink()
     options = {"seed": 0, **script.OPTIONS}
-    assert script.take_over(tmp_path, options, force=False) == {}
+    assert making.take_over(tmp_path, options, force=False) == {}
     assert list(contents(tmp_path)) == ["calibration/calibration.json", "model.json"]
 
 
 def test_a_task_that_was_not_learned_is_an_error(script):
     encoder = script.build_model(script.OPTIONS)
     recipe = {**script.OPTIONS["fine_tuning"], "steps": 5, "learning_rate": 1e-9}
-    with pytest.raises(script.click.ClickException, match="shuffled_pixels was not learned"):
-        script.learn({task.name: task for task in script.TASKS}["shuffled_pixels"], encoder, recipe, seed=0)
+    with pytest.raises(click.ClickException, match="shuffled_pixels was not learned"):
+        making.learn({task.name: task for task in script.TASKS}["shuffled_pixels"], encoder, recipe, seed=0)
