@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import helmert
 from scipy.special import xlogy
 
 from mergekern.metrics.geometry import Geometry
@@ -78,6 +77,9 @@ def stack_values(geometry: Geometry, groups: np.ndarray) -> np.ndarray:
     array([[1., 1., 1.]])
     """
     members = groups[:, :, None], groups[:, None, :]
+    # Imported where it is used: scipy.linalg takes 0.2 s.
+    from scipy.linalg import helmert
+
     turn = helmert(groups.shape[1], full=True)
     gram = turn @ geometry.inner[members] @ turn.T
     gram[:, 1:, 1:] = -turn[1:] @ geometry.squared_distance[members] @ turn[1:].T / 2
