@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) -m pytest --numprocesses auto --dist loadfile -p no:benchmark
 
-# Correctness first, then every suite side by side (about 50 minutes, 30 of them running models); adds rows, and draws
+# Correctness first, then every suite side by side (about 70 minutes, 40 of them running models); adds rows, and draws
 # them.
 bench: $(VENV)/.installed
 	$(RUN) -m pytest tests/kernels tests/test_golden.py tests/test_oracle.py tests/test_probes.py
