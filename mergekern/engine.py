@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 import os
 import time
 from collections import deque
@@ -34,6 +33,7 @@ from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
+from mergekern.options import positive_integer
 from mergekern.probes import Probes
 from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, LayerStatistics, ZooStatistics
@@ -148,7 +148,7 @@ def measure(
     if probed and calibration is None and "all" not in metrics:
         names = ", ".join(metric.name for metric in chosen if metric.runs_models)
         raise OptionError(f"{names}: models must be run for these; give calibration=")
-    top_k, spectrum_k = _positive("top_k", top_k), _positive("spectrum_k", spectrum_k)
+    top_k, spectrum_k = positive_integer("top_k", top_k), positive_integer("spectrum_k", spectrum_k)
     backend = dispatch.choose(device)
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
     measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory, statistics is not None)
@@ -165,15 +165,6 @@ def measure(
         if store is not None:
             store.undo()
         raise
-
-
-def _positive(name: str, size: Any) -> int:
-    try:
-        if (count := operator.index(size)) > 0 and size is not True:
-            return count
-    except TypeError:
-        pass
-    raise OptionError(f"{name} must be a positive integer, not {size!r}")
 
 
 def _measurement(
@@ -326,7 +317,7 @@ def plan(
     zoo: Zoo, metrics: str | Iterable[str] = "all", *, top_k: int = 10, max_memory: int | None = None, io: IO = "mmap"
 ) -> Plan:
     """Return what measuring a zoo will take, without reading its weights."""
-    top_k = _positive("top_k", top_k)
+    top_k = positive_integer("top_k", top_k)
     budget = LayerStream(zoo, max_memory).max_memory
     with_spectrum = any(metric.needs == "spectra" for metric in select(metrics))
     threads = torch.get_num_threads()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mergekern.errors import MismatchError, OptionError, did_you_mean
+from mergekern.options import positive_integer
 
 Tensors = Mapping[str, Tensor]
 
@@ -133,8 +134,7 @@ def leading_subspaces(tensors: Tensors, k: int = 10) -> dict[str, Tensor]:
     >>> leading_subspaces({"w": torch.diag(torch.tensor([1.0, 5.0])), "b": torch.ones(2)}, 1)["w"].abs().tolist()
     [[0.0], [1.0]]
     """
-    if k < 1:
-        raise OptionError(f"k must be a positive integer, not {k!r}")
+    k = positive_integer("k", k)
     found = {}
     for name, tensor in tensors.items():
         if tensor.dim() == 2 and tensor.is_floating_point():

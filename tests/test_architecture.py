@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mergekern"
 # A module imports only from its own layer and the layers before it.
 LAYERS = [
-    ["errors", "files", "progress", "versions"],
+    ["errors"],
+    ["files", "options", "progress", "versions"],
     ["checkpoints", "kernels", "blocks", "calibration", "regularizers"],
     ["statistics"],
     ["measurement", "store", "metrics", "merging"],

@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
-import operator
 import os
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mergekern.calibration.folder import OPTIONS_FILE, SAVED_OPTIONS, read_options, read_task
+from mergekern.calibration.identity import describe_code, describe_module, update
+from mergekern.calibration.tasks import Inputs, Task, check_classes, make_task
 from mergekern.errors import CalibrationError, OptionError, did_you_mean
 from mergekern.files import write_atomically
+from mergekern.options import positive_integer
 
-Inputs = Tensor | dict[str, Tensor]
-Head = nn.Module | tuple[Tensor, Tensor | None]
+__all__ = ["OPTIONS_FILE", "Calibration", "Inputs", "Task", "check_classes"]
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 BatchWeighting = Literal["published", "sample"]
-
-OPTIONS_FILE = "calibration.json"
-# What calibration.json may say, and `Calibration.from_folder` may be given instead.
-SAVED_OPTIONS = ("layer", "input_layer", "batch_size", "activation_batch_size", "batch_weighting", "token_dim", "dtype")
-
-
-class Task(NamedTuple):
-    """The samples of one model's task: n inputs, n labels, and the head on the encoder that tells the classes."""
-
-    inputs: Inputs
-    labels: Tensor
-    head: Head
-
-    @property
-    def size(self) -> int:
-        """The number of samples, n."""
-        return len(self.labels)
-
-    @property
-    def classes(self) -> int | None:
-        """The number of classes of the head; None where only running it tells."""
-        if isinstance(self.head, nn.Module):
-            return self.head.out_features if isinstance(self.head, nn.Linear) else None
-        return self.head[0].shape[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +98,7 @@ class Calibration:
         if not callable(self.loss):
             raise CalibrationError(f"loss is a function of logits and labels, not a {type(self.loss).__name__}")
         for name in ("batch_size", "activation_batch_size"):
-            object.__setattr__(self, name, _count(name, getattr(self, name)))
+            object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
         if self.batch_weighting not in ("published", "sample"):
             raise OptionError(f"batch_weighting must be 'published' or 'sample', not {self.batch_weighting!r}")
         if isinstance(self.token_dim, bool) or self.token_dim not in (0, 1, 2):
@@ -132,7 +107,7 @@ class Calibration:
             raise OptionError(f"dtype must be float32, float64, bfloat16 or float16 of torch, not {self.dtype!r}")
         if not isinstance(self.tasks, Mapping) or not self.tasks:
             raise CalibrationError("tasks is a mapping of each model's name to (inputs, labels, head)")
-        checked = {str(name): self._task(str(name), given) for name, given in self.tasks.items()}
+        checked = {str(name): make_task(str(name), given, self.uses_classes) for name, given in self.tasks.items()}
         object.__setattr__(self, "tasks", checked)
         if isinstance(self.model, nn.Module):
             self.check_layers(self.model)
@@ -173,7 +148,7 @@ class Calibration:
         torch.Size([5, 3])
         """
         folder = Path(folder)
-        saved = _read_options(folder / OPTIONS_FILE)
+        saved = read_options(folder / OPTIONS_FILE)
         options = {**saved, **options} if layer is None else {**saved, **options, "layer": layer}
         if options.pop("own_loss", False) and "loss" not in options:
             raise CalibrationError(f"{folder}: was saved with a loss of its own, which no file holds; give loss=")
@@ -182,7 +157,7 @@ class Calibration:
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         if not files:
             raise CalibrationError(f"{folder}: not a folder of calibration samples, TASK.safetensors")
-        tasks = {path.stem: _read_task(path) for path in files}
+        tasks = {path.stem: read_task(path) for path in files}
         return Calibration(model, tasks, **options)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -263,24 +238,24 @@ class Calibration:
         content of buffers that no state dict holds. None where a loss or head is code that cannot be told from other
         code: a closure, or an object with a state of its own.
         """
-        if (loss := _describe_code(self.loss)) is None:
+        if (loss := describe_code(self.loss)) is None:
             return None
         options = {key: str(getattr(self, key)) for key in SAVED_OPTIONS}
-        hasher = xxhash.xxh3_128(json.dumps([options, loss, *_describe_module(model)]).encode())
+        hasher = xxhash.xxh3_128(json.dumps([options, loss, *describe_module(model)]).encode())
         saved = model.state_dict().keys()
         for name, buffer in model.named_buffers():
             if name not in saved:
-                _update(hasher, name, buffer)
+                update(hasher, name, buffer)
         for name, task in sorted(self.tasks.items()):
             every = task.inputs if isinstance(task.inputs, dict) else {"": task.inputs}
             tensors = {f"inputs.{key}": values for key, values in every.items()} | {"labels": task.labels}
             if isinstance(task.head, nn.Module):
-                hasher.update(json.dumps(_describe_module(task.head)).encode())
+                hasher.update(json.dumps(describe_module(task.head)).encode())
                 tensors |= {f"head.{key}": v for key, v in task.head.state_dict().items() if isinstance(v, Tensor)}
             else:
                 tensors |= {f"head.{i}": part for i, part in enumerate(task.head) if part is not None}
             for key, tensor in sorted(tensors.items()):
-                _update(hasher, f"{name}\0{key}", tensor)
+                update(hasher, f"{name}\0{key}", tensor)
         return f"xxh3_128:{hasher.hexdigest()}"
 
     def provenance(self, model: nn.Module) -> dict[str, Any]:
@@ -294,140 +269,3 @@ class Calibration:
             "samples": {name: task.size for name, task in self.tasks.items()},
             "content_hash": self.content_hash(model),
         }
-
-    def _task(self, name: str, given: Any) -> Task:
-        if not isinstance(given, Sequence) or len(given) != 3:
-            raise CalibrationError(f"task {name!r}: give (inputs, labels, head), not {_kind(given)}")
-        task = Task(_inputs(name, given[0]), _tensor(f"task {name!r}: labels", given[1]), _head(name, given[2]))
-        every = task.inputs if isinstance(task.inputs, dict) else {"inputs": task.inputs}
-        sizes = {key: values.shape[0] if values.dim() else None for key, values in every.items()}
-        if not task.labels.dim() or set(sizes.values()) != {task.size}:
-            counts = ", ".join(f"{size if size is not None else 'a scalar'} of {key}" for key, size in sizes.items())
-            labels = task.size if task.labels.dim() else "a scalar"
-            raise CalibrationError(f"task {name!r}: the samples do not match: {counts}, {labels} of labels")
-        if task.size == 0:
-            raise CalibrationError(f"task {name!r}: no samples")
-        for key, values in every.items():
-            if values.is_floating_point() and not values.isfinite().all():
-                raise CalibrationError(f"task {name!r}: {key} holds NaN or infinite values")
-        if self.uses_classes:
-            if task.labels.is_floating_point() or task.labels.is_complex() or task.labels.dtype == torch.bool:
-                raise CalibrationError(
-                    f"task {name!r}: labels are {task.labels.dtype}, but cross-entropy takes the integers of classes; "
-                    "for other labels give loss="
-                )
-            task = task._replace(labels=task.labels.long())
-            check_classes(name, task.labels, task.classes)
-        return task
-
-
-def check_classes(task: str, labels: Tensor, classes: int | None) -> None:
-    """Raise CalibrationError if a label is none of the head's classes, 0 to classes − 1; None: any number of them."""
-    outside = (labels < 0) | (labels >= (math.inf if classes is None else classes))
-    if outside.any():
-        sample = int(outside.reshape(len(labels), -1).any(dim=1).nonzero()[0, 0])
-        label = int(labels[outside].flatten()[0])
-        which = "is negative" if classes is None else f"is outside the head's {classes} classes, 0 to {classes - 1}"
-        raise CalibrationError(f"task {task!r}: label {label} of sample {sample} {which}")
-
-
-def _count(name: str, size: Any) -> int:
-    try:
-        if (count := operator.index(size)) > 0 and size is not True:
-            return count
-    except TypeError:
-        pass
-    raise OptionError(f"{name} must be a positive integer, not {size!r}")
-
-
-def _kind(given: Any) -> str:
-    return f"a {type(given).__name__}" + (f" of {len(given)}" if isinstance(given, Sequence) else "")
-
-
-def _tensor(what: str, given: Any) -> Tensor:
-    if isinstance(given, np.ndarray):
-        given = torch.from_numpy(given.copy())
-    if not isinstance(given, Tensor):
-        raise CalibrationError(f"{what}: a tensor or array is needed, not a {type(given).__name__}")
-    return given.detach()
-
-
-def _inputs(name: str, given: Any) -> Inputs:
-    if not isinstance(given, Mapping):
-        return _tensor(f"task {name!r}: inputs", given)
-    if not given:
-        raise CalibrationError(f"task {name!r}: inputs is an empty mapping")
-    return {str(key): _tensor(f"task {name!r}: inputs {key!r}", values) for key, values in given.items()}
-
-
-def _head(name: str, given: Any) -> Head:
-    if isinstance(given, nn.Module):
-        return given
-    if not isinstance(given, Sequence) or len(given) != 2:
-        raise CalibrationError(
-            f"task {name!r}: a head is an nn.Module or (weight (classes, h), bias (classes,)), not {_kind(given)}"
-        )
-    weight = _tensor(f"task {name!r}: weight of the head", given[0])
-    bias = None if given[1] is None else _tensor(f"task {name!r}: bias of the head", given[1])
-    fits = weight.dim() == 2 and (bias is None or bias.shape == weight.shape[:1])
-    floating = weight.is_floating_point() and (bias is None or bias.is_floating_point())
-    if not (fits and floating):
-        shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
-        raise CalibrationError(
-            f"task {name!r}: a head is floating-point weight (classes, h) and bias (classes,) or None, not {shapes}"
-        )
-    return weight, bias
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        options = dict(json.loads(path.read_text("utf-8")))
-        if unknown := options.keys() - {*SAVED_OPTIONS, "own_loss"}:
-            raise ValueError(f"unknown options {', '.join(sorted(unknown))}")
-        if "dtype" in options:
-            options["dtype"] = getattr(torch, options["dtype"])
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CalibrationError(f"{path}: not readable options ({type(error).__name__}: {error})") from error
-    return options
-
-
-def _read_task(path: Path) -> tuple[Any, Any, Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            wanted = [n for n in names if n in ("inputs", "labels", "head.weight", "head.bias") or n[:7] == "inputs."]
-            tensors = {name: file.get_tensor(name) for name in wanted}
-    except (OSError, SafetensorError) as error:
-        raise CalibrationError(f"{path}: not a readable safetensors file ({error})") from error
-    inputs = {name.removeprefix("inputs."): values for name, values in tensors.items() if name[:7] == "inputs."}
-    given = inputs or tensors.get("inputs")
-    if lacking := [n for n in ("labels", "head.weight") if n not in tensors] + ["inputs"] * (given is None):
-        raise CalibrationError(f"{path}: lacks {', '.join(lacking)}; it holds {', '.join(names) or 'nothing'}")
-    return given, tensors["labels"], (tensors["head.weight"], tensors.get("head.bias"))
-
-
-def _describe_module(module: nn.Module) -> list[Any]:
-    classes = [f"{type(m).__module__}.{type(m).__qualname__}" for m in module.modules()]
-    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    tied: dict[int, int] = {}
-    shapes = [[name, tuple(t.shape), tied.setdefault(id(t), len(tied))] for name, t in tensors]
-    return [repr(module), classes, shapes]
-
-
-def _describe_code(function: Callable) -> list[str] | None:
-    """Return what tells a function from others, where its name and code do."""
-    if function is nn.functional.cross_entropy:
-        return ["cross_entropy"]
-    if not isinstance(function, types.FunctionType) or function.__closure__:
-        return None
-    code = function.__code__
-    names = [function.__module__, function.__qualname__, repr(function.__defaults__), repr(function.__kwdefaults__)]
-    return [*names, code.co_code.hex(), repr(code.co_consts), repr(code.co_names)]
-
-
-def _update(hasher: Any, name: str, tensor: Tensor) -> None:
-    values = tensor.detach().cpu().contiguous()
-    hasher.update(f"{name}\0{values.dtype}{tuple(values.shape)}".encode())
-    hasher.update(values.reshape(-1).view(torch.uint8).numpy())
