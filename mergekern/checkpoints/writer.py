@@ -76,12 +76,12 @@ def layout(base: Checkpoint, entries: Mapping[str, Entry], aliases: Mapping[str,
         base: whose files are followed.
         entries: the tensors, by name, in the order in which they are to lie.
         aliases: tied names that are not stored -> those that are.
-        folder: the base's folder, if it is one.
+        folder: the base's folder, where the result is a folder too; else all tensors go to one file.
     """
     shards: Mapping[str, Checkpoint] = {"model.safetensors": base}
     homes = dict.fromkeys(entries, "model.safetensors")
     index = None
-    if isinstance(base, Sharded):
+    if isinstance(base, Sharded) and folder is not None:
         shards = {_as_safetensors(file): shard for file, shard in base.shards.items()}
         homes = {name: _as_safetensors(base.shard_of(name)) for name in entries}
         index = _index_metadata(Path(base.source))
@@ -235,7 +235,8 @@ def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{path}: is there already; pass overwrite=True (--overwrite) to replace it")
-    if is_folder and not (path / RECORD_FILE).is_file():
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if is_folder and not is_empty and not (path / RECORD_FILE).is_file():
         raise OutputError(f"{path}: is there and holds no {RECORD_FILE}; only what mergekern wrote is replaced")
     if not is_folder and not path.is_file():
         raise OutputError(f"{path}: is a folder, and a file is to be written; give another name")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
-from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.formats import IO, Sharded
 from mergekern.checkpoints.writer import Writer, check_target, layout
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError, did_you_mean
@@ -64,8 +64,8 @@ def merge(
             name -> checkpoint; see `compute_all`.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one.
         method: one of `mergekern.METHODS`.
-        output: a `.safetensors` file, or, where the base is a folder, a folder: then configuration and tokenizer files
-            are copied and the shards are those of the base. None returns the tensors.
+        output: a `.safetensors` file, or, under any other name and where the base is a folder, a folder: then
+            configuration and tokenizer files are copied and the shards are those of the base. None returns the tensors.
         overwrite: whether `output` is replaced if it is there.
         weights: of the models, by name or in their order; 1 each by default. Means are weighted means; otherwise
             each task vector is multiplied by its weight.
@@ -230,7 +230,7 @@ def _write(
         jobs = []
         for request, path in targets:
             unknown = request.record(zoo, [_UNKNOWN_HASH] * (1 + len(request.models)), route)
-            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder)
+            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder_of(path))
             writers.append(Writer(path, shape, unknown, overwrite))
             jobs.append(request.job(zoo, ToFile(plan, writers[-1])))
         _run(stream, jobs, route, progress)
@@ -297,7 +297,7 @@ def _targets(
         targets.append((request, output / request.method.name / f"{'+'.join(names)}{suffix}"))
     for _, path in targets:
         if path.parent.is_dir():
-            check_target(path, plan.folder is not None, overwrite)
+            check_target(path, plan.folder_of(path) is not None, overwrite)
         _refuse_inputs(path, zoo)
     for _, path in targets:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -361,5 +361,8 @@ def _refuse_inputs(path: Path, zoo: Zoo) -> None:
     target = path.resolve()
     for checkpoint in zoo.checkpoints:
         source = Path(checkpoint.source)
+        shards = checkpoint.shards.values() if isinstance(checkpoint, Sharded) else ()
+        if target in [Path(shard.source).resolve() for shard in shards]:
+            raise OutputError(f"{path}: is a shard of {checkpoint.name!r}, which is read; write to another place")
         if source.is_file() and target in (source.resolve(), Path(os.path.abspath(source)).parent.resolve()):
             raise OutputError(f"{path}: is {checkpoint.name!r} itself, which is read; write to another place")

@@ -71,10 +71,14 @@ class Output:
 
     @property
     def folder(self) -> Path | None:
-        """The Hugging Face folder that the base is, if it is one."""
+        """The Hugging Face folder that the base is, or the folder of its shards; None where it is a file."""
         path = Path(self.base.source)
-        folder = path.parent if path.name.endswith(".index.json") or path.name in _FOLDER_NAMES else None
-        return folder if folder is not None and (folder / "config.json").is_file() else None
+        is_whole = path.name in _FOLDER_NAMES and (path.parent / "config.json").is_file()
+        return path.parent if path.name.endswith(".index.json") or is_whole else None
+
+    def folder_of(self, path: Path) -> Path | None:
+        """Return the folder whose files go with a result at a path; None where that is to be a file."""
+        return None if path.suffix == ".safetensors" else self.folder
 
     def in_memory(self) -> InMemory:
         """Return what collects one merge."""

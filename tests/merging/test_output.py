@@ -142,6 +142,43 @@ def test_a_sharded_folder(tmp_path, kind):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.parametrize("config", [False, True], ids=["bare", "Hugging Face"])
+def test_the_name_says_whether_shards_become_a_file_or_a_folder(tmp_path, config):
+    base, tuned = drawn(2, SHAPES)
+    for name, tensors in {"base": base, **tuned}.items():
+        shards = {"s-1.safetensors": {"a": tensors["a"]}, "s-2.safetensors": {n: tensors[n] for n in ("b", "c")}}
+        folder = write_shards(tmp_path / name, shards)
+        if config:
+            (folder / "config.json").write_text("{}")
+    models, expected = [tmp_path / name for name in tuned], mergekern.merge(tuned, base, "ties")
+    file = mergekern.merge(models, tmp_path / "base", "ties", output=tmp_path / "out.safetensors")
+    assert_equal(load_file(file), expected)
+    folder = mergekern.merge(models, tmp_path / "base", "ties", output=tmp_path / "out")
+    assert_equal(load_file(folder / "s-1.safetensors") | load_file(folder / "s-2.safetensors"), expected)
+    assert {path.name for path in folder.iterdir()} == {
+        "s-1.safetensors", "s-2.safetensors", "model.safetensors.index.json", "mergekern.json",
+        *(["config.json"] if config else []),
+    }  # fmt: skip
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match=r"shard of 'model_0'"):
+        mergekern.merge(models, tmp_path / "base", "ties", output=models[0] / "s-1.safetensors", overwrite=True)
+    assert content(tmp_path) == before
+
+
+def test_a_folder_can_be_merged_into_a_file(tmp_path):
+    base, tuned = drawn(2, SHAPES)
+    folders_of(tmp_path, {"base": base, **tuned})
+    out = merge(tmp_path, tmp_path / "out.safetensors")
+    assert_equal(load_file(out), mergekern.merge(tuned, base, "ties"))
+
+
+def folders_of(place, tensors_of):
+    for name, tensors in tensors_of.items():
+        (place / name).mkdir()
+        save_file(tensors, place / name / "model.safetensors")
+        (place / name / "config.json").write_text("{}")
+
+
 def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -185,13 +222,21 @@ def test_bad_outputs(zoo, tmp_path, name, says):
 
 def test_folders_of_others_are_not_replaced(tmp_path):
     base, tuned = drawn(2, SHAPES)
-    for name, tensors in {"base": base, **tuned}.items():
-        (tmp_path / name).mkdir()
-        save_file(tensors, tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text("{}")
+    folders_of(tmp_path, {"base": base, **tuned})
     (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/notes").touch()
     with pytest.raises(OutputError, match=r"only what mergekern wrote"):
         merge(tmp_path, tmp_path / "precious", overwrite=True)
+
+
+def test_an_empty_folder_may_be_replaced(tmp_path):
+    base, tuned = drawn(2, SHAPES)
+    folders_of(tmp_path, {"base": base, **tuned})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="overwrite=True"):
+        merge(tmp_path, tmp_path / "out")
+    merge(tmp_path, tmp_path / "out", overwrite=True)
+    assert_equal(load_file(tmp_path / "out/model.safetensors"), mergekern.merge(tuned, base, "ties"))
 
 
 @pytest.mark.parametrize("method", ["ties", "weight_average", "tsv", "dare"])
