@@ -47,6 +47,10 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
 
     >>> did_you_mean("weight_space_angel", ["weight_space_angle", "stable_rank"])
     " (did you mean 'weight_space_angle'?)"
+    >>> did_you_mean("TIES", ["ties", "tsv"])
+    " (did you mean 'ties'?)"
     """
-    nearest = difflib.get_close_matches(str(name), list(known), n=count, cutoff=0.5)
+    by_letters = {known_name.casefold(): known_name for known_name in known}
+    close = difflib.get_close_matches(str(name).casefold(), by_letters, n=count, cutoff=0.5)
+    nearest = [by_letters[letters] for letters in close]
     return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""

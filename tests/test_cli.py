@@ -186,6 +186,15 @@ def test_merge_writes_what_the_function_gives(zoo, tmp_path):
     assert run("merge", *models, *arguments, "--out", out, "--overwrite").exit_code == 0
 
 
+@pytest.mark.parametrize("word", ["none", "None", "null", "False", "false"])
+def test_options_that_are_words(zoo, tmp_path, word):
+    out = tmp_path / "out.safetensors"
+    result = run("merge", zoo, "--method", "isotropic", "-o", f"truncate={word}", "--out", out)
+    assert result.exit_code == 0, result.output
+    expected = mergekern.merge(zoo, None, "isotropic", truncate=None)
+    assert all((load_file(out)[name] == tensor.numpy()).all() for name, tensor in expected.items())
+
+
 def test_merge_writes_a_mergekit_configuration(zoo, tmp_path):
     out = tmp_path / "merge.yaml"
     result = run("merge", zoo, "--method", "dare_ties", "-o", "rate=0.75", "--out", out, "--mergekit-config")

@@ -117,7 +117,7 @@ def open_zoo(
     if len(sources) < least:
         raise OptionError(
             f"{len(sources)} model{'' if len(sources) == 1 else 's'} found beside the base; "
-            f"{'pairwise metrics need at least two' if least == 2 else f'{least} is the least'}"
+            f"{'at least two are needed' if least == 2 else f'{least} is the least'}"
         )
     names = [name for name, _ in sources]
     if "base" in names:

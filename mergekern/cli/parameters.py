@@ -76,5 +76,6 @@ def parse_options(ctx: click.Context, param: click.Parameter, values: tuple[str,
         try:
             options[name.replace("-", "_")] = json.loads(value)
         except ValueError:
-            options[name.replace("-", "_")] = None if value == "none" else value
+            words = {"none": None, "true": True, "false": False}
+            options[name.replace("-", "_")] = words.get(value.casefold(), value)
     return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 import os
@@ -25,7 +26,7 @@ from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.merging.job import Job, SharedLayer, prepare
 from mergekern.merging.on_device import DeviceRoute
 from mergekern.merging.output import Output, StateDict, ToFile
-from mergekern.merging.recipe import Method
+from mergekern.merging.recipe import Method, plain
 from mergekern.merging.registry import find_method
 from mergekern.merging.route import CpuRoute, Route
 from mergekern.progress import Progress
@@ -96,7 +97,7 @@ def merge(
     >>> merge(models, {"w": torch.ones(2)}, "weight_average")
     {'w': tensor([2., 1.])}
     """
-    chosen, resolved = find_method(method, options)
+    chosen, resolved = find_method(method, options, inspect.signature(merge).parameters)
     route = _route(device, max_memory)
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, route.max_memory)
@@ -163,6 +164,8 @@ def merge_all(
     if (output is None) == (callback is None):
         raise OptionError("merge_all needs either an output folder or a callback")
     names = [methods] if isinstance(methods, str) else list(methods)
+    if not names or len(set(names)) != len(names):
+        raise OptionError("methods must be different from each other, and one at least")
     options = dict(options or {})
     for method in options:
         if method not in names:
@@ -332,9 +335,12 @@ def _weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, ...]:
             raise OptionError(f"no weight for {', '.join(missing)}")
         values = [weights[name] for name in names]
     else:
+        if isinstance(weights, str) or not isinstance(weights, Iterable):
+            raise OptionError(f"weights are a number for each model, by name or in their order, not {weights!r}")
         values = list(weights)
         if len(values) != len(names):
             raise OptionError(f"{len(values)} weights for {len(names)} models")
+    values = [plain(value) for value in values]
     for value in values:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise OptionError(f"a weight must be a finite number, not {value!r}")

@@ -113,7 +113,7 @@ class Method:
         Raises:
             OptionError: a value that is out of range.
         """
-        resolved = {**self.defaults, **options}
+        resolved = {**self.defaults, **{name: plain(value) for name, value in options.items()}}
         for name, check in self.checks.items():
             check(name, resolved[name])
         return resolved
@@ -156,6 +156,16 @@ def merge_matrix(
     matrices = Matrices([delta.to(torch.float64).numpy() for delta in deltas])
     merged = method.matrix(matrices, weights or [1.0] * len(deltas), **options)
     return base.to(torch.float64) + torch.from_numpy(merged)
+
+
+def plain(value: Any) -> Any:
+    """Return a NumPy scalar, or a tensor of no dimension, as a number of Python; anything else as it is.
+
+    >>> plain(np.int64(3)), plain("random")
+    (3, 'random')
+    """
+    is_scalar = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+    return value.item() if is_scalar else value
 
 
 def number(low: float, high: float = np.inf, *, open_low: bool = False, open_high: bool = False) -> Callable:

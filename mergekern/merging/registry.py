@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mergekern.errors import OptionError, did_you_mean
@@ -27,8 +27,13 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
-def find_method(name: str, options: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+def find_method(name: str, options: Mapping[str, Any], arguments: Iterable[str] = ()) -> tuple[Method, dict[str, Any]]:
     """Return a method and all its options, checked.
+
+    Args:
+        name: of the method.
+        options: its options, by name.
+        arguments: what an unknown option may be a misspelling of, beside the method's own.
 
     Raises:
         OptionError: an unknown method or option, with the nearest name; a value that is out of range.
@@ -42,7 +47,6 @@ def find_method(name: str, options: Mapping[str, Any]) -> tuple[Method, dict[str
     for option in options:
         if option not in method.defaults:
             known = ", ".join(method.defaults) or "none"
-            raise OptionError(
-                f"{name} has no option {option!r}{did_you_mean(option, method.defaults)}; its options: {known}"
-            )
+            nearest = did_you_mean(option, [*method.defaults, *arguments])
+            raise OptionError(f"{name} has no option {option!r}{nearest}; its options: {known}")
     return method, method.resolve(options)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -185,6 +186,9 @@ def content(folder):
 
 REFUSED = {
     "method": (OptionError, "did you mean 'ties'", {"method": "tise"}),
+    "capitals": (OptionError, "did you mean 'ties'", {"method": "TIES"}),
+    "argument": (OptionError, "did you mean 'weights'", {"weight": [1, 2]}),
+    "one weight": (OptionError, "a number for each model", {"weights": 0.5}),
     "option": (OptionError, "did you mean 'density'", {"densty": 0.1}),
     "value": (OptionError, "density must be above 0 and at most 1", {"density": 0.0}),
     "scope": (OptionError, "'tensor' or 'model'", {"scope": "layer"}),
@@ -205,6 +209,16 @@ def test_bad_options(zoo, tmp_path, error, says, options):
         merge(zoo, tmp_path / "out.safetensors", **options)
     assert type(caught.value) is error
     assert content(tmp_path) == before
+
+
+def test_numbers_of_numpy_and_torch(zoo, tmp_path):
+    expected = merge(zoo, None, "dare", rate=0.5, seed=3, weights=[1, 2])
+    for weights in (np.array([1, 2]), np.array([1, 2], np.float32), torch.tensor([1, 2])):
+        out = merge(
+            zoo, tmp_path / "out.safetensors", "dare", rate=np.float32(0.5), seed=np.int64(3), weights=weights,
+            overwrite=True,
+        )  # fmt: skip
+        assert_equal(load_file(out), expected)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +399,8 @@ BAD_ALL = {
     "model": ({"groups": [("model_0", "model_l")]}, "did you mean 'model_1'"),
     "one": ({"groups": [("model_0",)]}, "two or more"),
     "options": ({"options": {"tsv": {}}}, "not among the methods"),
+    "twice": ({"methods": ["ties", "ties"]}, "different from each other"),
+    "no method": ({"methods": []}, "one at least"),
 }
 
 
@@ -393,4 +409,4 @@ def test_bad_merge_all(options, says):
     base, tuned = drawn(2, SHAPES)
     callback = None if "either" in says else print
     with pytest.raises(OptionError, match=says):
-        mergekern.merge_all(tuned, base, "ties", callback=callback, **options)
+        mergekern.merge_all(tuned, base, **({"methods": "ties"} | options), callback=callback)
