@@ -208,13 +208,15 @@ class StateDict(Checkpoint):
             row = tensor.count // values.shape[0]
             first = start // row
             values, start, stop = values[first : -(-stop // row)], start - first * row, stop - first * row
-        return _on_cpu(values.reshape(-1)[start:stop])
+        flat = values.reshape(-1)[start:stop]
+        # Views of bytes need a step of one, also of a single element, which torch calls contiguous with any step.
+        return _on_cpu(flat if flat.stride() == (1,) else flat.clone(memory_format=torch.contiguous_format))
 
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         return _on_cpu(self._values[tensor.name][:, start:stop])
 
     def read_buffer(self, name: str) -> torch.Tensor:
-        return self._values[name].cpu()
+        return self._values[name].cpu().clone(memory_format=torch.contiguous_format)
 
     def resident(self, name: str, device: torch.device) -> torch.Tensor | None:
         values, tensor = self._values[name], self.tensors[name]

@@ -41,4 +41,4 @@ def assert_same(found, expected):
 
 
 def raw(tensor):
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes()

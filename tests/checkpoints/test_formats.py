@@ -300,6 +300,9 @@ STRIDED = {
     "every second": lambda t: t[:, ::2],
     "expanded": lambda t: t[:1].expand(5, 4, 6),
     "columns": lambda t: t[..., 1:3],
+    "vector with steps": lambda t: t[0, 0, ::2],
+    "one number everywhere": lambda t: t[:1, :1, :1].expand(3, 2, 2),
+    "one number of many": lambda t: t.reshape(-1)[::72],
 }
 
 
@@ -311,7 +314,9 @@ def test_every_range_of_a_strided_tensor(view):
     assert_same(checkpoint.read("w"), tensor)
     for start in range(len(flat)):
         for stop in (start, start + 1, start + 7, len(flat)):
-            assert_same(checkpoint.read_range("w", start, min(stop, len(flat))), flat[start:stop])
+            found = checkpoint.read_range("w", start, min(stop, len(flat)))
+            assert found.stride() == (1,)
+            assert_same(found, flat[start:stop])
 
 
 def read_only(array):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 
 import mergekern
+from mergekern import METHODS
 from mergekern.checkpoints import writer
 from mergekern.checkpoints.formats import SafetensorsFile
 from mergekern.errors import MergekernError, NonFiniteError, OptionError, OutputError
@@ -209,6 +210,30 @@ def test_bad_options(zoo, tmp_path, error, says, options):
         merge(zoo, tmp_path / "out.safetensors", **options)
     assert type(caught.value) is error
     assert content(tmp_path) == before
+
+
+def test_tensors_with_any_strides(tmp_path):
+    shapes = {"transposed": (6, 8), "steps": (5,), "same": (3, 4), "one": (1,)}
+    base, tuned = drawn(2, shapes)
+    tuned["model_0"]["same"] = torch.full((3, 4), 2.0)
+    base |= {"ids": torch.arange(4), "count": torch.tensor([3])}
+
+    def strided(model):
+        values = {name: tensor.clone() for name, tensor in model.items()}
+        values["transposed"] = model["transposed"].T.contiguous().T
+        values["steps"], values["one"] = (model[name].repeat_interleave(2)[::2] for name in ("steps", "one"))
+        if "count" in model:
+            values["ids"], values["count"] = (model[name].repeat_interleave(2)[::2] for name in ("ids", "count"))
+        elif not model["same"].std():
+            values["same"] = model["same"][0, 0].expand(3, 4)
+        return values
+
+    for method in METHODS:
+        found = mergekern.merge(
+            {name: strided(model) for name, model in tuned.items()}, strided(base), method,
+            output=tmp_path / f"{method}.safetensors",
+        )  # fmt: skip
+        assert_equal(load_file(found), mergekern.merge(tuned, base, method))
 
 
 def test_numbers_of_numpy_and_torch(zoo, tmp_path):
