@@ -69,7 +69,7 @@ def merge(
             configuration and tokenizer files are copied and the shards are those of the base. None returns the tensors.
         overwrite: whether `output` is replaced if it is there.
         weights: of the models, by name or in their order; 1 each by default. Means are weighted means; otherwise
-            each task vector is multiplied by its weight.
+            each task vector is multiplied by its weight. Only task_arithmetic takes negative ones.
         dtype: of all float tensors of the result; by default each has the base's.
         device: "cpu", a CUDA device such as "cuda:1", or "auto": the current CUDA device if its kernels can be had.
             What is merged element by element has the same bits everywhere; by singular vectors, to 1e-8 of the task
@@ -344,8 +344,8 @@ def _weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, ...]:
     for value in values:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise OptionError(f"a weight must be a finite number, not {value!r}")
-        if value <= 0 and not method.any_weight:
-            raise OptionError(f"weights of {method.name} must be above 0, not {value!r}")
+    if not method.any_weight and (min(values) < 0 or not sum(values) > 0):
+        raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
     return tuple(float(value) for value in values)
 
 

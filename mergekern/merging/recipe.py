@@ -95,7 +95,7 @@ class Method:
         defaults: its options.
         elements: options -> how tensors are merged element by element.
         matrix: how a matrix is merged, (matrices, weights, options) -> merged task matrix; None: element by element.
-        any_weight: whether weights may be zero or negative.
+        any_weight: whether weights may be negative, or all zero.
     """
 
     name: str

@@ -32,8 +32,8 @@ def tsv(
     """Return the TSV merge of one tensor, float64.
 
     Of each task matrix the leading ⌊min(m, n)/N⌋ singular triplets (at least one, none of its null space) are stacked
-    side by side; U and V are replaced by the nearest matrices with orthonormal columns, and multiplied out. Other
-    tensors are averaged.
+    side by side; U and V are replaced by the nearest matrices with orthonormal columns, and multiplied out. Weights are
+    of the singular values: a model of weight 0 still has its directions among the others. Other tensors are averaged.
 
     >>> tsv(torch.zeros(2, 2), [torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 2.0]))])
     tensor([[3., 0.],

@@ -31,6 +31,19 @@ def test_weight_average():
     assert torch.equal(merged("weight_average", A, B, weights=[3, 1]), 1 + (3 * A + B) / 4)
 
 
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"tsv"}))
+def test_a_model_of_no_weight_adds_nothing(method):
+    options = {"mask": "magnitude"} if "dare" in method else {}
+    alone = merged(method, A, torch.zeros(4, 4), weights=[1, 0], **options)
+    torch.testing.assert_close(merged(method, A, 7 * B, weights=[1, 0], **options), alone, rtol=0, atol=1e-6)
+
+
+def test_tsv_weighs_singular_values_and_not_directions():
+    limit = merged("tsv", A, B, weights=[1, 1e-9])
+    torch.testing.assert_close(merged("tsv", A, B, weights=[1, 0]), limit, rtol=0, atol=1e-6)
+    assert (limit - merged("tsv", A, torch.zeros(4, 4))).abs().max() > 0.1
+
+
 def test_task_arithmetic():
     assert torch.equal(merged("task_arithmetic", A, B, scale=0.5), 1 + (A + B) / 2)
     assert torch.equal(merged("task_arithmetic", A, B, scale=1, weights={"model_1": -1, "model_0": 2}), 1 + 2 * A - B)

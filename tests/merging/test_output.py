@@ -199,6 +199,7 @@ REFUSED = {
     "weight": (OptionError, "did you mean 'model_", {"weights": {"model_O": 1}}),
     "weights": (OptionError, "3 weights for 2 models", {"weights": [1, 2, 3]}),
     "negative": (OptionError, "must be above 0", {"weights": [1, -1]}),
+    "no weight": (OptionError, "must be above 0", {"weights": [0, 0]}),
     "budget": (OptionError, "does not hold one element", {"max_memory": 3}),
 }
 
