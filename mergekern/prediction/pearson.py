@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -76,11 +77,12 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
 
         Raises:
             OptionError: an unknown penalty or solver, or a negative alpha.
-            ValueError: shapes that do not fit, missing values, fewer than two rows.
+            ValueError: shapes that do not fit, missing values.
         """
-        if self.penalty not in ("l1", None) or self.solver not in ("exact", "adam") or not self.alpha >= 0:
+        well = self.penalty is None or (isinstance(self.alpha, Real) and self.alpha >= 0)
+        if self.penalty not in ("l1", None) or self.solver not in ("exact", "adam") or not well:
             raise OptionError(f"{self!r}: penalty is 'l1' or None, alpha at least 0, solver 'exact' or 'adam'")
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2)
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
         every = np.ones((1, len(y)), dtype=bool)
         alpha = None if self.penalty is None else float(self.alpha)
@@ -125,6 +127,8 @@ def fit_exact(X: np.ndarray, Y: np.ndarray, masks: np.ndarray, alpha: float | No
         scaled = scale(X, mask)[mask]
         scaled -= scaled.mean(0)
         columns, copies = _distinct(scaled)
+        if len(columns) == 0:  # constant metrics, or a single pair
+            continue
         gram, products = centred_products(scaled[:, columns], targets[:, mask])
         gram, products = gram / mask.sum(), products / np.sqrt(mask.sum())
         for target, product in enumerate(products):

@@ -156,6 +156,18 @@ def test_few_pairs_and_a_constant_target(estimator):
     np.testing.assert_allclose(estimator.fit(X, [0.5, 0.5, 0.5]).predict(X), 0.5)
 
 
+@pytest.mark.parametrize("estimator", KINDS, ids=repr)
+def test_one_pair_is_all_that_is_predicted(estimator):
+    model = estimator.fit([[1.0, 2.0]], [0.5])
+    assert model.predict([[1.0, 2.0], [3.0, 0.0]]).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("estimator", KINDS, ids=repr)
+def test_metrics_that_are_all_constant_leave_the_mean(estimator):
+    model = estimator.fit(np.ones((4, 2)), [0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(model.predict(np.ones((2, 2))), 0.25)
+
+
 def test_seeds_decide_and_nothing_else():
     X, y = make_data()
     first, again, other = (PearsonRegressor(solver="adam", random_state=s).fit(X, y).weights_ for s in (3, 3, 4))
@@ -223,7 +235,9 @@ def test_the_estimator_is_one_fit_of_the_batch(alpha):
     np.testing.assert_array_equal(PearsonRegressor(**options).fit(X, y).weights_, fit_exact(X, y, every, alpha)[0, 0])
 
 
-@pytest.mark.parametrize("options", [{"penalty": "l2"}, {"alpha": -1.0}, {"solver": "sgd"}, {"alpha": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"penalty": "l2"}, {"alpha": -1.0}, {"solver": "sgd"}, {"alpha": float("nan")}, {"alpha": "1"}]
+)
 def test_options_that_do_not_exist(options):
     with pytest.raises(OptionError, match="penalty is 'l1' or None"):
         PearsonRegressor(**options).fit(*make_data())
