@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from mergekern.errors import PredictionError
-from mergekern.prediction.pairs import need_pairs, task_codes
+from mergekern.prediction.correlation import ROUNDING
+from mergekern.prediction.pairs import as_target, need_pairs, task_codes
 from mergekern.prediction.validation import PairValidation
 
 GAP = 0.2
@@ -48,21 +49,25 @@ def variance_components(y: Any, pairs: Any = None) -> VarianceComponents:
 
     >>> pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
     >>> parts = variance_components([0.9, 0.8, 0.7, 0.5, 0.4, 0.4], pairs)
-    >>> round(parts.tasks, 3), parts.effects.round(2).to_dict()
-    (0.985, {'a': 0.28, 'b': -0.03, 'c': -0.08, 'd': -0.17})
+    >>> round(parts.tasks, 3), parts.effects.round(3).to_dict()
+    (0.985, {'a': 0.275, 'b': -0.025, 'c': -0.075, 'd': -0.175})
     """
     names = need_pairs(y, pairs)
-    values = np.asarray(y, dtype=np.float64)
+    values = as_target(y, len(names))
     known = np.isfinite(values)
     names, values = names[known], values[known]
-    total = ((values - values.mean()) ** 2).sum() if len(values) else 0.0
-    if not total > 0:
+    size = np.abs(values).max(initial=0.0)
+    values = values - values.mean() if len(values) else values
+    total = float((values**2).sum())
+    if not total > len(values) * (ROUNDING * size) ** 2:
         raise PredictionError("y has no variance to split: give the values of at least two pairs that differ")
     tasks, codes = task_codes(names)
-    incidence = np.zeros((len(codes), len(tasks)))
-    np.put_along_axis(incidence, codes, 1.0, axis=1)
-    effects, _, rank, _ = np.linalg.lstsq(incidence, values, rcond=None)
-    residuals = values - incidence @ effects
+    # Normal equations, of the size of the tasks and not of the pairs. Each pair has two effects, so that they hold μ.
+    products = np.zeros((len(tasks), len(tasks)))
+    np.add.at(products, (codes[:, [0, 1, 0, 1]], codes[:, [0, 1, 1, 0]]), 1.0)
+    sums = np.bincount(codes.ravel(), weights=np.repeat(values, 2), minlength=len(tasks))
+    effects, _, rank, _ = np.linalg.lstsq(products, sums, rcond=None)
+    residuals = values - effects[codes].sum(1)
     unexplained = float((residuals**2).sum() / total)
     freedom = len(values) - rank
     return VarianceComponents(
@@ -109,7 +114,12 @@ def fingerprints(coefs: pd.DataFrame, k: int = 5) -> Fingerprints:
     >>> found.topk_overlap, round(found.sign_agreement, 2), found.stable_metrics
     (0.5, 0.33, ['a'])
     """
+    coefs = pd.DataFrame(coefs)
     metrics, methods = coefs.shape
+    if not all(map(pd.api.types.is_numeric_dtype, coefs.dtypes)):
+        raise PredictionError(
+            f"coefficients are numbers, a column for each method, not {', '.join(map(str, coefs.dtypes))}"
+        )
     if methods < 2 or not 1 <= k <= metrics or coefs.isna().to_numpy().any():
         raise PredictionError(
             f"fingerprints need k = {k} coefficients or more of two methods or more, without gaps, not a frame of "

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from mergekern.errors import PredictionError
 from mergekern.prediction.correlation import ROUNDING
-from mergekern.prediction.pairs import need_pairs, task_codes
+from mergekern.prediction.pairs import as_target, check_aligned, check_once, need_pairs, task_codes
 
 
 def individual_correlations(
-    X: pd.DataFrame, y: Any, pairs: Any = None, *, permutations: int = 999, seed: int = 0
+    X: Any, y: Any, pairs: Any = None, *, permutations: int = 999, seed: int = 0
 ) -> pd.DataFrame:
     """Correlate each metric alone with y.
 
@@ -24,7 +23,7 @@ def individual_correlations(
     among all metrics.
 
     Args:
-        X: (n, metrics) frame; a metric is correlated over the pairs where it has a value.
+        X: (n, metrics) values, with names if a frame; a metric is correlated over the pairs where it has a value.
         y: (n,) values; pairs without one take no part.
         pairs: (n, 2) names; the index of X if None.
         permutations: of the names; none of the p-values can be below 1 / (1 + permutations).
@@ -43,9 +42,10 @@ def individual_correlations(
     rest  0.393  0.368    0.120       0.413  21
     """
     names = need_pairs(X, pairs)
-    target = np.asarray(y, dtype=np.float64)
-    if target.shape != (len(names),):
-        raise PredictionError(f"y must be one value for each of {len(names)} pairs, not of shape {target.shape}")
+    check_once(names)
+    check_aligned(X, y)
+    target = as_target(y, len(names))
+    X = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X)).add_prefix("x")
     values = X.to_numpy(dtype=np.float64)
     tasks, codes = task_codes(names)
     measured = np.full((len(tasks), len(tasks)), np.nan)

@@ -68,6 +68,41 @@ def need_pairs(X: Any, pairs: Any = None) -> np.ndarray:
     return names
 
 
+def as_target(y: Any, n: int) -> np.ndarray:
+    """Return y as (n,) float64; raise PredictionError where it is not one number, or NaN, for each of n pairs.
+
+    >>> as_target([1, None], 2).tolist()
+    [1.0, nan]
+    """
+    try:
+        target = np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PredictionError(f"y must be numbers, NaN where there is none ({error})") from error
+    if target.shape != (n,):
+        raise PredictionError(f"y must be one value for each of {n} pairs, not of shape {target.shape}")
+    return target
+
+
+def check_once(pairs: np.ndarray) -> None:
+    """Raise PredictionError where a pair is listed twice, in whichever order, so that both sides of a fold have it."""
+    names, codes = task_codes(pairs)
+    distinct, counts = np.unique(codes, axis=0, return_counts=True)
+    if (counts > 1).any():
+        first, second = names[distinct[counts > 1][0]]
+        raise PredictionError(
+            f"{int((counts > 1).sum())} pairs are listed more than once, such as {first} and {second}"
+        )
+
+
+def check_aligned(X: Any, y: Any) -> None:
+    """Raise PredictionError where X and y both name their pairs, and not the same ones in the same order."""
+    indexed = isinstance(y, pd.Series) and isinstance(X, pd.DataFrame) and y.index.nlevels == X.index.nlevels == 2
+    if indexed and not y.index.equals(X.index):
+        raise PredictionError(
+            "X and y are of different pairs, or in a different order: align_scores(y, X.index, models) aligns them"
+        )
+
+
 def pair_key(pair: Any) -> frozenset[str]:
     """Return what identifies a pair, whichever model is named first.
 
@@ -122,7 +157,8 @@ def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
         pairs: (n, 2) names; the index of X if None.
 
     Raises:
-        PredictionError: the shapes or indices do not fit, or no pair is complete.
+        PredictionError: the shapes or indices do not fit, values are no numbers, a pair or a metric's name is there
+            twice, or no pair is complete.
 
     >>> index = [("a", "b"), ("a", "c"), ("b", "c")]
     >>> with warnings.catch_warnings():
@@ -132,21 +168,18 @@ def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
     {('a', 'c'): 'no value for x0'}
     """
     names = need_pairs(X, pairs)
-    if (
-        isinstance(y, pd.Series)
-        and isinstance(X, pd.DataFrame)
-        and y.index.nlevels == 2
-        and not y.index.equals(X.index)
-    ):
-        raise PredictionError(
-            "X and y are of different pairs, or in a different order: y = y.reindex(X.index) aligns them"
-        )
-    target = np.asarray(y, dtype=np.float64)
-    if target.shape != (len(names),):
-        raise PredictionError(f"y must be one value for each of {len(names)} pairs, not of shape {target.shape}")
+    check_once(names)
+    check_aligned(X, y)
+    target = as_target(y, len(names))
     index = pd.MultiIndex.from_arrays([names[:, 0], names[:, 1]], names=["model_a", "model_b"])
     frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X)).add_prefix("x")
-    frame = frame.set_axis(index, axis=0).astype(np.float64)
+    if not frame.columns.is_unique:
+        twice = dict.fromkeys(map(str, frame.columns[frame.columns.duplicated()]))
+        raise PredictionError(f"each metric must have a name of its own; more than one is named {', '.join(twice)}")
+    try:
+        frame = frame.set_axis(index, axis=0).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise PredictionError(f"metrics must be numbers, NaN where there is none ({error})") from error
     missing = pd.DataFrame(~np.isfinite(frame.to_numpy()), index=index, columns=frame.columns)
     missing["the target"] = ~np.isfinite(target)
     empty = missing.columns[:-1][missing.iloc[:, :-1].all()].tolist() if len(missing) else []

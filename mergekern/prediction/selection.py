@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergekern.errors import OptionError, PredictionError
 from mergekern.metrics import CATALOGUE
-from mergekern.prediction.pairs import complete_pairs
+from mergekern.prediction.pairs import as_target, complete_pairs
 from mergekern.prediction.pearson import RANK_TOLERANCE
 from mergekern.prediction.published import centred_products, scale
 from mergekern.prediction.splitters import PairSplitter
@@ -169,7 +169,7 @@ def ablate_categories(
 def _select(X: Any, y: Any, direction: str, threshold: float) -> Selection:
     values = np.asarray(X, dtype=np.float64)
     names = X.columns.tolist() if isinstance(X, pd.DataFrame) else list(range(values.shape[1]))
-    target = np.asarray(y, dtype=np.float64)
+    target = as_target(y, len(values))
     if not (np.isfinite(values).all() and np.isfinite(target).all()):
         raise PredictionError("metrics can only be selected on pairs with every value; see complete_pairs")
     scaled = scale(values, np.ones(len(values), dtype=bool))

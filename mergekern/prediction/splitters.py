@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -133,7 +134,7 @@ class LeaveTasksOut(PairSplitter):
 
     def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         n = tasks // 2 if self.n is None else self.n
-        if not 2 <= n <= tasks - 2:
+        if not (isinstance(n, Integral) and 2 <= n <= tasks - 2):
             raise PredictionError(
                 f"{self!r}: of {tasks} tasks from 2 to {tasks - 2} can be held out, so that both sides have pairs"
             )
@@ -167,7 +168,7 @@ class MeasuredPairs(PairSplitter):
         self.seed = seed
 
     def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
-        if not 1 <= self.n < len(codes):
+        if not (isinstance(self.n, Integral) and 1 <= self.n < len(codes)):
             raise PredictionError(f"{self!r}: of {len(codes)} pairs from 1 to {len(codes) - 1} can be measured")
         order = np.lexsort(codes.T[::-1])
         for random in _generators(self.seed, self.repeats):

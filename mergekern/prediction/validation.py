@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.dummy import DummyRegressor
 from sklearn.pipeline import Pipeline
 
+from mergekern.errors import PredictionError
 from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.correlation import pearson_r, spearman_rho
 from mergekern.prediction.pairs import CompletePairs, complete_pairs, task_codes
@@ -149,6 +150,10 @@ def cross_validate_pairs(
     """
     data = complete_pairs(X, y, pairs)
     splitter = LeaveOneTaskOut() if splitter is None else splitter
+    if not isinstance(splitter, PairSplitter):
+        raise PredictionError(f"a splitter over pairs is needed, such as LeaveOneTaskOut(), not {splitter!r}")
+    if permutations < 0 or resamples < 0:
+        raise PredictionError(f"permutations and resamples are at least 0, not {permutations} and {resamples}")
     beside = {"additive": TaskEffectsRegressor(), "constant": DummyRegressor()} if baselines else {}
     validation = _validate(estimator, data, splitter)
     return dataclasses.replace(

@@ -70,6 +70,28 @@ def test_variance_of_few_pairs_gaps_and_constants():
     assert np.isnan(parts.adjusted_tasks)
     with pytest.raises(PredictionError, match="no variance"):
         variance_components([1.0, 1.0, 1.0, np.nan], pairs)
+    # The mean of seven times 0.1 is not 0.1.
+    star = [("a", name) for name in "bcdefgh"]
+    with pytest.raises(PredictionError, match="no variance"):
+        variance_components([0.1] * 7, star)
+    with pytest.raises(PredictionError, match="one value for each of 7 pairs"):
+        variance_components(pd.DataFrame({"y": range(7)}), star)
+
+
+@pytest.mark.parametrize("tasks", ["abcdefgh", "abcd"], ids=["many pairs", "a path and more"])
+def test_effects_are_those_of_least_squares(tasks):
+    random = np.random.default_rng(3)
+    pairs = all_pairs(len(tasks)) if len(tasks) > 4 else [("a", "b"), ("b", "c"), ("c", "d"), ("a", "c"), ("e", "f")]
+    y = 1e3 + random.standard_normal(len(pairs))
+    parts = variance_components(y, pairs)
+    names = parts.effects.index
+    design = np.array([[(name in pair) for name in names] for pair in pairs], dtype=float)
+    expected = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    np.testing.assert_allclose(parts.residuals, expected, atol=1e-10)
+    assert parts.interaction == pytest.approx((expected**2).sum() / ((y - y.mean()) ** 2).sum())
+    freedom = len(y) - np.linalg.matrix_rank(design)
+    adjusted = 1 - parts.interaction * (len(y) - 1) / freedom if freedom else np.nan
+    assert parts.adjusted_tasks == pytest.approx(adjusted, nan_ok=True)
 
 
 def test_fingerprints_by_hand():
@@ -91,6 +113,24 @@ def test_fingerprints_by_hand():
 def test_fingerprints_need_methods_and_metrics(frame):
     with pytest.raises(PredictionError, match="2 coefficients or more of two methods or more"):
         fingerprints(frame, k=2)
+
+
+def test_fingerprints_are_of_numbers():
+    values = np.array([[3.0, 1.0], [-2.0, 0.2], [0.1, -2.0]])
+    assert fingerprints(values, k=2).topk_overlap == fingerprints(pd.DataFrame(values), k=2).topk_overlap
+    with pytest.raises(PredictionError, match="coefficients are numbers"):
+        fingerprints(pd.DataFrame({"metric": ["a", "b"], "tsv": [1.0, 2.0], "ties": [1.0, 2.0]}), k=1)
+
+
+def test_single_metrics_of_arrays_and_of_pairs_that_do_not_fit():
+    X, y = make_pairs()
+    found = individual_correlations(X.to_numpy(), y.to_numpy(), X.index, permutations=9)
+    expected = individual_correlations(X, y, permutations=9)
+    np.testing.assert_array_equal(found.to_numpy(), expected.to_numpy())
+    with pytest.raises(PredictionError, match="a different order"):
+        individual_correlations(X, y.iloc[::-1])
+    with pytest.raises(PredictionError, match="listed more than once"):
+        individual_correlations(pd.concat([X, X.iloc[:1]]), np.append(y, 0.0))
 
 
 def test_single_metrics_where_they_have_values():
@@ -136,6 +176,12 @@ def test_selection_finds_what_matters():
         assert selection.history["train_r"].iloc[-1] == pytest.approx(pearsonr(expected, y)[0])
     assert sorted(backward.history["metric"]) == ["metric2", "metric3", "metric4", "metric5"]
     assert (backward.history["change"] > -0.01).all()
+
+
+def test_selection_needs_a_target_for_each_pair():
+    X, y = make_pairs()
+    with pytest.raises(PredictionError, match="one value for each of 28 pairs"):
+        forward_selection(X, y.iloc[:-1])
 
 
 def test_selection_of_copies_and_of_nothing():

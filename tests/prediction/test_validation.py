@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
@@ -102,7 +103,7 @@ def test_incomplete_pairs_are_named():
 
 def test_what_does_not_fit_is_refused():
     X, y = make_pairs()
-    with pytest.raises(PredictionError, match=r"y\.reindex\(X\.index\)"):
+    with pytest.raises(PredictionError, match=r"align_scores\(y, X\.index, models\)"):
         quick(LinearRegression(), X, y.iloc[::-1])
     with pytest.raises(PredictionError, match="one value for each of 28 pairs"):
         quick(LinearRegression(), X, y.to_numpy()[:-1])
@@ -110,6 +111,24 @@ def test_what_does_not_fit_is_refused():
         quick(LinearRegression(), X, y * np.nan)
     with pytest.raises(PredictionError, match="give pairs="):
         quick(LinearRegression(), X.to_numpy(), y)
+    with pytest.raises(PredictionError, match="y must be numbers"):
+        quick(LinearRegression(), X, ["good"] * len(X))
+    with pytest.raises(PredictionError, match="metrics must be numbers"):
+        quick(LinearRegression(), X.assign(metric0="high"), y)
+    with pytest.raises(PredictionError, match="a name of its own; more than one is named same"):
+        quick(LinearRegression(), X.set_axis(["same", "same", "a", "b"], axis=1), y)
+    with pytest.raises(PredictionError, match="such as LeaveOneTaskOut"):
+        quick(LinearRegression(), X, y, splitter=KFold(3))
+    with pytest.raises(PredictionError, match="at least 0, not -1"):
+        quick(LinearRegression(), X, y, permutations=-1)
+
+
+def test_a_pair_listed_twice_is_refused_in_either_order():
+    X, y = make_pairs()
+    pairs = X.index.tolist()
+    twice = [*pairs, pairs[3][::-1]]
+    with pytest.raises(PredictionError, match="1 pairs are listed more than once, such as task00 and task04"):
+        quick(LinearRegression(), X.to_numpy()[[*range(28), 3]], np.append(y, 0.5), twice)
 
 
 class KnowsPairs(RegressorMixin, BaseEstimator):
