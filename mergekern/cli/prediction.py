@@ -32,7 +32,9 @@ def table_argument(command: Callable) -> Callable:
 
 def result_options(command: Callable) -> Callable:
     """Add the options of commands that show ranked pairs."""
-    command = click.option("--rows", default=20, show_default=True, help="Pairs to show; 0 for all.")(command)
+    command = click.option(
+        "--rows", type=click.IntRange(min=0), default=20, show_default=True, help="Pairs to show; 0 for all."
+    )(command)
     return click.option("--out", type=path_type, help="Also write all pairs here, as .csv.")(command)
 
 

@@ -122,9 +122,9 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         values, names = self._check(X, pairs)
         terms = np.zeros((len(values), 3 + values.shape[1]))
         terms[:, 0] = self.mean_
-        effects = dict(zip(self.tasks_.tolist(), self.effects_.tolist(), strict=True))
-        if names is not None:
-            terms[:, 1:3] = [[effects.get(name, 0.0) for name in pair] for pair in names]
+        if names is not None and len(self.tasks_):
+            at = np.minimum(np.searchsorted(self.tasks_, names), len(self.tasks_) - 1)
+            terms[:, 1:3] = np.where(self.tasks_[at] == names, self.effects_[at], 0.0)
         if self.metrics:
             terms[:, 3:] = self.scaler_.transform(values) * self.coef_
             unmeasured = self.measured_models(names, len(values)) == 0

@@ -159,10 +159,7 @@ class MergePredictor:
             low, high = self.intervals.around(predictions, sd, out["measured_models"].to_numpy()[possible])
             out.loc[possible, ["prediction", "low", "high"]] = np.column_stack([predictions, low, high])
             out.loc[possible, "drivers"] = self._drivers(contributions(self.estimator, rows, names), names)
-        out["remarks"] = [
-            self._remarks(int(count), row, complete)
-            for count, (_, row), complete in zip(out["measured_models"], X.iterrows(), possible, strict=True)
-        ]
+        out["remarks"] = self._remarks(X, out["measured_models"].to_numpy())
         return out.sort_values("prediction", ascending=False, kind="stable", na_position="last")
 
     def explain(self, table: MetricTable) -> pd.DataFrame:
@@ -251,27 +248,35 @@ class MergePredictor:
     def _drivers(self, terms: pd.DataFrame, pairs: np.ndarray) -> list[str]:
         values = terms.drop(columns="mean").to_numpy()
         metrics = list(terms.columns[3:])
-        found = []
-        for row, pair in zip(values, pairs, strict=True):
-            names = [*pair, *metrics]
-            first = np.argsort(-np.abs(row), kind="stable")[:DRIVERS]
-            found.append(", ".join(f"{names[k]} {row[k]:+.3g}" for k in first if row[k] != 0))
-        return found
+        order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :DRIVERS]
+        largest = np.take_along_axis(values, order, axis=1)
+        return [
+            ", ".join(
+                f"{pair[k] if k < 2 else metrics[k - 2]} {term:+.3g}" for k, term in zip(at, moved, strict=True) if term
+            )
+            for pair, at, moved in zip(pairs.tolist(), order.tolist(), largest.tolist(), strict=True)
+        ]
 
-    def _remarks(self, measured: int, row: pd.Series, complete: bool) -> str:
-        if not complete:
-            return f"not predicted: no value for {', '.join(map(str, row.index[~np.isfinite(row)]))}"
-        remarks = []
-        if measured == 0:
-            r = self.expected_r("both unseen")
-            expected = "how well that can be predicted is not known" if r is None else f"expected r {r:.1f}"
-            remarks.append(f"no merge of either model has been measured: {expected}")
-        elif measured == 1:
-            remarks.append("no merge of one of the models has been measured")
-        outside = [name for name, (low, high) in self.ranges.items() if not low <= row[name] <= high]
-        if outside:
-            remarks.append(f"outside of the training pairs in {', '.join(outside)}")
-        return "; ".join(remarks)
+    def _remarks(self, X: pd.DataFrame, measured_models: np.ndarray) -> list[str]:
+        r = self.expected_r("both unseen")
+        # No "-0.0".
+        expected = "how well that can be predicted is not known" if r is None else f"expected r {round(r, 1) + 0.0:.1f}"
+        of_models = [
+            f"no merge of either model has been measured: {expected}",
+            "no merge of one of the models has been measured",
+            "",
+        ]
+        values, names = X.to_numpy(), np.array(list(map(str, X.columns)))
+        missing = ~np.isfinite(values)
+        low, high = np.array(list(self.ranges.values())).T if self.ranges else (-np.inf, np.inf)
+        outside = (values < low) | (values > high)
+        remarks = [of_models[count] for count in measured_models]
+        for row in np.flatnonzero(outside.any(1)):
+            found = f"outside of the training pairs in {', '.join(names[outside[row]])}"
+            remarks[row] = "; ".join(filter(None, (remarks[row], found)))
+        for row in np.flatnonzero(missing.any(1)):
+            remarks[row] = f"not predicted: no value for {', '.join(names[missing[row]])}"
+        return remarks
 
 
 def recommend(predictors: Iterable[MergePredictor], table: MetricTable) -> pd.DataFrame:
@@ -291,32 +296,39 @@ def recommend(predictors: Iterable[MergePredictor], table: MetricTable) -> pd.Da
         raise PredictionError(f"one predictor for each method is needed to recommend one, not {methods}")
     if len(targets) > 1:
         raise PredictionError(f"scores of different targets cannot be compared: {', '.join(sorted(targets))}")
-    frames = {predictor.method: predictor.predict(table) for predictor in predictors}
-    rows = []
-    for pair in table.to_pandas().index:
-        options = []
-        for method in methods:
-            found = frames[method].loc[pair]
-            measured = bool(np.isfinite(found["measured"]))
-            score, low, high = [found["measured"]] * 3 if measured else found[["prediction", "low", "high"]]
-            if np.isfinite(score):
-                options.append((method, score, low, high, measured, found["remarks"]))
-        # Stable: of equal scores, the method that was named first.
-        options.sort(key=lambda option: -option[1])
-        rows.append(_recommendation(options))
-    columns = ["method", "score", "low", "high", "measured", "runner_up", "lead", "clear", "remarks"]
-    out = pd.DataFrame(rows, columns=columns, index=table.to_pandas().index)
+    index = table.to_pandas().index
+    frames = [predictor.predict(table).reindex(index) for predictor in predictors]
+
+    def column(name: str) -> np.ndarray:
+        """Return (pairs, methods + 1) values; the last column, without any, is the runner-up of a single method."""
+        return np.column_stack([*(frame[name].to_numpy() for frame in frames), np.full(len(index), np.nan)])
+
+    measured = np.isfinite(column("measured"))
+    score, low, high = (np.where(measured, column("measured"), column(name)) for name in ("prediction", "low", "high"))
+    # Stable: of equal scores, the method that was named first. Those without a score are last.
+    order = np.argsort(-score, axis=1, kind="stable")
+    best, second = order[:, :1], order[:, 1:2]
+
+    def take(values: np.ndarray, at: np.ndarray = best) -> np.ndarray:
+        return np.take_along_axis(values, at, axis=1)[:, 0]
+
+    named = np.where(np.isfinite(score), np.array([*methods, None], dtype=object), np.array(None, dtype=object))
+    predicted = np.isfinite(take(score))
+    out = pd.DataFrame(
+        {
+            "method": take(named),
+            "score": take(score),
+            "low": np.where(predicted, take(low), np.nan),
+            "high": np.where(predicted, take(high), np.nan),
+            "measured": take(measured),
+            "runner_up": take(named, second),
+            "lead": take(score) - take(score, second),
+            "clear": take(low) > take(high, second),
+            "remarks": np.where(predicted, take(column("remarks")), "not predicted by any method"),
+        },
+        index=index,
+    )
     return out.sort_values("score", ascending=False, kind="stable", na_position="last")
-
-
-def _recommendation(options: list[tuple[Any, ...]]) -> list[Any]:
-    if not options:
-        return [None, np.nan, np.nan, np.nan, False, None, np.nan, False, "not predicted by any method"]
-    method, score, low, high, measured, remarks = options[0]
-    if len(options) == 1:
-        return [method, score, low, high, measured, None, np.nan, False, remarks]
-    second = options[1]
-    return [method, score, low, high, measured, second[0], score - second[1], bool(low > second[3]), remarks]
 
 
 def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> dict[str, Any]:

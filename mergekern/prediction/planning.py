@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -29,25 +30,32 @@ class Design:
         first, second = np.triu_indices(tasks, 1)
         self.pairs = np.stack([first, second], axis=1)
         self.covariance = np.diag([MEAN_RATIO, *np.full(tasks, ratio)])
-        self.rows = np.zeros((len(self.pairs), tasks + 1))
-        self.rows[:, 0] = 1
-        self.rows[np.arange(len(self.pairs))[:, None], 1 + self.pairs] = 1
-        self.moments = self.rows.T @ self.rows
+        # The sum of r rᵀ over all pairs, whose r is 1 at the mean (in front) and at both tasks. No array has a row for
+        # each pair: of 1000 models, that would be 4 GB.
+        self.moments = np.ones((tasks + 1, tasks + 1))
+        self.moments[0, 1:] = self.moments[1:, 0] = tasks - 1
+        np.fill_diagonal(self.moments, [len(self.pairs), *np.full(tasks, tasks - 1)])
 
     def measure(self, pair: int, sign: int = 1) -> None:
         """Add a measurement of a pair, by its row; with sign −1, take one back."""
-        gain = self.covariance @ self.rows[pair]
-        self.covariance = self.covariance - sign * np.outer(gain, gain) / (1 + sign * (self.rows[pair] @ gain))
+        places = [0, *(1 + self.pairs[pair])]
+        gain = self.covariance[:, places].sum(1)
+        self.covariance = self.covariance - sign * np.outer(gain, gain) / (1 + sign * gain[places].sum())
 
     def mean_variance(self) -> float:
         """Return the mean variance of what is predicted of a pair, over all pairs (I-optimality minimises it)."""
-        return float((self.covariance * self.moments).sum() / len(self.rows))
+        return float((self.covariance * self.moments).sum() / len(self.pairs))
 
     def reductions(self) -> np.ndarray:
         """Return (pairs,): by how much measuring each pair would lower `mean_variance`."""
-        gains = self.rows @ self.covariance
-        lowered = np.einsum("ij,jk,ik->i", gains, self.moments, gains)
-        return lowered / (1 + (gains * self.rows).sum(1)) / len(self.rows)
+        lowered = self._squares(self.covariance @ self.moments @ self.covariance)
+        return lowered / (1 + self._squares(self.covariance)) / len(self.pairs)
+
+    def _squares(self, matrix: np.ndarray) -> np.ndarray:
+        """Return (pairs,) rᵀ M r of a symmetric M."""
+        first, second = 1 + self.pairs.T
+        own = np.diagonal(matrix) + 2 * matrix[0]
+        return matrix[0, 0] + own[first] + own[second] + 2 * matrix[first, second]
 
 
 def plan_measurements(
@@ -84,7 +92,7 @@ def plan_measurements(
     done = sorted({at[key] for pair in measured if (key := pair_key(pair)) in at})
     free = np.ones(len(at), dtype=bool)
     free[done] = False
-    if not 1 <= k <= free.sum():
+    if not (isinstance(k, Integral) and 1 <= k <= free.sum()):
         raise PredictionError(f"k must be from 1 to {free.sum()}, the pairs that are not measured yet, not {k}")
     design = Design(len(names), ratio)
     for pair in done:
@@ -126,7 +134,7 @@ def _as_frame(names: list[str], chosen: list[int], done: list[int], ratio: float
     design = Design(len(names), ratio)
     for pair in done:
         design.measure(pair)
-    left = np.zeros(len(design.rows), dtype=bool)
+    left = np.zeros(len(design.pairs), dtype=bool)
     left[chosen] = True
     order, variances = [], []
     while left.any():

@@ -83,7 +83,13 @@ def test_expected_r_is_that_of_the_validation(fitted, table):
     r = predictor.expected_r("both unseen")
     assert -1 <= r <= 1
     assert predictor.validation["partner known"]["folds"] == 6
-    assert f"expected r {r:.1f}" in predictor.predict(table).loc[("task6", "task7"), "remarks"]
+    said = predictor.predict(table).loc[("task6", "task7"), "remarks"].split("; ")[0].split("expected r ")[1]
+    assert float(said) == round(r, 1)
+
+
+def test_an_expected_r_of_nothing_has_no_sign(fitted, table):
+    found = dataclasses.replace(fitted["additive"], validation={"both unseen": {"val_r_mean": -0.02}}).predict(table)
+    assert found.loc[("task6", "task7"), "remarks"] == "no merge of either model has been measured: expected r 0.0"
 
 
 def test_drivers_are_the_largest_terms(fitted, table):
@@ -135,6 +141,26 @@ def test_too_few_scores_are_refused_and_three_suffice(table, scores):
     assert found["prediction"].notna().all()
     assert "how well that can be predicted is not known" in found[found["measured_models"] == 0]["remarks"].iloc[0]
     assert "why_not" in few.validation["both unseen"]
+
+
+@pytest.mark.parametrize("kind", PREDICTORS)
+def test_every_predictor_can_be_fitted_to_three_pairs_of_three_models(kind, table, scores):
+    three = scores[[set(pair) <= {"task0", "task1", "task2"} for pair in scores.index]]
+    assert MergePredictor.fit(table, three, "tsv", kind).predict(table)["prediction"].notna().all()
+
+
+def test_recommend_of_one_method_has_no_runner_up_and_of_no_value_no_method(fitted, table):
+    values = {name: table.matrix(name) for name in table.metrics}
+    values[table.metrics[0]][6, 7] = values[table.metrics[0]][7, 6] = np.nan
+    found = recommend([fitted["linear"]], MetricTable(table.models, values))
+    assert found["runner_up"].isna().all()
+    assert not found["clear"].any()
+    last = found.iloc[-1]
+    assert last.name == ("task6", "task7")
+    assert pd.isna(last["method"])
+    assert last["remarks"] == "not predicted by any method"
+    assert found["measured"].dtype == found["clear"].dtype == bool
+    assert found["measured"].sum() == 15
 
 
 def test_recommend_prefers_what_was_measured_to_be_better(table, scores):
@@ -253,6 +279,7 @@ def test_plan_on_the_command_line(files, table):
         (["fit", "{table}", "--scores", "{scores}", "--method", "tsv", "--out", "m.pkl"], "written as .json"),
         (["fit", "{table}", "--scores", "{scores}", "--method", "tsv", "--out", "no/where/m.json"], "no folder"),
         (["predict", "{table}", "--model", "{scores}"], "not a readable predictor"),
+        (["predict", "{table}", "--model", "{scores}", "--rows", "-1"], "'--rows'.*-1 is not in the range"),
         (["plan-measurements", "{table}", "-k", "999"], "k must be from 1 to 28"),
         (
             ["plan-measurements", "{table}", "-k", "1", "--models", "task1,tsk2"],

@@ -30,6 +30,14 @@ def test_variances_are_those_of_the_information_matrix():
     assert design.mean_variance() == pytest.approx(mean_variance(6, [0, 11, 3]), rel=1e-6)
 
 
+def test_a_design_of_many_models_has_no_row_of_all_models_for_each_pair():
+    design = Design(300)
+    design.measure(5)
+    sizes = [value.nbytes for value in vars(design).values()]
+    assert sum(sizes) < 8 * 300 * len(design.pairs) / 10
+    assert design.reductions().shape == (len(design.pairs),)
+
+
 def test_a_plan_is_near_the_best_of_all_plans():
     names = "abcde"
     chosen = plan_measurements(names, 4)
@@ -60,6 +68,8 @@ def test_measured_pairs_are_not_planned_again():
 def test_impossible_plans_are_refused():
     with pytest.raises(PredictionError, match=r"k must be from 1 to 2, .* not 3"):
         plan_measurements("abc", 3, [("a", "b")])
+    with pytest.raises(PredictionError, match=r"k must be from 1 to 3, .* not 1\.5"):
+        plan_measurements("abc", 1.5)
     with pytest.raises(PredictionError, match="2 models, 1 names"):
         plan_measurements(["a", "a"], 1)
     with pytest.raises(PredictionError, match="positive"):
