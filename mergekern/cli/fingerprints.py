@@ -11,7 +11,7 @@ import click
 from mergekern.checkpoints.formats import is_checkpoint
 from mergekern.cli.display import progress_display
 from mergekern.cli.metrics import show_table
-from mergekern.cli.parameters import ByteSize
+from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.errors import OutputError
 from mergekern.fingerprints import ESTIMATED, Fingerprints
 from mergekern.fingerprints import fingerprint as compute
@@ -30,8 +30,7 @@ from mergekern.table import check_suffix
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
-@click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
-              help="How files are read; pread suits network disks.")  # fmt: skip
+@io_option
 def fingerprint(
     models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
 ) -> None:

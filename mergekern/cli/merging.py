@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,24 @@ import mergekern
 from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.adapter import Adapter
 from mergekern.cli.display import progress_display
-from mergekern.cli.parameters import ByteSize, parse_options
+from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
 from mergekern.files import write_atomically
 from mergekern.merging import mergekit
 
-
-def merge_options(command: Callable) -> Callable:
-    """Add the options that all merges have."""
-    options = [
-        click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-                     "[default: base.* in a folder ZOO]."),
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Write here."),
-        click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before."),
-        click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
-        click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1."),
-        click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G; on a GPU "
-                     "2/5 of what is free there]."),
-        click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
-                     help="What to do about tensors that not all checkpoints share; skip takes the base's."),
-        click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
-                     help="How files are read; pread suits network disks."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+# What all merges have.
+merge_options = with_options(
+    click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
+                 "[default: base.* in a folder ZOO]."),
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Write here."),
+    click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before."),
+    click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
+    click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1."),
+    click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G; on a GPU "
+                 "2/5 of what is free there]."),
+    click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+                 help="What to do about tensors that not all checkpoints share; skip takes the base's."),
+    io_option,
+)  # fmt: skip
 
 
 @click.command()

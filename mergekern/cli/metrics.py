@@ -14,30 +14,24 @@ from rich.table import Table
 import mergekern
 from mergekern.checkpoints import Checkpoint, open_zoo
 from mergekern.cli.display import console, progress_display, readable_bytes
-from mergekern.cli.parameters import ByteSize, Function
+from mergekern.cli.parameters import ByteSize, Function, io_option, with_options
 from mergekern.metrics import CATALOGUE, RANKED_BY, Metric, select
 from mergekern.table import MetricTable, check_suffix
 
-
-def zoo_options(command: Callable) -> Callable:
-    """Add the options that say what the zoo is and how it is read."""
-    options = [
-        click.argument("zoo", type=click.Path(path_type=Path), required=False),
-        click.option(
-            "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-            "[default: base.* in ZOO].",
-        ),
-        click.option(
-            "--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories."
-        ),
-        click.option("--top-k", default=10, show_default=True, help="Dimension of the singular subspaces."),
-        click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
-        click.option("--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
-                     help="How files are read; pread suits network disks."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+# What the zoo is, and how it is read.
+zoo_options = with_options(
+    click.argument("zoo", type=click.Path(path_type=Path), required=False),
+    click.option(
+        "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
+        "[default: base.* in ZOO].",
+    ),
+    click.option(
+        "--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories."
+    ),
+    click.option("--top-k", default=10, show_default=True, help="Dimension of the singular subspaces."),
+    click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
+    io_option,
+)  # fmt: skip
 
 
 @click.command()

@@ -66,6 +66,23 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+def with_options(*options: Callable) -> Callable[[Callable], Callable]:
+    """Return a decorator that gives a command several options, which help shows in this order."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+io_option = click.option(
+    "--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
+    help="How files are read; pread suits network disks.",
+)  # fmt: skip
+
+
 def parse_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     """Return options of a method from NAME=VALUE, the values as JSON where they are."""
     options: dict[str, Any] = {}

@@ -157,7 +157,7 @@ def test_distances_of_nearly_equal_adapters(zoos, tmp_path):
         difference = a @ (b - d) + (a - c) @ d  # exact where the products' difference is not
         expected += (s * difference).square().sum().item()
     assert distance[0, 1] == 0.0
-    assert distance[0, 2] == pytest.approx(expected, rel=1e-7)
+    assert distance[0, 2] == pytest.approx(expected, rel=1e-7, abs=0)
 
 
 def test_distance_of_an_adapter_to_its_merged_model(zoos, tmp_path):
@@ -168,7 +168,7 @@ def test_distance_of_an_adapter_to_its_merged_model(zoos, tmp_path):
     adapter = open_zoo({"a": zoo.adapters["m0"], "merged": merged}, base).models[0]
     expected = sum((merged[name].double() - adapter.read(name)).square().sum().item() for name in merged)
     assert 0 < expected < 1e-8 * found.inner[0, 0]
-    assert found.squared_distance[0, 1] == pytest.approx(expected, rel=1e-5)
+    assert found.squared_distance[0, 1] == pytest.approx(expected, rel=1e-5, abs=0)
 
 
 # --- ranks
