@@ -55,7 +55,7 @@ def assert_same(found, expected):
     found, expected = found.to_pandas(), expected.to_pandas()
     assert list(found.columns) == list(expected.columns)
     for name in found.columns:
-        near = dict(abs=SUBSPACE) if CATALOGUE[name].needs == "spectra" else dict(rel=GEOMETRY)
+        near = dict(abs=SUBSPACE) if CATALOGUE[name].needs == "spectra" else dict(rel=GEOMETRY, abs=0)
         assert found[name].tolist() == pytest.approx(expected[name].tolist(), nan_ok=True, **near), name
 
 
