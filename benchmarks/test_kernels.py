@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from benchmarks import counts
 from mergekern.kernels import dispatch, lapack
+from mergekern.kernels.gram import whole
 from mergekern.kernels.overlap import reference as overlap_reference
 from mergekern.kernels.spectrum import reference as spectrum_reference
 
@@ -23,7 +24,8 @@ def draw(shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def plain_gram(base, tuned, threads=None):
+def plain_gram(blocks, threads=None):
+    ((base, tuned),) = blocks()
     delta = torch.stack(tuned).double() - base.double()
     return delta @ delta.T
 
@@ -40,10 +42,10 @@ def test_gram(benchmark, describe, layer, implementation, dtype):
     base, *tuned = (tensor.to(dtype) for tensor in layer)
     gram = BACKENDS[implementation].gram if implementation in BACKENDS else plain_gram
     if implementation in BACKENDS:
-        np.testing.assert_allclose(gram(base, tuned, THREADS).inner, plain_gram(base, tuned), rtol=1e-10)
+        np.testing.assert_allclose(gram(whole(base, tuned), THREADS).inner, plain_gram(whole(base, tuned)), rtol=1e-10)
     case = f"kernel/gram/{MODELS}x3072x768/{str(dtype).removeprefix('torch.')}"
     describe(case + implementation, counts.gram(MODELS, ELEMENTS, dtype.itemsize), group=case)
-    benchmark(gram, base, tuned, THREADS)
+    benchmark(gram, whole(base, tuned), THREADS)
 
 
 @pytest.mark.parametrize("models", [2, 5, 10, 20, 40, 100, 200])
@@ -54,9 +56,9 @@ def test_gram_growth(benchmark, describe, layer, models, implementation):
     base, *tuned = torch.cat(layer)[: (models + 1) * elements].view(models + 1, elements)
     gram = plain_gram if implementation else BEST.gram
     if not implementation:
-        np.testing.assert_allclose(gram(base, tuned, THREADS).inner, plain_gram(base, tuned), rtol=1e-10)
+        np.testing.assert_allclose(gram(whole(base, tuned), THREADS).inner, plain_gram(whole(base, tuned)), rtol=1e-10)
     describe(f"kernel/gram/{models}x{elements}{implementation}", counts.gram(models, elements, 4), f"{models} models")
-    benchmark(gram, base, tuned, THREADS)
+    benchmark(gram, whole(base, tuned), THREADS)
 
 
 def test_gram_of_a_zoo(benchmark, describe, vit_b16):
@@ -64,11 +66,15 @@ def test_gram_of_a_zoo(benchmark, describe, vit_b16):
     models = [load_file(path) for path in vit_b16.models.values()]
     layers = [(base.flatten(), [m[name].flatten() for m in models]) for name, base in vit_b16.base.items()]
     base, tuned = layers[0]
-    np.testing.assert_allclose(BEST.gram(base, tuned, THREADS).inner, plain_gram(base, tuned), rtol=1e-10, atol=1e-12)
+    found, expected = BEST.gram(whole(base, tuned), THREADS).inner, plain_gram(whole(base, tuned))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
     every = counts.gram(len(models), sum(base.numel() for base, _ in layers), layers[0][0].itemsize)
     describe(f"kernel/gram/{vit_b16.name}x{len(models)}", every)
     benchmark.pedantic(
-        lambda: [BEST.gram(base, tuned, THREADS) for base, tuned in layers], rounds=3, iterations=1, warmup_rounds=1
+        lambda: [BEST.gram(whole(base, tuned), THREADS) for base, tuned in layers],
+        rounds=3,
+        iterations=1,
+        warmup_rounds=1,
     )
 
 

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-def gram(base: tuple[int, int], tuned: list[tuple[int, int]], count: int, threads: int) -> np.ndarray: ...
-def squared_distances(
-    tensors: list[tuple[int, int]], pairs: list[tuple[int, int]], count: int, threads: int
-) -> np.ndarray: ...
+SEGMENT: int
+
+def add_gram(
+    base: tuple[int, int], tuned: list[tuple[int, int]], count: int, split: int, threads: int, sums: np.ndarray
+) -> None: ...
+def add_squared_distances(
+    tensors: list[tuple[int, int]], pairs: Sequence[Sequence[int]], count: int, threads: int, sums: np.ndarray
+) -> None: ...
 def difference(
     base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, out: np.ndarray
 ) -> None: ...

@@ -18,7 +18,6 @@ from benchmarks.baseline import pair_functional_metrics
 from mergekern import Calibration, CalibrationError, MismatchError, NonFiniteError, OptionError, ZooStatistics
 from mergekern.checkpoints import open_zoo
 from mergekern.kernels import dispatch
-from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.probes import Probes, gradients
 from mergekern.probes.runs import Runs
 from mergekern.statistics import FUNCTIONAL
@@ -800,6 +799,8 @@ def test_a_function_that_returns_no_module(refused):
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_run_on_the_device(kind, monkeypatch):
     """There, or here with the device's `gram` alone, by its interpreter."""
+    from mergekern.kernels.gram import on_triton
+
     case, kernels = make_case(kind), backend()
     expected = run(case, dtype=torch.float64)
     devices, grams = set(), []
@@ -807,8 +808,13 @@ def test_models_run_on_the_device(kind, monkeypatch):
     def forward(module, arguments, output):
         devices.add(output[0].device.type if isinstance(output, tuple) else output.device.type)
 
-    gram = DeviceBackend.gram
-    monkeypatch.setattr(DeviceBackend, "gram", lambda *arguments: grams.append(arguments[2]) or gram(*arguments))
+    gram = on_triton.gram
+
+    def counted(blocks, *rest):
+        grams.extend(tuned for _, tuned in blocks())
+        return gram(blocks, *rest)
+
+    monkeypatch.setattr(on_triton, "gram", counted)
     handle = nn.modules.module.register_module_forward_hook(forward)
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
     state = torch.cuda.get_rng_state() if DEVICE.type == "cuda" else None

@@ -27,33 +27,33 @@ std::vector<TensorView> views(const std::vector<Address>& addresses) {
   return out;
 }
 
-py::array_t<double> gram(const Address& base, const std::vector<Address>& tuned, std::size_t count, int threads) {
-  py::array_t<double> out({tuned.size(), tuned.size()});
-  double* data = out.mutable_data();
+using Array = py::array_t<double, py::array::c_style>;
+
+void add_gram(const Address& base, const std::vector<Address>& tuned, std::size_t count, std::size_t split,
+              int threads, Array& sums) {
+  if (sums.ndim() != 2 || sums.shape(0) != sums.shape(1) || static_cast<std::size_t>(sums.shape(0)) != tuned.size())
+    throw py::value_error("sums must be a matrix of all pairs");
+  double* data = sums.mutable_data();
   py::gil_scoped_release release;
-  mergekern::gram(view(base), views(tuned), count, threads, data);
-  return out;
+  mergekern::add_gram(view(base), views(tuned), count, split, threads, data);
 }
 
-py::array_t<double> squared_distances(const std::vector<Address>& tensors,
-                                      const std::vector<std::pair<int, int>>& pairs, std::size_t count, int threads) {
-  py::array_t<double> out(static_cast<py::ssize_t>(pairs.size()));
-  double* data = out.mutable_data();
+void add_squared_distances(const std::vector<Address>& tensors, const std::vector<std::pair<int, int>>& pairs,
+                           std::size_t count, int threads, Array& sums) {
+  if (static_cast<std::size_t>(sums.size()) != pairs.size()) throw py::value_error("sums must be one for each pair");
+  double* data = sums.mutable_data();
   py::gil_scoped_release release;
-  mergekern::squared_distances(views(tensors), pairs, count, threads, data);
-  return out;
+  mergekern::add_squared_distances(views(tensors), pairs, count, threads, data);
 }
 
 void difference(const Address& base, std::size_t base_stride, const Address& tuned, std::size_t tuned_stride,
-                py::array_t<double, py::array::c_style>& out) {
+                Array& out) {
   if (out.ndim() != 2) throw py::value_error("out must be a matrix");
   const std::size_t rows = out.shape(0), columns = out.shape(1);
   double* data = out.mutable_data();
   py::gil_scoped_release release;
   mergekern::difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, data);
 }
-
-using Array = py::array_t<double, py::array::c_style>;
 
 // Throws unless the array is contiguous (which the type says) and holds at least `count` values.
 double* at_least(Array& array, std::size_t count, const char* name) {
@@ -161,9 +161,11 @@ Array magnitudes(const Address& base, const Address& tuned, std::size_t count, s
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "C++ kernels of mergekern; use them through mergekern.kernels";
-  module.def("gram", &gram, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("threads"));
-  module.def("squared_distances", &squared_distances, py::arg("tensors"), py::arg("pairs"), py::arg("count"),
-             py::arg("threads"));
+  module.attr("SEGMENT") = mergekern::kSegment;
+  module.def("add_gram", &add_gram, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("split"),
+             py::arg("threads"), py::arg("sums").noconvert());
+  module.def("add_squared_distances", &add_squared_distances, py::arg("tensors"), py::arg("pairs"), py::arg("count"),
+             py::arg("threads"), py::arg("sums").noconvert());
   module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
              py::arg("tuned_stride"), py::arg("out").noconvert());
   module.def("padded_size", &mergekern::padded_size, py::arg("size"));

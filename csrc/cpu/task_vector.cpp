@@ -4,12 +4,32 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "instruction_set.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+namespace mergekern {
+namespace {
+
+// The inner products of a tile that are wanted: all, those with c ≥ r, or those with c = r.
+enum class Shape { whole, triangle, diagonal };
+
+constexpr bool is_in(Shape shape, std::size_t r, std::size_t c) {
+  return shape == Shape::whole || (shape == Shape::triangle ? c >= r : c == r);
+}
+
+// Inner products of `rows` tensors from `row` on with `columns` tensors from `column` on: one block of registers.
+struct Tile {
+  std::size_t row, rows, column, columns;
+  Shape shape;
+};
+
+}  // namespace
+}  // namespace mergekern
 
 #define KERNEL "task_vector_kernel.hpp"
 #include "for_each_instruction_set.hpp"
@@ -18,29 +38,45 @@ namespace mergekern {
 namespace {
 
 struct Kernels {
-  decltype(&generic::gram_sums) gram_sums;
-  decltype(&generic::gram_unpack) gram_unpack;
+  int tile, tile_sums;
   decltype(&generic::gram_segment) gram_segment;
+  decltype(&generic::gram_add) gram_add;
   decltype(&generic::squared_distance_segment) squared_distance_segment;
   decltype(&generic::difference_rows) difference_rows;
 };
 
 #define MERGEKERN_KERNELS(set) \
-  Kernels { set::gram_sums, set::gram_unpack, set::gram_segment, set::squared_distance_segment, set::difference_rows }
+  Kernels {                                                                                              \
+    set::kTile, set::kTileSums, set::gram_segment, set::gram_add, set::squared_distance_segment,          \
+        set::difference_rows                                                                              \
+  }
 
 const Kernels& kernels() {
   static const Kernels chosen = MERGEKERN_CHOOSE(MERGEKERN_KERNELS);
   return chosen;
 }
 
-// Work is cut into segments of fixed length whose sums are added in order, so that the result
-// does not depend on the number of threads.
-constexpr std::size_t kSegment = 1 << 17;
-// The rows of one chunk, float64, stay in a private cache of 1 MiB. Of many models they are shorter, so that those of
-// two register blocks stay in the innermost cache.
-std::size_t chunk_length(std::size_t rows) {
-  const std::size_t most = (896 << 10) / (sizeof(double) * (rows + 1)) / 64 * 64;
-  return std::clamp<std::size_t>(most, 64, rows <= 32 ? 512 : 256);
+// Elements of a chunk, whose rows are float64 in a private cache; those of two tiles stay in the innermost one. The
+// same for any number of tensors: the sums over a chunk are in the bits of the result.
+constexpr std::size_t kChunk = 256;
+// Tiles of one side of a square of them: the rows that it takes stay in a private cache, however many others there are.
+constexpr std::size_t kTilesTogether = 16;
+// Bytes of partial results held for the segments that are worked on side by side.
+constexpr std::size_t kPartials = 64 << 20;
+
+// The tiles of the pairs i ≤ j of n tensors, or, of a split > 0, of those with i < split ≤ j and of those with i = j.
+std::vector<Tile> tiles_of(std::size_t n, std::size_t split, std::size_t side) {
+  std::vector<Tile> tiles;
+  const std::size_t last_row = split ? split : n, together = kTilesTogether * side;
+  for (std::size_t rows = 0; rows < last_row; rows += together)
+    for (std::size_t columns = std::max(rows, split); columns < n; columns += together)
+      for (std::size_t i = rows; i < std::min(rows + together, last_row); i += side)
+        for (std::size_t j = std::max(i, columns); j < std::min(columns + together, n); j += side)
+          tiles.push_back({i, std::min(side, last_row - i), j, std::min(side, n - j),
+                           i == j ? Shape::triangle : Shape::whole});
+  for (std::size_t i = 0; split && i < n; i += side)
+    tiles.push_back({i, std::min(side, n - i), i, std::min(side, n - i), Shape::diagonal});
+  return tiles;
 }
 
 double decode_float8(unsigned bits, int exponent_bits, int mantissa_bits, int bias, bool has_infinity) {
@@ -59,30 +95,30 @@ void check(const TensorView& view, std::size_t count, const char* role) {
   if (!view.data && count) throw std::invalid_argument(std::string("null pointer for ") + role);
 }
 
-// Calls segment(index, start, stop, scratch, partial) for every segment, on `threads` threads, and
-// returns the partial results, `partial_size` float64 for each segment, one after another.
-template <typename Segment>
-std::unique_ptr<double[]> over_segments(std::size_t count, int threads, std::size_t scratch_size,
-                                        std::size_t partial_size, Segment segment) {
+// Calls segment(start, stop, scratch, partial) for every segment, on `threads` threads, and then add(partial) in order:
+// work is cut into segments of fixed length so that the result does not depend on the number of threads.
+template <typename Segment, typename Add>
+void over_segments(std::size_t count, int threads, std::size_t scratch_size, std::size_t partial_size, Segment segment,
+                   Add add) {
   const std::ptrdiff_t segments = static_cast<std::ptrdiff_t>((count + kSegment - 1) / kSegment);
-  std::unique_ptr<double[]> partials(new double[segments * partial_size]());
   threads = std::max(1, std::min<int>(threads, static_cast<int>(segments)));
+  const std::ptrdiff_t fitting = kPartials / (sizeof(double) * std::max<std::size_t>(partial_size, 1));
+  const std::ptrdiff_t together = std::min(segments, std::max<std::ptrdiff_t>(1, fitting / threads) * threads);
+  std::unique_ptr<double[]> partials(new double[together * partial_size]);
   // On a cache line: registers that straddle two are read at half the speed.
   scratch_size = (scratch_size + 7) / 8 * 8;
   std::unique_ptr<double[]> memory(new double[threads * scratch_size + 8]);
   double* scratch = memory.get() + (64 - reinterpret_cast<std::uintptr_t>(memory.get()) % 64) % 64 / 8;
+  for (std::ptrdiff_t first = 0; first < segments; first += together) {
+    const std::ptrdiff_t last = std::min(segments, first + together);
+    std::fill(partials.get(), partials.get() + (last - first) * partial_size, 0.0);
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int thread = 0; thread < threads; ++thread)
-    for (std::ptrdiff_t s = thread; s < segments; s += threads)
-      segment(s * kSegment, std::min(count, (s + 1) * kSegment), scratch + thread * scratch_size,
-              partials.get() + s * partial_size);
-  return partials;
-}
-
-void add_in_order(const double* partials, std::size_t count, std::size_t size, double* out) {
-  std::fill(out, out + size, 0.0);
-  for (std::size_t s = 0; s < (count + kSegment - 1) / kSegment; ++s)
-    for (std::size_t e = 0; e < size; ++e) out[e] += partials[s * size + e];
+    for (int thread = 0; thread < threads; ++thread)
+      for (std::ptrdiff_t s = first + thread; s < last; s += threads)
+        segment(s * kSegment, std::min(count, (s + 1) * kSegment), scratch + thread * scratch_size,
+                partials.get() + (s - first) * partial_size);
+    for (std::ptrdiff_t s = first; s < last; ++s) add(partials.get() + (s - first) * partial_size);
+  }
 }
 
 }  // namespace
@@ -99,35 +135,37 @@ const Float8Tables& float8_tables() {
   return tables;
 }
 
-void gram(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, int threads, double* out) {
+void add_gram(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, std::size_t split,
+              int threads, double* sums) {
   const std::size_t n = tuned.size();
   if (base.data) check(base, count, "base");
   for (const TensorView& view : tuned) check(view, count, "tuned");
+  if (split > n) throw std::invalid_argument("a split is at most the number of tensors");
   const Kernels& run = kernels();
-  const std::size_t length = chunk_length(n);
-  const std::size_t size = run.gram_sums(n);
-  auto partials = over_segments(count, threads, (n + 1) * generic::row_stride(length), size,
-                                [&](std::size_t start, std::size_t stop, double* scratch, double* partial) {
-                                  run.gram_segment(base, tuned.data(), n, start, stop, length, scratch, partial);
-                                });
-  std::vector<double> sums(size);
-  add_in_order(partials.get(), count, size, sums.data());
-  run.gram_unpack(sums.data(), n, out);
+  const std::vector<Tile> tiles = tiles_of(n, split, run.tile);
+  over_segments(
+      count, threads, (n + 1) * generic::row_stride(kChunk), tiles.size() * run.tile_sums,
+      [&](std::size_t start, std::size_t stop, double* scratch, double* partial) {
+        run.gram_segment(base, tuned.data(), n, tiles, start, stop, kChunk, scratch, partial);
+      },
+      [&](const double* partial) { run.gram_add(partial, tiles, n, sums); });
 }
 
-void squared_distances(const std::vector<TensorView>& tensors, const std::vector<std::pair<int, int>>& pairs,
-                       std::size_t count, int threads, double* out) {
+void add_squared_distances(const std::vector<TensorView>& tensors, const std::vector<std::pair<int, int>>& pairs,
+                           std::size_t count, int threads, double* sums) {
   for (const TensorView& view : tensors) check(view, count, "tensor");
   for (const auto& pair : pairs)
     for (int index : {pair.first, pair.second})
       if (index < 0 || index >= static_cast<int>(tensors.size())) throw std::invalid_argument("pair out of range");
   const Kernels& run = kernels();
-  const std::size_t length = chunk_length(tensors.size());
-  auto partials = over_segments(count, threads, tensors.size() * generic::row_stride(length), pairs.size(),
-                                [&](std::size_t start, std::size_t stop, double* scratch, double* partial) {
-                                  run.squared_distance_segment(tensors, pairs, start, stop, length, scratch, partial);
-                                });
-  add_in_order(partials.get(), count, pairs.size(), out);
+  over_segments(
+      count, threads, tensors.size() * generic::row_stride(kChunk), pairs.size(),
+      [&](std::size_t start, std::size_t stop, double* scratch, double* partial) {
+        run.squared_distance_segment(tensors, pairs, start, stop, kChunk, scratch, partial);
+      },
+      [&](const double* partial) {
+        for (std::size_t p = 0; p < pairs.size(); ++p) sums[p] += partial[p];
+      });
 }
 
 void difference(const TensorView& base, std::size_t base_stride, const TensorView& tuned, std::size_t tuned_stride,

@@ -36,12 +36,24 @@ class ReadAhead {
   const char *at_ = nullptr, *end_ = nullptr;
 };
 
+// a·b + c, in one rounding where the instruction set has it: left to the compiler, that might differ between two
+// kernels that are to give the same bits.
+MERGEKERN_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
+#if LANES == 8
+  return _mm512_fmadd_pd(a, b, c);
+#elif LANES == 4
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Float64 that the sums of one register block take in memory.
 constexpr int kTileSums = (kTile * kTile + LANES - 1) / LANES * LANES;
 
-// out[r·COLUMNS + c] += <rows + r·stride, columns + c·stride> for a block of sums in registers, on the diagonal only
-// those with c ≥ r; length a multiple of LANES.
-template <int ROWS, int COLUMNS, bool DIAGONAL>
+// out[r·COLUMNS + c] += <rows + r·stride, columns + c·stride> for a block of sums in registers, of those that its shape
+// names; length a multiple of LANES. What is added to one of them depends on its two rows alone, in either order.
+template <int ROWS, int COLUMNS, Shape SHAPE>
 void tile_products(const double* rows, const double* columns, std::size_t stride, std::size_t length, double* out,
                    ReadAhead& read_ahead) {
   ReadAhead ahead = read_ahead;  // in registers
@@ -53,10 +65,10 @@ void tile_products(const double* rows, const double* columns, std::size_t stride
     for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * stride + e);
 #pragma GCC unroll 8
     for (int c = 0; c < COLUMNS; ++c) {
-      const Lanes column = DIAGONAL ? row[c] : load(columns + c * stride + e);
+      const Lanes column = SHAPE == Shape::whole ? load(columns + c * stride + e) : row[c];
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r)
-        if (!DIAGONAL || c >= r) sum[r * COLUMNS + c] += row[r] * column;
+        if (is_in(SHAPE, r, c)) sum[r * COLUMNS + c] = multiply_add(row[r], column, sum[r * COLUMNS + c]);
     }
   }
   read_ahead = ahead;
@@ -65,19 +77,22 @@ void tile_products(const double* rows, const double* columns, std::size_t stride
     store(out + i, load(out + i) + sums_of_lanes(*reinterpret_cast<const Lanes(*)[LANES]>(sum + i)));
 }
 
-// tile_products of ROWS and at most kTile columns.
+// tile_products of ROWS rows.
 template <int ROWS>
-void tile_of(std::size_t columns, bool diagonal, const double* left, const double* right, std::size_t stride,
-             std::size_t length, double* out, ReadAhead& ahead) {
-  if (diagonal) return tile_products<ROWS, ROWS, true>(left, right, stride, length, out, ahead);
-  switch (columns) {
-    case 1: return tile_products<ROWS, 1, false>(left, right, stride, length, out, ahead);
-    case 2: return tile_products<ROWS, 2, false>(left, right, stride, length, out, ahead);
+void tile_of(const Tile& tile, const double* left, const double* right, std::size_t stride, std::size_t length,
+             double* out, ReadAhead& ahead) {
+  if (tile.shape == Shape::triangle)
+    return tile_products<ROWS, ROWS, Shape::triangle>(left, right, stride, length, out, ahead);
+  if (tile.shape == Shape::diagonal)
+    return tile_products<ROWS, ROWS, Shape::diagonal>(left, right, stride, length, out, ahead);
+  switch (tile.columns) {
+    case 1: return tile_products<ROWS, 1, Shape::whole>(left, right, stride, length, out, ahead);
+    case 2: return tile_products<ROWS, 2, Shape::whole>(left, right, stride, length, out, ahead);
 #if LANES == 8
-    case 3: return tile_products<ROWS, 3, false>(left, right, stride, length, out, ahead);
-    case 4: return tile_products<ROWS, 4, false>(left, right, stride, length, out, ahead);
+    case 3: return tile_products<ROWS, 3, Shape::whole>(left, right, stride, length, out, ahead);
+    case 4: return tile_products<ROWS, 4, Shape::whole>(left, right, stride, length, out, ahead);
 #endif
-    default: return tile_products<ROWS, kTile, false>(left, right, stride, length, out, ahead);
+    default: return tile_products<ROWS, kTile, Shape::whole>(left, right, stride, length, out, ahead);
   }
 }
 
@@ -85,16 +100,10 @@ void tile_of(std::size_t columns, bool diagonal, const double* left, const doubl
 // all fall into one set of the cache.
 inline std::size_t row_stride(std::size_t chunk_length) { return chunk_length + 8; }
 
-// Float64 that gram_segment writes for n tensors.
-std::size_t gram_sums(std::size_t n) {
-  const std::size_t blocks = (n + kTile - 1) / kTile;
-  return blocks * (blocks + 1) / 2 * kTileSums;
-}
-
-// Adds the inner products of elements [start, stop) of n tensors to `sums`, in register blocks (see gram_unpack).
+// Adds the inner products of elements [start, stop) of n tensors to `sums`, kTileSums for each tile (see gram_add).
 // `chunk` holds n + 1 rows.
-void gram_segment(const TensorView& base, const TensorView* tuned, std::size_t n, std::size_t start, std::size_t stop,
-                  std::size_t chunk_length, double* chunk, double* sums) {
+void gram_segment(const TensorView& base, const TensorView* tuned, std::size_t n, const std::vector<Tile>& tiles,
+                  std::size_t start, std::size_t stop, std::size_t chunk_length, double* chunk, double* sums) {
   const std::size_t stride = row_stride(chunk_length);
   double* base_row = chunk + n * stride;
   for (std::size_t at = start; at < stop; at += chunk_length) {
@@ -109,32 +118,33 @@ void gram_segment(const TensorView& base, const TensorView* tuned, std::size_t n
     const std::size_t next = at + chunk_length, after = next + chunk_length < stop ? next + chunk_length : stop;
     ReadAhead ahead(&base, tuned, n, next, after);
     double* out = sums;
-    for (std::size_t i = 0; i < n; i += kTile)
-      for (std::size_t j = i; j < n; j += kTile, out += kTileSums) {
-        const std::size_t columns = n - j;
-        const double *left = chunk + i * stride, *right = chunk + j * stride;
-        switch (n - i) {
-          case 1: tile_of<1>(columns, i == j, left, right, stride, length, out, ahead); break;
-          case 2: tile_of<2>(columns, i == j, left, right, stride, length, out, ahead); break;
+    for (const Tile& tile : tiles) {
+      const double *left = chunk + tile.row * stride, *right = chunk + tile.column * stride;
+      switch (tile.rows) {
+        case 1: tile_of<1>(tile, left, right, stride, length, out, ahead); break;
+        case 2: tile_of<2>(tile, left, right, stride, length, out, ahead); break;
 #if LANES == 8
-          case 3: tile_of<3>(columns, i == j, left, right, stride, length, out, ahead); break;
-          case 4: tile_of<4>(columns, i == j, left, right, stride, length, out, ahead); break;
+        case 3: tile_of<3>(tile, left, right, stride, length, out, ahead); break;
+        case 4: tile_of<4>(tile, left, right, stride, length, out, ahead); break;
 #endif
-          default: tile_of<kTile>(columns, i == j, left, right, stride, length, out, ahead);
-        }
+        default: tile_of<kTile>(tile, left, right, stride, length, out, ahead);
       }
+      out += kTileSums;
+    }
   }
 }
 
-// matrix (n × n, whole) from the sums of gram_segment.
-void gram_unpack(const double* sums, std::size_t n, double* matrix) {
-  for (std::size_t i = 0; i < n; i += kTile)
-    for (std::size_t j = i; j < n; j += kTile, sums += kTileSums) {
-      const std::size_t rows = n - i < kTile ? n - i : kTile, columns = n - j < kTile ? n - j : kTile;
-      for (std::size_t r = 0; r < rows; ++r)
-        for (std::size_t c = i == j ? r : 0; c < columns; ++c)
-          matrix[(i + r) * n + j + c] = matrix[(j + c) * n + i + r] = sums[r * columns + c];
-    }
+// Adds the sums of gram_segment to the matrix (n × n), on both sides of its diagonal.
+void gram_add(const double* sums, const std::vector<Tile>& tiles, std::size_t n, double* matrix) {
+  for (const Tile& tile : tiles) {
+    for (std::size_t r = 0; r < tile.rows; ++r)
+      for (std::size_t c = 0; c < tile.columns; ++c)
+        if (is_in(tile.shape, r, c)) {
+          const std::size_t i = tile.row + r, j = tile.column + c;
+          matrix[j * n + i] = matrix[i * n + j] += sums[r * tile.columns + c];
+        }
+    sums += kTileSums;
+  }
 }
 
 // Adds ‖a − b‖² of elements [start, stop) of each pair to out[pair]. `chunk` holds one row for each tensor.
@@ -156,7 +166,7 @@ void squared_distance_segment(const std::vector<TensorView>& tensors, const std:
       Lanes sum = {};
       for (std::size_t e = 0; e < length; e += LANES) {
         const Lanes difference = load(a + e) - load(b + e);
-        sum += difference * difference;
+        sum = multiply_add(difference, difference, sum);
       }
       out[p] += sum_of_lanes(sum);
     }

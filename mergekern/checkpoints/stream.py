@@ -16,6 +16,9 @@ from mergekern.checkpoints.zoo import Zoo, ZooTensor
 from mergekern.errors import NonFiniteError, OptionError
 
 DEFAULT_MAX_MEMORY = 1 << 30
+# Elements over which the kernels of the processor sum at a time (kSegment of csrc/cpu): sums over ranges that end at
+# multiples of it are those over the whole tensor, to the last bit.
+SEGMENT = 1 << 17
 
 
 class Layer:
@@ -62,7 +65,9 @@ class Layer:
     def blocks(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
         """Yield (base, [tuned_0, ...]) over ranges of the flattened tensor, all models at a time.
 
-        Each is 1-D and contiguous, in its own storage dtype; all of one block together stay in the budget.
+        Each is 1-D and contiguous, in its own storage dtype; all of one block together stay in the budget. Where it
+        holds `SEGMENT` elements of every model, ranges end at multiples of that, so that statistics do not depend on
+        the budget; under a smaller one their last bits may.
 
         Raises:
             OptionError: the budget does not hold even one element of every model.
@@ -76,6 +81,8 @@ class Layer:
         if step == 0:
             models = len(self._element_bytes)
             raise OptionError(f"max_memory={self._max_memory} bytes does not hold one element of {models} checkpoints")
+        if step >= SEGMENT:
+            step -= step % SEGMENT
         for start in range(0, count, step):
             # No name here refers to a block, so that it is gone before the next one is read if its user lets it go.
             yield self._block(start, min(start + step, count))

@@ -13,7 +13,7 @@ import torch
 from mergekern.errors import OptionError
 from mergekern.kernels.combine import Rule
 from mergekern.kernels.cuda_module import CudaModule, RawCudaModule
-from mergekern.kernels.gram import Gram
+from mergekern.kernels.gram import Blocks, Gram
 from mergekern.kernels.spectrum import DeviceSpectra, Stack
 from mergekern.kernels.trim import ModelBlocks
 
@@ -63,12 +63,16 @@ class DeviceBackend:
 
         return on_triton.inner_products(layers)
 
-    def gram(self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int) -> Gram:
-        """Return the Gram of one tensor, wherever it lies, and wait for it; `threads` means nothing here."""
+    def gram(self, blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
+        """Return the Gram of one tensor, wherever it lies; see mergekern.kernels.gram.on_triton."""
         from mergekern.kernels.gram import on_triton
 
-        there = [tensor.to(self.device) for tensor in tuned]
-        return on_triton.gram(None if base is None else base.to(self.device), there)
+        def there() -> Iterator[tuple[torch.Tensor | None, Sequence[torch.Tensor]]]:
+            for base, tuned in blocks():
+                yield None if base is None else base.to(self.device), [tensor.to(self.device) for tensor in tuned]
+                del base, tuned
+
+        return on_triton.gram(there, threads, split)
 
     def squared_distances(self, tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         """See mergekern.kernels.gram.on_triton."""

@@ -7,7 +7,7 @@ the backend that ran.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from mergekern.errors import OptionError
 from mergekern.kernels import native
 from mergekern.kernels.device_backend import DeviceBackend, cuda_backend
-from mergekern.kernels.gram import Gram
+from mergekern.kernels.gram import Blocks, Gram
 from mergekern.kernels.gram import on_cpu as gram_on_cpu
 from mergekern.kernels.overlap import on_cpu as overlap_on_cpu
 from mergekern.kernels.spectrum import Spectrum
@@ -31,13 +31,13 @@ class Backend:
 
     Attributes:
         name: recorded in the provenance of every table.
-        gram: (base, tuned, threads) -> Gram.
+        gram: (blocks, threads, split) -> Gram.
         spectrum: (blocks, shape, top_k, spectrum_k) -> Spectrum.
         overlap: (bases) -> (N, N).
     """
 
     name: str
-    gram: Callable[[torch.Tensor | None, Sequence[torch.Tensor], int], Gram]
+    gram: Callable[[Blocks, int, int], Gram]
     spectrum: Callable[[spectrum_on_cpu.Blocks, tuple[int, int], int, int], Spectrum]
     overlap: Callable[[np.ndarray], np.ndarray]
 

@@ -61,8 +61,11 @@ class Measurement(ABC):
         return layer.content_hashes()
 
     @abstractmethod
-    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor) -> Any:
+    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Any:
         """Begin to measure one tensor; the pool is there for work on the processor.
+
+        With `split` > 0 only what is new where models are added to the first `split` ones: inner products and distances
+        of the pairs i < split ≤ j, and the lengths of all. Other entries are zeros, and there are no spectra.
 
         Raises:
             NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mergekern.checkpoints import FactoredLayer
-from mergekern.kernels.gram import Gram, distances_from_inner
+from mergekern.kernels.gram import Gram, distances_from_inner, wanted_pairs
 from mergekern.kernels.low_rank import on_cpu as low_rank
 from mergekern.kernels.native import difference
 from mergekern.kernels.spectrum import RANK_TOLERANCE, Spectrum, zero_spectrum
@@ -43,6 +43,7 @@ class FactoredMeasurement:
         with_bases: whether singular vectors are.
         overlap: the kernel.
         tile_bytes: of singular vectors held for one side of a tile of pairs of models.
+        split: see `Measurement.begin`.
     """
 
     layer: FactoredLayer
@@ -54,6 +55,7 @@ class FactoredMeasurement:
     with_bases: bool
     overlap: Callable[[np.ndarray], np.ndarray]
     tile_bytes: int
+    split: int
     _found: dict[int, Spectrum] = field(default_factory=dict)
 
     @cached_property
@@ -170,7 +172,8 @@ class FactoredMeasurement:
             mixed = self._triplets(factored).inner_with([partial(self._deltas, i) for i in range(len(whole))])
             inner[np.ix_(whole, factored)] = mixed
             inner[np.ix_(factored, whole)] = mixed.T
-        distance, spoilt = distances_from_inner(inner)
+        inner[~wanted_pairs(len(inner), self.split)] = 0.0
+        distance, spoilt = distances_from_inner(inner, self.split)
         if self.stored is not None:
             distance[np.ix_(whole, whole)] = self.stored.squared_distance
         for pair in spoilt:

@@ -11,7 +11,7 @@ import numpy as np
 from mergekern.checkpoints import FactoredLayer, Layer, Zoo, ZooTensor
 from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY, non_finite
 from mergekern.kernels.dispatch import Backend
-from mergekern.kernels.gram import Gram
+from mergekern.kernels.gram import Gram, split_among
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.measurement import Measurement
 from mergekern.measurement.factored import FactoredMeasurement
@@ -47,17 +47,19 @@ class CpuMeasurement(Measurement):
         """Return "device" and "backend"."""
         return {"device": "cpu", "backend": self.backend.name}
 
-    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor) -> Begun:
+    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Begun:
         """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model.
 
         Of a layer with factors, everything is one task.
         """
         if isinstance(layer, FactoredLayer):
-            return pool.submit(self._factored(layer, pool).measure)
-        return self._begin_stored(layer, zoo, pool)
+            return pool.submit(self._factored(layer, pool, split).measure)
+        return self._begin_stored(layer, zoo, pool, split)
 
-    def _factored(self, layer: FactoredLayer, pool: ThreadPoolExecutor) -> FactoredMeasurement:
-        stored = None if layer.stored is None else self._begin_stored(layer.stored, layer.stored_zoo, pool)
+    def _factored(self, layer: FactoredLayer, pool: ThreadPoolExecutor, split: int) -> FactoredMeasurement:
+        stored = None
+        if layer.stored is not None:
+            stored = self._begin_stored(layer.stored, layer.stored_zoo, pool, split_among(layer.whole, split))
         memory = DEFAULT_MAX_MEMORY if self.max_memory is None else self.max_memory
         return FactoredMeasurement(
             layer,
@@ -65,24 +67,20 @@ class CpuMeasurement(Measurement):
             None if stored is None else stored.spectra,
             self.top_k,
             self.spectrum_k,
-            self.with_spectrum and layer.tensor.is_matrix,
+            self.with_spectrum and layer.tensor.is_matrix and not split,
             self.with_bases,
             self.backend.overlap,
             memory // (2 * self.threads),
+            split,
         )
 
-    def _begin_stored(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> BegunLayer:
-        models = len(zoo.models)
-        gram = Gram(np.zeros((models, models)), np.zeros((models, models)))
-        for base, tuned in layer.blocks():
-            part = self.backend.gram(base, tuned, self.threads)
-            gram = Gram(gram.inner + part.inner, gram.squared_distance + part.squared_distance)
-            del base, tuned
+    def _begin_stored(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor, split: int) -> BegunLayer:
+        gram = self.backend.gram(layer.blocks, self.threads, split)
         if not np.isfinite(gram.inner).all():
             raise non_finite(layer, zoo)
-        if not (self.with_spectrum and layer.tensor.is_matrix):
+        if split or not (self.with_spectrum and layer.tensor.is_matrix):
             return BegunLayer(layer.tensor, gram, None)
-        spectra = [pool.submit(self.factorise, layer, model) for model in range(models)]
+        spectra = [pool.submit(self.factorise, layer, model) for model in range(len(zoo.models))]
         return BegunLayer(layer.tensor, gram, spectra)
 
     def factorise(self, layer: Layer, model: int) -> Spectrum:

@@ -19,7 +19,7 @@ import torch
 from mergekern.checkpoints import FactoredLayer, Layer, Zoo
 from mergekern.checkpoints.stream import non_finite
 from mergekern.kernels.device_backend import DeviceBackend
-from mergekern.kernels.gram import distances_from_inner
+from mergekern.kernels.gram import distances_from_inner, wanted_pairs
 from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
 from mergekern.kernels.transfer import Uploader, on_stream
 from mergekern.measurement import Measurement
@@ -40,8 +40,8 @@ MATRICES_PER_MULTIPROCESSOR = 2
 class _Request:
     """A layer that is waiting for its batch, and then what became of it."""
 
-    def __init__(self, layer: Layer, zoo: Zoo, tensors: list[torch.Tensor]) -> None:
-        self.layer, self.zoo = layer, zoo
+    def __init__(self, layer: Layer, zoo: Zoo, tensors: list[torch.Tensor], split: int) -> None:
+        self.layer, self.zoo, self.split = layer, zoo, split
         self.tensors = tensors  # on the device, until the batch is launched
         self.batch: _Batch | None = None
         self.position = 0
@@ -103,17 +103,22 @@ class DeviceMeasurement(Measurement):
         """Return the content hashes of a layer, made on all threads: one of them is slower than the bus."""
         return layer.content_hashes(pool.map)
 
-    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor) -> _Request | Begun:
-        """Send one layer to the device, and launch a batch if there is enough for one."""
+    def begin(
+        self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0
+    ) -> _Request | Begun:
+        """Send one layer to the device, and launch a batch if there is enough for one.
+
+        All pairs are measured there also where `split` names some: reading the weights is what takes the time.
+        """
         if isinstance(layer, FactoredLayer):
-            return self.fallback.begin(layer, zoo, pool)
+            return self.fallback.begin(layer, zoo, pool, split=split)
         with self._lock:
             if layer.is_split:
-                return self._measure_split(layer, zoo, pool)
-            request = _Request(layer, zoo, self._uploader.upload(layer.tensors(self.backend.device), pool))
+                return self._measure_split(layer, zoo, pool, split)
+            request = _Request(layer, zoo, self._uploader.upload(layer.tensors(self.backend.device), pool), split)
             layer.release()
             self._waiting.append(request)
-            matrices = sum(len(r.tensors) - 1 for r in self._waiting if self._is_factorised(r.layer))
+            matrices = sum(len(r.tensors) - 1 for r in self._waiting if self._is_factorised(r))
             size = sum(r.layer.nbytes for r in self._waiting)
             if matrices >= MATRICES_PER_MULTIPROCESSOR * self.backend.multiprocessors or 4 * size >= self.max_memory:
                 self._launch()
@@ -131,7 +136,8 @@ class DeviceMeasurement(Measurement):
             inner = request.batch.inner[request.position].cpu().numpy()
             if not np.isfinite(inner).all():
                 raise non_finite(request.layer, request.zoo)
-            distance, spoilt = distances_from_inner(inner)
+            inner = np.where(wanted_pairs(len(inner), request.split), inner, 0.0)
+            distance, spoilt = distances_from_inner(inner, request.split)
             measured = request.batch.spectra.pop(request.position, None)
             spectrum = None if measured is None else self._fetch(request.layer, measured)
         if spoilt:
@@ -139,8 +145,8 @@ class DeviceMeasurement(Measurement):
             distance[i, j] = distance[j, i] = self._squared_distances(request.layer, spoilt)
         return LayerStatistics(request.layer.tensor.name, request.shape, inner, distance, spectrum)
 
-    def _is_factorised(self, layer: Layer) -> bool:
-        return self.with_spectrum and layer.tensor.is_matrix
+    def _is_factorised(self, request: _Request) -> bool:
+        return self.with_spectrum and request.layer.tensor.is_matrix and not request.split
 
     def _launch(self) -> None:
         """Queue the kernels for everything that is waiting."""
@@ -151,7 +157,7 @@ class DeviceMeasurement(Measurement):
             matrices = {
                 position: Stack(request.tensors[0], request.tensors[1:])
                 for position, request in enumerate(requests)
-                if self._is_factorised(request.layer)
+                if self._is_factorised(request)
             }
             batch = _Batch(inner, self._factorise(matrices))
         for position, request in enumerate(requests):
@@ -247,10 +253,10 @@ class DeviceMeasurement(Measurement):
                 total += self.backend.squared_distances(there, pairs).cpu().numpy()
         return total
 
-    def _measure_split(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor) -> _Request:
+    def _measure_split(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor, split: int) -> _Request:
         """Measure a layer that is larger than the budget: block by block, its matrices a few models at a time."""
         models = len(zoo.models)
-        request = _Request(layer, zoo, [])
+        request = _Request(layer, zoo, [], split)
         with on_stream(self._stream):
             total = torch.zeros(1, models, models, dtype=torch.float64, device=self.backend.device)
         for base, tuned in layer.blocks():
@@ -260,7 +266,7 @@ class DeviceMeasurement(Measurement):
                 self._hand_over(there)
                 total += self.backend.inner_products([there])
         spectra: dict[int, _DeviceLayer] = {}
-        if self._is_factorised(layer):
+        if self._is_factorised(request):
             spectra = self._factorise_split(layer, pool, models)
         request.batch = _Batch(total, spectra)
         return request

@@ -6,17 +6,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekern.checkpoints import LayerStream, open_checkpoint
+from mergekern.checkpoints import Layer, LayerStream, open_checkpoint
 from mergekern.checkpoints.zoo import align
 from mergekern.errors import OptionError
-from mergekern.kernels.gram import Gram
+from mergekern.kernels.gram import Blocks, Gram
 from mergekern.statistics import LayerStatistics
 
 FOLDER_PREFIX = ".gradients-"
@@ -30,10 +30,10 @@ class GradientKeeper:
     Args:
         folder: for files.
         max_memory: bytes held at a time.
-        gram: the kernel, of several vectors.
+        gram: the kernel.
     """
 
-    def __init__(self, folder: Path, max_memory: int, gram: Callable[[Sequence[Tensor]], Gram]) -> None:
+    def __init__(self, folder: Path, max_memory: int, gram: Callable[[Blocks], Gram]) -> None:
         self._folder, self._max_memory, self._gram = folder, max_memory, gram
         self._held = 0
 
@@ -61,13 +61,16 @@ class GradientKeeper:
         opened = [open_checkpoint(kept, f"gradients_{index}") for index, kept in enumerate(every)]
         # A gradient has no base: the first one stands in its place, and is left out.
         for layer in LayerStream(align(opened[0], opened), self._max_memory):
-            gram = Gram(*(np.zeros((len(opened),) * 2) for _ in range(2)))
-            for _, gradients in layer.blocks():
-                part = self._gram(gradients)
-                gram = Gram(gram.inner + part.inner, gram.squared_distance + part.squared_distance)
-                del gradients
+            gram = self._gram(partial(_without_base, layer))
             layer.release()
             yield LayerStatistics(layer.tensor.name, layer.tensor.shape, *gram)
+
+
+def _without_base(layer: Layer) -> Iterator[tuple[None, list[Tensor]]]:
+    for base, gradients in layer.blocks():
+        del base
+        yield None, gradients
+        del gradients
 
 
 def dense(gradient: Tensor | None, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from mergekern.calibration import Inputs, Task, check_classes
 from mergekern.errors import CalibrationError, NonFiniteError
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
-from mergekern.kernels.gram import Gram
+from mergekern.kernels.gram import Blocks, Gram, whole
 from mergekern.probes.batches import batches, length, rows_of
 from mergekern.probes.gradients import GradientKeeper, Kept, dense, temporary_folder
 from mergekern.probes.hooks import only_output, outputs_of
@@ -125,7 +125,7 @@ class Runs:
         return output.reshape(len(output), -1) if output.dim() else output.reshape(1, 1)
 
     def _activations(self, means: list[np.ndarray]) -> ActivationStatistics:
-        gram = self._gram_of([torch.from_numpy(mean) for mean in means])
+        gram = self._gram_of(whole(None, [torch.from_numpy(mean) for mean in means]))
         count = sum(task.size for task in self.calibration.tasks.values())
         return ActivationStatistics(np.stack(means), gram.inner, gram.squared_distance, count)
 
@@ -237,5 +237,5 @@ class Runs:
             squared_distance[np.ix_(members, members)] = layer.squared_distance
         return InputGradientStatistics(inner, squared_distance, tuple(shapes))
 
-    def _gram_of(self, vectors: Sequence[Tensor]) -> Gram:
-        return self.backend.gram(None, [vector.to(self.device) for vector in vectors], self.threads)
+    def _gram_of(self, blocks: Blocks) -> Gram:
+        return self.backend.gram(blocks, self.threads, 0)

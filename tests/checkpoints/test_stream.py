@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mergekern.checkpoints import LayerStream, open_zoo
+from mergekern.checkpoints import LayerStream, open_zoo, stream
 from mergekern.errors import OptionError
 from tests.checkpoints.files import assert_same, draw
 
@@ -57,6 +57,13 @@ def test_blocks_are_the_whole_tensors_within_the_budget(zoo, max_memory):
             assert sum(part.nbytes for part in block) <= max_memory
         for parts, whole in zip(zip(*blocks, strict=True), expected(name), strict=True):
             assert_same(torch.cat(parts), whole.reshape(-1))
+
+
+@pytest.mark.parametrize(("elements", "sizes"), [(3, [3] * 11 + [2]), (4, [4] * 8 + [3]), (11, [8] * 4 + [3])])
+def test_blocks_end_where_kernels_may_add_them_up(zoo, monkeypatch, elements, sizes):
+    monkeypatch.setattr(stream, "SEGMENT", 4)
+    layer = next(layer for layer in LayerStream(zoo, elements * BYTES) if layer.tensor.is_matrix)
+    assert [len(base) for base, _ in layer.blocks()] == sizes
 
 
 def test_tensors_come_in_file_order_and_again_on_the_next_pass(zoo):

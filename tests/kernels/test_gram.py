@@ -2,16 +2,17 @@ import numpy as np
 import pytest
 import torch
 
+from mergekern.checkpoints.stream import SEGMENT
 from mergekern.kernels import native
-from mergekern.kernels.gram import on_cpu, reference
+from mergekern.kernels.gram import on_cpu, reference, whole
 from tests.device import TRITON, there
 from tests.tolerances import GEOMETRY, SUM
 
 
-def on_triton(base, tuned, threads=1):
+def on_triton(blocks, threads=1, split=0):
     from mergekern.kernels.gram import on_triton
 
-    return on_triton.gram(*there([base]), there(tuned), threads)
+    return on_triton.gram(lambda: ((*there([base]), there(tuned)) for base, tuned in blocks()), threads, split)
 
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -44,29 +45,29 @@ def assert_gram(found, expected, base, tuned):
 @pytest.mark.parametrize(("count", "models"), SIZES)
 def test_agrees_with_oracle(gram, dtype, count, models):
     base, *tuned = draw(count, models + 1, dtype)
-    assert_gram(gram(base, tuned, 2), reference.gram(base, tuned), base, tuned)
+    assert_gram(gram(whole(base, tuned), 2), reference.gram(base, tuned), base, tuned)
 
 
 @pytest.mark.parametrize("gram", AND_TRITON)
 def test_models_of_different_dtypes_and_no_base(gram):
     tuned = [draw(1000, 1, dtype, seed)[0] for seed, dtype in enumerate(DTYPES)]
-    assert_gram(gram(None, tuned, 1), reference.gram(None, tuned), None, tuned)
+    assert_gram(gram(whole(None, tuned), 1), reference.gram(None, tuned), None, tuned)
 
 
 @pytest.mark.parametrize("gram", AND_TRITON)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_tensors_at_odd_addresses(gram, dtype):
     raw = torch.zeros(1 + 1000 * dtype.itemsize, dtype=torch.uint8)
-    whole = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
-    raw[1:] = whole.view(torch.uint8)
+    aligned = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    raw[1:] = aligned.view(torch.uint8)
     odd = torch.frombuffer(raw.numpy(), dtype=dtype, offset=1)
-    assert np.array_equal(gram(None, [odd, whole]).inner, gram(None, [whole, whole]).inner)
+    assert np.array_equal(gram(whole(None, [odd, aligned]), 1).inner, gram(whole(None, [aligned, aligned]), 1).inner)
 
 
 @pytest.mark.parametrize("gram", AND_TRITON)
 def test_slices_of_larger_buffers(gram):
     base, *tuned = (t[3:-5] for t in draw(5000, 4, torch.float16))
-    assert_gram(gram(base, tuned, 2), reference.gram(base, tuned), base, tuned)
+    assert_gram(gram(whole(base, tuned), 2), reference.gram(base, tuned), base, tuned)
 
 
 @pytest.mark.parametrize("gram", IMPLEMENTATIONS)
@@ -79,7 +80,7 @@ def test_every_bit_pattern_is_decoded_exactly(gram, dtype):
     every = every[every.double().isfinite()]
     one = torch.ones(1, dtype=torch.float64)
     for values in every.split(256):
-        inner = gram(None, [one, *values.split(1)], 1).inner
+        inner = gram(whole(None, [one, *values.split(1)]), 1).inner
         assert np.array_equal(inner[0, 1:], values.double().numpy())
 
 
@@ -88,7 +89,7 @@ def test_every_bit_pattern_is_decoded_exactly(gram, dtype):
 def test_bad_values_are_not_lost(gram, bad):
     base, *tuned = draw(1000, 4, torch.float16)
     tuned[2][777] = bad
-    inner = gram(base, tuned, 2).inner
+    inner = gram(whole(base, tuned), 2).inner
     assert not np.isfinite(inner[2]).any()
     assert np.isfinite(np.delete(np.delete(inner, 2, 0), 2, 1)).all()
 
@@ -98,7 +99,7 @@ def test_small_values_after_large_ones_are_kept(gram):
     ones = torch.ones(100_001)
     planted = ones.clone()
     planted[0] = 1e8
-    assert gram(None, [planted, ones], 2).inner[0, 1] == 1e8 + 100_000
+    assert gram(whole(None, [planted, ones]), 2).inner[0, 1] == 1e8 + 100_000
 
 
 @pytest.mark.parametrize("gram", IMPLEMENTATIONS)
@@ -107,24 +108,132 @@ def test_distance_of_nearly_identical_models(gram, closeness):
     generator = torch.Generator().manual_seed(1)
     base, delta, other = (torch.randn(50_000, generator=generator, dtype=torch.float64) for _ in range(3))
     tuned = [base + delta, base + delta * (1 + closeness * other), base - delta]
-    found, expected = gram(base, tuned, 2), reference.gram(base, tuned)
+    found, expected = gram(whole(base, tuned), 2), reference.gram(base, tuned)
     np.testing.assert_allclose(found.squared_distance, expected.squared_distance, rtol=GEOMETRY / 10)
 
 
 @pytest.mark.parametrize("gram", AND_TRITON)
 def test_equal_models_have_distance_zero(gram):
     base, tuned = draw(999, 2, torch.float32)
-    assert gram(base, [tuned, tuned.clone(), base], 2).squared_distance[0, 1] == 0.0
+    assert gram(whole(base, [tuned, tuned.clone(), base]), 2).squared_distance[0, 1] == 0.0
 
 
-@pytest.mark.skipif(native.extension is None, reason="not built")
+# --- what the bits of a pair depend on
+
+needs_native = pytest.mark.skipif(native.extension is None, reason="not built")
+
+
+def assert_part(some, every, models):
+    """Hold the Gram of some models, in any order, to their part of that of all, to the last bit."""
+    for part, matrix in zip(some, every, strict=True):
+        assert np.array_equal(part, matrix[np.ix_(models, models)])
+
+
+def nearly_equal(tuned):
+    """Return models of which some differ so little that their distance cancels, in float64 at least."""
+    return [tensor if index % 3 else tuned[0] + 1e-9 * tensor for index, tensor in enumerate(tuned)]
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("count", "models"), [(1, 3), (77, 41), (255, 13), (257, 30), (4099, 40), (131_073 + 500, 7)], ids=str
+)
+def test_native_bits_of_a_pair_do_not_depend_on_other_models(dtype, count, models):
+    base, *tuned = draw(count, models + 1, dtype)
+    if dtype == torch.float64:
+        tuned = nearly_equal(tuned)
+    every = on_cpu.native(whole(base, tuned), 2)
+    rng = np.random.default_rng(count)
+    for size in {1, 2, 3, models // 2, models - 1, models}:
+        some = rng.permutation(models)[:size]
+        assert_part(on_cpu.native(whole(base, [tuned[i] for i in some])), every, some)
+
+
+@needs_native
+def test_native_bits_of_models_of_several_dtypes_do_not_depend_on_the_others():
+    tuned = [draw(1001, 1, dtype, seed)[0] for seed, dtype in enumerate(DTYPES * 5)]
+    every = on_cpu.native(whole(None, tuned))
+    for seed in range(10):
+        some = np.random.default_rng(seed).permutation(len(tuned))[: 2 + seed]
+        assert_part(on_cpu.native(whole(None, [tuned[i] for i in some])), every, some)
+
+
+@needs_native
+@pytest.mark.parametrize("size", [1, 100])
+def test_native_bits_do_not_depend_on_the_order_of_many_models(size):
+    """Of more than the tiles that are taken together."""
+    base, *tuned = draw(300, 260, torch.float32)
+    every, some = on_cpu.native(whole(base, tuned)), np.random.default_rng(0).permutation(259)[:size]
+    assert_part(on_cpu.native(whole(base, [tuned[i] for i in some])), every, some)
+
+
+@pytest.mark.parametrize("gram", AND_TRITON)
+@pytest.mark.parametrize("split", [1, 2, 6, 12, 13])
+def test_a_split_gives_what_is_new(gram, split):
+    base, *tuned = draw(500, 14, torch.float64)
+    blocks = whole(base, nearly_equal(tuned))
+    every, with_split = gram(blocks, 1), gram(blocks, 1, split)
+    new = np.arange(13) >= split
+    wanted = (new[:, None] != new) | np.eye(13, dtype=bool)
+    for found, expected in zip(with_split, every, strict=True):
+        assert np.array_equal(found, np.where(wanted, expected, 0.0))
+
+
+@needs_native
+@pytest.mark.parametrize("split", [-1, 4])
+def test_native_refuses_a_split_that_is_none(split):
+    with pytest.raises((ValueError, TypeError)):
+        on_cpu.native(whole(None, draw(5, 3, torch.float32)), 1, split)
+
+
+@needs_native
+@pytest.mark.parametrize("split", [0, 4])
+@pytest.mark.parametrize("cuts", [[1], [2], [1, 2, 3], [3]], ids=str)
+def test_native_bits_do_not_depend_on_ranges(cuts, split):
+    base, *tuned = nearly_equal(draw(3 * SEGMENT + 1001, 8, torch.float64))
+    every, cuts = on_cpu.native(whole(base, tuned), 2, split), [cut * SEGMENT for cut in cuts]
+
+    def blocks():
+        return ((parts[0], parts[1:]) for parts in zip(*(t.tensor_split(cuts) for t in (base, *tuned)), strict=True))
+
+    for threads in (1, 2):
+        for found, expected in zip(on_cpu.native(blocks, threads, split), every, strict=True):
+            assert np.array_equal(found, expected)
+
+
+@needs_native
+def test_ranges_of_layers_end_where_the_kernel_allows_it():
+    assert SEGMENT % native.extension.SEGMENT == 0
+
+
+@needs_native
 def test_native_bits_do_not_depend_on_threads():
-    base, *tuned = draw(1_000_003, 8, torch.float32)
-    grams = [on_cpu.native(base, tuned, threads) for threads in (1, 2, 3, 7)]
+    base, *tuned = nearly_equal(draw(1_000_003, 8, torch.float64))
+    grams = [on_cpu.native(whole(base, tuned), threads) for threads in (1, 2, 3, 7)]
     for gram in grams[1:]:
-        assert np.array_equal(gram.inner, grams[0].inner)
+        assert_part(gram, grams[0], range(7))
 
 
 def test_native_refuses_what_it_cannot_address():
     with pytest.raises(ValueError, match="contiguous"):
-        on_cpu.native(None, [torch.ones(4)[::2]])
+        on_cpu.native(whole(None, [torch.ones(4)[::2]]))
+
+
+@pytest.mark.parametrize("gram", AND_TRITON)
+def test_distances_are_decided_on_the_whole(gram):
+    """In one block of two the distance cancels; in the sum it does not, and in the other order it does."""
+    generator = torch.Generator().manual_seed(1)
+    base, delta, change = (torch.randn(1000, generator=generator, dtype=torch.float64) for _ in range(3))
+    near = (base, [base + delta, base + delta * (1 + 1e-9 * change)])
+    for far in ((base, [base + delta, base + change]), (base, [base + 1e-3 * delta, base + 1e-3 * delta])):
+        joined = [torch.cat(pair) for pair in zip(near[1], far[1], strict=True)]
+        expected = reference.gram(torch.cat([base, base]), joined).squared_distance
+        passes = []
+
+        def blocks(parts=(near, far), passes=passes):
+            passes.append(1)
+            return parts
+
+        np.testing.assert_allclose(gram(blocks).squared_distance, expected, rtol=GEOMETRY / 10)
+        assert len(passes) == (1 if expected[0, 1] > 1 else 2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergekern.kernels.gram import reference
+from mergekern.kernels.gram import reference, whole
 from tests.device import DEVICE, TRITON, needs_gpu, there
 from tests.kernels.test_gram import assert_gram, draw
 from tests.tolerances import SUM
@@ -28,7 +28,7 @@ def inner_products(layers, *options):
 @pytest.mark.parametrize(("dtype", "count", "models"), CASES, ids=str)
 def test_agrees_with_oracle(small_chunks, dtype, count, models):
     base, *tuned = draw(count, models + 1, dtype)
-    found = on_triton.gram(*there([base]), there(tuned))
+    found = on_triton.gram(whole(*there([base]), there(tuned)))
     assert_gram(found, reference.gram(base, tuned), base, tuned)
 
 

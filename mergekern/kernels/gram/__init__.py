@@ -4,21 +4,33 @@
     squared_distance[i, j] = ‖τ_i − τ_j‖²
 
 Inputs: base (D,) or None for zero, tuned N × (D,), each in its own storage dtype (float64, float32, float16,
-bfloat16, float8_e4m3fn, float8_e5m2). Outputs: two (N, N) float64 matrices, symmetric. The difference is exact
-and the sums are float64.
+bfloat16, float8_e4m3fn, float8_e5m2), whole or a range of elements at a time. Outputs: two (N, N) float64 matrices,
+symmetric. The difference is exact and the sums are float64.
 
-Bytes: (N + 1)·D·itemsize read once. Flops: N(N + 1)·D.
+With `split` > 0 only the pairs i < split ≤ j and each model with itself are computed: what is new where models are
+added to `split` others. Other entries are zeros.
+
+What the C++ kernel gives for a pair depends on its two models and the base alone, to the last bit: not on the other
+models, their order, the split, or the number of threads. Nor does it depend on how tensors are cut into ranges, if
+ranges end at multiples of its segment of 2¹⁷ elements.
+
+Bytes: (N + 1)·D·itemsize read once. Flops: N(N + 1)·D, or 2·(split·(N − split) + N)·D.
 
 Why squared distances are a result of their own: for models that differ by 1e-6 of their norm,
 g_ii + g_jj − 2 g_ij keeps three digits at best. Where it cancels below `CANCELLATION` it is replaced by the sum of
-(tuned_i − tuned_j)², in which the base does not appear.
+(tuned_i − tuned_j)², in which the base does not appear, in a second pass over the tensors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+
+# Gives (base, tuned) of consecutive ranges of elements, each time that it is called.
+Blocks = Callable[[], Iterable[tuple[torch.Tensor | None, Sequence[torch.Tensor]]]]
 
 # Float64 sums over a tensor are good to about 1e-15 of g_ii + g_jj; a difference below this share of it
 # would be off by more than 1e-7 relative.
@@ -32,7 +44,72 @@ class Gram(NamedTuple):
     squared_distance: np.ndarray
 
 
-def distances_from_inner(inner: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def whole(base: torch.Tensor | None, tuned: Sequence[torch.Tensor]) -> Blocks:
+    """Return tensors in memory as one block."""
+    return lambda: [(base, tuned)]
+
+
+def gram_of_blocks(
+    blocks: Blocks,
+    add_inner: Callable[[torch.Tensor | None, Sequence[torch.Tensor], np.ndarray], None],
+    add_squared_distances: Callable[[Sequence[torch.Tensor], Sequence[tuple[int, int]], np.ndarray], None],
+    split: int = 0,
+) -> Gram:
+    """Return the Gram of tensors that come in blocks; cancellation is looked for in the sums over all of them.
+
+    Args:
+        blocks: called once, and once more where distances cancel.
+        add_inner: (base, tuned, sums): adds the inner products of one block to (N, N) sums.
+        add_squared_distances: (tuned, pairs, sums): adds the squared distances of some pairs to (P,) sums.
+        split: see the package.
+    """
+    inner: np.ndarray | None = None
+    for base, tuned in blocks():
+        if inner is None:
+            inner = np.zeros((len(tuned),) * 2)
+        add_inner(base, tuned, inner)
+        del base, tuned  # before the next ones are read
+    if inner is None:
+        raise ValueError("gram needs at least one block")
+    inner[~wanted_pairs(len(inner), split)] = 0.0
+    distance, spoilt = distances_from_inner(inner, split)
+    if spoilt:
+        sums = np.zeros(len(spoilt))
+        for base, tuned in blocks():
+            add_squared_distances(tuned, spoilt, sums)
+            del base, tuned
+        i, j = np.array(spoilt).T
+        distance[i, j] = distance[j, i] = sums
+    return Gram(inner, distance)
+
+
+def wanted_pairs(models: int, split: int) -> np.ndarray:
+    """Return which pairs a split names, (N, N) bool; all if it is 0.
+
+    >>> wanted_pairs(3, 2).astype(int)
+    array([[1, 0, 1],
+           [0, 1, 1],
+           [1, 1, 1]])
+    """
+    if split == 0:
+        return np.ones((models, models), dtype=bool)
+    is_new = np.arange(models) >= split
+    return np.not_equal.outer(is_new, is_new) | np.eye(models, dtype=bool)
+
+
+def split_among(some: Sequence[int], split: int) -> int:
+    """Return the split of some of the models, given by their ascending positions, that names the same pairs of them.
+
+    >>> split_among([1, 3, 4], 2), split_among([1, 3], 0), split_among([3, 4], 2)
+    (1, 0, 2)
+    """
+    if split == 0:
+        return 0
+    # All of them are old or all new: a split behind the last leaves each with itself alone.
+    return sum(model < split for model in some) or len(some)
+
+
+def distances_from_inner(inner: np.ndarray, split: int = 0) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Return squared distances from inner products, and the pairs i < j for which cancellation spoils them.
 
     >>> distances_from_inner(np.array([[4.0, 1.0], [1.0, 9.0]]))[0]
@@ -44,5 +121,7 @@ def distances_from_inner(inner: np.ndarray) -> tuple[np.ndarray, list[tuple[int,
     with np.errstate(invalid="ignore"):  # infinite weights are reported by the caller
         distance = np.maximum(size - 2.0 * inner, 0.0)
     np.fill_diagonal(distance, 0.0)
-    spoilt = np.triu(distance <= CANCELLATION * size, 1) & (size > 0)
+    wanted = wanted_pairs(len(inner), split)
+    distance[~wanted] = 0.0
+    spoilt = np.triu(wanted & (distance <= CANCELLATION * size), 1) & (size > 0)
     return distance, [(int(i), int(j)) for i, j in np.argwhere(spoilt)]

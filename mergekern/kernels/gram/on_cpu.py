@@ -7,47 +7,59 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from mergekern.kernels.gram import Gram, distances_from_inner
+from mergekern.kernels.gram import Blocks, Gram, gram_of_blocks
 from mergekern.kernels.native import address, extension
 
 # Elements of a block of the NumPy path: its float64 differences of 20 models take 20 MB.
 _NUMPY_BLOCK = 1 << 17
 
 
-def native(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int = 1) -> Gram:
-    """Return the Gram of task vectors by the C++ kernel; bit-identical for every number of threads."""
-    if not all(t.is_contiguous() for t in (*tuned, *([] if base is None else [base]))):
-        raise ValueError("gram needs contiguous tensors")
-    count = tuned[0].numel()
-    addresses = [address(t) for t in tuned]
-    inner = extension.gram((0, 0) if base is None else address(base), addresses, count, threads)
-    distance, spoilt = distances_from_inner(inner)
-    if spoilt:
-        _put(distance, spoilt, extension.squared_distances(addresses, spoilt, count, threads))
-    return Gram(inner, distance)
+def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
+    """Return the Gram of task vectors by the C++ kernel; see the package's docstring for what its bits depend on.
+
+    >>> from mergekern.kernels.gram import whole
+    >>> native(whole(None, [torch.ones(2), torch.full((2,), 3.0)])).inner
+    array([[ 2.,  6.],
+           [ 6., 18.]])
+    """
+
+    def add_inner(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], sums: np.ndarray) -> None:
+        if not all(t.is_contiguous() for t in (*tuned, *([] if base is None else [base]))):
+            raise ValueError("gram needs contiguous tensors")
+        there = (0, 0) if base is None else address(base)
+        extension.add_gram(there, [address(t) for t in tuned], tuned[0].numel(), split, threads, sums)
+
+    def add_squared_distances(
+        tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]], sums: np.ndarray
+    ) -> None:
+        used, positions = np.unique(pairs, return_inverse=True)
+        addresses, renamed = [address(tuned[model]) for model in used], positions.reshape(-1, 2).tolist()
+        extension.add_squared_distances(addresses, renamed, tuned[0].numel(), threads, sums)
+
+    return gram_of_blocks(blocks, add_inner, add_squared_distances, split)
 
 
-def numpy(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int = 1) -> Gram:
-    """Return the Gram of task vectors by NumPy, a block at a time."""
-    inner = np.zeros((len(tuned), len(tuned)))
-    for start, wide in _wide_blocks(tuned):
+def numpy(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
+    """Return the Gram of task vectors by NumPy, a part of a block at a time.
+
+    Its products are those of BLAS: the last bits of a pair depend on what other models there are. All pairs are
+    computed also where `split` names some.
+    """
+    return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
+
+
+def _add_inner(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], sums: np.ndarray) -> None:
+    for start, wide in _wide_parts(tuned):
         if base is not None:
             wide -= base[start : start + wide.shape[1]].to(torch.float64).numpy()
-        inner += wide @ wide.T
-    distance, spoilt = distances_from_inner(inner)
-    if spoilt:
-        sums = np.zeros(len(spoilt))
-        for _, wide in _wide_blocks(tuned):
-            sums += [np.square(wide[i] - wide[j]).sum() for i, j in spoilt]
-        _put(distance, spoilt, sums)
-    return Gram(inner, distance)
+        sums += wide @ wide.T
 
 
-def _wide_blocks(tuned: Sequence[torch.Tensor]) -> Iterator[tuple[int, np.ndarray]]:
+def _add_squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]], sums: np.ndarray) -> None:
+    for _, wide in _wide_parts(tuned):
+        sums += [np.square(wide[i] - wide[j]).sum() for i, j in pairs]
+
+
+def _wide_parts(tuned: Sequence[torch.Tensor]) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, tuned[0].numel(), _NUMPY_BLOCK):
         yield start, np.stack([t[start : start + _NUMPY_BLOCK].to(torch.float64).numpy() for t in tuned])
-
-
-def _put(matrix: np.ndarray, pairs: list[tuple[int, int]], values: np.ndarray) -> None:
-    i, j = np.array(pairs).T
-    matrix[i, j] = matrix[j, i] = values

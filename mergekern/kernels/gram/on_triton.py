@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
-from mergekern.kernels.gram import Gram, distances_from_inner
+from mergekern.kernels.gram import Blocks, Gram, gram_of_blocks
 
 Products = Literal["float64", "tf32x3"]
 
@@ -125,14 +125,20 @@ def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, 
     return _summed(partials, first_there)[0]
 
 
-def gram(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int = 1) -> Gram:
-    """Return the Gram of task vectors that lie on a device; waits for it. `threads` means nothing here."""
-    inner = inner_products([[base, *tuned]])[0].cpu().numpy()
-    distance, spoilt = distances_from_inner(inner)
-    if spoilt:
-        i, j = np.array(spoilt).T
-        distance[i, j] = distance[j, i] = squared_distances(tuned, spoilt).cpu().numpy()
-    return Gram(inner, distance)
+def gram(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
+    """Return the Gram of task vectors that lie on a device; waits for it.
+
+    `threads` means nothing here, and all pairs are computed also where `split` names some.
+    """
+    return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
+
+
+def _add_inner(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], sums: np.ndarray) -> None:
+    sums += inner_products([[base, *tuned]])[0].cpu().numpy()
+
+
+def _add_squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]], sums: np.ndarray) -> None:
+    sums += squared_distances(tuned, pairs).cpu().numpy()
 
 
 def _checked(layer: Sequence[torch.Tensor | None], models: int) -> Sequence[torch.Tensor | None]:
