@@ -33,13 +33,13 @@ class Backend:
         name: recorded in the provenance of every table.
         gram: (blocks, threads, split) -> Gram.
         spectrum: (blocks, shape, top_k, spectrum_k) -> Spectrum.
-        overlap: (bases) -> (N, N).
+        overlap: (bases, others or None) -> (N, N), or (N, M) of the pairs of two sets.
     """
 
     name: str
     gram: Callable[[Blocks, int, int], Gram]
     spectrum: Callable[[spectrum_on_cpu.Blocks, tuple[int, int], int, int], Spectrum]
-    overlap: Callable[[np.ndarray], np.ndarray]
+    overlap: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
     @property
     def device(self) -> torch.device:
@@ -47,7 +47,7 @@ class Backend:
         return torch.device("cpu")
 
 
-NUMPY = Backend("numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on_cpu.overlap)
+NUMPY = Backend("numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on_cpu.numpy)
 
 
 def backends() -> list[Backend]:
@@ -55,7 +55,7 @@ def backends() -> list[Backend]:
     if native.extension is None:
         return [NUMPY]
     instructions = native.extension.instruction_set()
-    best = Backend(f"native ({instructions})", gram_on_cpu.native, spectrum_on_cpu.native, overlap_on_cpu.overlap)
+    best = Backend(f"native ({instructions})", gram_on_cpu.native, spectrum_on_cpu.native, overlap_on_cpu.native)
     return [best, NUMPY]
 
 

@@ -28,6 +28,15 @@ def address(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype]
 
 
+def row_addresses(matrix: np.ndarray) -> list[tuple[int, int]]:
+    """Return the same for each row of a C-contiguous float64 or float32 matrix."""
+    if not matrix.flags.c_contiguous:
+        raise ValueError("the C++ kernels need contiguous rows")
+    code = _DTYPE_CODES[{"float64": torch.float64, "float32": torch.float32}[matrix.dtype.name]]
+    first, step = matrix.ctypes.data, matrix.strides[0]
+    return [(first + step * row, code) for row in range(len(matrix))]
+
+
 def difference(base: torch.Tensor, tuned: torch.Tensor, out: np.ndarray) -> None:
     """Write tuned − base of matrices to a C-contiguous float64 array, on the calling thread alone.
 

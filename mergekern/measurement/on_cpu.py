@@ -15,7 +15,8 @@ from mergekern.kernels.gram import Gram, split_among
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.measurement import Measurement
 from mergekern.measurement.factored import FactoredMeasurement
-from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
+from mergekern.measurement.spectra import spectrum_statistics
+from mergekern.statistics import LayerStatistics, SpectrumStatistics
 
 # Layers in flight: enough that the small tensors between two matrices do not leave the pool without work.
 LAYERS_AHEAD = 16
@@ -68,8 +69,7 @@ class CpuMeasurement(Measurement):
             self.top_k,
             self.spectrum_k,
             self.with_spectrum and layer.tensor.is_matrix and not split,
-            self.with_bases,
-            self.backend.overlap,
+            self.overlaps,
             memory // (2 * self.threads),
             split,
         )
@@ -91,7 +91,7 @@ class CpuMeasurement(Measurement):
         )
 
     def finish(self, begun: Begun) -> LayerStatistics:
-        """Wait for the factorisations, and return the statistics of the tensor, with the singular vectors."""
+        """Wait for the factorisations, and return the statistics of the tensor."""
         if isinstance(begun, Future):
             return begun.result()
         spectra = None if begun.spectra is None else self.overlaps([future.result() for future in begun.spectra])
@@ -100,18 +100,4 @@ class CpuMeasurement(Measurement):
 
     def overlaps(self, spectra: list[Spectrum]) -> SpectrumStatistics:
         """Return the statistics of the spectra of one tensor of all models."""
-        bases = Bases(
-            np.stack([s.left_top for s in spectra]),
-            np.stack([s.right_top for s in spectra]),
-            np.stack([s.right_bottom for s in spectra]),
-        )
-        left_top, right_top, right_bottom = map(self.backend.overlap, bases)
-        return SpectrumStatistics(
-            np.stack([s.values for s in spectra]),
-            np.array([s.rank for s in spectra]),
-            left_top,
-            right_top,
-            right_bottom,
-            k=bases.left_top.shape[2],
-            bases=bases,
-        )
+        return spectrum_statistics(spectra, self.backend.overlap, self.with_bases)

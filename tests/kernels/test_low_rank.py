@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
+from mergekern.kernels import native
+from mergekern.kernels.gram import wanted_pairs
 from mergekern.kernels.low_rank import on_cpu, reference
+
+needs_native = pytest.mark.skipif(native.extension is None, reason="not built")
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (6, 4), (4, 6), (40, 63), (129, 64), (300, 20)]
 
@@ -18,7 +22,7 @@ def svd(left, right):
     return u, on_cpu.thin_svd(left.copy(), right.copy(), u, v), v
 
 
-def compare(models, k, tile_bytes=1 << 30):
+def inner(models, tile_bytes=1 << 30, split=0):
     shape = models[0][0].shape[1], models[0][1].shape[1]
 
     def load(model, left, right):
@@ -27,7 +31,7 @@ def compare(models, k, tile_bytes=1 << 30):
         return values
 
     ranks = [min(len(left), *shape) for left, _ in models]
-    return on_cpu.Triplets(load, ranks, shape, tile_bytes).compare(k)
+    return on_cpu.Triplets(load, ranks, shape, tile_bytes).inner(split)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -65,12 +69,45 @@ def test_zero_factors():
 @pytest.mark.parametrize("tile_bytes", [1 << 30, 8 * 6 * 40, 1])
 def test_pairs_agree_with_oracle(shape, tile_bytes):
     models = [draw(rank, shape, seed) for seed, rank in enumerate([2, 1, 5, 3, 3])]
-    expected = reference.compare(models, 2)
-    found = compare(models, 2, tile_bytes)
-    np.testing.assert_allclose(found.inner, expected.inner, rtol=0, atol=1e-13 * np.diagonal(expected.inner).max())
-    for side in ("left_top", "right_top"):
-        np.testing.assert_allclose(getattr(found, side), getattr(expected, side), rtol=0, atol=1e-12)
-    assert all(np.array_equal(part, part.T) for part in found)
+    expected, found = reference.inner(models), inner(models, tile_bytes)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.diagonal(expected).max())
+    assert np.array_equal(found, found.T)
+
+
+RANKS = [2, 1, 5, 3, 3, 16, 7, 40, 12, 1, 64, 9]
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(6, 40), (129, 64), (300, 20), (513, 257)], ids=str)
+@pytest.mark.parametrize("tile_bytes", [1 << 30, 8 * 30 * 350, 1])
+def test_bits_of_a_pair_do_not_depend_on_the_others(shape, tile_bytes):
+    models = [draw(rank, shape, seed) for seed, rank in enumerate(RANKS)]
+    every, rng = inner(models), np.random.default_rng(0)
+    for size in (1, 2, 3, 7, 12):
+        some = rng.permutation(len(models))[:size]
+        assert np.array_equal(inner([models[i] for i in some], tile_bytes), every[np.ix_(some, some)])
+
+
+@needs_native
+@pytest.mark.parametrize("tile_bytes", [1 << 30, 8 * 30 * 104, 1])
+@pytest.mark.parametrize("split", [1, 3, 11, 12])
+def test_a_split_gives_what_is_new(split, tile_bytes):
+    models = [draw(rank, (40, 64), seed) for seed, rank in enumerate(RANKS)]
+    assert np.array_equal(
+        inner(models, tile_bytes, split), np.where(wanted_pairs(len(models), split), inner(models), 0.0)
+    )
+
+
+def test_one_more_adapter_takes_one_more_factorisation_of_each():
+    loaded = []
+
+    def load(model, left, right):
+        loaded.append(model)
+        left[:], right[:] = 1.0, 1.0
+        return np.ones(len(left))
+
+    on_cpu.Triplets(load, [2] * 9, (5, 6), 3 * 2 * 8 * 11).inner(split=8)
+    assert sorted(loaded) == list(range(9))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
@@ -87,9 +124,14 @@ def test_inner_products_with_whole_matrices(rows, tile_bytes):
     def blocks(matrix):
         return lambda: ((start, matrix[start : start + rows]) for start in range(0, shape[0], rows))
 
-    found = on_cpu.Triplets(load, [2, 5, 3], shape, tile_bytes).inner_with([blocks(matrix) for matrix in whole])
+    found = on_cpu.Triplets(load, [2, 5, 3], shape, tile_bytes).inner_with(
+        [blocks(matrix) for matrix in whole], np.ones((2, 3), bool)
+    )
     expected = [[np.vdot(matrix, left.T @ right) for left, right in models] for matrix in whole]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
+    wanted = np.array([[True, False, False], [False, False, True]])
+    some = on_cpu.Triplets(load, [2, 5, 3], shape, tile_bytes).inner_with([blocks(m) for m in whole], wanted)
+    assert np.array_equal(some, np.where(wanted, found, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +140,7 @@ def test_inner_products_with_whole_matrices(rows, tile_bytes):
 def test_squared_distance_agrees_with_oracle(ranks, shape):
     a, b = draw(ranks[0], shape), draw(ranks[1], shape, 1)
     assert on_cpu.squared_distance(a, b) == pytest.approx(reference.squared_distance(a, b), rel=1e-12)
+    assert on_cpu.squared_distance(a, b) == on_cpu.squared_distance(b, a)
 
 
 @pytest.mark.parametrize("share", [1e-3, 1e-6, 1e-9])

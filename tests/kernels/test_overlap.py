@@ -1,8 +1,14 @@
 import numpy as np
 import pytest
 
+from mergekern.kernels import native, vectors
 from mergekern.kernels.overlap import on_cpu, reference
 from tests.tolerances import SUBSPACE_SINE
+
+needs_native = pytest.mark.skipif(native.extension is None, reason="not built")
+both = pytest.mark.parametrize(
+    "overlap", [pytest.param(on_cpu.native, id="native", marks=needs_native), pytest.param(on_cpu.numpy, id="numpy")]
+)
 
 
 def bases(models, size, k, seed=0):
@@ -10,22 +16,40 @@ def bases(models, size, k, seed=0):
     return np.stack([np.linalg.qr(rng.standard_normal((size, k)))[0] for _ in range(models)]).astype(np.float32)
 
 
+@both
 @pytest.mark.parametrize(
     ("models", "size", "k"), [(1, 1, 1), (2, 7, 3), (5, 10, 10), (20, 63, 10), (7, 65, 1), (33, 129, 4)], ids=str
 )
-def test_agrees_with_oracle(models, size, k):
+def test_agrees_with_oracle(overlap, models, size, k):
     some = bases(models, size, k)
-    np.testing.assert_allclose(on_cpu.overlap(some), reference.overlap(some), rtol=0, atol=SUBSPACE_SINE)
+    found = overlap(some)
+    np.testing.assert_allclose(found, reference.overlap(some), rtol=0, atol=SUBSPACE_SINE)
+    assert np.array_equal(found, found.T)
 
 
-def test_tiles_of_models(monkeypatch):
+@both
+def test_tiles_of_models(overlap, monkeypatch):
     some = bases(11, 40, 3)
-    monkeypatch.setattr(on_cpu, "TILE_COLUMNS", 7)
-    np.testing.assert_allclose(on_cpu.overlap(some), reference.overlap(some), rtol=0, atol=SUBSPACE_SINE)
+    monkeypatch.setattr(vectors, "SIDE", 7)
+    np.testing.assert_allclose(overlap(some), reference.overlap(some), rtol=0, atol=SUBSPACE_SINE)
+    np.testing.assert_allclose(overlap(some, some[2:7]), reference.overlap(some)[:, 2:7], rtol=0, atol=SUBSPACE_SINE)
 
 
-def test_equal_orthogonal_and_one_shared_direction():
+@both
+def test_equal_orthogonal_and_one_shared_direction(overlap):
     identity = np.eye(6, dtype=np.float32)
     some = np.stack([identity[:, :2], identity[:, 1::-1], identity[:, 4:], identity[:, 1:3]])
     expected = [[2, 2, 0, 1], [2, 2, 0, 1], [0, 0, 2, 0], [1, 1, 0, 2]]
-    np.testing.assert_allclose(on_cpu.overlap(some), expected, atol=1e-15)
+    np.testing.assert_allclose(overlap(some), expected, atol=1e-15)
+
+
+@needs_native
+@pytest.mark.parametrize(("models", "size", "k"), [(2, 7, 3), (40, 300, 10), (61, 63, 7), (23, 1025, 9)], ids=str)
+def test_native_bits_of_a_pair_do_not_depend_on_the_others(models, size, k):
+    every = bases(models, size, k)
+    expected = on_cpu.native(every)
+    rng = np.random.default_rng(0)
+    for count in {1, 2, models // 3, models}:
+        some, others = (rng.permutation(models)[: max(1, count)] for _ in range(2))
+        assert np.array_equal(on_cpu.native(every[some]), expected[np.ix_(some, some)])
+        assert np.array_equal(on_cpu.native(every[some], every[others]), expected[np.ix_(some, others)])

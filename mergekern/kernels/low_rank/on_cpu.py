@@ -1,4 +1,4 @@
-"""`low_rank` on the CPU: Householder QR by LAPACK, one symmetric product a side, a tile of models at a time.
+"""`low_rank` on the CPU: Householder QR by LAPACK, inner products of the vectors of a tile of models at a time.
 
 Vectors are rows here: each lies contiguously, and Fortran sees the tall matrices of the formulas.
 """
@@ -6,11 +6,12 @@ Vectors are rows here: each lies contiguously, and Fortran sees the tall matrice
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mergekern.kernels import lapack
-from mergekern.kernels.low_rank import Comparison
+from mergekern.kernels.vectors import block_sums, inner_products
 from mergekern.kernels.workspace import Workspace
 
 # (model, left (p, m), right (p, n)) -> values (p,): writes the singular vectors of a model, as rows.
@@ -52,8 +53,9 @@ def squared_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.n
     """
     rank = max(len(a[0]), len(b[0]))
     (left_a, right_a), (left_b, right_b) = ([_padded(side, rank) for side in factors] for factors in (a, b))
-    left = np.concatenate([left_a, left_a - left_b])
-    right = np.concatenate([right_a - right_b, right_b])
+    # In the other order some signs change, and no bits.
+    left = np.concatenate([(left_a + left_b) / 2, left_a - left_b])
+    right = np.concatenate([right_a - right_b, (right_a + right_b) / 2])
     triangles = (lapack.qr(side)[0] for side in (left, right))
     core_left, core_right = triangles
     core = core_left[:, :rank] @ core_right[:, :rank].T + core_left[:, rank:] @ core_right[:, rank:].T
@@ -61,7 +63,7 @@ def squared_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.n
 
 
 def workspace(ranks: Sequence[int], shape: tuple[int, int], tile_bytes: int) -> int:
-    """Return the bytes that one call of `compare` allocates at most, with what `thin_svd` takes."""
+    """Return the bytes that `Triplets.inner` allocates at most, with what `thin_svd` takes."""
     vectors = min(2 * tile_bytes, 8 * sum(ranks) * sum(shape))
     products = 6 * 8 * min(sum(ranks), tile_bytes // (8 * sum(shape)) + max(ranks)) ** 2
     return vectors + products + 8 * max(ranks) * sum(shape)
@@ -79,47 +81,74 @@ class Triplets:
 
     def __init__(self, load: Load, ranks: Sequence[int], shape: tuple[int, int], tile_bytes: int) -> None:
         self._load, self._ranks, self._shape = load, ranks, shape
-        self._tiles = list(_tiles(ranks, max(1, tile_bytes // (8 * sum(shape)))))
+        self._most = max(1, tile_bytes // (8 * sum(shape)))
 
-    def compare(self, k: int) -> Comparison:
-        """Return inner products, and overlaps of the leading min(k, p) vectors, of all pairs; see the package."""
-        out = Comparison(*(np.zeros((len(self._ranks),) * 2) for _ in Comparison._fields))
-        for index, models in enumerate(self._tiles):
-            tile = self._tile("first", models)
-            _put(out, tile, tile, k)
-            for others in self._tiles[index + 1 :]:
-                _put(out, tile, self._tile("second", others), k)
+    def inner(self, split: int = 0) -> np.ndarray:
+        """Return the inner products of all pairs, (N, N), or of those that a split names, and zeros; see `gram`."""
+        out = np.zeros((len(self._ranks),) * 2)
+        old, new = self._tiles(0, split), self._tiles(split, len(self._ranks))
+        # With a split each tile of the old ones is loaded for each of the new ones, which are few.
+        for index, models in enumerate(new or old):
+            first = self._tile("first", models)
+            _put_own(out, first, split)
+            for others in (old if split else new[index + 1 :]) if new else []:
+                second = self._tile("second", others)
+                _put(out, first, second)
+                if split and index == 0:
+                    _put_own(out, second, split)
         return out
 
-    def inner_with(self, matrices: Sequence[Callable[[], Iterator[tuple[int, np.ndarray]]]]) -> np.ndarray:
+    def inner_with(
+        self, matrices: Sequence[Callable[[], Iterator[tuple[int, np.ndarray]]]], wanted: np.ndarray
+    ) -> np.ndarray:
         """Return the inner products of whole task matrices with the models, (len(matrices), N).
 
         Args:
             matrices: each gives (start, rows) of one, (·, n) float64, some rows at a time.
+            wanted: (len(matrices), N) bool, which of them to compute; the others are zeros.
         """
-        out = np.zeros((len(matrices), len(self._ranks)))
-        for models in self._tiles:
+        out = np.zeros(wanted.shape)
+        for models in self._tiles(0, len(self._ranks)):
+            if not wanted[:, models].any():
+                continue
             tile = self._tile("first", models)
             for index, blocks in enumerate(matrices):
-                products = np.zeros_like(tile.right)
-                for start, rows in blocks():
-                    products += tile.left[:, start : start + len(rows)] @ rows
-                sums = tile.values * np.einsum("pn,pn->p", products, tile.right)
-                out[index, models.start : models.stop] = np.add.reduceat(sums, tile.starts)
+                some = [model for model in models if wanted[index, model]]
+                ours = [tile.only(model) for model in some]
+                products = [np.zeros_like(one.right) for one in ours]
+                for start, rows in blocks() if some else ():
+                    for one, product in zip(ours, products, strict=True):
+                        product += one.left[:, start : start + len(rows)] @ rows
+                for model, one, product in zip(some, ours, products, strict=True):
+                    out[index, model] = (one.values * np.einsum("pn,pn->p", product, one.right)).sum()
         return out
 
+    def _tiles(self, first: int, last: int) -> list[range]:
+        """Return ranges of the models from `first` to `last` that fit together, or are one."""
+        tiles = _together(self._ranks[first:last], self._most)
+        return [range(first + models.start, first + models.stop) for models in tiles]
+
     def _tile(self, name: str, models: range) -> _Tile:
-        return _Tile(name, self._load, models, self._ranks, self._shape)
+        """Load the triplets of some models; those loaded under the same name before are overwritten."""
+        starts = np.cumsum([0] + [self._ranks[model] for model in models])
+        left, right = (
+            _workspace.array(f"{name} {side}", (starts[-1], size))
+            for side, size in zip(("left", "right"), self._shape, strict=True)
+        )
+        values = np.empty(starts[-1])
+        for model, start, stop in zip(models, starts, starts[1:], strict=False):
+            values[start:stop] = self._load(model, left[start:stop], right[start:stop])
+        return _Tile(models, starts, left, values, right)
 
 
 def _padded(side: np.ndarray, rank: int) -> np.ndarray:
     return np.concatenate([side, np.zeros((rank - len(side), side.shape[1]))])
 
 
-def _tiles(ranks: Sequence[int], most: int) -> Iterator[range]:
+def _together(ranks: Sequence[int], most: int) -> Iterator[range]:
     """Yield ranges of models that have `most` vectors together, or are one.
 
-    >>> list(_tiles([2, 2, 3, 9, 1], 5))
+    >>> list(_together([2, 2, 3, 9, 1], 5))
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
     """
     start = held = 0
@@ -132,51 +161,32 @@ def _tiles(ranks: Sequence[int], most: int) -> Iterator[range]:
         yield range(start, len(ranks))
 
 
-class _Tile:
-    """The triplets of some models: all left vectors as rows, all right ones, and the values."""
+class _Tile(NamedTuple):
+    """The triplets of some models: all left vectors as rows, the values, all right vectors; where each model begins."""
 
-    def __init__(self, name: str, load: Load, models: range, ranks: Sequence[int], shape: tuple[int, int]) -> None:
-        self.models = models
-        self.ranks = np.array([ranks[model] for model in models])
-        self.starts = np.concatenate([[0], np.cumsum(self.ranks)[:-1]])
-        count = int(self.ranks.sum())
-        self.left = _workspace.array(f"{name} left", (count, shape[0]))
-        self.right = _workspace.array(f"{name} right", (count, shape[1]))
-        self.values = np.empty(count)
-        for model, start, rank in zip(models, self.starts, self.ranks, strict=True):
-            rows = slice(start, start + rank)
-            self.values[rows] = load(model, self.left[rows], self.right[rows])
+    models: range
+    starts: np.ndarray
+    left: np.ndarray
+    values: np.ndarray
+    right: np.ndarray
 
-    def leading(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions of the first k vectors of each model, and where each model begins among them."""
-        counts = np.minimum(self.ranks, k)
-        positions = np.concatenate([np.arange(s, s + c) for s, c in zip(self.starts, counts, strict=True)])
-        return positions, np.concatenate([[0], np.cumsum(counts)[:-1]])
+    def only(self, model: int) -> _Tile:
+        index = model - self.models.start
+        rows = slice(*self.starts[index : index + 2])
+        return _Tile(range(model, model + 1), np.array([0]), self.left[rows], self.values[rows], self.right[rows])
 
 
-def _put(out: Comparison, rows: _Tile, columns: _Tile, k: int) -> None:
-    left, right = _product(rows.left, columns.left), _product(rows.right, columns.right)
-    (top_rows, starts), (top_columns, column_starts) = rows.leading(k), columns.leading(k)
-    top = np.ix_(top_rows, top_columns)
-    left_top, right_top = (_block_sums(np.square(side[top]), starts, column_starts) for side in (left, right))
-    left *= rows.values[:, None]
-    right *= columns.values
-    left *= right
-    inner = _block_sums(left, rows.starts, columns.starts)
-    where = slice(rows.models.start, rows.models.stop), slice(columns.models.start, columns.models.stop)
-    for whole, part in zip(out, (inner, left_top, right_top), strict=True):
-        whole[where] = part if rows is not columns else (part + part.T) / 2
-        whole[where[::-1]] = whole[where].T
+def _put(out: np.ndarray, rows: _Tile, columns: _Tile) -> None:
+    same = rows is columns
+    products = inner_products(rows.left, None if same else columns.left)
+    products *= inner_products(rows.right, None if same else columns.right)
+    products *= np.multiply.outer(rows.values, columns.values)
+    sums = block_sums(products, rows.starts[: len(rows.models)], columns.starts[: len(columns.models)])
+    at, there = (slice(tile.models.start, tile.models.stop) for tile in (rows, columns))
+    out[at, there], out[there, at] = sums, sums.T
 
 
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    if a is not b:
-        return lapack.multiply(a, np.ascontiguousarray(b.T))
-    out = np.zeros((len(a), len(a)))
-    lapack.add_gram(a, out, of_rows=True)
-    out += np.triu(out, 1).T
-    return out
-
-
-def _block_sums(values: np.ndarray, row_starts: np.ndarray, column_starts: np.ndarray) -> np.ndarray:
-    return np.add.reduceat(np.add.reduceat(values, row_starts, axis=0), column_starts, axis=1)
+def _put_own(out: np.ndarray, tile: _Tile, split: int) -> None:
+    """Put the pairs within a tile; of a split, each model with itself alone."""
+    for part in [tile.only(model) for model in tile.models] if split else [tile]:
+        _put(out, part, part)
