@@ -21,12 +21,15 @@ from mergekern.errors import (
 )
 from mergekern.fingerprints import Fingerprints, fingerprint
 from mergekern.groups import group_metrics
+from mergekern.incremental import add_models, remove_models
 from mergekern.merging.apply import merge, merge_all
 from mergekern.merging.mergekit import mergekit_config
 from mergekern.merging.registry import METHODS
 from mergekern.metrics import CATALOGUE
 from mergekern.progress import Progress
+from mergekern.shards import combine, measure_shard
 from mergekern.statistics import ZooStatistics
+from mergekern.statistics.verification import Damage, verify
 from mergekern.table import MetricTable
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "CheckpointError",
+    "Damage",
     "Fingerprints",
     "MergekernError",
     "MetricTable",
@@ -47,13 +51,18 @@ __all__ = [
     "Progress",
     "StatisticsError",
     "ZooStatistics",
+    "add_models",
+    "combine",
     "compute_all",
     "fingerprint",
     "group_metrics",
     "measure",
+    "measure_shard",
     "merge",
     "merge_all",
     "mergekit_config",
     "plan",
     "regularizers",
+    "remove_models",
+    "verify",
 ]

@@ -5,26 +5,21 @@ checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import xxhash
 
 from mergekern.calibration import Calibration
-from mergekern.checkpoints import Checkpoint, FactoredLayer, Layer, LayerStream, Zoo, ZooTensor, open_zoo
+from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
-from mergekern.errors import MergekernError, OptionError
-from mergekern.kernels import dispatch, lapack
+from mergekern.errors import OptionError
+from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
@@ -36,10 +31,12 @@ from mergekern.metrics.subspace import Frozen
 from mergekern.options import positive_integer
 from mergekern.probes import Probes
 from mergekern.progress import Progress
-from mergekern.statistics import FunctionalStatistics, LayerStatistics, ZooStatistics
-from mergekern.store import Store
+from mergekern.run import Run, content_hashes
+from mergekern.statistics import ZooStatistics
+from mergekern.statistics.manifest import LayerEntry, Manifest
+from mergekern.store import writing
 from mergekern.table import MetricTable
-from mergekern.versions import package_version, versions
+from mergekern.versions import versions
 
 
 def compute_all(
@@ -148,33 +145,56 @@ def measure(
     if probed and calibration is None and "all" not in metrics:
         names = ", ".join(metric.name for metric in chosen if metric.runs_models)
         raise OptionError(f"{names}: models must be run for these; give calibration=")
-    top_k, spectrum_k = positive_integer("top_k", top_k), positive_integer("spectrum_k", spectrum_k)
-    backend = dispatch.choose(device)
-    with_spectrum = any(metric.needs == "spectra" for metric in chosen)
-    measurement = _measurement(backend, with_spectrum, top_k, spectrum_k, max_memory, statistics is not None)
     zoo = checkpoints
+    top_k, spectrum_k = positive_integer("top_k", top_k), positive_integer("spectrum_k", spectrum_k)
+    with_spectrum = any(metric.needs == "spectra" for metric in chosen)
+    measurement = choose_measurement(device, with_spectrum, top_k, spectrum_k, max_memory, statistics is not None)
     if not isinstance(checkpoints, Zoo):
         runs_models = calibration is not None and bool(probed)
         zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=runs_models)
     stream = LayerStream(zoo, measurement.max_memory)
     probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
-    store = Store(Path(statistics)) if statistics is not None else None
-    try:
-        return _Run(zoo, measurement, store, probes).measure(stream, progress)
-    except MergekernError:
-        if store is not None:
-            store.undo()
-        raise
+    if statistics is None:
+        run = Run(stream, measurement, progress=progress)
+        run.measure()
+        functional, _ = run.probe(probes)
+        run.report("")
+        return ZooStatistics(
+            zoo.model_names, tuple(run.layers), top_k, spectrum_k, zoo.skipped,
+            provenance(zoo, measurement, probes, run.entries), functional,
+        )  # fmt: skip
+    folder = Path(statistics)
+    with writing(folder) as store:
+        run = Run(stream, measurement, store, progress=progress)
+        run.measure()
+        functional, keys = run.probe(probes)
+        run.report("")
+        store.finish(manifest_of(run, provenance(zoo, measurement, probes, run.entries), keys))
+        return ZooStatistics.load(folder)
 
 
-def _measurement(
-    backend: dispatch.Backend | DeviceBackend,
+def manifest_of(
+    run: Run, said: dict[str, Any], functional: Mapping[str, str], part: tuple[int, int] = (1, 1)
+) -> Manifest:
+    """Return the manifest of what a run measured."""
+    zoo = run.zoo
+    sources = {checkpoint.name: checkpoint.location for checkpoint in zoo.checkpoints}
+    return Manifest(
+        zoo.model_names, run.entries, run.measurement.top_k, run.measurement.spectrum_k, zoo.skipped,
+        said, sources, functional, zoo.model_names if functional else (), part,
+    )  # fmt: skip
+
+
+def choose_measurement(
+    device: str | torch.device,
     with_spectrum: bool,
     top_k: int,
     spectrum_k: int,
     max_memory: int | None,
     with_bases: bool,
 ) -> Measurement:
+    """Return what measures layers on a device; OptionError for one that is not there."""
+    backend = dispatch.choose(device)
     what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads(), max_memory)
     if isinstance(backend, DeviceBackend):
         fallback = CpuMeasurement(*what, dispatch.backends()[0], with_bases)
@@ -182,122 +202,24 @@ def _measurement(
     return CpuMeasurement(*what, backend, with_bases)
 
 
-class _Begun(NamedTuple):
-    """A layer in flight: hashed, and either found in the store or begun to be measured."""
-
-    hashes: list[str]
-    key: str | None
-    found: LayerStatistics | None
-    begun: Any
-
-
-class _Run:
-    """One pass over the layers of a zoo.
-
-    A thread of its own reads ahead: it pages a layer in, hashes it, measures its Gram (work bound by memory) and queues
-    its factorisations (bound by arithmetic), while the pool factorises the layers before it.
-    """
-
-    def __init__(self, zoo: Zoo, measurement: Measurement, store: Store | None, probes: Probes | None) -> None:
-        self.zoo, self.measurement, self.store, self.probes = zoo, measurement, store, probes
-        self.keys: list[str] = []
-        self.hashers = [xxhash.xxh3_128() for _ in zoo.checkpoints]
-
-    def measure(self, stream: LayerStream, progress: Callable[[Progress], None] | None) -> ZooStatistics:
-        began, most = time.perf_counter(), self.measurement.layers_ahead
-        sizes = [self.zoo.nbytes(tensor) for tensor in self.zoo.tensors]
-        layers: list[LayerStatistics] = []
-        ahead: deque[tuple[Layer | FactoredLayer, Future[_Begun]]] = deque()
-
-        def report(tensor: str, probe: str = "") -> None:
-            if progress is not None:
-                done, seconds = len(layers), time.perf_counter() - began
-                progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds, probe))
-
-        def finish_first() -> None:
-            if self.measurement.in_batches:
-                ahead[-1][1].result()  # a batch is as large as it can be
-            layer, begun = ahead.popleft()
-            report(layer.tensor.name)
-            layers.append(self._finish(layer, begun.result()))
-            layer.release()
-
-        with lapack.single_threaded_pool(self.measurement.threads) as pool, _reader() as reader:
-            for layer in stream.with_factors():
-                while ahead and not stream.hold_together([layer, *(other for other, _ in ahead)], most):
-                    finish_first()
-                ahead.append((layer, reader.submit(self._begin, layer, pool)))
-            while ahead:
-                finish_first()
-        functional, functional_keys = self._probe(stream.max_memory, lambda what: report("", what))
-        report("")
-        result = ZooStatistics(
-            self.zoo.model_names,
-            tuple(layers),
-            self.measurement.top_k,
-            self.measurement.spectrum_k,
-            self.zoo.skipped,
-            self._provenance(),
-            functional,
-        )
-        if self.store is not None:
-            self.store.finish(result, self.keys, functional_keys)
-        return result
-
-    def _probe(self, max_memory: int, report: Callable[[str], None]) -> tuple[FunctionalStatistics, dict[str, str]]:
-        if self.probes is None:
-            return FunctionalStatistics(), {}
-        backend, threads = self.measurement.backend, self.measurement.threads
-        return self.probes.measure(backend, threads, max_memory, self.store, [package_version("mergekern")], report)
-
-    def _begin(self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor) -> _Begun:
-        hashes = self.measurement.hashes(layer, pool)
-        key = None
-        if self.store is not None:
-            measurement = self.measurement
-            how = [package_version("mergekern"), measurement.name, measurement.top_k, measurement.spectrum_k]
-            key = self.store.key(layer.tensor.name, layer.tensor.shape, hashes, how)
-            if (kept := self.store.get(key, measurement.with_spectrum)) is not None:
-                return _Begun(hashes, key, kept, None)
-        return _Begun(hashes, key, None, self.measurement.begin(layer, self.zoo, pool))
-
-    def _finish(self, layer: Layer | FactoredLayer, begun: _Begun) -> LayerStatistics:
-        for hasher, digest in zip(self.hashers, begun.hashes, strict=True):
-            hasher.update(f"{layer.tensor.name}\0{digest}\0".encode())
-        if begun.key is not None:
-            self.keys.append(begun.key)
-        if begun.found is not None:
-            return begun.found
-        measured = self.measurement.finish(begun.begun)
-        if self.store is not None and begun.key is not None:
-            self.store.put(begun.key, measured)
-        return measured.without_bases()
-
-    def _provenance(self) -> dict[str, object]:
-        dtypes = {
-            checkpoint.name: sorted(str(dtype).removeprefix("torch.") for dtype in checkpoint.dtypes)
-            for checkpoint in self.zoo.checkpoints
-        }
-        names = [checkpoint.name for checkpoint in self.zoo.checkpoints]
-        origins = {checkpoint.name: checkpoint.origin for checkpoint in self.zoo.checkpoints if checkpoint.origin}
-        probed = {} if self.probes is None else {"calibration": self.probes.provenance()}
-        return {
-            **probed,
-            "versions": versions(),
-            **self.measurement.provenance(),
-            "dtypes": dtypes,
-            **({"origins": origins} if origins else {}),
-            "content_hashes": {n: f"xxh3_128:{h.hexdigest()}" for n, h in zip(names, self.hashers, strict=True)},
-        }
-
-
-@contextlib.contextmanager
-def _reader() -> Iterator[ThreadPoolExecutor]:
-    reader = ThreadPoolExecutor(1, thread_name_prefix="mergekern-reader")
-    try:
-        yield reader
-    finally:
-        reader.shutdown(cancel_futures=True)
+def provenance(
+    zoo: Zoo, measurement: Measurement, probes: Probes | None, entries: Sequence[LayerEntry] = ()
+) -> dict[str, Any]:
+    """Return what a table says of how it was made; content hashes if all tensors were hashed."""
+    dtypes = {
+        checkpoint.name: sorted(str(dtype).removeprefix("torch.") for dtype in checkpoint.dtypes)
+        for checkpoint in zoo.checkpoints
+    }
+    origins = {checkpoint.name: checkpoint.origin for checkpoint in zoo.checkpoints if checkpoint.origin}
+    probed = {} if probes is None else {"calibration": probes.provenance()}
+    return {
+        **probed,
+        "versions": versions(),
+        **measurement.provenance(),
+        "dtypes": dtypes,
+        **({"origins": origins} if origins else {}),
+        **({"content_hashes": content_hashes(zoo.model_names, entries)} if entries else {}),
+    }
 
 
 @dataclass(frozen=True)

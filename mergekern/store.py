@@ -1,8 +1,8 @@
 """The statistics folder of a run: what is there for the same inputs is used, what is missing is written.
 
-A block is named by what it was computed from (content hashes of the tensor in the base and in every model, the options,
-backend and version), so that a changed input never meets a stale one. Blocks are written whole or not at all: a run
-killed at any moment continues from them.
+Blocks are named by what they were computed from (content hashes of the tensor in the base and in the models, options,
+backend and version), so that a changed input never meets a stale one. They are written whole or not at all: a run that
+is killed at any moment continues from them. What an earlier run measured of some of the models is found by content too.
 """
 
 from __future__ import annotations
@@ -10,97 +10,222 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import xxhash
 
-from mergekern.errors import StatisticsError
-from mergekern.statistics import (
+from mergekern.errors import MergekernError, OutputError, StatisticsError
+from mergekern.files import link_or_copy
+from mergekern.locks import LOCK_FILES, locked
+from mergekern.statistics import FUNCTIONAL, Bases, FunctionalStatistics
+from mergekern.statistics.layer_block import (
+    BASES,
     BLOCKS,
     FORMAT,
-    FUNCTIONAL,
-    FunctionalStatistics,
-    LayerStatistics,
-    ZooStatistics,
+    LayerBlock,
+    bases_path,
     block_path,
+    read_bases,
 )
+from mergekern.statistics.manifest import MANIFEST, Manifest, is_statistics_folder
 
 logger = logging.getLogger(__name__)
-Block = TypeVar("Block")
-
-
-class Writable(Protocol):
-    """Statistics that can be kept as a block."""
-
-    def write(self, path: Path) -> None:
-        """Write to a file."""
+Read = TypeVar("Read")
 
 
 class Store:
-    """The blocks of one folder, as a run reads and writes them.
+    """The blocks of one folder, as a run reads and writes them; nobody else does while it has the lock.
 
     Raises:
         StatisticsError: the path is something else than a statistics folder.
     """
 
     def __init__(self, path: Path) -> None:
+        check_folder(path)
         self.path = path
-        self._is_new = not path.exists()
-        self._was_empty = path.is_dir() and not any(path.iterdir())
+        self._is_new = not path.exists() or not _content(path)
         self._written: list[Path] = []
-        if not self._is_new and not path.is_dir():
-            raise StatisticsError(f"{path}: is a file; statistics are kept in a folder")
-        if not self._is_new and any(path.iterdir()) and not (path / BLOCKS).is_dir():
-            raise StatisticsError(f"{path}: a folder with other things in it; give a new or empty one for statistics")
+        self._warned: set[str] = set()
+        self.manifest: Manifest | None = None
+        if (path / MANIFEST).exists():
+            self.manifest = self._attempt(Manifest.read, path)
+        self._entries = {} if self.manifest is None else {entry.name: entry for entry in self.manifest.layers}
 
-    def key(self, name: str, shape: Sequence[int], hashes: Sequence[str], how: Sequence[object]) -> str:
-        """Return the name of the block of one tensor, from its content and from how it is measured."""
-        content = json.dumps([FORMAT, name, list(shape), list(hashes), list(how)])
-        return xxhash.xxh3_128(content.encode()).hexdigest()
+    def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[LayerBlock]:
+        """Return the blocks of one tensor that the manifest names and that are whole and hold what is needed."""
+        if name not in self._entries:
+            return []
+        blocks = (self.get(key, with_spectrum) for key in self._entries[name].blocks)
+        return [block for block in blocks if block is not None and (block.of.base, block.of.how) == (base, how)]
 
-    def get(self, key: str, with_spectrum: bool) -> LayerStatistics | None:
-        """Return the block of a tensor if it is there, whole, and holds what is needed."""
-        layer = self._read(key, LayerStatistics.read)
-        lacking = layer is not None and with_spectrum and layer.is_matrix and layer.spectrum is None
-        return None if lacking else layer
+    def get(self, key: str, with_spectrum: bool) -> LayerBlock | None:
+        """Return a block if it is there, whole, and holds what is needed: of pairs without overlaps these can be made.
+
+        Args:
+            key: of the block.
+            with_spectrum: whether spectra are needed, and the singular vectors that they come with.
+        """
+        if not block_path(self.path, key).exists():
+            return None
+        block = self._attempt(LayerBlock.read, self.path, key)
+        if block is None or not (with_spectrum and block.of.is_diagonal):
+            return block
+        return block if block.has_spectra and bases_path(self.path, key).exists() else None
+
+    def has_bases(self, block: LayerBlock) -> bool:
+        """Tell whether the singular vectors of a diagonal block are whole."""
+        return self._attempt(read_bases, self.path, block.of.key) is not None
+
+    def bases(self, models: Sequence[str], blocks: Sequence[LayerBlock]) -> Bases:
+        """Return the singular vectors of models from the diagonal blocks that have them.
+
+        Args:
+            models: content hashes of the tensor.
+            blocks: of this tensor.
+
+        Raises:
+            StatisticsError: a file is damaged, or no block has a model.
+        """
+        parts: dict[int, Bases] = {}
+        left = dict.fromkeys(models)
+        for block in blocks:
+            rows = {digest: row for row, digest in enumerate(block.of.rows) if digest in left}
+            if not block.of.is_diagonal or not rows:
+                continue
+            every = read_bases(self.path, block.of.key)
+            for position, digest in enumerate(models):
+                if digest in rows:
+                    parts[position] = Bases(*(side[rows[digest]] for side in every))
+            left = {digest: None for digest in left if digest not in rows}
+        if left:
+            raise StatisticsError(f"{self.path}: no singular vectors of {len(left)} models")
+        return Bases(*(np.stack(side) for side in zip(*(parts[i] for i in range(len(models))), strict=True)))
+
+    def put(self, block: LayerBlock) -> None:
+        """Write a block; one that is there with less in it is replaced.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._write(block_path(self.path, block.of.key), lambda: block.write(self.path))
+
+    def functional_key(self, kind: str, hashes: Sequence[str], how: Sequence[object]) -> str:
+        """Return the name of the block of one functional kind, from the models' content and from how they are run."""
+        return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, kind, list(hashes), list(how)]).encode())
 
     def get_functional(self, keys: Mapping[str, str]) -> FunctionalStatistics:
         """Return those of the functional kinds whose blocks are there and whole."""
-        return FunctionalStatistics(**{kind: self._read(key, FUNCTIONAL[kind].read) for kind, key in keys.items()})
+        found = {}
+        for kind, key in keys.items():
+            path = block_path(self.path, key)
+            if path.exists():
+                found[kind] = self._attempt(FUNCTIONAL[kind].read, path)
+        return FunctionalStatistics(**found)
 
-    def _read(self, key: str, read: Callable[[Path], Block]) -> Block | None:
-        path = block_path(self.path, key)
-        if not path.exists():
-            return None
-        try:
-            return read(path)
-        except StatisticsError as error:
-            logger.warning("%s; computing it again", error)
-            return None
+    def put_functional(self, statistics: FunctionalStatistics, keys: Mapping[str, str]) -> None:
+        """Write the blocks of what running the models gave; OutputError as for `put`."""
+        for kind, part in statistics.kinds.items():
+            path = block_path(self.path, keys[kind])
+            self._write(path, partial(part.write, path))
 
-    def put(self, key: str, block: Writable) -> None:
-        """Write a block; one that is there with less in it is replaced."""
-        path = block_path(self.path, key)
-        if not path.exists():
-            self._written.append(path)
-        block.write(path)
+    def bring(self, source: Path, target: Path) -> None:
+        """Make a file of another folder one of this one: by a link where the disk is the same, or by a copy."""
+        self._write(target, lambda: link_or_copy(source, target))
 
-    def finish(self, statistics: ZooStatistics, keys: Sequence[str], functional: Mapping[str, str]) -> None:
-        """Write the manifest and remove the blocks that it does not name, by tensor or by functional kind."""
-        functional = {kind: functional[kind] for kind in statistics.functional.kinds}
-        statistics.write_manifest(self.path, keys, functional)
-        keep = {block_path(self.path, key) for key in (*keys, *functional.values())}
-        for path in (self.path / BLOCKS).iterdir():
-            if path not in keep and not path.name.startswith("."):
-                path.unlink(missing_ok=True)
+    def finish(self, manifest: Manifest) -> None:
+        """Write the manifest and remove the blocks that it does not name."""
+        self._write(self.path / MANIFEST, lambda: manifest.write(self.path))
+        remove_others(self.path, manifest.keys)
 
     def undo(self) -> None:
         """Remove what this run wrote: its input turned out to be bad."""
         for path in self._written:
             path.unlink(missing_ok=True)
-        if self._is_new and self.path.exists():
-            shutil.rmtree(self.path)
-        elif self._was_empty and (self.path / BLOCKS).is_dir():
-            (self.path / BLOCKS).rmdir()
+        if self._is_new:
+            for folder in (BLOCKS, BASES):
+                shutil.rmtree(self.path / folder, ignore_errors=True)
+
+    def _write(self, path: Path, write: Callable[[], None]) -> None:
+        try:
+            for folder in (BLOCKS, BASES):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                self._written += [path, bases_path(self.path, path.stem)]
+            write()
+        except OSError as error:
+            free = shutil.disk_usage(self.path).free
+            raise OutputError(
+                f"{path}: cannot be written ({error}; {free:,} bytes are free there); what was measured before is "
+                "kept, and the same command continues from it"
+            ) from error
+
+    def _attempt(self, read: Callable[..., Read], *arguments: Any) -> Read | None:
+        try:
+            return read(*arguments)
+        except StatisticsError as error:
+            if str(error) not in self._warned:
+                logger.warning("%s; computing it again", error)
+            self._warned.add(str(error))
+            return None
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Store]:
+    """Give a folder's store, locked; what was written is removed again if the input turns out to be bad.
+
+    Raises:
+        StatisticsError: the path is something else than a statistics folder.
+        OutputError: another process has it, or it cannot be written to.
+    """
+    check_folder(folder)
+    is_new = not folder.exists()
+    try:
+        with locked(folder):
+            store = Store(folder)
+            try:
+                yield store
+            except OutputError:
+                raise
+            except MergekernError:
+                store.undo()
+                raise
+    finally:
+        if is_new and folder.is_dir() and not _content(folder):
+            shutil.rmtree(folder)
+
+
+def check_folder(path: Path) -> None:
+    """Raise StatisticsError if a path is there and is no folder of statistics, nor empty."""
+    if path.exists() and not path.is_dir():
+        raise StatisticsError(f"{path}: is a file; statistics are kept in a folder")
+    if path.exists() and not is_statistics_folder(path) and _content(path):
+        raise StatisticsError(f"{path}: a folder with other things in it; give a new or empty one for statistics")
+
+
+def shard_folder(folder: Path, index: int, count: int) -> Path:
+    """Return where a shard's own statistics lie, in a folder of statistics."""
+    return folder / f"shard-{index}-of-{count}"
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """Return the folders of shards in a folder of statistics."""
+    return sorted(folder.glob("shard-*-of-*"))
+
+
+def remove_others(folder: Path, keys: Collection[str]) -> None:
+    """Remove blocks with other keys from a folder of statistics, and what killed runs left of unfinished ones."""
+    for kind in (BLOCKS, BASES):
+        if (folder / kind).is_dir():
+            for path in (folder / kind).iterdir():
+                if path.stem not in keys:
+                    path.unlink(missing_ok=True)
+
+
+def _content(folder: Path) -> list[Path]:
+    ours = {*LOCK_FILES, *(path.name for path in shards_in(folder))}
+    return [path for path in folder.iterdir() if path.name not in ours]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".csv", ".json")
 INDEX = ["model_a", "model_b"]
+# Pairs that a note names; of a thousand models the others would be a book.
+PAIRS_NAMED = 1000
 
 
 class MetricTable:
@@ -319,7 +321,7 @@ def _from_parquet(path: Path) -> MetricTable:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    extra = json.loads((table.schema.metadata or {}).get(b"mergekern", b"{}"))
+    extra = json.loads((pq.read_metadata(path).metadata or {}).get(b"mergekern", b"{}"))
     frame = table.to_pandas()
     return _from_frame(frame.reset_index() if frame.index.names[0] else frame, extra)
 
@@ -374,7 +376,8 @@ def _notes(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: 
     for metric, matrix in values.items():
         missing = np.flatnonzero(np.isnan(matrix[i, j]))
         if len(missing):
-            pairs = ", ".join(f"({statistics.models[i[p]]}, {statistics.models[j[p]]})" for p in missing)
+            pairs = ", ".join(f"({statistics.models[i[p]]}, {statistics.models[j[p]]})" for p in missing[:PAIRS_NAMED])
+            pairs += f" and {len(missing) - PAIRS_NAMED} more" if len(missing) > PAIRS_NAMED else ""
             notes.append(f"{metric}: no value for {len(missing)} pairs, {CATALOGUE[metric].undefined}: {pairs}")
     return notes
 

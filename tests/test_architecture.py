@@ -9,13 +9,15 @@ PACKAGE = Path(__file__).parents[1] / "mergekern"
 # A module imports only from its own layer and the layers before it.
 LAYERS = [
     ["errors"],
-    ["files", "options", "progress", "versions"],
+    ["files", "locks", "options", "progress", "versions", "work"],
     ["checkpoints", "kernels", "blocks", "calibration", "regularizers"],
     ["statistics"],
     ["measurement", "store", "metrics", "merging"],
     ["table", "probes"],
+    ["run"],
     ["engine", "prediction", "fingerprints", "groups"],
-    ["report"],
+    ["incremental", "shards", "screening"],
+    ["report", "cluster"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -77,9 +77,9 @@ def test_statistics_are_reused_only_while_the_inputs_are_the_same(mixed, tmp_pat
     measured = []
     original = CpuMeasurement.begin
 
-    def counted(self, layer, *arguments):
-        measured.append(layer.tensor.name)
-        return original(self, layer, *arguments)
+    def counted(self, layer, *arguments, **options):
+        measured.append((layer.tensor.name, layer.zoo.model_names))
+        return original(self, layer, *arguments, **options)
 
     monkeypatch.setattr(CpuMeasurement, "begin", counted)
     pd.testing.assert_frame_equal(frame(zoo, base, statistics=folder), first, check_exact=True)
@@ -88,9 +88,11 @@ def test_statistics_are_reused_only_while_the_inputs_are_the_same(mixed, tmp_pat
 
     changed = {**zoo, "m1": {**zoo["m1"], "blocks.0.attn.weight": zoo["m1"]["blocks.0.attn.weight"] * 1.0001}}
     again = frame(changed, base, statistics=folder)
-    assert measured == ["blocks.0.attn.weight"]
+    # By itself, and with each of the others.
+    name = "blocks.0.attn.weight"
+    assert measured == [(name, ("m1",)), (name, ("m0", "m2", "m3", "m4", "m1"))]
     pd.testing.assert_frame_equal(again, frame(changed, base), check_exact=True)
-    assert len(list((folder / "blocks").iterdir())) == len(blocks)
+    assert len(list((folder / "blocks").iterdir())) == len(blocks) + 2
 
     measured.clear()
     frame(changed, base, statistics=folder, top_k=5)
@@ -240,8 +242,8 @@ def test_a_layer_is_read_while_another_is_factorised(monkeypatch):
         factorised.append(arguments)
         return backend.spectrum(*arguments)
 
-    def content_hashes(layer):
-        found = hashes(layer)
+    def content_hashes(layer, *arguments):
+        found = hashes(layer, *arguments)
         if layer.tensor.name == "second":
             assert not factorised
             second_was_read.set()

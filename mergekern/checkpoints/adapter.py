@@ -72,6 +72,7 @@ class Adapter(Checkpoint):
         options = _Options(config, source)
         self.base_name = config.get("base_model_name_or_path") or None
         self._inner = inner
+        self.files = inner.files
         self._parts = _parts(inner, options, source)
         self._base: Checkpoint | None = None
         self._equals_base: dict[str, bool] = {}
@@ -97,7 +98,7 @@ class Adapter(Checkpoint):
         """
         adapter = object.__new__(Adapter)
         Checkpoint.__init__(adapter, self.name, self.source)
-        adapter.origin = self.origin
+        adapter.origin, adapter.location, adapter.files = self.origin, self.location, self.files
         adapter.base_name, adapter._inner, adapter._base, adapter._equals_base = self.base_name, self._inner, base, {}
         adapter._parts = _in_names_of(base, self._parts)
         adapter.buffers, adapter.order = list(base.buffers), list(base.order)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -56,6 +57,20 @@ class Factors(NamedTuple):
     scale: float
 
 
+class FileState(NamedTuple):
+    """By what a file is recognised: size in bytes, nanoseconds of its last change, and number."""
+
+    size: int
+    changed: int
+    number: int
+
+    @staticmethod
+    def of(path: Path) -> FileState:
+        """Return the state of a file, links followed."""
+        found = path.stat()
+        return FileState(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
 class Checkpoint(ABC):
     """One model's tensors.
 
@@ -63,18 +78,31 @@ class Checkpoint(ABC):
         name: what errors and tables call it.
         source: where it came from, for messages.
         origin: id and commit of a model of the Hugging Face Hub; None for others.
+        location: path, or id and commit, by which it can be opened again from anywhere; None for what is in memory.
         tensors: the floating-point tensors by name, in file order; tied names all appear, with equal `storage`.
         buffers: names of integer and bool tensors, which are not part of any task vector.
         order: names of all tensors as they are stored, tied ones once where the format says so.
+        files: what was opened, with size and time of change, by which a file that is replaced meanwhile is noticed.
     """
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
         self.source = source
         self.origin: str | None = None
+        self.location: str | None = None
         self.tensors: dict[str, StoredTensor] = {}
         self.buffers: list[str] = []
         self.order: list[str] = []
+        self.files: dict[Path, FileState] = {}
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file is not the one that was opened."""
+        for path, state in self.files.items():
+            if not path.exists() or FileState.of(path) != state:
+                raise CheckpointError(
+                    f"{path}: was changed while {self.name!r} was being read; nothing that was read of it is kept: "
+                    "run again when it is finished"
+                )
 
     @property
     def dtypes(self) -> frozenset[torch.dtype]:

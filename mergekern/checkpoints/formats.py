@@ -16,7 +16,7 @@ import safetensors
 import torch
 
 from mergekern.checkpoints import adapter, hub
-from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
+from mergekern.checkpoints.checkpoint import Checkpoint, FileState, StoredTensor
 from mergekern.errors import CheckpointError
 
 IO = Literal["mmap", "pread"]
@@ -79,6 +79,7 @@ def open_checkpoint(source: Any, name: str | None = None, *, io: IO = "mmap") ->
         try:
             checkpoint = _open_path(path, name or checkpoint_name(path), io)
             checkpoint.origin = origin
+            checkpoint.location = origin or os.path.abspath(path)
             return checkpoint
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
@@ -119,13 +120,22 @@ def _open_path(path: Path, name: str, io: IO) -> Checkpoint:
 def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    state = FileState.of(path)
+    checkpoint: Checkpoint
     if path.suffix == ".safetensors":
-        return SafetensorsFile(path, name, io)
-    if path.suffix in TORCH_SUFFIXES:
-        return StateDict(_load_torch_file(path), name, str(path))
+        checkpoint = SafetensorsFile(path, name, io)
+    elif path.suffix in TORCH_SUFFIXES:
+        checkpoint = StateDict(_load_torch_file(path), name, str(path))
+    else:
+        raise _unknown(path)
+    checkpoint.files = {path: state}
+    return checkpoint
+
+
+def _unknown(path: Path) -> CheckpointError:
     if path.suffix == ".gguf":
-        raise CheckpointError(f"{path}: GGUF files hold quantised weights; give the checkpoint they were made from")
-    raise CheckpointError(f"{path}: unknown suffix; known are {', '.join(SUFFIXES)} and Hugging Face folders")
+        return CheckpointError(f"{path}: GGUF files hold quantised weights; give the checkpoint they were made from")
+    return CheckpointError(f"{path}: unknown suffix; known are {', '.join(SUFFIXES)} and Hugging Face folders")
 
 
 def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
@@ -366,6 +376,7 @@ class Sharded(Checkpoint):
     def __init__(self, shards: Mapping[str, Checkpoint], weight_map: Mapping[str, str], name: str, source: str) -> None:
         super().__init__(name, source)
         self.shards = shards
+        self.files = {path: state for shard in shards.values() for path, state in shard.files.items()}
         self._home: dict[str, Checkpoint] = {}
         missing: set[str] = set()
         for file, shard in shards.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -28,13 +27,13 @@ class Layer:
     A larger one is read in blocks, again for every pass.
 
     Attributes:
-        tensor: name and shape.
+        zoo, tensor: all models, and the tensor in them.
         is_split: whether it is larger than the budget and comes in blocks.
         nbytes: of weights that reading it holds at a time.
     """
 
     def __init__(self, zoo: Zoo, tensor: ZooTensor, max_memory: int) -> None:
-        self.tensor = tensor
+        self.zoo, self.tensor = zoo, tensor
         self._checkpoints = zoo.checkpoints
         self._max_memory = max_memory
         self._element_bytes = [c.tensors[n].read_dtype.itemsize for c, n in self._sources()]
@@ -126,14 +125,19 @@ class Layer:
                     pair.append(checkpoint.read_columns(name, start, stop))
             yield start, pair[0], pair[1]
 
-    def content_hashes(self, map: Callable[..., Iterable[None]] = map) -> list[str]:
-        """Return a hash of dtype, shape and bytes of the tensor: of the base, then of each model.
+    def content_hashes(
+        self, models: Sequence[int] | None = None, map: Callable[..., Iterable[None]] = map
+    ) -> list[str]:
+        """Return a hash of dtype, shape and bytes of the tensor: of the base, then of each model, or of some.
 
         `map` may be that of a pool of threads, which then hash the checkpoints side by side.
 
         XXH3 (128 bits), which tells changed files from unchanged ones at memory speed (8.9 GB/s on one core,
         BLAKE2b 0.35); it is no protection against someone who forges a collision.
         """
+        if models is not None and len(models) < len(self.zoo.models):
+            part = self.zoo.of(models, self.tensor)
+            return Layer(part, part.tensors[0], self._max_memory).content_hashes(map=map)
         hashers = []
         for checkpoint, name in self._sources():
             stored = checkpoint.tensors[name]
@@ -175,15 +179,14 @@ class FactoredLayer:
     @cached_property
     def stored_zoo(self) -> Zoo:
         """The zoo of the models that hold the tensor whole."""
-        return dataclasses.replace(self.zoo, models=tuple(self.zoo.models[i] for i in self.whole))
+        return self.zoo.of(self.whole, self.tensor)
 
     @cached_property
     def stored(self) -> Layer | None:
         """See the class."""
         if not self.whole:
             return None
-        names = (self.tensor.names[0], *(self.tensor.names[1 + i] for i in self.whole))
-        return Layer(self.stored_zoo, dataclasses.replace(self.tensor, names=names), self._max_memory)
+        return Layer(self.stored_zoo, self.stored_zoo.tensors[0], self._max_memory)
 
     def release(self) -> None:
         """Let go of tensors that are held."""
@@ -194,20 +197,28 @@ class FactoredLayer:
         """Return the factors of one of the models in `factored`."""
         return self.zoo.models[model].factors(self.tensor.names[1 + model])
 
-    def content_hashes(self, map: Callable[..., Iterable[None]] = map) -> list[str]:
-        """Return a hash of what the task vectors depend on: of the base, then of each model; see `Layer`."""
-        hashes = [xxhash.xxh3_128(b"as the base").hexdigest()] * (1 + len(self.zoo.models))
+    def content_hashes(
+        self, models: Sequence[int] | None = None, map: Callable[..., Iterable[None]] = map
+    ) -> list[str]:
+        """Return a hash of what the task vectors depend on: of the base, then of each model, or of some; see `Layer`.
+
+        Where no model holds the tensor whole, none depends on the base.
+        """
+        models = range(len(self.zoo.models)) if models is None else models
+        hashes = dict.fromkeys((-1, *models), xxhash.xxh3_128(b"as the base").hexdigest())
         if self.stored is not None:
-            stored = self.stored.content_hashes(map)
-            for position, digest in zip((0, *(1 + i for i in self.whole)), stored, strict=True):
-                hashes[position] = digest
-        for model in self.factored:
+            whole = [model for model in models if model in self.whole]
+            at = [self.whole.index(model) for model in whole]
+            hashes |= zip((-1, *whole), self.stored.content_hashes(at, map), strict=True)
+        for model in models:
+            if model not in self.factored:
+                continue
             left, right, scale = self.factors(model)
             hasher = xxhash.xxh3_128(f"{left.dtype}{left.shape}{right.dtype}{right.shape}{scale!r}".encode())
             for part in (left, right):
                 hasher.update(part.contiguous().view(torch.uint8).numpy())
-            hashes[1 + model] = hasher.hexdigest()
-        return hashes
+            hashes[model] = hasher.hexdigest()
+        return list(hashes.values())
 
     def non_finite(self, model: int) -> NonFiniteError:
         """Return the error that says what is wrong with the factors of a model."""
@@ -257,8 +268,16 @@ class LayerStream:
     def with_factors(self) -> Iterator[Layer | FactoredLayer]:
         """Iterate likewise, but with factors as they are, where reads of a `Layer` would multiply them."""
         for tensor in self.zoo.tensors:
-            is_whole = set(self.zoo.changes(tensor)) == {"whole"}
-            yield (Layer if is_whole else FactoredLayer)(self.zoo, tensor, self.max_memory)
+            yield self._layer(self.zoo, tensor)
+
+    def of(self, models: Sequence[int], tensor: ZooTensor) -> Layer | FactoredLayer:
+        """Return a tensor of some of the models, with factors as they are."""
+        zoo = self.zoo.of(models, tensor)
+        return self._layer(zoo, zoo.tensors[0])
+
+    def _layer(self, zoo: Zoo, tensor: ZooTensor) -> Layer | FactoredLayer:
+        is_whole = set(zoo.changes(tensor)) == {"whole"}
+        return (Layer if is_whole else FactoredLayer)(zoo, tensor, self.max_memory)
 
 
 def non_finite(layer: Layer, zoo: Zoo) -> NonFiniteError:

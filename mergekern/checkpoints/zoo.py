@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,10 @@ class ZooTensor:
         """Whether singular values and vectors are defined for it."""
         return len(self.shape) == 2
 
+    def of(self, models: Sequence[int]) -> ZooTensor:
+        """Return it as a zoo of some of the models has it."""
+        return replace(self, names=(self.names[0], *(self.names[1 + model] for model in models)))
+
 
 @dataclass(frozen=True)
 class Zoo:
@@ -65,6 +69,15 @@ class Zoo:
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The base, then the models: the order of `ZooTensor.names`."""
         return (self.base, *self.models)
+
+    def of(self, models: Sequence[int], tensor: ZooTensor) -> Zoo:
+        """Return the zoo of some of the models, with one tensor."""
+        return replace(self, models=tuple(self.models[model] for model in models), tensors=(tensor.of(models),))
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file is not the one that was opened."""
+        for checkpoint in self.checkpoints:
+            checkpoint.check_unchanged()
 
     def changes(self, tensor: ZooTensor) -> tuple[Change, ...]:
         """Return how each model comes to a tensor: "whole", by "factors" of the difference, or "none"."""
@@ -237,6 +250,25 @@ def _sources(checkpoints: Any, base: Any) -> tuple[list[tuple[str, Any]], Any]:
         "`checkpoints` is a folder, a sequence of checkpoints, or a mapping name -> checkpoint, not "
         f"{type(checkpoints).__name__}"
     )
+
+
+def named_sources(checkpoints: Any) -> dict[str, Any]:
+    """Return checkpoints by name; one path may stand for itself, other forms are those of `open_zoo`.
+
+    Raises:
+        OptionError: two have one name, or they are given in none of these forms.
+
+    >>> named_sources("zoo/mnist.safetensors")
+    {'mnist': 'zoo/mnist.safetensors'}
+    """
+    is_path = isinstance(checkpoints, str | os.PathLike)
+    is_folder = is_path and Path(checkpoints).is_dir() and not is_checkpoint(Path(checkpoints))
+    if is_path and not is_folder:
+        checkpoints = [checkpoints]
+    sources, _ = _sources(checkpoints, None)
+    if duplicates := sorted({name for name, _ in sources if sum(name == other for other, _ in sources) > 1}):
+        raise OptionError(f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint")
+    return dict(sources)
 
 
 def _is_same(source: Any, base: Any) -> bool:

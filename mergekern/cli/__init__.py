@@ -12,6 +12,7 @@ from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
 from mergekern.cli.report import report
+from mergekern.cli.statistics import add, combine, remove, screen, table, verify
 from mergekern.errors import MergekernError
 
 
@@ -34,5 +35,8 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
 
 
-for command in (metrics, info, merge, merge_all, fit, predict, recommend, plan, fingerprint, compare, report):
+for command in (
+    metrics, info, merge, merge_all, fit, predict, recommend, plan, screen, report, table, add, remove, combine, verify,
+    fingerprint, compare,
+):  # fmt: skip
     main.add_command(command)

@@ -14,7 +14,7 @@ from rich.table import Table
 import mergekern
 from mergekern.checkpoints import Checkpoint, open_zoo
 from mergekern.cli.display import console, progress_display, readable_bytes
-from mergekern.cli.parameters import ByteSize, Function, io_option, with_options
+from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, with_options
 from mergekern.metrics import CATALOGUE, RANKED_BY, Metric, select
 from mergekern.table import MetricTable, check_suffix
 
@@ -34,10 +34,15 @@ zoo_options = with_options(
 )  # fmt: skip
 
 
+output_option = click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the table here: .parquet, .csv or .json."
+)
+
+
 @click.command()
 @zoo_options
 @click.option("--list", "list_metrics", is_flag=True, help="List all metrics and exit.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the table here: .parquet, .csv or .json.")
+@output_option
 @click.option("--spectrum-k", default=100, show_default=True, help="Number of singular values compared.")
 @click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
 @click.option("--device", default="auto", show_default=True)
@@ -46,6 +51,7 @@ zoo_options = with_options(
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
               help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
 @click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
+@click.option("--shard", type=Shard(), help="Measure only share i of n, as i/n, into --statistics; see combine.")
 @click.option("--calibration", type=click.Path(path_type=Path),
               help="A folder of samples and heads for activation and gradient metrics; needs --model.")  # fmt: skip
 @click.option("--model", type=Function(), help="What builds the model that the checkpoints are of: "
@@ -61,7 +67,8 @@ zoo_options = with_options(
 def metrics(
     ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
     sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model: Callable | None,
-    layer: str | None, input_layer: str | None, batch_weighting: str | None, **options: Any,
+    layer: str | None, input_layer: str | None, batch_weighting: str | None, shard: tuple[int, int] | None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Compute the metrics of all pairs of models in the folder ZOO.
 
@@ -74,6 +81,12 @@ def metrics(
     if zoo is None:
         raise click.UsageError("missing argument ZOO", ctx)
     names = [name.strip() for name in metrics.split(",")]
+    if shard is not None:
+        unused = {"--calibration": calibration, "--model": model, "--out": out, "--per-layer": options["per_layer"]}
+        if given := [name for name, value in unused.items() if value]:
+            raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
+        measure_one_shard(ctx, zoo, base, shard, "all" if names == ["all"] else names, options)
+        return
     if (calibration is None) != (model is None):
         raise click.UsageError("--calibration and --model are given together", ctx)
     run_options = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
@@ -105,6 +118,18 @@ def metrics(
     show_table(table, sort_by, rows)
     if out is not None:
         click.echo(f"wrote {out}")
+
+
+def measure_one_shard(
+    ctx: click.Context, zoo: Path, base: Path | None, shard: tuple[int, int], metrics: Any, options: dict[str, Any]
+) -> None:
+    """Measure a share of the work, and say where it is."""
+    if options["statistics"] is None:
+        raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
+    kept = {name: value for name, value in options.items() if name not in ("per_layer", "frozen")}
+    with progress_display() as progress:
+        folder = mergekern.measure_shard(zoo, base, shard=shard, metrics=metrics, progress=progress, **kept)
+    click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {options['statistics']}")
 
 
 @click.command()

@@ -31,6 +31,19 @@ class ByteSize(click.ParamType):
             self.fail(f"{value!r} is not a number of bytes, such as 500M or 2G", param, ctx)
 
 
+class Shard(click.ParamType):
+    """One of n shares, such as 2/5."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return (i, n)."""
+        index, _, count = str(value).partition("/")
+        if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+            return int(index), int(count)
+        self.fail(f"{value!r} is not a share such as 2/5, from 1/5 to 5/5", param, ctx)
+
+
 class Function(click.ParamType):
     """A Python function without arguments, as package.module:function or path/to/file.py:function."""
 

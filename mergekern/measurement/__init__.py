@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -56,9 +57,11 @@ class Measurement(ABC):
     def provenance(self) -> dict[str, object]:
         """Return what the table says of how it was measured: at least "device" and "backend"."""
 
-    def hashes(self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor) -> list[str]:
-        """Return the content hashes of a layer."""
-        return layer.content_hashes()
+    def hashes(
+        self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, models: Sequence[int] | None = None
+    ) -> list[str]:
+        """Return the content hashes of a layer, in the base and in all or some of the models."""
+        return layer.content_hashes(models)
 
     @abstractmethod
     def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Any:

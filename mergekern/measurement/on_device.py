@@ -99,9 +99,11 @@ class DeviceMeasurement(Measurement):
         """Return "device", "backend", and how many factorisations failed their check and were redone on the CPU."""
         return {"device": self.backend.description, "backend": self.backend.name, "redone_on_cpu": self._redone}
 
-    def hashes(self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor) -> list[str]:
+    def hashes(
+        self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, models: Sequence[int] | None = None
+    ) -> list[str]:
         """Return the content hashes of a layer, made on all threads: one of them is slower than the bus."""
-        return layer.content_hashes(pool.map)
+        return layer.content_hashes(models, pool.map)
 
     def begin(
         self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0

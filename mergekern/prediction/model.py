@@ -129,8 +129,9 @@ class MergePredictor:
             },
         )
 
-    def predict(self, table: MetricTable) -> pd.DataFrame:
-        """Return the pairs of a table, the most promising first; those that cannot be predicted are last.
+    def predict(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
+        """Return the pairs of a table, or of some rows of its frame, the most promising first; those that cannot be
+        predicted are last.
 
         The index is (model_a, model_b), the columns are
 
@@ -233,17 +234,18 @@ class MergePredictor:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise PredictionError(f"{path}: a damaged predictor ({type(error).__name__}: {error})") from error
 
-    def _metrics_of(self, table: MetricTable) -> pd.DataFrame:
+    def _metrics_of(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
         """Return the metrics that the predictor was fitted to, in its order."""
+        frame = table.to_pandas() if isinstance(table, MetricTable) else table
         if not self.metrics:
-            return table.to_pandas()[[]].assign(no_metric=0.0)
-        missing = [name for name in self.metrics if name not in table.metrics]
+            return frame[[]].assign(no_metric=0.0)
+        missing = [name for name in self.metrics if name not in frame]
         if missing:
             raise PredictionError(
                 f"the table lacks {len(missing)} of the {len(self.metrics)} metrics that the predictor was fitted to: "
                 f"{', '.join(missing)}; compute them, or fit on a table like this one"
             )
-        return table.to_pandas()[list(self.metrics)]
+        return frame[list(self.metrics)]
 
     def _drivers(self, terms: pd.DataFrame, pairs: np.ndarray) -> list[str]:
         values = terms.drop(columns="mean").to_numpy()
@@ -279,8 +281,9 @@ class MergePredictor:
         return remarks
 
 
-def recommend(predictors: Iterable[MergePredictor], table: MetricTable) -> pd.DataFrame:
-    """Return for each pair of a table the method with the best score, the most promising pairs first.
+def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.DataFrame) -> pd.DataFrame:
+    """Return for each pair of a table, or of some rows of its frame, the method with the best score, the most promising
+    pairs first.
 
     A score that was measured takes the place of its prediction. Columns: method, score (measured or predicted), low,
     high, measured (bool), runner_up (the second-best method), lead (over it), clear (whether the interval of the best
@@ -296,7 +299,7 @@ def recommend(predictors: Iterable[MergePredictor], table: MetricTable) -> pd.Da
         raise PredictionError(f"one predictor for each method is needed to recommend one, not {methods}")
     if len(targets) > 1:
         raise PredictionError(f"scores of different targets cannot be compared: {', '.join(sorted(targets))}")
-    index = table.to_pandas().index
+    index = (table.to_pandas() if isinstance(table, MetricTable) else table).index
     frames = [predictor.predict(table).reindex(index) for predictor in predictors]
 
     def column(name: str) -> np.ndarray:

@@ -106,15 +106,14 @@ class Probes:
             calibration_hash = self.calibration.content_hash(self.model) or uuid.uuid4().hex
             hashes = [_content_hash(checkpoint) for checkpoint in self.zoo.models]
             how = [*how, torch.__version__, backend.name, calibration_hash, list(self.zoo.model_names)]
-            keys = {kind: store.key(kind, (), hashes, how) for kind in FUNCTIONAL}
+            keys = {kind: store.functional_key(kind, hashes, how) for kind in FUNCTIONAL}
             found = store.get_functional(keys)
         if lacking := self.wanted - found.kinds.keys():
             folder = None if store is None else store.path
             runs = Runs(self, lacking, backend, threads, max_memory, folder, progress)
             measured = runs.measure()
             if store is not None:
-                for kind, part in measured.kinds.items():
-                    store.put(keys[kind], part)
+                store.put_functional(measured, keys)
             found = dataclasses.replace(found, **measured.kinds)  # type: ignore[arg-type]
         return found, keys
 

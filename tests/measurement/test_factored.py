@@ -246,13 +246,14 @@ def test_kept_vectors_are_those_of_the_merged_models(zoos, tmp_path):
     layers = {}
     for name in ("adapters", "merged"):
         for path in sorted((tmp_path / name / "blocks").iterdir()):
-            arrays = load_file(path)
-            if "bases.left_top" in arrays:
-                layers.setdefault(tuple(arrays["inner"].diagonal().numpy().round(6)), []).append(arrays)
-    pairs = [pair for pair in layers.values() if len(pair) == 2 and pair[0]["spectrum.rank"].all()]
+            arrays, bases = load_file(path), tmp_path / name / "bases" / path.name
+            if bases.exists():
+                found = arrays | load_file(bases)
+                layers.setdefault(tuple(arrays["inner"].diagonal().numpy().round(6)), []).append(found)
+    pairs = [pair for pair in layers.values() if len(pair) == 2 and pair[0]["rank"].all()]
     assert pairs
     for factored, merged in pairs:
-        for side in ("bases.left_top", "bases.right_top"):
+        for side in ("left_top", "right_top"):
             overlap = (factored[side].double().mT @ merged[side].double()).square().sum((1, 2))
             np.testing.assert_allclose(overlap, 10, atol=SUBSPACE)
 

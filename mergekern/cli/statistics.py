@@ -1,0 +1,163 @@
+"""Commands on folders of statistics: `add`, `remove`, `combine`, `verify`, `table` and `screen`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+
+import mergekern
+from mergekern.cli.display import progress_display
+from mergekern.cli.metrics import output_option, show_table, zoo_options
+from mergekern.cli.parameters import ByteSize, io_option
+from mergekern.cli.prediction import show_pairs
+from mergekern.errors import OutputError, StatisticsError
+from mergekern.metrics import RANKED_BY
+from mergekern.table import MetricTable, check_suffix
+
+path_type = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("models", type=path_type, nargs=-1, required=True)
+@click.option("--to", type=path_type, required=True, help="The statistics of the models that there are.")
+@click.option("--base", type=path_type, help="The base, if it is not where it was.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
+@io_option
+def add(models: tuple[Path, ...], to: Path, **options: Any) -> None:
+    """Add MODELS, checkpoints or one folder of them, to the statistics of a zoo.
+
+    Only they are factorised; the other models are read for their inner products with them.
+    """
+    with progress_display() as progress:
+        found = mergekern.add_models(models[0] if len(models) == 1 else list(models), to, progress=progress, **options)
+    click.echo(f"{to}: {len(found.models)} models")
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--from", "statistics", type=path_type, required=True, help="The statistics of a zoo.")
+def remove(models: tuple[str, ...], statistics: Path) -> None:
+    """Remove MODELS, by name, from the statistics of a zoo; nothing is computed."""
+    left = mergekern.remove_models(models, statistics)
+    click.echo(f"{statistics}: {len(left)} models")
+
+
+@click.command()
+@click.argument("statistics", type=path_type)
+@click.argument("shards", type=path_type, nargs=-1)
+def combine(statistics: Path, shards: tuple[Path, ...]) -> None:
+    """Put together in STATISTICS what `mergekern metrics --shard` measured.
+
+    SHARDS are the folders of the shards; by default those in STATISTICS.
+    """
+    found = mergekern.combine(statistics, list(shards) or None)
+    click.echo(f"{statistics}: {len(found.models)} models, {len(found.layers)} tensors")
+
+
+@click.command()
+@click.argument("statistics", type=path_type)
+@click.option("--delete", is_flag=True, help="Delete damaged files, so that the next run computes them again.")
+def verify(statistics: Path, delete: bool) -> None:
+    """Check every file of the folder STATISTICS against its checksum; fails if one is damaged."""
+    damaged = mergekern.verify(statistics)
+    for path, what in damaged:
+        click.echo(what if str(path) in what else f"{path}: {what}")
+        if delete and path.is_file():
+            path.unlink()
+    if damaged:
+        how = "deleted; " if delete else ""
+        raise StatisticsError(f"{len(damaged)} damaged: {how}run on the same models and folder to compute it again")
+    click.echo(f"{statistics}: whole")
+
+
+@click.command()
+@click.argument("statistics", type=path_type)
+@click.option("--models", help="Names of these only, comma-separated.")
+@click.option("--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories.")
+@click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
+@click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
+              help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
+@click.option("--sort-by", default=RANKED_BY, show_default=True, help="Rank the pairs by this metric.")
+@click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
+@output_option
+def table(
+    statistics: Path, models: str | None, metrics: str, sort_by: str, rows: int, out: Path | None, **options: Any
+) -> None:
+    """Compute the metrics of all pairs, or those of some models, from STATISTICS, without the weights."""
+    if out is not None:
+        check_suffix(out)
+    names = None if models is None else [name.strip() for name in models.split(",")]
+    found = mergekern.ZooStatistics.load(statistics, names)
+    wanted = [name.strip() for name in metrics.split(",")]
+    made = MetricTable.from_statistics(found, "all" if wanted == ["all"] else wanted, **options)
+    if out is not None:
+        made.save(out)
+    show_table(made, sort_by if sort_by in made.metrics else made.metrics[0], rows)
+    if out is not None:
+        click.echo(f"wrote {out}")
+
+
+@click.command()
+@zoo_options
+@click.option("--model", "models", type=path_type, multiple=True,
+              help="What `mergekern fit` wrote, one for each merge method [default: rank by a metric].")  # fmt: skip
+@click.option("--statistics", type=path_type, help="Keep and reuse statistics in this folder.")
+@click.option("--out", type=path_type, help="Write all pairs, metrics and predictions here, as .parquet.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--rows", default=20, show_default=True, help="Pairs shown.")
+def screen(
+    zoo: Path | None, models: tuple[Path, ...], statistics: Path | None, out: Path | None, metrics: str, rows: int,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Rank the pairs of the folder ZOO by the score that their merge is predicted to have.
+
+    Metrics, prediction and ranking in one; however many models there are, memory is that of a few. Without ZOO the
+    pairs are those of a finished folder of --statistics.
+    """
+    from mergekern.prediction import MergePredictor
+    from mergekern.screening import screen as screen_pairs
+
+    predictors = [MergePredictor.load(path) for path in models]
+    names: Any = [name.strip() for name in metrics.split(",")]
+    names = "all" if names == ["all"] else names
+    if zoo is None and statistics is None:
+        raise click.UsageError("give ZOO, or the --statistics of one")
+    if out is not None and out.suffix != ".parquet":
+        raise OutputError(f"{out}: the pairs of a zoo are written as .parquet")
+    with _folder(statistics) as folder:
+        if zoo is not None:
+            with progress_display() as progress:
+                mergekern.measure(zoo, metrics=names, statistics=folder, progress=progress, **options)
+        with _tiles_display() as tiles_progress:
+            found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)
+    show_pairs(found.ranked.head(rows) if rows else found.ranked, 0, None, found.ranked)
+    for note in found.notes[:20]:
+        click.echo(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
+    click.echo(f"{found.models} models, {found.pairs:,} pairs")
+    if out is not None:
+        click.echo(f"wrote {out}")
+
+
+@contextmanager
+def _folder(statistics: Path | None) -> Iterator[Path]:
+    if statistics is not None:
+        yield statistics
+        return
+    with tempfile.TemporaryDirectory(prefix="mergekern-") as folder:
+        yield Path(folder) / "statistics"
+
+
+@contextmanager
+def _tiles_display() -> Iterator[Callable[[int, int], None]]:
+    with ProgressBar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("computing pairs", total=None)
+        yield lambda done, count: bar.update(task, completed=done, total=count)

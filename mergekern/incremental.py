@@ -1,0 +1,135 @@
+"""Adding models to statistics that are there, and removing some, without measuring the others again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekern.calibration import Calibration
+from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.zoo import named_sources
+from mergekern.engine import measure
+from mergekern.errors import OptionError
+from mergekern.progress import Progress
+from mergekern.statistics import ZooStatistics
+from mergekern.statistics.layer_block import LayerBlock
+from mergekern.statistics.manifest import Manifest
+from mergekern.statistics.zoo import positions
+from mergekern.store import writing
+
+logger = logging.getLogger(__name__)
+
+
+def add_models(
+    checkpoints: Any,
+    to: str | os.PathLike[str],
+    *,
+    base: Any = None,
+    calibration: Calibration | None = None,
+    device: str | torch.device = "auto",
+    max_memory: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    io: IO = "mmap",
+) -> ZooStatistics:
+    """Add models to a folder of statistics: only they are factorised, and only their pairs are computed.
+
+    The models that are there are read once more, for their inner products with the new ones, from where they were read
+    before. The values are those, to the last bit, that a run on all models at once gives.
+
+    Args:
+        checkpoints: the new models: a path, or several as `compute_all` takes them.
+        to: a folder that `compute_all(statistics=...)` or `mergekern metrics --statistics` finished.
+        base: where the base is now, if it has moved.
+        calibration: of all models, to run them anew; without it the metrics that run models are given up.
+        device, max_memory, progress, io: as for `compute_all`.
+
+    Raises:
+        OptionError: a model of that name is there, or one that is there cannot be read again since it was in memory.
+        StatisticsError: not a folder of finished statistics.
+        CheckpointError, MismatchError, NonFiniteError, OutputError: as for `compute_all`.
+
+    >>> import tempfile, mergekern
+    >>> from safetensors.torch import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, value in (("base", 0.0), ("a", 1.0), ("b", 2.0), ("c", 3.0)):
+    ...         save_file({"w": torch.full((2,), value)}, f"{folder}/{name}.safetensors")
+    ...     files = [f"{folder}/a.safetensors", f"{folder}/b.safetensors"]
+    ...     _ = mergekern.measure(files, f"{folder}/base.safetensors", statistics=f"{folder}/stats")
+    ...     add_models(f"{folder}/c.safetensors", f"{folder}/stats").inner.tolist()
+    [[2.0, 4.0, 6.0], [4.0, 8.0, 12.0], [6.0, 12.0, 18.0]]
+    """
+    folder = Path(to)
+    before = Manifest.read(folder)
+    new = named_sources(checkpoints)
+    if taken := [name for name in new if name in before.models]:
+        raise OptionError(
+            f"{folder}: has a model {taken[0]!r} already; remove it first, or give the new one another name"
+        )
+    sources = dict(before.sources)
+    base = base if base is not None else sources.pop("base", None)
+    if gone := [name for name in before.models if sources.get(name) is None]:
+        raise OptionError(
+            f"{folder}: {gone[0]!r} was in memory when it was measured, and is needed for its inner products with the "
+            "new models: call compute_all(all models, statistics=...), which measures only what is new"
+        )
+    if before.functional and calibration is None:
+        logger.warning(
+            "%s: the metrics of activations and gradients are of all models and their samples, and are given up; "
+            "give the calibration data to keep them", folder,
+        )  # fmt: skip
+    found = measure(
+        {**{name: sources[name] for name in before.models}, **new},
+        base,
+        metrics="all" if _has_spectra(folder, before) else ["task-vector geometry", "effective rank"],
+        calibration=calibration,
+        top_k=before.top_k,
+        spectrum_k=before.spectrum_k,
+        device=device,
+        max_memory=max_memory,
+        on_mismatch="skip" if before.skipped else "error",
+        statistics=folder,
+        progress=progress,
+        io=io,
+    )
+    _warn_of_changes(before, found)
+    return found
+
+
+def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Remove models from a folder of statistics, and return those that are left; nothing is computed.
+
+    Raises:
+        OptionError: an unknown model, or fewer than two would be left.
+        StatisticsError: not a folder of finished statistics.
+        OutputError: the folder cannot be written to, or another process is using it.
+    """
+    gone = list(models)
+    with writing(Path(statistics)) as store:
+        manifest = Manifest.read(store.path)
+        positions(manifest.models, gone)
+        left = [name for name in manifest.models if name not in gone]
+        if len(left) < 2:
+            raise OptionError(
+                f"{store.path}: {len(left)} of {len(manifest.models)} models would be left; two are the least"
+            )
+        store.finish(manifest.of(left))
+    return tuple(left)
+
+
+def _has_spectra(folder: Path, manifest: Manifest) -> bool:
+    entry = next((entry for entry in manifest.layers if len(entry.shape) == 2), None)
+    return entry is not None and any(LayerBlock.read(folder, key).has_spectra for key in entry.blocks)
+
+
+def _warn_of_changes(before: Manifest, after: ZooStatistics) -> None:
+    then, now = ((provenance or {}).get("content_hashes", {}) for provenance in (before.provenance, after.provenance))
+    changed = [name for name in before.models if then.get(name) != now.get(name)]
+    if then.get("base") != now.get("base"):
+        logger.warning("the base is another one than before: all models were measured again")
+    elif changed:
+        logger.warning("%s: changed since they were measured; measured again", ", ".join(changed))

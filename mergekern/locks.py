@@ -1,0 +1,61 @@
+"""One writer at a time for a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mergekern.errors import OutputError
+
+LOCK, OWNER = ".lock", ".lock-owner"
+# Of the lock itself: neither is content of a folder.
+LOCK_FILES = (LOCK, OWNER)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder, which is made if it is not there.
+
+    The system lets go of the lock when its owner ends, however it does; no clock decides.
+
+    Raises:
+        OutputError: another process has it, or the folder cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with locked(Path(folder)):
+    ...         sorted(os.listdir(folder))
+    ['.lock', '.lock-owner']
+    """
+    lock, owner = FileLock(folder / LOCK), folder / OWNER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise OutputError(
+            f"{folder}: in use by {_read(owner)}; wait until that has ended, or give another folder"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to ({error}); give a folder that can") from error
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        owner.write_text(json.dumps({"process": os.getpid(), "host": platform.node(), "since": since}))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read(owner: Path) -> str:
+    try:
+        found = json.loads(owner.read_text())
+        return f"process {found['process']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

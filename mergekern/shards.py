@@ -1,0 +1,213 @@
+"""Shares of the work on one zoo, for schedulers of clusters; what they measured is put together afterwards.
+
+Each shard has a statistics folder of its own, and the same list of work items, of which it does those that fall to it.
+No value of a pair depends on where it was computed, so that the whole is, to the last bit, what one process gives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekern.checkpoints import LayerStream, open_zoo
+from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.zoo import OnMismatch
+from mergekern.engine import choose_measurement, manifest_of, provenance
+from mergekern.errors import CheckpointError, OptionError, StatisticsError
+from mergekern.metrics import as_names, select
+from mergekern.progress import Progress
+from mergekern.run import Run, content_hashes, join
+from mergekern.statistics import ZooStatistics
+from mergekern.statistics.layer_block import Coverage, LayerBlock, bases_path, block_path
+from mergekern.statistics.manifest import LayerEntry, Manifest
+from mergekern.store import Store, check_folder, shard_folder, shards_in, writing
+from mergekern.work import BLOCK_SIZE, cost, share, tiles
+
+# What may differ between the shards of one zoo.
+_OF_A_SHARD = ("content_hashes", "redone_on_cpu")
+
+
+def measure_shard(
+    checkpoints: Any,
+    base: Any = None,
+    *,
+    shard: tuple[int, int],
+    statistics: str | os.PathLike[str],
+    metrics: str | Iterable[str] = "all",
+    top_k: int = 10,
+    spectrum_k: int = 100,
+    device: str | torch.device = "auto",
+    max_memory: int | None = None,
+    on_mismatch: OnMismatch = "error",
+    progress: Callable[[Progress], None] | None = None,
+    io: IO = "mmap",
+    block_size: int = BLOCK_SIZE,
+) -> Path:
+    """Measure one of n shares of a zoo, of about the same cost, and return the folder that has it.
+
+    What the folder has already is not measured again, so that a shard that was killed continues.
+
+    Args:
+        shard: (i, n), i from 1 to n. All shards need the same checkpoints, options and n.
+        statistics: a folder; the shard writes to shard-i-of-n in it, and `combine` puts the shards together there.
+        block_size: models that are measured together; of a zoo of B blocks every tensor is read B times, by B(B+1)/2
+            items of work that may be done in different places.
+        checkpoints, base, metrics, top_k, spectrum_k, device, max_memory, on_mismatch, progress, io: as for
+            `compute_all`; metrics that run models are computed afterwards, by `compute_all` on the combined folder.
+
+    Raises:
+        OptionError: no such shard, a metric that runs models, and as for `compute_all`.
+        CheckpointError, MismatchError, NonFiniteError, StatisticsError, OutputError: as for `compute_all`.
+    """
+    index, count = shard
+    if not 1 <= index <= count:
+        raise OptionError(f"shard {index}/{count}: shards are numbered from 1 to their number")
+    chosen = select(metrics)
+    if (run := [metric.name for metric in chosen if metric.runs_models]) and "all" not in as_names(metrics):
+        raise OptionError(
+            f"{', '.join(run)}: shards measure weights; ask for these when computing the table of the combined folder"
+        )
+    with_spectrum = any(metric.needs == "spectra" for metric in chosen)
+    measurement = choose_measurement(device, with_spectrum, top_k, spectrum_k, max_memory, with_bases=True)
+    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=False)
+    every = tiles([], range(len(zoo.models)), block_size)
+    costs = [[cost(tensor.shape, tile, with_spectrum) for tile in every] for tensor in zoo.tensors]
+    check_folder(Path(statistics))
+    folder = shard_folder(Path(statistics), index, count)
+    with writing(folder) as store:
+        work = Run(
+            LayerStream(zoo, measurement.max_memory), measurement, store, share(costs, index - 1, count), block_size,
+            progress,
+        )  # fmt: skip
+        work.measure()
+        work.report("")
+        store.finish(manifest_of(work, provenance(zoo, measurement, None), {}, shard))
+    return folder
+
+
+def combine(
+    statistics: str | os.PathLike[str], shards: Sequence[str | os.PathLike[str]] | None = None
+) -> ZooStatistics:
+    """Put the shards of a zoo together in a folder of statistics, checking every block.
+
+    Args:
+        statistics: the folder.
+        shards: the folders that `measure_shard` returned, in any order; by default those in `statistics`, which are
+            removed when everything is together.
+
+    Raises:
+        StatisticsError: a shard is missing, unfinished, damaged, or of another zoo or other options.
+        CheckpointError: a checkpoint was replaced between the shards.
+        OutputError: the folder cannot be written to, or another process is using it.
+    """
+    folder = Path(statistics)
+    paths = shards_in(folder) if shards is None else [Path(shard) for shard in shards]
+    manifests = [Manifest.read(path) for path in paths]
+    _check_complete(folder, paths, manifests)
+    with writing(folder) as store:
+        entries = [
+            _combine_layer(store, paths, manifests, index) for index in range(max(len(m.layers) for m in manifests))
+        ]
+        first = manifests[0]
+        said: dict[str, Any] = {**(first.provenance or {})}
+        if "redone_on_cpu" in said:
+            said["redone_on_cpu"] = sum((m.provenance or {})["redone_on_cpu"] for m in manifests)
+        said["content_hashes"] = content_hashes(first.models, entries)
+        store.finish(
+            Manifest(
+                first.models, tuple(entries), first.top_k, first.spectrum_k, first.skipped, said, first.sources, {}, ()
+            )
+        )
+        if shards is None:
+            for path in paths:
+                shutil.rmtree(path)
+        return ZooStatistics.load(folder)
+
+
+def _check_complete(folder: Path, paths: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    """Raise StatisticsError unless these are all the shards of one zoo."""
+    if not manifests:
+        raise StatisticsError(f"{folder}: no shards in it; `mergekern metrics ZOO --statistics {folder} --shard 1/4` …")
+    first = manifests[0]
+    for path, manifest in zip(paths, manifests, strict=True):
+        for what in ("models", "top_k", "spectrum_k", "skipped"):
+            if getattr(manifest, what) != getattr(first, what):
+                raise StatisticsError(f"{path}: measured with other {what.replace('_', ' ')} than {paths[0]}")
+        if [(e.name, e.shape) for e in manifest.layers] != [(e.name, e.shape) for e in first.layers]:
+            raise StatisticsError(f"{path}: of other tensors than {paths[0]}")
+        here, there = (
+            {k: v for k, v in (m.provenance or {}).items() if k not in _OF_A_SHARD} for m in (manifest, first)
+        )
+        if different := [what for what in {**here, **there} if here.get(what) != there.get(what)]:
+            what = different[0]
+            raise StatisticsError(
+                f"{path}: its {what} differ from those of {paths[0]} ({here.get(what)}, {there.get(what)}), so that "
+                "the last bits could; run all shards alike (MERGEKERN_INSTRUCTION_SET makes processors equal)"
+            )
+        if manifest.part[1] != first.part[1]:
+            raise StatisticsError(f"{path}: one of {manifest.part[1]} shards, but {paths[0]} is of {first.part[1]}")
+    numbers = [manifest.part[0] for manifest in manifests]
+    count = first.part[1]
+    if missing := sorted(set(range(1, count + 1)) - set(numbers)):
+        raise StatisticsError(f"{folder}: of {count} shards these are missing: {', '.join(map(str, missing))}")
+    if len(set(numbers)) < len(numbers):
+        raise StatisticsError(f"{folder}: a shard is given twice; they are {', '.join(map(str, sorted(numbers)))}")
+
+
+def _combine_layer(store: Store, paths: Sequence[Path], manifests: Sequence[Manifest], index: int) -> LayerEntry:
+    entries = [manifest.layers[index] for manifest in manifests]
+    name, shape = entries[0].name, entries[0].shape
+    hashes = _agreed_hashes(name, paths, manifests, entries)
+    blocks = [
+        _brought(store, path, key, manifest.part)
+        for path, manifest, entry in zip(paths, manifests, entries, strict=True)
+        for key in entry.blocks
+    ]
+    # First the models by themselves, whose bases the others need.
+    blocks.sort(key=lambda block: not block.of.is_diagonal)
+    if any(block.has_spectra for block in blocks):
+        for position, block in enumerate(blocks):
+            if not block.has_spectra:
+                blocks[position] = join(block, blocks, store)
+                store.put(blocks[position])
+    coverage = Coverage(hashes[1:])
+    for block in blocks:
+        coverage.add(block)
+    if not coverage.pairs.all():
+        raise StatisticsError(f"{store.path}: tensor {name!r}: the shards do not have all pairs of models")
+    return LayerEntry(name, shape, hashes, tuple(dict.fromkeys(block.of.key for block in blocks)))
+
+
+def _agreed_hashes(
+    name: str, paths: Sequence[Path], manifests: Sequence[Manifest], entries: Sequence[LayerEntry]
+) -> tuple[str, ...]:
+    found: dict[int, tuple[str, Path]] = {}
+    for path, entry in zip(paths, entries, strict=True):
+        for model, digest in enumerate(entry.hashes):
+            known, where = found.setdefault(model, (digest, path)) if digest else (digest, path)
+            if digest != known:
+                whose = ("base", *manifests[0].models)[model]
+                raise CheckpointError(
+                    f"{whose}: tensor {name!r} was another one in {path} than in {where}: the checkpoint was replaced "
+                    "between the shards; run them again on the same files"
+                )
+    return tuple(found[model][0] for model in range(len(entries[0].hashes)))
+
+
+def _brought(store: Store, source: Path, key: str, part: tuple[int, int]) -> LayerBlock:
+    """Return a block of a shard, of which the folder now has a copy."""
+    try:
+        block = LayerBlock.read(source, key)
+    except StatisticsError as error:
+        raise StatisticsError(
+            f"{error}; run shard {part[0]}/{part[1]} again, which computes what is lacking"
+        ) from error
+    for path_in in (bases_path, block_path):
+        if path_in(source, key).exists():
+            store.bring(path_in(source, key), path_in(store.path, key))
+    return block

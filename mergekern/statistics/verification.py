@@ -1,0 +1,77 @@
+"""Checking a folder of statistics: every block that its manifest names, against its checksum."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergekern.errors import StatisticsError
+from mergekern.statistics.functional import FUNCTIONAL
+from mergekern.statistics.layer_block import Coverage, LayerBlock, bases_path, block_path, read_bases
+from mergekern.statistics.manifest import Manifest
+
+
+class Damage(NamedTuple):
+    """A file that is missing or not what it was, and how that shows."""
+
+    path: Path
+    what: str
+
+
+def verify(statistics: str | os.PathLike[str]) -> list[Damage]:
+    """Return what is damaged in a folder of statistics, nothing if it is whole.
+
+    A run of the same models on the folder computes damaged and missing blocks again; damaged singular vectors, which
+    only added models need, if their files are deleted first.
+
+    Raises:
+        StatisticsError: there is no manifest, or it is damaged itself.
+
+    >>> import tempfile, mergekern, numpy as np
+    >>> models = {"a": {"w": np.ones((2, 2))}, "b": {"w": np.eye(2)}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = mergekern.measure(models, base={"w": np.zeros((2, 2))}, statistics=folder)
+    ...     whole = verify(folder)
+    ...     next(Path(folder).glob("blocks/*")).write_bytes(b"")
+    ...     whole, len(verify(folder))
+    0
+    ([], 1)
+    """
+    folder = Path(statistics)
+    manifest = Manifest.read(folder)
+    return [*_layers(folder, manifest), *_functional(folder, manifest)]
+
+
+def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
+    for entry in manifest.layers:
+        coverage, is_whole = Coverage([digest for digest in entry.hashes[1:] if digest]), True
+        for key in entry.blocks:
+            block = _attempt(LayerBlock.read, folder, key)
+            if isinstance(block, str):
+                is_whole = False
+                yield Damage(block_path(folder, key), block)
+                continue
+            coverage.add(block)
+            if bases_path(folder, key).exists():
+                bases = _attempt(read_bases, folder, key)
+                if isinstance(bases, str):
+                    yield Damage(bases_path(folder, key), bases)
+        if is_whole and manifest.part == (1, 1) and not coverage.pairs.all():
+            yield Damage(folder, f"tensor {entry.name!r}: pairs of models are in no block")
+
+
+def _functional(folder: Path, manifest: Manifest) -> Iterator[Damage]:
+    for kind, key in manifest.functional.items():
+        path = block_path(folder, key)
+        found = _attempt(FUNCTIONAL[kind].read, path)
+        if isinstance(found, str):
+            yield Damage(path, found)
+
+
+def _attempt(read: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return read(*arguments)
+    except StatisticsError as error:
+        return str(error)

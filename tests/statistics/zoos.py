@@ -1,0 +1,30 @@
+"""A zoo in files that has a matrix of either form, a vector, a frozen tensor, a tensor that two models share."""
+
+import torch
+from safetensors.torch import save_file
+
+SHAPES = {"embed": (24, 10), "block.weight": (18, 32), "block.bias": (18,), "head": (7, 18), "conv": (4, 3, 2, 2)}
+NAMES = tuple("abcdefg")
+
+
+def write_zoo(folder, names=NAMES, seed=0, dtype=torch.float32, blocks=0):
+    """Write base and models as safetensors, with more matrices if `blocks` says so, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = torch.Generator().manual_seed(seed)
+    shapes = SHAPES | {f"blocks.{index}": (64, 48) for index in range(blocks)}
+    base = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    save_file({name: values.to(dtype) for name, values in base.items()}, folder / "base.safetensors")
+    shared = base["head"] + 0.1 * torch.randn(SHAPES["head"], generator=draw)
+    for index, name in enumerate(names):
+        model = {key: values + 0.05 * torch.randn(values.shape, generator=draw) for key, values in base.items()}
+        if index == 2:
+            model["embed"] = base["embed"].clone()
+        if index in (1, 4):
+            model["head"] = shared
+        save_file({key: values.to(dtype) for key, values in model.items()}, folder / f"{name}.safetensors")
+    return folder
+
+
+def paths(folder, names=NAMES):
+    """Return the models by name."""
+    return {name: folder / f"{name}.safetensors" for name in names}
