@@ -1,0 +1,100 @@
+"""The shards of a zoo as tasks on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekern.checkpoints import open_zoo
+from mergekern.checkpoints.zoo import OnMismatch
+from mergekern.errors import MergekernError, OptionError
+from mergekern.shards import combine, measure_shard
+from mergekern.statistics import ZooStatistics
+from mergekern.store import check_folder
+
+# More shards than workers, so that one that is slow or lost holds up little; as many on every cluster, so that a run
+# continues on another one.
+SHARDS = 32
+# Of a shard whose worker died: by what it was asked to do, it would die again.
+RETRIES = 3
+
+
+def measure_on_cluster(
+    checkpoints: Any,
+    base: Any = None,
+    *,
+    statistics: str | os.PathLike[str],
+    address: str | None = None,
+    shards: int = SHARDS,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    on_mismatch: OnMismatch = "error",
+    finished: Callable[[int, int], None] = lambda done, count: None,
+    **options: Any,
+) -> ZooStatistics:
+    """Measure a zoo on a Ray cluster: to the last bit what `measure` gives on one machine of its kind.
+
+    A shard whose worker dies is given to another, and continues from what is on disk; so does the whole, called again.
+
+    Args:
+        checkpoints, base: as for `compute_all`, but paths or ids of the Hugging Face Hub, which every worker can read.
+        statistics: a folder that every worker can write to.
+        address: of the cluster; by default the one that this process is connected to, or a local one.
+        shards: how many there are.
+        num_cpus, num_gpus: of each worker. With GPUs the device is the one that Ray gives it.
+        finished: called with (shards finished, shards) whenever one is.
+        options: as for `measure_shard`.
+
+    Raises:
+        OptionError: Ray is not installed, checkpoints are in memory, or a worker has no GPU though some were asked for.
+        CheckpointError, MismatchError, NonFiniteError, StatisticsError, OutputError: as for `compute_all`.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise OptionError("Ray is not installed; run pip install 'mergekern[ray]'") from error
+    folder = Path(statistics).absolute()
+    check_folder(folder)
+    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, needs_base=False)
+    sources = {checkpoint.name: checkpoint.location for checkpoint in zoo.models}
+    if held := [name for name, location in sources.items() if location is None]:
+        raise OptionError(f"{held[0]!r} is in memory; the workers of a cluster need paths, or ids on the Hub")
+    if not ray.is_initialized():
+        ray.init(address=address)
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES)(_measure)
+    task = {"base": zoo.base.location, "statistics": folder, "on_mismatch": on_mismatch, **options}
+    waiting = [
+        remote.remote(sources, task, (index, shards), max(1, int(num_cpus)), num_gpus > 0)
+        for index in range(1, shards + 1)
+    ]
+    paths: list[str] = []
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        try:
+            paths += ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            for other in waiting:
+                ray.cancel(other, force=True)
+            if isinstance(error.cause, MergekernError):
+                raise error.cause from error
+            raise
+        finished(len(paths), shards)
+    return combine(folder)
+
+
+def _measure(sources: dict[str, Any], task: dict[str, Any], shard: tuple[int, int], threads: int, has_gpu: bool) -> str:
+    """Measure a shard in a worker, on the device that Ray gave it."""
+    torch.set_num_threads(threads)
+    device = "cpu"
+    if has_gpu:
+        import ray
+
+        given = ray.get_gpu_ids()
+        if not (given and torch.cuda.is_available()):
+            raise OptionError(f"Ray gave this worker the GPUs {given}, but torch finds none")
+        device = "cuda:0"  # the first of those that are visible to the worker
+    return str(measure_shard(sources, shard=shard, device=device, **task))

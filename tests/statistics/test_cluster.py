@@ -1,0 +1,87 @@
+"""Shards as tasks on a local Ray cluster of two workers."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+import mergekern
+from mergekern.cluster import measure_on_cluster
+from tests.statistics.test_one_table import assert_same
+from tests.statistics.zoos import write_zoo
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    return write_zoo(tmp_path_factory.mktemp("zoo") / "zoo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    # The GPU exists for Ray alone, where the machine has none.
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_two_workers(zoo, tmp_path):
+    seen = []
+    found = measure_on_cluster(
+        zoo, statistics=tmp_path / "s", shards=4, block_size=3, finished=lambda done, count: seen.append((done, count))
+    )
+    assert_same(found, mergekern.compute_all(zoo, per_layer=True))
+    assert seen == [(done, 4) for done in range(1, 5)]
+
+
+def test_a_worker_killed_midway(tmp_path):
+    """Its shard is finished by another worker."""
+    zoo = write_zoo(tmp_path / "zoo", names=[f"m{index:02d}" for index in range(40)])
+    killed = []
+
+    def kill():
+        for _ in range(2000):
+            for owner in (tmp_path / "s").glob("shard-*/.lock-owner"):
+                try:
+                    process = json.loads(owner.read_text())["process"]
+                    os.kill(process, signal.SIGKILL)
+                except (OSError, ValueError):
+                    continue
+                killed.append(process)
+                return
+            time.sleep(0.002)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = measure_on_cluster(zoo, statistics=tmp_path / "s", shards=2, block_size=4)
+    killer.join()
+    assert len(killed) == 1
+    assert killed[0] != os.getpid()
+    assert_same(found, mergekern.compute_all(zoo, per_layer=True))
+
+
+def test_an_error_of_a_worker_is_the_error(zoo, tmp_path):
+    tensors = load_file(zoo / "c.safetensors")
+    tensors["head"][0, 0] = np.nan
+    bad = write_zoo(tmp_path / "zoo")
+    save_file(tensors, bad / "c.safetensors")
+    with pytest.raises(mergekern.NonFiniteError, match="'head' holds NaN or infinite values: 1 in 'c'"):
+        measure_on_cluster(bad, statistics=tmp_path / "s", shards=3)
+
+
+def test_what_cannot_be_sent_to_workers(zoo, tmp_path):
+    models = {name: load_file(zoo / f"{name}.safetensors") for name in "ab"}
+    with pytest.raises(mergekern.OptionError, match="'a' is in memory; the workers of a cluster need paths"):
+        measure_on_cluster(models, zoo / "base.safetensors", statistics=tmp_path / "s")
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
+def test_a_device_that_ray_does_not_have(zoo, tmp_path):
+    with pytest.raises(mergekern.OptionError, match=r"Ray gave this worker the GPUs \[.*0.*\], but torch finds none"):
+        measure_on_cluster(zoo, statistics=tmp_path / "s", shards=2, num_gpus=1)
