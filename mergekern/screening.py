@@ -1,0 +1,202 @@
+"""Screening: metrics and predictions of all pairs of a zoo, from its statistics on disk, a tile of pairs at a time.
+
+What is in memory is of the models of one tile, whatever the number of all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mergekern.errors import OptionError, OutputError
+from mergekern.files import replacing
+from mergekern.metrics import CATALOGUE, RANKED_BY
+from mergekern.metrics.subspace import Frozen
+from mergekern.options import positive_integer
+from mergekern.prediction import MergePredictor, recommend
+from mergekern.statistics import ZooStatistics
+from mergekern.statistics.manifest import Manifest
+from mergekern.table import INDEX, MetricTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Models on one side of a tile: of 50 matrices, the statistics of two such blocks take 130 MB.
+TILE = 128
+# Pairs that are ranked in memory.
+KEPT = 10_000
+
+
+class Screening(NamedTuple):
+    """What a screening found.
+
+    Attributes:
+        ranked: the most promising pairs: as `recommend` returns them, or, without predictors, their metrics.
+        models, pairs: how many there are.
+        notes: of the tables of all tiles.
+    """
+
+    ranked: pd.DataFrame
+    models: int
+    pairs: int
+    notes: list[str]
+
+
+def screen(
+    statistics: str | os.PathLike[str],
+    predictors: Iterable[MergePredictor] = (),
+    out: str | os.PathLike[str] | None = None,
+    *,
+    metrics: str | Iterable[str] = "all",
+    frozen: Frozen = "exclude",
+    tile: int = TILE,
+    kept: int = KEPT,
+    progress: Callable[[int, int], None] = lambda done, count: None,
+) -> Screening:
+    """Compute metrics of all pairs from a folder of statistics, predict their scores, and rank the most promising.
+
+    Args:
+        statistics: a folder that `measure(statistics=...)`, `combine` or `measure_on_cluster` finished.
+        predictors: fitted, one for each merge method; their metrics must be among those computed. Without any, pairs
+            are ranked by task_vector_cosine_similarity, or the first metric.
+        out: a Parquet file to write, with a row for each pair: model_a, model_b, every metric, and prediction_METHOD,
+            low_METHOD, high_METHOD of each predictor. Rows are in the order of tiles; `MetricTable.load` reads it.
+        metrics, frozen: as for `MetricTable.from_statistics`.
+        tile: models on one side of a tile of pairs; changes no metric's value.
+        kept: how many pairs are ranked in memory.
+        progress: called with (tiles done, tiles).
+
+    Raises:
+        StatisticsError: missing, damaged or foreign files.
+        OptionError, PredictionError: an unknown metric, or one that a predictor needs is lacking.
+        OutputError: the file cannot be written.
+
+    >>> import tempfile, mergekern
+    >>> generator = np.random.default_rng(0)
+    >>> zoo = {name: {"w": generator.normal(size=(12, 12))} for name in "abcd"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = mergekern.compute_all(zoo, {"w": np.zeros((12, 12))}, statistics=folder)
+    ...     scores = table.to_pandas()["stable_rank"].rename("accuracy")
+    ...     found = screen(folder, [MergePredictor.fit(table, scores, "tsv", "additive")], tile=2)
+    >>> found.pairs, found.ranked["method"].unique().tolist()
+    (6, ['tsv'])
+    """
+    import pandas as pd
+
+    folder, predictors = Path(statistics), list(predictors)
+    manifest = Manifest.read(folder)
+    every = list(_tiles(manifest.models, positive_integer("tile", tile)))
+    kept = positive_integer("kept", kept)
+    best: list[pd.DataFrame] = []
+    notes: dict[str, None] = {}
+    pairs = 0
+    with _Writer(None if out is None else Path(out), manifest) as writer:
+        for done, (rows, columns) in enumerate(every):
+            progress(done, len(every))
+            table = MetricTable.from_statistics(ZooStatistics.load(folder, [*rows, *columns]), metrics, frozen=frozen)
+            notes |= dict.fromkeys(table.notes)
+            frame = _between(table.to_pandas(), rows, columns)
+            pairs += len(frame)
+            best = [_ranked(pd.concat([*best, recommend(predictors, frame) if predictors else frame])).head(kept)]
+            writer.write(_with_predictions(frame, predictors), table)
+        progress(len(every), len(every))
+    return Screening(best[0], len(manifest.models), pairs, list(notes))
+
+
+def _tiles(models: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the models on both sides of each tile; none on the second for pairs among the first.
+
+    >>> list(_tiles(["a", "b", "c"], 2))
+    [(['a', 'b'], []), (['a', 'b'], ['c'])]
+    """
+    blocks = [list(models[start : start + size]) for start in range(0, len(models), size)]
+    for index, rows in enumerate(blocks):
+        if len(rows) > 1:
+            yield rows, []
+        for columns in blocks[index + 1 :]:
+            yield rows, columns
+
+
+def _between(frame: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    if not columns:
+        return frame
+    first, second = (frame.index.get_level_values(name) for name in INDEX)
+    return frame[first.isin(rows) & second.isin(columns)]
+
+
+def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    by = "score" if "score" in frame else RANKED_BY if RANKED_BY in frame else frame.columns[0]
+    ascending = by in CATALOGUE and CATALOGUE[by].more_mergeable == "lower"
+    return frame.sort_values(by, ascending=ascending, kind="stable", na_position="last")
+
+
+def _with_predictions(frame: pd.DataFrame, predictors: Sequence[MergePredictor]) -> pd.DataFrame:
+    predicted = {
+        f"{what}_{predictor.method}": found[what]
+        for predictor in predictors
+        for found in [predictor.predict(frame)]
+        for what in ("prediction", "low", "high")
+    }
+    return frame.assign(**predicted)
+
+
+class _Writer:
+    """A Parquet file that grows tile by tile, and is there when it is whole."""
+
+    def __init__(self, path: Path | None, manifest: Manifest) -> None:
+        self._path, self._manifest = path, manifest
+        self._diagonal: dict[str, dict[str, float | None]] = {}
+        self._notes: dict[str, None] = {}
+        self._provenance: dict[str, Any] = {}
+        self._file: Any = None
+
+    def __enter__(self) -> _Writer:
+        if self._path is not None:
+            if self._path.suffix != ".parquet":
+                raise OptionError(f"{self._path}: the pairs of a zoo are written as .parquet")
+            if not self._path.absolute().parent.is_dir():
+                raise OutputError(f"{self._path}: no folder {self._path.parent}")
+            self._replacing = replacing(self._path)
+            self._temporary = self._replacing.__enter__()
+        return self
+
+    def write(self, frame: pd.DataFrame, table: MetricTable) -> None:
+        """Write pairs, and keep what is of the models alone until the end."""
+        if self._path is None:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = pa.Table.from_pandas(frame.reset_index(), preserve_index=False)
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._temporary, rows.schema)
+        try:
+            self._file.write_table(rows)
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written ({error})") from error
+        for name in table.metrics:
+            values = np.diagonal(table.matrix(name)).tolist()
+            self._diagonal.setdefault(name, {}).update(
+                {model: None if value != value else value for model, value in zip(table.models, values, strict=True)}
+            )
+        self._notes |= dict.fromkeys(table.notes)
+        self._provenance = table.provenance
+
+    def __exit__(self, *error: Any) -> None:
+        if self._path is None:
+            return
+        if self._file is not None:
+            models = self._manifest.models
+            diagonal = {
+                name: [of[model] for model in models] for name, of in self._diagonal.items() if len(of) == len(models)
+            }
+            said = {"models": models, "diagonal": diagonal, "notes": list(self._notes)}
+            said["provenance"] = {**(self._manifest.provenance or {}), "options": self._provenance.get("options", {})}
+            self._file.add_key_value_metadata({"mergekern": json.dumps(said)})
+            self._file.close()
+        self._replacing.__exit__(*error)
