@@ -11,8 +11,9 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -58,6 +59,11 @@ class Measured:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its attributes by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     @staticmethod
     def tile(
         name: str, shape: Sequence[int], how: str, hashes: Sequence[str], rows: Sequence[int], columns: Sequence[int]
@@ -71,10 +77,11 @@ class Measured:
         """Whether the pairs are those of some models among themselves, so that spectra belong to the block."""
         return not self.columns
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Name of the block's files."""
-        return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, *dataclasses.astuple(self)]).encode())
+        content = [FORMAT, self.name, self.shape, self.how, self.base, self.rows, self.columns]
+        return xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class LayerBlock:
             arrays |= {f"overlap.{name}": part for name, part in self.overlaps._asdict().items()}
         if self.spectra is not None:
             arrays |= self.spectra._asdict()
-        write_block(block_path(folder, self.of.key), arrays, {**dataclasses.asdict(self.of), "k": self.k})
+        write_block(block_path(folder, self.of.key), arrays, {**self.of.described, "k": self.k})
 
     @staticmethod
     def read(folder: Path, key: str) -> LayerBlock:
