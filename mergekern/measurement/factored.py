@@ -174,6 +174,6 @@ def _spread(part: np.ndarray, models: Sequence[int], count: int) -> np.ndarray:
 
 def _columns(rows: np.ndarray, k: int) -> np.ndarray:
     """Return vectors as k float32 columns, zeros where there are fewer."""
-    out = np.zeros((rows.shape[1], k), dtype=np.float32)
-    out[:, : len(rows)] = rows.T
-    return out
+    out = np.zeros((k, rows.shape[1]), dtype=np.float32)
+    out[: len(rows)] = rows
+    return out.T

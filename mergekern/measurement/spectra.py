@@ -20,18 +20,26 @@ def spectrum_statistics(
         overlap: the kernel.
         with_bases: whether the singular vectors are wanted.
     """
-    bases = Bases(*(np.stack([getattr(s, side) for s in spectra]) for side in Bases._fields))
-    left_top, right_top = overlap(bases.left_top, None), overlap(bases.right_top, None)
+    left_top, right_top = (overlap(_stack([getattr(s, side) for s in spectra]), None) for side in Bases._fields[:2])
     right_bottom = np.zeros_like(right_top)
-    with_bottom = np.flatnonzero(bases.right_bottom.any(axis=(1, 2)))
-    if len(with_bottom):
-        right_bottom[np.ix_(with_bottom, with_bottom)] = overlap(bases.right_bottom[with_bottom], None)
+    with_bottom = [i for i, s in enumerate(spectra) if s.right_bottom.any()]
+    if with_bottom:
+        among = np.ix_(with_bottom, with_bottom)
+        right_bottom[among] = overlap(_stack([spectra[i].right_bottom for i in with_bottom]), None)
+    bases = None
+    if with_bases:
+        bases = Bases(*(_stack([getattr(s, side) for s in spectra]) for side in Bases._fields))
     return SpectrumStatistics(
         np.stack([s.values for s in spectra]),
         np.array([s.rank for s in spectra]),
         left_top,
         right_top,
         right_bottom,
-        k=bases.left_top.shape[2],
-        bases=bases if with_bases else None,
+        k=spectra[0].left_top.shape[1],
+        bases=bases,
     )
+
+
+def _stack(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """Return (d, k) vectors of N models as (N, d, k), each vector contiguous, as they come and as kernels read them."""
+    return np.stack([one.T for one in vectors]).transpose(0, 2, 1)
