@@ -3,8 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "instruction_set.hpp"
 #include "merge.hpp"
+#include "overlap.hpp"
 #include "task_vector.hpp"
 #include "tridiagonal.hpp"
 
@@ -157,6 +160,22 @@ Array magnitudes(const Address& base, const Address& tuned, std::size_t count, s
   return values;
 }
 
+using Bases = py::array_t<float, py::array::c_style>;
+
+py::array_t<double> overlap(const Bases& bases, const std::optional<Bases>& others) {
+  if (bases.ndim() != 3 || bases.size() == 0) throw py::value_error("bases must be (models, length, k)");
+  const std::size_t models = bases.shape(0), length = bases.shape(1), k = bases.shape(2);
+  if (others && (others->ndim() != 3 || bases.shape(1) != others->shape(1) || bases.shape(2) != others->shape(2)))
+    throw py::value_error("both bases must be of one length and one k");
+  const std::size_t other_models = others ? others->shape(0) : models;
+  py::array_t<double> out({models, other_models});
+  const float *first = bases.data(), *second = others ? others->data() : nullptr;
+  double* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::overlap(first, models, second, other_models, length, k, data);
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -187,5 +206,6 @@ PYBIND11_MODULE(_native, module) {
              py::arg("prefix"), py::arg("above"), py::arg("shift"), py::arg("width"), py::arg("threads"));
   module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),
              py::arg("above"), py::arg("threads"));
+  module.def("overlap", &overlap, py::arg("bases").noconvert(), py::arg("others").noconvert());
   module.def("instruction_set", &mergekern::instruction_set_name);
 }

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mergekern.kernels import native, vectors
+from mergekern.kernels import native
 from mergekern.kernels.overlap import on_cpu, reference
 from tests.tolerances import SUBSPACE_SINE
 
@@ -18,7 +18,9 @@ def bases(models, size, k, seed=0):
 
 @both
 @pytest.mark.parametrize(
-    ("models", "size", "k"), [(1, 1, 1), (2, 7, 3), (5, 10, 10), (20, 63, 10), (7, 65, 1), (33, 129, 4)], ids=str
+    ("models", "size", "k"),
+    [(1, 1, 1), (2, 7, 3), (5, 10, 10), (20, 63, 10), (7, 65, 1), (33, 129, 4), (61, 300, 10), (3, 600, 150)],
+    ids=str,
 )
 def test_agrees_with_oracle(overlap, models, size, k):
     some = bases(models, size, k)
@@ -28,11 +30,15 @@ def test_agrees_with_oracle(overlap, models, size, k):
 
 
 @both
-def test_tiles_of_models(overlap, monkeypatch):
-    some = bases(11, 40, 3)
-    monkeypatch.setattr(vectors, "SIDE", 7)
-    np.testing.assert_allclose(overlap(some), reference.overlap(some), rtol=0, atol=SUBSPACE_SINE)
-    np.testing.assert_allclose(overlap(some, some[2:7]), reference.overlap(some)[:, 2:7], rtol=0, atol=SUBSPACE_SINE)
+@pytest.mark.parametrize(("models", "size", "k"), [(11, 40, 3), (61, 70, 10)], ids=str)
+def test_two_sets_of_models(overlap, monkeypatch, models, size, k):
+    some = bases(models, size, k)
+    monkeypatch.setattr(on_cpu, "TILE_VECTORS", 7 * k)
+    expected = reference.overlap(some)
+    np.testing.assert_allclose(overlap(some), expected, rtol=0, atol=SUBSPACE_SINE)
+    for part in (slice(2, 7), slice(0, models), slice(5, 6)):
+        np.testing.assert_allclose(overlap(some, some[part]), expected[:, part], rtol=0, atol=SUBSPACE_SINE)
+        np.testing.assert_allclose(overlap(some[part], some), expected[part], rtol=0, atol=SUBSPACE_SINE)
 
 
 @both

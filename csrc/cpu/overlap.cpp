@@ -1,0 +1,115 @@
+#include "overlap.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "instruction_set.hpp"
+
+#define KERNEL "overlap_kernel.hpp"
+#include "for_each_instruction_set.hpp"
+
+namespace mergekern {
+namespace {
+
+struct Kernels {
+  std::size_t rows, columns;
+  decltype(&generic::pack_rows) pack_rows;
+  decltype(&generic::pack_columns) pack_columns;
+  decltype(&generic::add_products) add_products;
+  decltype(&generic::squares) squares;
+};
+
+#define MERGEKERN_KERNELS(set) \
+  Kernels { set::kRows, set::kColumns, set::pack_rows, set::pack_columns, set::add_products, set::squares }
+
+const Kernels& kernels() {
+  static const Kernels chosen = MERGEKERN_CHOOSE(MERGEKERN_KERNELS);
+  return chosen;
+}
+
+// Vectors on one side of a tile, and elements of them at a time: two panels and the sums take 700 KiB of a private
+// cache.
+constexpr std::size_t kSide = 128, kChunk = 256;
+
+std::size_t padded(std::size_t count, std::size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// The models of one tile.
+struct Side {
+  const float* bases;
+  std::size_t models;
+};
+
+// Working memory of tiles of at most `most` models of k vectors.
+class Tile {
+ public:
+  Tile(std::size_t most, std::size_t length, std::size_t k)
+      : length_(length), k_(k), height_(padded(most * k, kernels().rows)), width_(padded(most * k, kernels().columns)),
+        rows_(height_ * kChunk), columns_(width_ * kChunk), sums_(height_ * width_), squares_(height_ * width_) {}
+
+  // Writes the overlaps of all pairs to out, whose rows lie `stride` apart; of pairs among the rows, if that is what
+  // the columns are, only those that are not below the diagonal.
+  void overlap(Side rows, Side columns, double* out, std::size_t stride) {
+    const Kernels& run = kernels();
+    const bool among = rows.bases == columns.bases;
+    std::fill(sums_.begin(), sums_.end(), 0.0);
+    for (std::size_t at = 0; at < length_; at += kChunk) {
+      const std::size_t count = std::min(kChunk, length_ - at);
+      run.pack_rows(rows.bases, rows.models, length_, k_, at, count, rows_.data());
+      run.pack_columns(columns.bases, columns.models, length_, k_, at, count, columns_.data());
+      each_block(rows, columns, among, [&](std::size_t r, std::size_t c, double* sums) {
+        run.add_products(rows_.data() + r * count, columns_.data() + c * count, count, sums);
+      });
+    }
+    each_block(rows, columns, among, [&](std::size_t r, std::size_t c, const double* sums) {
+      run.squares(sums, width_, squares_.data() + r * width_ + c);
+    });
+    for (std::size_t i = 0; i < rows.models; ++i)
+      for (std::size_t j = among ? i : 0; j < columns.models; ++j)
+        out[i * stride + j] = block_sum(squares_.data() + i * k_ * width_ + j * k_);
+  }
+
+ private:
+  template <typename Block>
+  void each_block(Side rows, Side columns, bool among, Block block) {
+    const std::size_t height = kernels().rows, width = kernels().columns;
+    double* sums = sums_.data();
+    for (std::size_t r = 0; r < rows.models * k_; r += height)
+      for (std::size_t c = 0; c < columns.models * k_; c += width, sums += height * width)
+        if (!among || c + width > r / k_ * k_) block(r, c, sums);  // from the first row's own model on
+  }
+
+  // The sum of k × k squares: the same for the transposed block, since each is added to its mirror image first.
+  double block_sum(const double* squares) const {
+    double sum = 0.0;
+    for (std::size_t r = 0; r < k_; ++r) {
+      sum += squares[r * width_ + r];
+      for (std::size_t c = r + 1; c < k_; ++c) sum += squares[r * width_ + c] + squares[c * width_ + r];
+    }
+    return sum;
+  }
+
+  std::size_t length_, k_, height_, width_;
+  std::vector<double> rows_, columns_, sums_, squares_;
+};
+
+}  // namespace
+
+void overlap(const float* bases, std::size_t models, const float* others, std::size_t other_models, std::size_t length,
+             std::size_t k, double* out) {
+  const bool among = others == nullptr;
+  if (among) {
+    others = bases;
+    other_models = models;
+  }
+  const std::size_t step = std::max<std::size_t>(1, kSide / k), size = length * k;
+  Tile tile(std::min(step, std::max(models, other_models)), length, k);
+  for (std::size_t i = 0; i < models; i += step)
+    for (std::size_t j = among ? i : 0; j < other_models; j += step)
+      tile.overlap({bases + i * size, std::min(step, models - i)}, {others + j * size, std::min(step, other_models - j)},
+                   out + i * other_models + j, other_models);
+  if (among)
+    for (std::size_t i = 0; i < models; ++i)
+      for (std::size_t j = 0; j < i; ++j) out[i * models + j] = out[j * models + i];
+}
+
+}  // namespace mergekern
