@@ -2,6 +2,18 @@
 
 The list depends on the numbers of models and tensors and on the size of the blocks alone, so that every process that
 takes a part in it has the same one.
+
+What it costs, for N models of D parameters in L tensors, in blocks of B models; a matrix has the sides s ≤ l:
+
+    read            N·D·itemsize bytes, ⌈N/B⌉ times
+    inner products  N²·D operations
+    factorisations  N·Σ(s²l + 4/3 s³)
+    overlaps        N²·k²·Σ(m + 2n), from singular vectors alone, when blocks are joined
+    kept            5·N²·L float64 for pairs, N·Σ(m + 2n)·k float32 for the singular vectors
+    memory          of one item: 2B models' chunk of a tensor, and its 5·B² float64; of a screening, 2·128 models'
+
+One more model costs the N-th part of the factorisations, and reads everything once. Of adapters of rank r the inner
+products take N²·r²·Σ(m + n) instead, and factorisations N·r²·Σ(m + n).
 """
 
 from __future__ import annotations
