@@ -58,9 +58,13 @@ class Factors(NamedTuple):
 
 
 class FileState(NamedTuple):
-    """By what a file is recognised: size in bytes, nanoseconds of its last change, and number."""
+    """By what a file is recognised: size in bytes, nanoseconds of its last writing and of its last change, and number.
+
+    The time of writing can be set back, as copying tools do; that of change is the system's own.
+    """
 
     size: int
+    written: int
     changed: int
     number: int
 
@@ -68,7 +72,7 @@ class FileState(NamedTuple):
     def of(path: Path) -> FileState:
         """Return the state of a file, links followed."""
         found = path.stat()
-        return FileState(found.st_size, found.st_mtime_ns, found.st_ino)
+        return FileState(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 class Checkpoint(ABC):
@@ -98,7 +102,11 @@ class Checkpoint(ABC):
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file is not the one that was opened."""
         for path, state in self.files.items():
-            if not path.exists() or FileState.of(path) != state:
+            try:
+                is_same = FileState.of(path) == state
+            except OSError:
+                is_same = False
+            if not is_same:
                 raise CheckpointError(
                     f"{path}: was changed while {self.name!r} was being read; nothing that was read of it is kept: "
                     "run again when it is finished"

@@ -112,6 +112,7 @@ class Probes:
             folder = None if store is None else store.path
             runs = Runs(self, lacking, backend, threads, max_memory, folder, progress)
             measured = runs.measure()
+            self.zoo.check_unchanged()  # or what was run is not what was hashed
             if store is not None:
                 store.put_functional(measured, keys)
             found = dataclasses.replace(found, **measured.kinds)  # type: ignore[arg-type]
