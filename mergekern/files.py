@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mergekern.errors import OutputError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary file beside `path`, flush it to disk, and rename it."""
@@ -28,6 +30,12 @@ def link_or_copy(source: Path, target: Path) -> None:
                 shutil.copyfileobj(read, file)
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def not_written(path: Path, error: OSError, remedy: str) -> OutputError:
+    """Return the error that says why a file cannot be written, and how much room there is."""
+    folder = next(each for each in path.absolute().parents if each.exists())
+    return OutputError(f"{path}: cannot be written ({error}; {shutil.disk_usage(folder).free:,} bytes free); {remedy}")
 
 
 @contextmanager

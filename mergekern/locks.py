@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,7 +19,7 @@ LOCK, OWNER = ".lock", ".lock-owner"
 LOCK_FILES = (LOCK, OWNER)
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder, which is made if it is not there.
 
@@ -46,7 +46,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise OutputError(f"{folder}: cannot be written to ({error}); give a folder that can") from error
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-        owner.write_text(json.dumps({"process": os.getpid(), "host": platform.node(), "since": since}))
+        # Where the disk is full, others are not told who has the lock.
+        with contextlib.suppress(OSError):
+            owner.write_text(json.dumps({"process": os.getpid(), "host": platform.node(), "since": since}))
         yield
     finally:
         owner.unlink(missing_ok=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mergekern.errors import OptionError, OutputError
-from mergekern.files import replacing
+from mergekern.files import not_written, replacing
 from mergekern.metrics import CATALOGUE, RANKED_BY
 from mergekern.metrics.subspace import Frozen
 from mergekern.options import positive_integer
@@ -95,7 +96,7 @@ def screen(
     best: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
     pairs = 0
-    with _Writer(None if out is None else Path(out), manifest) as writer:
+    with _writing(None if out is None else Path(out), manifest) as writer:
         for done, (rows, columns) in enumerate(every):
             progress(done, len(every))
             table = MetricTable.from_statistics(ZooStatistics.load(folder, [*rows, *columns]), metrics, frozen=frozen)
@@ -103,7 +104,8 @@ def screen(
             frame = _between(table.to_pandas(), rows, columns)
             pairs += len(frame)
             best = [_ranked(pd.concat([*best, recommend(predictors, frame) if predictors else frame])).head(kept)]
-            writer.write(_with_predictions(frame, predictors), table)
+            if writer is not None:
+                writer.write(_with_predictions(frame, predictors), table)
         progress(len(every), len(every))
     return Screening(best[0], len(manifest.models), pairs, list(notes))
 
@@ -145,40 +147,53 @@ def _with_predictions(frame: pd.DataFrame, predictors: Sequence[MergePredictor])
     return frame.assign(**predicted)
 
 
-class _Writer:
-    """A Parquet file that grows tile by tile, and is there when it is whole."""
+@contextmanager
+def _writing(path: Path | None, manifest: Manifest) -> Iterator[_Writer | None]:
+    """Give what writes a Parquet file tile by tile; the file is there when it is whole."""
+    if path is None:
+        yield None
+        return
+    if path.suffix != ".parquet":
+        raise OptionError(f"{path}: the pairs of a zoo are written as .parquet")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: no folder {path.parent}; make it, or give another")
+    with replacing(path) as temporary:
+        try:
+            file = temporary.open("wb")
+        except OSError as error:
+            raise not_written(path, error, "give another place") from error
+        writer = _Writer(path, manifest, file)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
 
-    def __init__(self, path: Path | None, manifest: Manifest) -> None:
-        self._path, self._manifest = path, manifest
+
+class _Writer:
+    """Writes pairs to a file, and keeps what is of the models alone until the end.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, file: IO[bytes]) -> None:
+        self._path, self._manifest, self._file = path, manifest, file
         self._diagonal: dict[str, dict[str, float | None]] = {}
         self._notes: dict[str, None] = {}
         self._provenance: dict[str, Any] = {}
-        self._file: Any = None
-
-    def __enter__(self) -> _Writer:
-        if self._path is not None:
-            if self._path.suffix != ".parquet":
-                raise OptionError(f"{self._path}: the pairs of a zoo are written as .parquet")
-            if not self._path.absolute().parent.is_dir():
-                raise OutputError(f"{self._path}: no folder {self._path.parent}")
-            self._replacing = replacing(self._path)
-            self._temporary = self._replacing.__enter__()
-        return self
+        self._parquet: Any = None
 
     def write(self, frame: pd.DataFrame, table: MetricTable) -> None:
-        """Write pairs, and keep what is of the models alone until the end."""
-        if self._path is None:
-            return
+        """Write the pairs of a tile."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         rows = pa.Table.from_pandas(frame.reset_index(), preserve_index=False)
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._temporary, rows.schema)
-        try:
-            self._file.write_table(rows)
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written ({error})") from error
+        with self._room():
+            if self._parquet is None:
+                self._parquet = pq.ParquetWriter(self._file, rows.schema)
+            self._parquet.write_table(rows)
         for name in table.metrics:
             values = np.diagonal(table.matrix(name)).tolist()
             self._diagonal.setdefault(name, {}).update(
@@ -187,16 +202,31 @@ class _Writer:
         self._notes |= dict.fromkeys(table.notes)
         self._provenance = table.provenance
 
-    def __exit__(self, *error: Any) -> None:
-        if self._path is None:
-            return
-        if self._file is not None:
-            models = self._manifest.models
-            diagonal = {
-                name: [of[model] for model in models] for name, of in self._diagonal.items() if len(of) == len(models)
-            }
-            said = {"models": models, "diagonal": diagonal, "notes": list(self._notes)}
-            said["provenance"] = {**(self._manifest.provenance or {}), "options": self._provenance.get("options", {})}
-            self._file.add_key_value_metadata({"mergekern": json.dumps(said)})
+    def finish(self) -> None:
+        """Write the end of the file, and flush it to disk."""
+        models = self._manifest.models
+        diagonal = {
+            name: [of[model] for model in models] for name, of in self._diagonal.items() if len(of) == len(models)
+        }
+        said = {"models": models, "diagonal": diagonal, "notes": list(self._notes)}
+        said["provenance"] = {**(self._manifest.provenance or {}), "options": self._provenance.get("options", {})}
+        self._parquet.add_key_value_metadata({"mergekern": json.dumps(said)})
+        with self._room():
+            self._parquet.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
             self._file.close()
-        self._replacing.__exit__(*error)
+
+    def close(self) -> None:
+        """Let go of the file; what is lacking of one that is not whole does not matter."""
+        for part in (self._parquet, self._file):
+            if part is not None:
+                with suppress(OSError):
+                    part.close()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise not_written(self._path, error, "give one with more room; the statistics are kept") from error

@@ -23,9 +23,9 @@ from mergekern.metrics import as_names, select
 from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes, join
 from mergekern.statistics import ZooStatistics
-from mergekern.statistics.layer_block import Coverage, LayerBlock, bases_path, block_path
-from mergekern.statistics.manifest import LayerEntry, Manifest
-from mergekern.store import Store, check_folder, shard_folder, shards_in, writing
+from mergekern.statistics.layer_block import Coverage, LayerBlock, bases_path, block_path, read_bases
+from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
+from mergekern.store import Store, check_folder, shard_folder, writing
 from mergekern.work import BLOCK_SIZE, cost, share, tiles
 
 # What may differ between the shards of one zoo.
@@ -107,13 +107,12 @@ def combine(
     """
     folder = Path(statistics)
     paths = shards_in(folder) if shards is None else [Path(shard) for shard in shards]
-    manifests = [Manifest.read(path) for path in paths]
+    manifests = [_read_manifest(path) for path in paths]
     _check_complete(folder, paths, manifests)
+    first = manifests[0]
     with writing(folder) as store:
-        entries = [
-            _combine_layer(store, paths, manifests, index) for index in range(max(len(m.layers) for m in manifests))
-        ]
-        first = manifests[0]
+        factorised: dict[bool, Path] = {}
+        entries = [_combine_layer(store, paths, manifests, index, factorised) for index in range(len(first.layers))]
         said: dict[str, Any] = {**(first.provenance or {})}
         if "redone_on_cpu" in said:
             said["redone_on_cpu"] = sum((m.provenance or {})["redone_on_cpu"] for m in manifests)
@@ -129,17 +128,30 @@ def combine(
         return ZooStatistics.load(folder)
 
 
+def _read_manifest(shard: Path) -> Manifest:
+    try:
+        return Manifest.read(shard)
+    except StatisticsError as error:
+        raise StatisticsError(
+            f"{shard}: not a finished shard, or damaged; run it again, which continues from what is there"
+        ) from error
+
+
 def _check_complete(folder: Path, paths: Sequence[Path], manifests: Sequence[Manifest]) -> None:
     """Raise StatisticsError unless these are all the shards of one zoo."""
     if not manifests:
-        raise StatisticsError(f"{folder}: no shards in it; `mergekern metrics ZOO --statistics {folder} --shard 1/4` …")
+        raise StatisticsError(
+            f"{folder}: no shards in it; `mergekern metrics ZOO --statistics {folder} --shard 1/4` makes one of four"
+        )
     first = manifests[0]
     for path, manifest in zip(paths, manifests, strict=True):
         for what in ("models", "top_k", "spectrum_k", "skipped"):
             if getattr(manifest, what) != getattr(first, what):
-                raise StatisticsError(f"{path}: measured with other {what.replace('_', ' ')} than {paths[0]}")
+                raise StatisticsError(
+                    f"{path}: measured with other {what.replace('_', ' ')} than {paths[0]}; run all shards alike"
+                )
         if [(e.name, e.shape) for e in manifest.layers] != [(e.name, e.shape) for e in first.layers]:
-            raise StatisticsError(f"{path}: of other tensors than {paths[0]}")
+            raise StatisticsError(f"{path}: of other tensors than {paths[0]}; run all shards on the same checkpoints")
         here, there = (
             {k: v for k, v in (m.provenance or {}).items() if k not in _OF_A_SHARD} for m in (manifest, first)
         )
@@ -150,24 +162,46 @@ def _check_complete(folder: Path, paths: Sequence[Path], manifests: Sequence[Man
                 "the last bits could; run all shards alike (MERGEKERN_INSTRUCTION_SET makes processors equal)"
             )
         if manifest.part[1] != first.part[1]:
-            raise StatisticsError(f"{path}: one of {manifest.part[1]} shards, but {paths[0]} is of {first.part[1]}")
+            raise StatisticsError(
+                f"{path}: one of {manifest.part[1]} shards, but {paths[0]} is one of {first.part[1]}; delete those of "
+                "the other number"
+            )
     numbers = [manifest.part[0] for manifest in manifests]
     count = first.part[1]
     if missing := sorted(set(range(1, count + 1)) - set(numbers)):
-        raise StatisticsError(f"{folder}: of {count} shards these are missing: {', '.join(map(str, missing))}")
+        raise StatisticsError(
+            f"{folder}: of {count} shards these are missing: {', '.join(map(str, missing))}; run them{_or_load(folder)}"
+        )
     if len(set(numbers)) < len(numbers):
-        raise StatisticsError(f"{folder}: a shard is given twice; they are {', '.join(map(str, sorted(numbers)))}")
+        raise StatisticsError(
+            f"{folder}: a shard is given twice; give each of {', '.join(map(str, sorted(numbers)))} once"
+        )
 
 
-def _combine_layer(store: Store, paths: Sequence[Path], manifests: Sequence[Manifest], index: int) -> LayerEntry:
+def _or_load(folder: Path) -> str:
+    """Return what else may be done where shards are missing: they were removed, but not all, when all were together."""
+    is_finished = (folder / MANIFEST).exists()
+    return f", or delete the others, if {folder} has been combined and need only be loaded" if is_finished else ""
+
+
+def _combine_layer(
+    store: Store, paths: Sequence[Path], manifests: Sequence[Manifest], index: int, factorised: dict[bool, Path]
+) -> LayerEntry:
+    """Put together one tensor; `factorised` has a shard that did factorise matrices, and one that did not."""
     entries = [manifest.layers[index] for manifest in manifests]
     name, shape = entries[0].name, entries[0].shape
     hashes = _agreed_hashes(name, paths, manifests, entries)
-    blocks = [
-        _brought(store, path, key, manifest.part)
-        for path, manifest, entry in zip(paths, manifests, entries, strict=True)
-        for key in entry.blocks
-    ]
+    blocks = []
+    for path, manifest, entry in zip(paths, manifests, entries, strict=True):
+        for key in entry.blocks:
+            blocks.append(block := _brought(store, path, key, manifest.part))
+            if block.of.is_diagonal and len(shape) == 2:
+                factorised.setdefault(block.has_spectra, path)
+    if len(factorised) == 2:
+        raise StatisticsError(
+            f"{factorised[False]}: measured for metrics that need no singular values, which {factorised[True]} has; "
+            "run all shards with the same metrics"
+        )
     # First the models by themselves, whose bases the others need.
     blocks.sort(key=lambda block: not block.of.is_diagonal)
     if any(block.has_spectra for block in blocks):
@@ -203,6 +237,8 @@ def _brought(store: Store, source: Path, key: str, part: tuple[int, int]) -> Lay
     """Return a block of a shard, of which the folder now has a copy."""
     try:
         block = LayerBlock.read(source, key)
+        if bases_path(source, key).exists():
+            read_bases(source, key)
     except StatisticsError as error:
         raise StatisticsError(
             f"{error}; run shard {part[0]}/{part[1]} again, which computes what is lacking"

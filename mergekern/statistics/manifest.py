@@ -90,7 +90,7 @@ class Manifest:
         # As one string a layer: a list of 500 models has 15 characters of layout for each 32 of content.
         content["layers"] = [{**layer, "hashes": ",".join(layer["hashes"])} for layer in content["layers"]]
         content["checksum"] = _checksum(content)
-        write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
+        write_atomically(folder / MANIFEST, _text(content))
 
     @staticmethod
     def read(folder: Path) -> Manifest:
@@ -101,10 +101,15 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            content = json.loads(path.read_text("utf-8"))
+            text = path.read_bytes()
+            content = json.loads(text)
             if content["format"] != FORMAT:
-                raise StatisticsError(f"{folder}: format {content['format']}, but this version reads {FORMAT}")
-            if content.pop("checksum") != _checksum(content):
+                raise StatisticsError(
+                    f"{folder}: statistics of format {content['format']}, but this version reads {FORMAT}; run "
+                    "compute_all(..., statistics=PATH) to measure them again"
+                )
+            is_canonical = text == _text(content)
+            if content.pop("checksum") != _checksum(content) or not is_canonical:
                 raise ValueError("its checksum differs")
             del content["format"]
             for name in ("models", "skipped", "functional_models", "part"):
@@ -117,9 +122,18 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, StatisticsError):
                 raise
+            if isinstance(error, FileNotFoundError) and shards_in(folder):
+                raise StatisticsError(
+                    f"{folder}: the shards in it are not combined; `mergekern combine {folder}` puts them together"
+                ) from None
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise StatisticsError(
+                    f"{folder}: not a folder of finished statistics (no {MANIFEST}); run compute_all(..., "
+                    "statistics=PATH) to make or finish it"
+                ) from error
             raise StatisticsError(
-                f"{folder}: not a folder of finished statistics ({type(error).__name__}: {error}); "
-                "run compute_all(..., statistics=PATH) to make or finish it"
+                f"{path}: damaged ({type(error).__name__}: {error}); run compute_all(..., statistics=PATH) on the same "
+                "models to make it again"
             ) from error
 
 
@@ -139,6 +153,15 @@ def provenance_of(provenance: dict[str, Any] | None, models: Sequence[str]) -> d
 def is_statistics_folder(folder: Path) -> bool:
     """Tell whether a folder has been used for statistics."""
     return (folder / BLOCKS).is_dir()
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """Return the folders of shards in a folder of statistics."""
+    return sorted(folder.glob("shard-*-of-*"))
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
+from mergekern.files import not_written
 from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
 from mergekern.statistics.layer_block import BLOCKS, LayerBlock, Measured, assemble, block_path
 from mergekern.statistics.layers import LayerStatistics
@@ -85,8 +86,18 @@ class ZooStatistics:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics to a folder (without singular vectors, so that no models can be added to them)."""
-        folder, entries = Path(path), []
+        """Write the statistics to a folder (without singular vectors, so that no models can be added to them).
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        try:
+            self._write(Path(path))
+        except OSError as error:
+            raise not_written(Path(path), error, "give a folder that can be, with more room") from error
+
+    def _write(self, folder: Path) -> None:
+        entries = []
         (folder / BLOCKS).mkdir(parents=True, exist_ok=True)
         contents = (self.provenance or {}).get("content_hashes", {})
         for layer in self.layers:
