@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -14,11 +16,11 @@ from mergekern.calibration import Calibration
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import named_sources
 from mergekern.engine import measure
-from mergekern.errors import OptionError
+from mergekern.errors import OptionError, StatisticsError
 from mergekern.progress import Progress
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.layer_block import LayerBlock
-from mergekern.statistics.manifest import Manifest
+from mergekern.statistics.manifest import LayerEntry, Manifest
 from mergekern.statistics.zoo import positions
 from mergekern.store import writing
 
@@ -117,13 +119,36 @@ def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> 
             raise OptionError(
                 f"{store.path}: {len(left)} of {len(manifest.models)} models would be left; two are the least"
             )
-        store.finish(manifest.of(left))
+        manifest = manifest.of(left)
+        layers = tuple(_with_needed_blocks(store.path, entry) for entry in manifest.layers)
+        store.finish(dataclasses.replace(manifest, layers=layers))
     return tuple(left)
 
 
+def _with_needed_blocks(folder: Path, entry: LayerEntry) -> LayerEntry:
+    """Return a tensor with those of its blocks that have pairs of its models, and those that cannot be read."""
+    if len(entry.blocks) == 1:
+        return entry
+    models, needed = set(entry.hashes[1:]), []
+    for key in entry.blocks:
+        with contextlib.suppress(StatisticsError):
+            if not LayerBlock.read(folder, key).of.has_pairs_of(models):
+                continue
+        needed.append(key)
+    return dataclasses.replace(entry, blocks=tuple(needed))
+
+
 def _has_spectra(folder: Path, manifest: Manifest) -> bool:
-    entry = next((entry for entry in manifest.layers if len(entry.shape) == 2), None)
-    return entry is not None and any(LayerBlock.read(folder, key).has_spectra for key in entry.blocks)
+    """Tell whether some models were factorised; where every block that could tell is damaged, they are again."""
+    matrices = [entry for entry in manifest.layers if len(entry.shape) == 2]
+    for entry in matrices:
+        has_spectra = []
+        for key in entry.blocks:
+            with contextlib.suppress(StatisticsError):
+                has_spectra.append(LayerBlock.read(folder, key).has_spectra)
+        if has_spectra:
+            return any(has_spectra)
+    return bool(matrices)
 
 
 def _warn_of_changes(before: Manifest, after: ZooStatistics) -> None:

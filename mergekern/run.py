@@ -123,6 +123,7 @@ class Run:
                 ahead.append((index, layer, reader.submit(self._begin, layer, chosen, pool)))
             while ahead:
                 finish_first()
+        self.zoo.check_unchanged()  # or some tensors are of one file and some of another
         self._done = len(self._sizes)
 
     def probe(self, probes: Probes | None) -> tuple[FunctionalStatistics, dict[str, str]]:
@@ -213,8 +214,8 @@ class Run:
         blocks = begun.blocks
         for part in begun.parts:
             blocks.append(self._finish_part(part, blocks))
-        of_models = Coverage(begun.hashes[1:])
-        used = [block.of.key for block in blocks if any((side >= 0).any() for side in of_models.add(block))]
+        models = set(begun.hashes[1:])
+        used = [block.of.key for block in blocks if block.of.has_pairs_of(models)]
         self._enter(index, layer, begun.hashes, used)
 
     def _enter(self, index: int, layer: Layer | FactoredLayer, hashes: Sequence[str], blocks: Iterable[str]) -> None:

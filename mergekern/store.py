@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from mergekern.errors import MergekernError, OutputError, StatisticsError
-from mergekern.files import link_or_copy
+from mergekern.files import link_or_copy, not_written
 from mergekern.locks import LOCK_FILES, locked
 from mergekern.statistics import FUNCTIONAL, Bases, FunctionalStatistics
 from mergekern.statistics.layer_block import (
@@ -32,7 +32,7 @@ from mergekern.statistics.layer_block import (
     block_path,
     read_bases,
 )
-from mergekern.statistics.manifest import MANIFEST, Manifest, is_statistics_folder
+from mergekern.statistics.manifest import MANIFEST, Manifest, is_statistics_folder, shards_in
 
 logger = logging.getLogger(__name__)
 Read = TypeVar("Read")
@@ -61,7 +61,13 @@ class Store:
         if name not in self._entries:
             return []
         blocks = (self.get(key, with_spectrum) for key in self._entries[name].blocks)
-        return [block for block in blocks if block is not None and (block.of.base, block.of.how) == (base, how)]
+        return [
+            block
+            for block in blocks
+            if block is not None
+            and (block.of.base, block.of.how) == (base, how)
+            and (block.has_spectra or not with_spectrum)
+        ]
 
     def get(self, key: str, with_spectrum: bool) -> LayerBlock | None:
         """Return a block if it is there, whole, and holds what is needed: of pairs without overlaps these can be made.
@@ -138,8 +144,9 @@ class Store:
         self._write(target, lambda: link_or_copy(source, target))
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest and remove the blocks that it does not name."""
+        """Write the manifest and remove the blocks that it does not name: what was written stays from now on."""
         self._write(self.path / MANIFEST, lambda: manifest.write(self.path))
+        self._written, self._is_new = [], False
         remove_others(self.path, manifest.keys)
 
     def undo(self) -> None:
@@ -154,15 +161,11 @@ class Store:
         try:
             for folder in (BLOCKS, BASES):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                self._written += [path, bases_path(self.path, path.stem)]
+            self._written += [each for each in (path, bases_path(self.path, path.stem)) if not each.exists()]
             write()
         except OSError as error:
-            free = shutil.disk_usage(self.path).free
-            raise OutputError(
-                f"{path}: cannot be written ({error}; {free:,} bytes are free there); what was measured before is "
-                "kept, and the same command continues from it"
-            ) from error
+            remedy = "what was measured before is kept, and the same command continues from it"
+            raise not_written(path, error, remedy) from error
 
     def _attempt(self, read: Callable[..., Read], *arguments: Any) -> Read | None:
         try:
@@ -212,11 +215,6 @@ def shard_folder(folder: Path, index: int, count: int) -> Path:
     return folder / f"shard-{index}-of-{count}"
 
 
-def shards_in(folder: Path) -> list[Path]:
-    """Return the folders of shards in a folder of statistics."""
-    return sorted(folder.glob("shard-*-of-*"))
-
-
 def remove_others(folder: Path, keys: Collection[str]) -> None:
     """Remove blocks with other keys from a folder of statistics, and what killed runs left of unfinished ones."""
     for kind in (BLOCKS, BASES):
@@ -224,6 +222,8 @@ def remove_others(folder: Path, keys: Collection[str]) -> None:
             for path in (folder / kind).iterdir():
                 if path.stem not in keys:
                     path.unlink(missing_ok=True)
+    for path in folder.glob(f".{MANIFEST}.*"):
+        path.unlink(missing_ok=True)
 
 
 def _content(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +76,10 @@ class Measured:
     def is_diagonal(self) -> bool:
         """Whether the pairs are those of some models among themselves, so that spectra belong to the block."""
         return not self.columns
+
+    def has_pairs_of(self, models: Collection[str]) -> bool:
+        """Tell whether a pair of models, by their content hashes, is in the block, or one with itself."""
+        return all(any(digest in models for digest in side) for side in (self.rows, self.columns or self.rows))
 
     @cached_property
     def key(self) -> str:
@@ -205,6 +209,9 @@ class Coverage:
         rows = _positions(block.of.rows, self.models)
         columns = rows if block.of.is_diagonal else _positions(block.of.columns, self.models)
         pairs = np.logical_and.outer(rows >= 0, columns >= 0)
+        if not block.of.is_diagonal:
+            # A model that is on both sides, as the same content under two names, has its spectra elsewhere.
+            np.fill_diagonal(pairs, False)
         self.pairs |= pairs | pairs.T
         return rows, columns
 
@@ -227,7 +234,7 @@ def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatis
     Raises:
         StatisticsError: a pair is in none of them.
     """
-    coverage, count = Coverage(models), len(models)
+    coverage, of_overlaps, count = Coverage(models), Coverage(models), len(models)
     inner, squared_distance = np.empty((count, count)), np.empty((count, count))
     overlaps, spectra, k, block = None, None, 0, None
     for block in blocks:
@@ -236,6 +243,7 @@ def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatis
         put(inner, block.inner)
         put(squared_distance, block.squared_distance)
         if block.overlaps is not None:
+            of_overlaps.add(block)
             overlaps = overlaps or Overlaps(*(np.empty((count, count)) for _ in Overlaps._fields))
             for whole, part in zip(overlaps, block.overlaps, strict=True):
                 put(whole, part)
@@ -247,7 +255,8 @@ def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatis
     if block is None or not coverage.pairs.all():
         raise StatisticsError("a block is missing")
     spectrum = None
-    if overlaps is not None and spectra is not None:
+    # Where models were added for metrics that need no spectra, those of the others are not enough.
+    if overlaps is not None and spectra is not None and of_overlaps.pairs.all():
         spectrum = SpectrumStatistics(spectra.values, spectra.rank, *overlaps, k)
     return LayerStatistics(block.of.name, block.of.shape, inner, squared_distance, spectrum)
 
