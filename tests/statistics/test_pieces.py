@@ -1,0 +1,115 @@
+"""Work is shared without gap or overlap, and statistics are put together from any blocks that have all pairs."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mergekern
+from mergekern import ZooStatistics
+from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured
+from mergekern.work import Item, cost, share, tiles
+from tests.statistics.test_one_table import assert_same
+
+GEOMETRY = ["task-vector geometry"]
+
+
+@given(st.lists(st.lists(st.floats(1, 100), min_size=1, max_size=5), min_size=1, max_size=12), st.integers(1, 20))
+def test_shares_have_every_item_once_and_are_balanced(costs, count):
+    shares = [share(costs, index, count) for index in range(count)]
+    every = [Item(tensor, tile) for tensor, row in enumerate(costs) for tile in range(len(row))]
+    assert sorted(item for part in shares for item in part) == every
+    loads = [sum(costs[item.tensor][item.tile] for item in part) for part in shares]
+    # No share has more than the least by more than one item, the largest.
+    assert max(loads) - min(loads) <= max(itertools.chain(*costs)) + 1e-9
+
+
+@given(st.integers(0, 12), st.integers(1, 12), st.integers(1, 6))
+def test_tiles_have_every_new_pair_once(known, new, size):
+    models = range(known, known + new)
+    found = np.zeros((known + new, known + new), dtype=int)
+    for tile in tiles(range(known), models, size):
+        assert max(len(tile.rows), len(tile.columns)) <= size
+        assert cost((3, 2), tile, with_spectrum=True) > 0
+        found[np.ix_(tile.rows, tile.columns or tile.rows)] += 1
+        if tile.columns:
+            found[np.ix_(tile.columns, tile.rows)] += 1
+    assert (found[:known, :known] == 0).all()
+    assert (found[known:] == 1).all()
+    assert (found[:, known:] == 1).all()
+
+
+def test_the_same_content_on_both_sides_of_a_block_has_no_spectra_there():
+    """Two models that share a tensor: the block of their pair is not that of one with itself."""
+    pairs = np.ones((1, 1))
+    block = LayerBlock(Measured("w", (2, 2), "how", "base", ("x",), ("x",)), pairs, pairs)
+    coverage = Coverage(["x", "x"])
+    coverage.add(block)
+    assert coverage.pairs.tolist() == [[False, True], [True, False]]
+    assert coverage.known() == []
+
+
+BASE = {"w": np.zeros((5, 4), dtype=np.float32), "b": np.zeros(3, dtype=np.float32)}
+
+
+def model(seed):
+    """Return a model: its matrix is that of every other of the same seed modulo 3, its vector its own modulo 5."""
+    return {
+        "w": np.random.default_rng(seed % 3).normal(size=(5, 4)).astype(np.float32),
+        "b": np.random.default_rng(100 + seed % 5).normal(size=3).astype(np.float32),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 9), min_size=2, max_size=6, unique=True), st.sampled_from(["all", GEOMETRY])),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_any_sequence_of_zoos_in_one_folder(tmp_path_factory, sequence):
+    """Models come and go, share their tensors, and are measured for all metrics or for some."""
+    folder = tmp_path_factory.mktemp("sequence") / "s"
+    for seeds, metrics in sequence:
+        models = {f"m{seed}": model(seed) for seed in seeds}
+        found = mergekern.measure(models, BASE, metrics=metrics, statistics=folder)
+        assert metrics == GEOMETRY or found.has_spectra
+        if found.has_spectra:
+            assert_same(found, mergekern.compute_all(models, BASE, per_layer=True))
+        alone = mergekern.measure(models, BASE, metrics=metrics)
+        for one, other in zip(found.layers, alone.layers, strict=True):
+            np.testing.assert_array_equal(one.inner, other.inner)
+            np.testing.assert_array_equal(one.squared_distance, other.squared_distance)
+        assert not mergekern.verify(folder)
+        names = list(models)[::-1][:2]
+        np.testing.assert_array_equal(ZooStatistics.load(folder, names).inner, alone.of(names).inner)
+
+
+def test_models_added_for_some_metrics_have_no_spectra_of_others(tmp_path):
+    """Where one model was not factorised, there is no matrix of overlaps; it comes with a run that needs it."""
+    models = {f"m{seed}": model(seed) for seed in range(3)}
+    two = {name: models[name] for name in ("m0", "m1")}
+    mergekern.measure(two, BASE, statistics=tmp_path / "s")
+    found = mergekern.measure(models, BASE, metrics=GEOMETRY, statistics=tmp_path / "s")
+    assert not found.has_spectra
+    with pytest.raises(mergekern.MergekernError):
+        mergekern.MetricTable.from_statistics(found, ["subspace_overlap"])
+    found = mergekern.measure(models, BASE, statistics=tmp_path / "s")
+    assert_same(found, mergekern.compute_all(models, BASE, per_layer=True))
+
+
+def test_blocks_that_no_model_needs_are_removed(tmp_path):
+    """With the last of its models on one side, a block goes."""
+    models = {f"m{seed}": {"b": np.full(3, seed + 1.0)} for seed in range(4)}
+    base = {"b": np.zeros(3)}
+    mergekern.measure({name: models[name] for name in ("m0", "m1")}, base, statistics=tmp_path / "s")
+    mergekern.measure(models, base, statistics=tmp_path / "s")
+    assert len(list((tmp_path / "s" / "blocks").iterdir())) == 3
+    mergekern.remove_models(["m0"], tmp_path / "s")
+    assert len(list((tmp_path / "s" / "blocks").iterdir())) == 3
+    mergekern.remove_models(["m1"], tmp_path / "s")
+    assert len(list((tmp_path / "s" / "blocks").iterdir())) == 1
+    assert ZooStatistics.load(tmp_path / "s").inner.tolist() == [[27.0, 36.0], [36.0, 48.0]]
