@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
-from mergekern.store import writing
+from mergekern.store import Store, writing
 from mergekern.table import MetricTable
 from mergekern.versions import versions
 
@@ -130,14 +129,14 @@ def measure(
     device: str | torch.device = "auto",
     max_memory: int | None = None,
     on_mismatch: OnMismatch = "error",
-    statistics: str | os.PathLike[str] | None = None,
+    statistics: str | os.PathLike[str] | Store | None = None,
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
 ) -> ZooStatistics:
     """Measure the statistics that metrics need, reading the weights once and running each model once.
 
     Arguments and errors as for `compute_all`; `checkpoints` may also be a `Zoo`, whose base and whose way of reading
-    then hold.
+    then hold, and `statistics` a store that the caller is writing to.
     """
     metrics = as_names(metrics)
     chosen = select(metrics)
@@ -163,14 +162,13 @@ def measure(
             zoo.model_names, tuple(run.layers), top_k, spectrum_k, zoo.skipped,
             provenance(zoo, measurement, probes, run.entries), functional,
         )  # fmt: skip
-    folder = Path(statistics)
-    with writing(folder) as store:
+    with writing(statistics) as store:
         run = Run(stream, measurement, store, progress=progress)
         run.measure()
         functional, keys = run.probe(probes)
         run.report("")
         store.finish(manifest_of(run, provenance(zoo, measurement, probes, run.entries), keys))
-        return ZooStatistics.load(folder)
+        return ZooStatistics.load(store.path)
 
 
 def manifest_of(

@@ -65,41 +65,47 @@ def add_models(
     ...     add_models(f"{folder}/c.safetensors", f"{folder}/stats").inner.tolist()
     [[2.0, 4.0, 6.0], [4.0, 8.0, 12.0], [6.0, 12.0, 18.0]]
     """
-    folder = Path(to)
-    before = Manifest.read(folder)
     new = named_sources(checkpoints)
+    Manifest.read(Path(to))  # or there is nothing to add to
+    with writing(to) as store:
+        before = Manifest.read(store.path)
+        models, base = _with_new(store.path, before, new, base)
+        if before.functional and calibration is None:
+            logger.warning(
+                "%s: the metrics of activations and gradients are of all models and their samples, and are given up; "
+                "give the calibration data to keep them", store.path,
+            )  # fmt: skip
+        found = measure(
+            models,
+            base,
+            metrics="all" if _has_spectra(store.path, before) else ["task-vector geometry", "effective rank"],
+            calibration=calibration,
+            top_k=before.top_k,
+            spectrum_k=before.spectrum_k,
+            device=device,
+            max_memory=max_memory,
+            on_mismatch="skip" if before.skipped else "error",
+            statistics=store,
+            progress=progress,
+            io=io,
+        )
+    _warn_of_changes(before, found)
+    return found
+
+
+def _with_new(folder: Path, before: Manifest, new: dict[str, Any], base: Any) -> tuple[dict[str, Any], Any]:
+    """Return all models, those that are there from where they were read, and the base."""
     if taken := [name for name in new if name in before.models]:
         raise OptionError(
             f"{folder}: has a model {taken[0]!r} already; remove it first, or give the new one another name"
         )
-    sources = dict(before.sources)
-    base = base if base is not None else sources.pop("base", None)
-    if gone := [name for name in before.models if sources.get(name) is None]:
+    if gone := [name for name in before.models if before.sources.get(name) is None]:
         raise OptionError(
             f"{folder}: {gone[0]!r} was in memory when it was measured, and is needed for its inner products with the "
             "new models: call compute_all(all models, statistics=...), which measures only what is new"
         )
-    if before.functional and calibration is None:
-        logger.warning(
-            "%s: the metrics of activations and gradients are of all models and their samples, and are given up; "
-            "give the calibration data to keep them", folder,
-        )  # fmt: skip
-    found = measure(
-        {**{name: sources[name] for name in before.models}, **new},
-        base,
-        metrics="all" if _has_spectra(folder, before) else ["task-vector geometry", "effective rank"],
-        calibration=calibration,
-        top_k=before.top_k,
-        spectrum_k=before.spectrum_k,
-        device=device,
-        max_memory=max_memory,
-        on_mismatch="skip" if before.skipped else "error",
-        statistics=folder,
-        progress=progress,
-        io=io,
-    )
-    _warn_of_changes(before, found)
-    return found
+    base = base if base is not None else before.sources.get("base")
+    return {**{name: before.sources[name] for name in before.models}, **new}, base
 
 
 def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -111,7 +117,7 @@ def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> 
         OutputError: the folder cannot be written to, or another process is using it.
     """
     gone = list(models)
-    with writing(Path(statistics)) as store:
+    with writing(statistics) as store:
         manifest = Manifest.read(store.path)
         positions(manifest.models, gone)
         left = [name for name in manifest.models if name not in gone]

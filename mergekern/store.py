@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -178,28 +179,33 @@ class Store:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Store]:
+def writing(folder: str | os.PathLike[str] | Store) -> Iterator[Store]:
     """Give a folder's store, locked; what was written is removed again if the input turns out to be bad.
+
+    A store that is given is the caller's, who has the lock.
 
     Raises:
         StatisticsError: the path is something else than a statistics folder.
         OutputError: another process has it, or it cannot be written to.
     """
+    if isinstance(folder, Store):
+        yield folder
+        return
+    folder = Path(folder)
     check_folder(folder)
     is_new = not folder.exists()
-    try:
-        with locked(folder):
-            store = Store(folder)
-            try:
-                yield store
-            except OutputError:
-                raise
-            except MergekernError:
-                store.undo()
-                raise
-    finally:
-        if is_new and folder.is_dir() and not _content(folder):
-            shutil.rmtree(folder)
+    with locked(folder):
+        store = Store(folder)
+        try:
+            yield store
+        except OutputError:
+            raise
+        except MergekernError:
+            store.undo()
+            raise
+        finally:
+            if is_new and not _content(folder):
+                shutil.rmtree(folder)
 
 
 def check_folder(path: Path) -> None:

@@ -74,8 +74,10 @@ def verify(statistics: Path, delete: bool) -> None:
         if delete and path.is_file():
             path.unlink()
     if damaged:
-        how = "deleted; " if delete else ""
-        raise StatisticsError(f"{len(damaged)} damaged: {how}run on the same models and folder to compute it again")
+        how = "deleted" if delete else "delete them (--delete)"
+        raise StatisticsError(
+            f"{len(damaged)} damaged: {how}, and run on the same models and folder to compute them again"
+        )
     click.echo(f"{statistics}: whole")
 
 

@@ -86,9 +86,11 @@ def test_verify(zoo, folder):
     code, output, errors = run("verify", folder)
     assert code == 1
     assert output.count(str(path)) == 1
-    assert errors == "Error: 1 damaged: run on the same models and folder to compute it again\n"
+    assert errors == (
+        "Error: 1 damaged: delete them (--delete), and run on the same models and folder to compute them again\n"
+    )
     assert path.exists()
-    assert fails("verify", folder, "--delete").startswith("1 damaged: deleted; run on the same models")
+    assert fails("verify", folder, "--delete").startswith("1 damaged: deleted, and run on the same models")
     assert not path.exists()
     mergekern.measure(paths(zoo, NAMES[:5]), zoo / "base.safetensors", statistics=folder)
     assert run("verify", folder)[0] == 0

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 import signal
 import time
 
@@ -11,6 +12,7 @@ import pytest
 
 import mergekern
 from mergekern import MetricTable, ZooStatistics
+from mergekern.locks import locked
 from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.manifest import Manifest
 from tests.statistics.zoos import NAMES, paths, write_zoo
@@ -178,3 +180,11 @@ def test_only_what_is_new_is_measured(zoo, tmp_path, monkeypatch):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     new = [LayerBlock.read(folder, path.stem) for path in (folder / "blocks").iterdir() if path not in before]
     assert sorted((len(block.of.rows), len(block.of.columns)) for block in new) == [(1, 0)] * 5 + [(6, 1)] * 5
+
+
+def test_nobody_else_writes_while_models_are_added(zoo, tmp_path):
+    folder = tmp_path / "s"
+    mergekern.measure(paths(zoo, NAMES[:3]), zoo / "base.safetensors", statistics=folder)
+    with locked(folder), pytest.raises(mergekern.OutputError, match=f"in use by process {os.getpid()} on"):
+        mergekern.add_models(zoo / "g.safetensors", folder)
+    mergekern.add_models(zoo / "g.safetensors", folder)
