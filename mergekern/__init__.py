@@ -7,7 +7,7 @@
 
 from mergekern import regularizers
 from mergekern.calibration import Calibration
-from mergekern.engine import Plan, compute_all, measure, plan
+from mergekern.engine import Plan, compute_all, measure, measure_into, plan
 from mergekern.errors import (
     CalibrationError,
     CheckpointError,
@@ -57,6 +57,7 @@ __all__ = [
     "fingerprint",
     "group_metrics",
     "measure",
+    "measure_into",
     "measure_shard",
     "merge",
     "merge_all",

@@ -13,7 +13,6 @@ from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import MergekernError, OptionError
 from mergekern.shards import combine, measure_shard
-from mergekern.statistics import ZooStatistics
 from mergekern.store import check_folder
 
 # More shards than workers, so that one that is slow or lost holds up little; as many on every cluster, so that a run
@@ -35,8 +34,8 @@ def measure_on_cluster(
     on_mismatch: OnMismatch = "error",
     finished: Callable[[int, int], None] = lambda done, count: None,
     **options: Any,
-) -> ZooStatistics:
-    """Measure a zoo on a Ray cluster: to the last bit what `measure` gives on one machine of its kind.
+) -> Path:
+    """Measure a zoo on a Ray cluster, to the last bit as `measure` does on a machine of its kind; return the folder.
 
     A shard whose worker dies is given to another, and continues from what is on disk; so does the whole, called again.
 

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from mergekern.options import positive_integer
 from mergekern.probes import Probes
 from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes
-from mergekern.statistics import ZooStatistics
+from mergekern.statistics import FunctionalStatistics, ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
 from mergekern.store import Store, writing
 from mergekern.table import MetricTable
@@ -138,6 +139,38 @@ def measure(
     Arguments and errors as for `compute_all`; `checkpoints` may also be a `Zoo`, whose base and whose way of reading
     then hold, and `statistics` a store that the caller is writing to.
     """
+    options: dict[str, Any] = {
+        "metrics": metrics, "calibration": calibration, "top_k": top_k, "spectrum_k": spectrum_k, "device": device,
+        "max_memory": max_memory, "on_mismatch": on_mismatch, "progress": progress, "io": io,
+    }  # fmt: skip
+    if statistics is not None:
+        return ZooStatistics.load(measure_into(statistics, checkpoints, base, **options))
+    run, functional, _, said = _measure(None, checkpoints, base, **options)
+    sizes = run.measurement.top_k, run.measurement.spectrum_k
+    return ZooStatistics(run.zoo.model_names, tuple(run.layers), *sizes, run.zoo.skipped, said, functional)
+
+
+def measure_into(
+    statistics: str | os.PathLike[str] | Store, checkpoints: Any, base: Any = None, **options: Any
+) -> Path:
+    """Measure as `measure` does, and return the folder, of which nothing is held in memory.
+
+    Args:
+        statistics, checkpoints, base, options: as for `measure`.
+    """
+    with writing(statistics) as store:
+        run, _, keys, said = _measure(store, checkpoints, base, **options)
+        store.finish(manifest_of(run, said, keys))
+        return store.path
+
+
+def _measure(
+    store: Store | None, checkpoints: Any, base: Any, *, metrics: str | Iterable[str] = "all",
+    calibration: Calibration | None = None, top_k: int = 10, spectrum_k: int = 100,
+    device: str | torch.device = "auto", max_memory: int | None = None, on_mismatch: OnMismatch = "error",
+    progress: Callable[[Progress], None] | None = None, io: IO = "mmap",
+) -> tuple[Run, FunctionalStatistics, dict[str, str], dict[str, Any]]:  # fmt: skip
+    """Return the finished run, what running the models gave, the keys of its blocks, and the provenance."""
     metrics = as_names(metrics)
     chosen = select(metrics)
     probed = frozenset(metric.needs for metric in chosen if metric.runs_models)
@@ -147,28 +180,16 @@ def measure(
     zoo = checkpoints
     top_k, spectrum_k = positive_integer("top_k", top_k), positive_integer("spectrum_k", spectrum_k)
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
-    measurement = choose_measurement(device, with_spectrum, top_k, spectrum_k, max_memory, statistics is not None)
+    measurement = choose_measurement(device, with_spectrum, top_k, spectrum_k, max_memory, store is not None)
     if not isinstance(checkpoints, Zoo):
         runs_models = calibration is not None and bool(probed)
         zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=runs_models)
-    stream = LayerStream(zoo, measurement.max_memory)
     probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
-    if statistics is None:
-        run = Run(stream, measurement, progress=progress)
-        run.measure()
-        functional, _ = run.probe(probes)
-        run.report("")
-        return ZooStatistics(
-            zoo.model_names, tuple(run.layers), top_k, spectrum_k, zoo.skipped,
-            provenance(zoo, measurement, probes, run.entries), functional,
-        )  # fmt: skip
-    with writing(statistics) as store:
-        run = Run(stream, measurement, store, progress=progress)
-        run.measure()
-        functional, keys = run.probe(probes)
-        run.report("")
-        store.finish(manifest_of(run, provenance(zoo, measurement, probes, run.entries), keys))
-        return ZooStatistics.load(store.path)
+    run = Run(LayerStream(zoo, measurement.max_memory), measurement, store, progress=progress)
+    run.measure()
+    functional, keys = run.probe(probes)
+    run.report("")
+    return run, functional, keys, provenance(zoo, measurement, probes, run.entries)
 
 
 def manifest_of(

@@ -28,12 +28,13 @@ from mergekern.work import BLOCK_SIZE, Item, Tile, tiles
 
 @dataclass
 class _Part:
-    """A tile in flight: found in the store, or begun to be measured."""
+    """A tile in flight: begun to be measured, or in the store, with its overlaps or still without."""
 
     of: Measured
-    found: LayerBlock | None
     begun: Any = None
     split: int = 0
+    is_there: bool = False
+    has_spectra: bool = False
 
 
 @dataclass
@@ -41,7 +42,7 @@ class _Begun:
     """A layer in flight: hashed, with what the store had of its pairs and what is being measured of the others."""
 
     hashes: list[str]
-    blocks: list[LayerBlock] = field(default_factory=list)
+    blocks: list[Measured] = field(default_factory=list)
     parts: list[_Part] = field(default_factory=list)
 
 
@@ -142,7 +143,7 @@ class Run:
         if self.store is None:
             hashes = self.measurement.hashes(layer, pool)
             of = self._of(layer, hashes, Tile(tuple(range(count))))
-            return _Begun(hashes, parts=[_Part(of, None, self.measurement.begin(layer, self.zoo, pool))])
+            return _Begun(hashes, parts=[_Part(of, self.measurement.begin(layer, self.zoo, pool))])
         if chosen is not None:
             return self._begin_share(layer, chosen, pool)
         begun = _Begun(self.measurement.hashes(layer, pool))
@@ -168,11 +169,11 @@ class Run:
         assert self.store is not None
         of = self._of(layer, hashes, tile)
         found = self.store.get(of.key, self._is_factorised(layer))
-        if found is not None and (not self._is_factorised(layer) or tile.columns or self.store.has_bases(found)):
-            return _Part(of, found)
+        if found is not None and (not self._is_factorised(layer) or tile.columns or self.store.has_bases(of)):
+            return _Part(of, is_there=True, has_spectra=found.has_spectra)
         part = self._of_models(layer, tile.models)
         split = len(tile.rows) if tile.columns else 0
-        return _Part(of, None, self.measurement.begin(part, part.zoo, pool, split=split), split)
+        return _Part(of, self.measurement.begin(part, part.zoo, pool, split=split), split)
 
     def _of_models(self, layer: Layer | FactoredLayer, models: tuple[int, ...]) -> Layer | FactoredLayer:
         if models == tuple(range(len(self.zoo.models))):
@@ -185,7 +186,7 @@ class Run:
     def _is_factorised(self, layer: Layer | FactoredLayer) -> bool:
         return self.measurement.with_spectrum and layer.tensor.is_matrix
 
-    def _known(self, layer: Layer | FactoredLayer, hashes: list[str]) -> tuple[list[LayerBlock], list[int]]:
+    def _known(self, layer: Layer | FactoredLayer, hashes: list[str]) -> tuple[list[Measured], list[int]]:
         """Return the blocks of an earlier run that are of use, and the models all of whose pairs they have."""
         assert self.store is not None
         base, *models = hashes
@@ -198,7 +199,7 @@ class Run:
         if not with_spectrum or len(known) == len(models):
             return blocks, known
         # New models meet the singular vectors of the known ones: those must be whole.
-        whole = [block for block in blocks if not block.of.is_diagonal or self.store.has_bases(block)]
+        whole = [of for of in blocks if not of.is_diagonal or self.store.has_bases(of)]
         if len(whole) < len(blocks):
             coverage = Coverage(models)
             for block in whole:
@@ -213,39 +214,42 @@ class Run:
             return
         blocks = begun.blocks
         for part in begun.parts:
-            blocks.append(self._finish_part(part, blocks))
+            self._finish_part(part, blocks)
+            blocks.append(part.of)
         models = set(begun.hashes[1:])
-        used = [block.of.key for block in blocks if block.of.has_pairs_of(models)]
+        used = [of.key for of in blocks if of.has_pairs_of(models)]
         self._enter(index, layer, begun.hashes, used)
 
     def _enter(self, index: int, layer: Layer | FactoredLayer, hashes: Sequence[str], blocks: Iterable[str]) -> None:
         name, shape = layer.tensor.name, layer.tensor.shape
         self._entries[index] = LayerEntry(name, shape, tuple(hashes), tuple(dict.fromkeys(blocks)))
 
-    def _finish_part(self, part: _Part, before: list[LayerBlock]) -> LayerBlock:
+    def _finish_part(self, part: _Part, before: list[Measured]) -> None:
+        """Put the block of a tile into the store; `before` are those of the same tensor that are there."""
         assert self.store is not None
-        block = part.found
-        if block is None:
-            measured = self.measurement.finish(part.begun)
-            self.zoo.check_unchanged()  # or what was read is not what was hashed
-            if part.of.is_diagonal:
-                block = LayerBlock.of_models(part.of, measured)
-            else:
-                pairs = slice(None, part.split), slice(part.split, None)
-                block = LayerBlock(part.of, measured.inner[pairs], measured.squared_distance[pairs])
-        if self.items is None and self.measurement.with_spectrum and len(part.of.shape) == 2 and not block.has_spectra:
-            block = join(block, before, self.store)
-        if block is not part.found:
-            self.store.put(block)
-        return block.without_bases()
+        needs_overlaps = self.measurement.with_spectrum and len(part.of.shape) == 2
+        # Of a share, the models of other blocks may be measured elsewhere.
+        joins = needs_overlaps and not part.of.is_diagonal and self.items is None
+        if part.is_there and (part.has_spectra or not joins):
+            return
+        block = LayerBlock.read(self.store.path, part.of.key) if part.is_there else self._measured(part)
+        self.store.put(join(block, before, self.store) if joins else block)
+
+    def _measured(self, part: _Part) -> LayerBlock:
+        measured = self.measurement.finish(part.begun)
+        self.zoo.check_unchanged()  # or what was read is not what was hashed
+        if part.of.is_diagonal:
+            return LayerBlock.of_models(part.of, measured)
+        pairs = slice(None, part.split), slice(part.split, None)
+        return LayerBlock(part.of, measured.inner[pairs], measured.squared_distance[pairs])
 
 
-def join(block: LayerBlock, blocks: Sequence[LayerBlock], store: Store) -> LayerBlock:
+def join(block: LayerBlock, blocks: Sequence[Measured], store: Store) -> LayerBlock:
     """Return a block of pairs with the overlaps of their subspaces, from the singular vectors of both sides.
 
     Args:
         block: of pairs.
-        blocks: of the same tensor, among them the diagonal ones of all models.
+        blocks: what those of the same tensor are of, among them the diagonal ones of all models.
         store: has the singular vectors.
 
     Raises:

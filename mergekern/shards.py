@@ -22,8 +22,7 @@ from mergekern.errors import CheckpointError, OptionError, StatisticsError
 from mergekern.metrics import as_names, select
 from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes, join
-from mergekern.statistics import ZooStatistics
-from mergekern.statistics.layer_block import Coverage, LayerBlock, bases_path, block_path, read_bases
+from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, bases_path, block_path, read_bases
 from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
 from mergekern.store import Store, check_folder, shard_folder, writing
 from mergekern.work import BLOCK_SIZE, cost, share, tiles
@@ -90,10 +89,8 @@ def measure_shard(
     return folder
 
 
-def combine(
-    statistics: str | os.PathLike[str], shards: Sequence[str | os.PathLike[str]] | None = None
-) -> ZooStatistics:
-    """Put the shards of a zoo together in a folder of statistics, checking every block.
+def combine(statistics: str | os.PathLike[str], shards: Sequence[str | os.PathLike[str]] | None = None) -> Path:
+    """Put the shards of a zoo together in a folder of statistics, checking every block, and return it.
 
     Args:
         statistics: the folder.
@@ -125,7 +122,7 @@ def combine(
         if shards is None:
             for path in paths:
                 shutil.rmtree(path)
-        return ZooStatistics.load(folder)
+    return folder
 
 
 def _read_manifest(shard: Path) -> Manifest:
@@ -191,10 +188,11 @@ def _combine_layer(
     entries = [manifest.layers[index] for manifest in manifests]
     name, shape = entries[0].name, entries[0].shape
     hashes = _agreed_hashes(name, paths, manifests, entries)
-    blocks = []
+    blocks: dict[Measured, bool] = {}  # whether they have overlaps
     for path, manifest, entry in zip(paths, manifests, entries, strict=True):
         for key in entry.blocks:
-            blocks.append(block := _brought(store, path, key, manifest.part))
+            block = _brought(store, path, key, manifest.part)
+            blocks[block.of] = block.has_spectra
             if block.of.is_diagonal and len(shape) == 2:
                 factorised.setdefault(block.has_spectra, path)
     if len(factorised) == 2:
@@ -202,19 +200,16 @@ def _combine_layer(
             f"{factorised[False]}: measured for metrics that need no singular values, which {factorised[True]} has; "
             "run all shards with the same metrics"
         )
-    # First the models by themselves, whose bases the others need.
-    blocks.sort(key=lambda block: not block.of.is_diagonal)
-    if any(block.has_spectra for block in blocks):
-        for position, block in enumerate(blocks):
-            if not block.has_spectra:
-                blocks[position] = join(block, blocks, store)
-                store.put(blocks[position])
+    if any(blocks.values()):
+        for of, is_joined in blocks.items():
+            if not is_joined:
+                store.put(join(LayerBlock.read(store.path, of.key), list(blocks), store))
     coverage = Coverage(hashes[1:])
-    for block in blocks:
-        coverage.add(block)
+    for of in blocks:
+        coverage.add(of)
     if not coverage.pairs.all():
         raise StatisticsError(f"{store.path}: tensor {name!r}: the shards do not have all pairs of models")
-    return LayerEntry(name, shape, hashes, tuple(dict.fromkeys(block.of.key for block in blocks)))
+    return LayerEntry(name, shape, hashes, tuple(of.key for of in blocks))
 
 
 def _agreed_hashes(

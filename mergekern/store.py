@@ -29,6 +29,7 @@ from mergekern.statistics.layer_block import (
     BLOCKS,
     FORMAT,
     LayerBlock,
+    Measured,
     bases_path,
     block_path,
     read_bases,
@@ -57,13 +58,15 @@ class Store:
             self.manifest = self._attempt(Manifest.read, path)
         self._entries = {} if self.manifest is None else {entry.name: entry for entry in self.manifest.layers}
 
-    def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[LayerBlock]:
-        """Return the blocks of one tensor that the manifest names and that are whole and hold what is needed."""
+    def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[Measured]:
+        """Return what the blocks of one tensor are of, that the manifest names and that are whole and hold what is
+        needed.
+        """
         if name not in self._entries:
             return []
         blocks = (self.get(key, with_spectrum) for key in self._entries[name].blocks)
         return [
-            block
+            block.of
             for block in blocks
             if block is not None
             and (block.of.base, block.of.how) == (base, how)
@@ -84,11 +87,11 @@ class Store:
             return block
         return block if block.has_spectra and bases_path(self.path, key).exists() else None
 
-    def has_bases(self, block: LayerBlock) -> bool:
+    def has_bases(self, of: Measured) -> bool:
         """Tell whether the singular vectors of a diagonal block are whole."""
-        return self._attempt(read_bases, self.path, block.of.key) is not None
+        return self._attempt(read_bases, self.path, of.key) is not None
 
-    def bases(self, models: Sequence[str], blocks: Sequence[LayerBlock]) -> Bases:
+    def bases(self, models: Sequence[str], blocks: Sequence[Measured]) -> Bases:
         """Return the singular vectors of models from the diagonal blocks that have them.
 
         Args:
@@ -100,11 +103,11 @@ class Store:
         """
         parts: dict[int, Bases] = {}
         left = dict.fromkeys(models)
-        for block in blocks:
-            rows = {digest: row for row, digest in enumerate(block.of.rows) if digest in left}
-            if not block.of.is_diagonal or not rows:
+        for of in blocks:
+            rows = {digest: row for row, digest in enumerate(of.rows) if digest in left}
+            if not of.is_diagonal or not rows:
                 continue
-            every = read_bases(self.path, block.of.key)
+            every = read_bases(self.path, of.key)
             for position, digest in enumerate(models):
                 if digest in rows:
                     parts[position] = Bases(*(side[rows[digest]] for side in every))

@@ -80,7 +80,7 @@ def share(costs: Sequence[Sequence[float]], index: int, count: int) -> set[Item]
         count: of shares.
 
     >>> sorted(share([[4.0], [1.0], [2.0], [2.0]], 1, 2))
-    [Item(tensor=1, tile=0), Item(tensor=2, tile=0), Item(tensor=3, tile=0)]
+    [Item(tensor=2, tile=0), Item(tensor=3, tile=0)]
     """
     items = [(cost, Item(tensor, tile)) for tensor, row in enumerate(costs) for tile, cost in enumerate(row)]
     taken: list[set[Item]] = [set() for _ in range(count)]

@@ -20,6 +20,7 @@ from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.cli.prediction import show_pairs
 from mergekern.errors import OutputError, StatisticsError
 from mergekern.metrics import RANKED_BY
+from mergekern.statistics.manifest import Manifest
 from mergekern.table import MetricTable, check_suffix
 
 path_type = click.Path(path_type=Path)
@@ -59,7 +60,7 @@ def combine(statistics: Path, shards: tuple[Path, ...]) -> None:
 
     SHARDS are the folders of the shards; by default those in STATISTICS.
     """
-    found = mergekern.combine(statistics, list(shards) or None)
+    found = Manifest.read(mergekern.combine(statistics, list(shards) or None))
     click.echo(f"{statistics}: {len(found.models)} models, {len(found.layers)} tensors")
 
 
@@ -138,7 +139,7 @@ def screen(
     with _folder(statistics) as folder:
         if zoo is not None:
             with progress_display() as progress:
-                mergekern.measure(zoo, metrics=names, statistics=folder, progress=progress, **options)
+                mergekern.measure_into(folder, zoo, metrics=names, progress=progress, **options)
         with _tiles_display() as tiles_progress:
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)
     show_pairs(found.ranked.head(rows) if rows else found.ranked, 0, None, found.ranked)

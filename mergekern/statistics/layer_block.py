@@ -128,10 +128,6 @@ class LayerBlock:
         """Return a block of pairs with the overlaps of their subspaces."""
         return dataclasses.replace(self, overlaps=overlaps)
 
-    def without_bases(self) -> LayerBlock:
-        """Return the same without singular vectors."""
-        return dataclasses.replace(self, bases=None)
-
     def write(self, folder: Path) -> None:
         """Write to the folder of statistics: singular vectors first, since the block says that they are there."""
         if self.bases is not None:
@@ -204,12 +200,12 @@ class Coverage:
         self.models = models
         self.pairs = np.zeros((len(models), len(models)), dtype=bool)
 
-    def add(self, block: LayerBlock) -> tuple[np.ndarray, np.ndarray]:
+    def add(self, of: Measured) -> tuple[np.ndarray, np.ndarray]:
         """Count in a block, and return the positions of its rows and columns at each model: −1 where it has none."""
-        rows = _positions(block.of.rows, self.models)
-        columns = rows if block.of.is_diagonal else _positions(block.of.columns, self.models)
+        rows = _positions(of.rows, self.models)
+        columns = rows if of.is_diagonal else _positions(of.columns, self.models)
         pairs = np.logical_and.outer(rows >= 0, columns >= 0)
-        if not block.of.is_diagonal:
+        if not of.is_diagonal:
             # A model that is on both sides, as the same content under two names, has its spectra elsewhere.
             np.fill_diagonal(pairs, False)
         self.pairs |= pairs | pairs.T
@@ -238,12 +234,12 @@ def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatis
     inner, squared_distance = np.empty((count, count)), np.empty((count, count))
     overlaps, spectra, k, block = None, None, 0, None
     for block in blocks:
-        rows, columns = coverage.add(block)
+        rows, columns = coverage.add(block.of)
         put = _Put(rows, columns)
         put(inner, block.inner)
         put(squared_distance, block.squared_distance)
         if block.overlaps is not None:
-            of_overlaps.add(block)
+            of_overlaps.add(block.of)
             overlaps = overlaps or Overlaps(*(np.empty((count, count)) for _ in Overlaps._fields))
             for whole, part in zip(overlaps, block.overlaps, strict=True):
                 put(whole, part)

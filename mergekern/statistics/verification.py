@@ -53,7 +53,7 @@ def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
                 is_whole = False
                 yield Damage(block_path(folder, key), block)
                 continue
-            coverage.add(block)
+            coverage.add(block.of)
             if bases_path(folder, key).exists():
                 bases = _attempt(read_bases, folder, key)
                 if isinstance(bases, str):

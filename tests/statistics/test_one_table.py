@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,8 @@ def expected(zoo):
 
 def assert_same(found, expected):
     """Tables are equal to the last bit, in every layer, with their notes and provenance."""
+    if isinstance(found, Path):
+        found = ZooStatistics.load(found)
     if not isinstance(found, MetricTable):
         found = MetricTable.from_statistics(found, per_layer=True)
     assert found.models == expected.models

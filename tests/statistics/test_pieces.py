@@ -46,7 +46,7 @@ def test_the_same_content_on_both_sides_of_a_block_has_no_spectra_there():
     pairs = np.ones((1, 1))
     block = LayerBlock(Measured("w", (2, 2), "how", "base", ("x",), ("x",)), pairs, pairs)
     coverage = Coverage(["x", "x"])
-    coverage.add(block)
+    coverage.add(block.of)
     assert coverage.pairs.tolist() == [[False, True], [True, False]]
     assert coverage.known() == []
 
