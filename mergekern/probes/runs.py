@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from mergekern.calibration import Inputs, Task, check_classes
+from mergekern.calibration import Inputs, Task
 from mergekern.errors import CalibrationError, NonFiniteError
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Blocks, Gram, whole
 from mergekern.probes.batches import batches, length, rows_of
+from mergekern.probes.forward import Forward, described
 from mergekern.probes.gradients import GradientKeeper, Kept, dense, temporary_folder
 from mergekern.probes.hooks import only_output, outputs_of
-from mergekern.probes.isolation import undisturbed
 from mergekern.statistics import (
     ActivationStatistics,
     EncoderGradientStatistics,
@@ -42,6 +41,7 @@ class Runs:
         folder: Path | None, progress: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.probes, self.calibration, self.model = probes, probes.calibration, probes.model
+        self.forward = Forward(probes, backend.device)
         self.kinds, self.backend, self.threads, self.max_memory = kinds, backend, threads, max_memory
         self.device = backend.device
         self.folder, self.progress = folder, progress
@@ -55,7 +55,7 @@ class Runs:
         with temporary_folder(self.folder) as folder:
             keeper = GradientKeeper(folder, self.max_memory, self._gram_of)
             for index, (name, checkpoint) in enumerate(zip(names, self.probes.zoo.models, strict=True)):
-                with undisturbed(self._modules(), self.device):
+                with self.forward.undisturbed():
                     parameters, buffers = self.probes.tensors(checkpoint, self.device)
                     if "activations" in self.kinds:
                         self._report(f"activations of {name}")
@@ -78,15 +78,6 @@ class Runs:
         logger.info("running the %s", what)
         self.progress(what)
 
-    def _modules(self) -> list[nn.Module]:
-        heads = [task.head for task in self.calibration.tasks.values() if isinstance(task.head, nn.Module)]
-        return [self.model, *heads, *([self.calibration.loss] if isinstance(self.calibration.loss, nn.Module) else [])]
-
-    def _forward(self, tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
-        arguments, keywords = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
-        # A dict of its own for every call: what a model assigns to its buffers is written to it.
-        return functional_call(self.model, dict(tensors), arguments, keywords)
-
     # --- activations
 
     @torch.no_grad()
@@ -98,7 +89,7 @@ class Runs:
         for parts in batches([task.inputs for task in tasks], self.calibration.activation_batch_size):
             inputs = self.probes.inputs(parts, self.device)
             with outputs_of(self.model, self.calibration.layer) as outputs:
-                self._forward(tensors, inputs)
+                self.forward.features(tensors, inputs)
             output = only_output(outputs, "layer", self.calibration.layer)
             values, count = self._per_sample(output).double(), sum(map(length, parts))
             if len(values) != count:
@@ -177,48 +168,17 @@ class Runs:
             at = next(values for values in every if values.is_floating_point()).requires_grad_()
         if with_inputs and input_layer is not None:
             with outputs_of(self.model, input_layer, with_gradient=True) as outputs:
-                features = self._forward(tensors, inputs)
+                features = self.forward.features(tensors, inputs)
             at = only_output(outputs, "input_layer", input_layer)
         else:
-            features = self._forward(tensors, inputs)
-        logits = self._logits(name, task, features)
-        labels = self.probes.converted(task.labels[rows], self.device)
-        if self.calibration.uses_classes and task.classes is None:
-            check_classes(name, task.labels, logits.shape[1] if logits.dim() > 1 else logits.numel())
-        loss = self._call(self.calibration.loss, logits, labels)
-        where = f"model {name!r}, samples {rows.start} to {rows.stop - 1}"
-        if not isinstance(loss, Tensor) or loss.dim():
-            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise CalibrationError(f"{where}: the loss must be a scalar, the mean over the batch, not {what}")
+            features = self.forward.features(tensors, inputs)
+        loss = self.forward.loss(name, task, rows, self.forward.logits(name, task, features))
         if not loss.isfinite():
             raise CalibrationError(
-                f"{where}: the loss is {loss.item()}; check inputs, labels and head, or run in dtype=torch.float64"
+                f"model {name!r}, {described(rows)}: the loss is {loss.item()}; check inputs, labels and head, or run "
+                "in dtype=torch.float64"
             )
         return loss, at
-
-    def _logits(self, name: str, task: Task, features: Any) -> Tensor:
-        if isinstance(task.head, nn.Module):
-            return self._call(task.head, features)
-        weight, bias = task.head
-        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != weight.shape[1]:
-            what = f"{tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
-            raise CalibrationError(
-                f"model {name!r}: a head of weight {tuple(weight.shape)} takes features (n, {weight.shape[1]}), but "
-                f"the model returns {what}; give a head that is an nn.Module, or a model that returns features"
-            )
-        weight = self.probes.converted(weight, self.device)
-        return nn.functional.linear(
-            features, weight, None if bias is None else self.probes.converted(bias, self.device)
-        )
-
-    def _call(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """Call a head or a loss; a module runs on its tensors as the encoder does."""
-        if not isinstance(function, nn.Module):
-            return function(*arguments)
-        tensors = {name: self.probes.converted(values, self.device) for name, values in function.named_parameters()}
-        for name, values in function.named_buffers():
-            tensors[name] = self.probes.converted(values, self.device).clone()
-        return functional_call(function, tensors, arguments)
 
     def _encoder_gradients(self, keeper: GradientKeeper, kept: Sequence[Kept]) -> EncoderGradientStatistics:
         found = {layer.name: layer for layer in keeper.compare(kept)}
