@@ -22,10 +22,11 @@ from mergekern.errors import (
 from mergekern.fingerprints import Fingerprints, fingerprint
 from mergekern.groups import group_metrics
 from mergekern.incremental import add_models, remove_models
+from mergekern.merge_probing import merge_probes
 from mergekern.merging.apply import merge, merge_all
 from mergekern.merging.mergekit import mergekit_config
 from mergekern.merging.registry import METHODS
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import CATALOGUE, MERGE_PROBES
 from mergekern.progress import Progress
 from mergekern.shards import combine, measure_shard
 from mergekern.statistics import ZooStatistics
@@ -34,6 +35,7 @@ from mergekern.table import MetricTable
 
 __all__ = [
     "CATALOGUE",
+    "MERGE_PROBES",
     "METHODS",
     "Calibration",
     "CalibrationError",
@@ -61,6 +63,7 @@ __all__ = [
     "measure_shard",
     "merge",
     "merge_all",
+    "merge_probes",
     "mergekit_config",
     "plan",
     "regularizers",

@@ -13,8 +13,9 @@ import numpy as np
 
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.files import write_atomically
-from mergekern.metrics import CATALOGUE, as_names, select
+from mergekern.metrics import as_names, in_order, is_metric, metric_of, select
 from mergekern.metrics.subspace import Frozen
+from mergekern.notes import notes_of
 from mergekern.statistics import ZooStatistics
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".csv", ".json")
 INDEX = ["model_a", "model_b"]
-# Pairs that a note names; of a thousand models the others would be a book.
-PAIRS_NAMED = 1000
 
 
 class MetricTable:
@@ -54,8 +53,8 @@ class MetricTable:
     ) -> None:
         """Make a table from (N, N) matrices: values[metric], and layers[metric][tensor] if there are any."""
         self.models = tuple(models)
-        self._values = {name: values[name] for name in CATALOGUE if name in values}
-        self._layers = None if layers is None else {name: dict(layers[name]) for name in self._values}
+        self._values = {name: values[name] for name in in_order(values)}
+        self._layers = None if layers is None else {name: dict(layers.get(name, {})) for name in self._values}
         self.notes = list(notes)
         self.provenance = dict(provenance or {})
 
@@ -99,7 +98,7 @@ class MetricTable:
         options = {"metrics": list(values), "frozen": frozen, "top_k": statistics.top_k}
         options |= {"spectrum_k": statistics.spectrum_k, "per_layer": per_layer}
         provenance = {**(statistics.provenance or {}), "options": options}
-        return MetricTable(statistics.models, values, layers, _notes(statistics, values, frozen), provenance)
+        return MetricTable(statistics.models, values, layers, notes_of(statistics, values, frozen), provenance)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -143,8 +142,38 @@ class MetricTable:
 
     def ranked(self, by: str) -> pd.DataFrame:
         """Return `to_pandas()` with the pairs that this metric finds most mergeable first."""
-        descending = CATALOGUE[self._known(by)].more_mergeable == "higher"
+        descending = metric_of(self._known(by)).more_mergeable == "higher"
         return self.to_pandas().sort_values(by, ascending=not descending, kind="stable")
+
+    def join(self, other: MetricTable) -> MetricTable:
+        """Return a table with the metrics of both.
+
+        Args:
+            other: of the same models, in any order; from `merge_probes`, for instance.
+
+        Raises:
+            OptionError: it is of other models, or both have a metric.
+
+        >>> one = MetricTable("ab", {"stable_rank": np.ones((2, 2))})
+        >>> one.join(MetricTable("ba", {"spectral_gap": np.ones((2, 2))})).metrics
+        ('stable_rank', 'spectral_gap')
+        """
+        if differing := sorted(set(self.models) ^ set(other.models)):
+            raise OptionError(f"tables of different models cannot be joined: only one has {', '.join(differing)}")
+        if twice := self._values.keys() & other._values.keys():
+            raise OptionError(f"both tables have {', '.join(in_order(twice))}")
+        order = [other.models.index(name) for name in self.models]
+
+        def ordered(matrices: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: matrix[np.ix_(order, order)] for name, matrix in matrices.items()}
+
+        values = self._values | ordered(other._values)
+        layers = None
+        if self.has_layers or other.has_layers:
+            layers = {name: ordered(tensors) for name, tensors in (other._layers or {}).items()}
+            layers |= self._layers or {}
+        notes = dict.fromkeys([*self.notes, *other.notes])
+        return MetricTable(self.models, values, layers, notes, {**other.provenance, **self.provenance})
 
     def save(self, path: str | Path) -> None:
         """Write the table as .parquet, .csv or .json.
@@ -350,7 +379,7 @@ def _from_frame(frame: pd.DataFrame, extra: dict[str, Any]) -> MetricTable:
                 if "tensors" in extra:
                     is_defined = tensor in extra["tensors"].get(name, ())
                 else:
-                    is_defined = name in CATALOGUE and (CATALOGUE[name].every_tensor or not np.isnan(matrix).all())
+                    is_defined = is_metric(name) and (metric_of(name).every_tensor or not np.isnan(matrix).all())
                 if is_defined:
                     layers.setdefault(name, {})[str(tensor)] = matrix
     notes = [*extra.get("notes", []), *_unknown(values)]
@@ -362,60 +391,5 @@ def _complete(values: dict[str, Any], layers: dict[str, dict[str, np.ndarray]]) 
 
 
 def _unknown(values: Mapping[str, Any]) -> list[str]:
-    unknown = [name for name in values if name not in CATALOGUE]
+    unknown = [name for name in values if not is_metric(name)]
     return [f"columns not in the catalogue, left out: {', '.join(unknown)}"] if unknown else []
-
-
-def _notes(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: Frozen) -> list[str]:
-    notes = [f"tensor left out of everything: {line}" for line in statistics.skipped]
-    if any(CATALOGUE[name].needs == "spectra" for name in values):
-        notes += _subspace_notes(statistics, frozen)
-    if any(CATALOGUE[name].needs == "input_gradients" for name in values):
-        notes += _input_notes(statistics)
-    i, j = np.triu_indices(len(statistics.models), 1)
-    for metric, matrix in values.items():
-        missing = np.flatnonzero(np.isnan(matrix[i, j]))
-        if len(missing):
-            pairs = ", ".join(f"({statistics.models[i[p]]}, {statistics.models[j[p]]})" for p in missing[:PAIRS_NAMED])
-            pairs += f" and {len(missing) - PAIRS_NAMED} more" if len(missing) > PAIRS_NAMED else ""
-            notes.append(f"{metric}: no value for {len(missing)} pairs, {CATALOGUE[metric].undefined}: {pairs}")
-    return notes
-
-
-def _input_notes(statistics: ZooStatistics) -> list[str]:
-    """Return which models' input gradients differ in shape from those of others."""
-    assert statistics.functional.input_gradients is not None
-    models: dict[tuple[int, ...], list[str]] = {}
-    for name, shape in zip(statistics.models, statistics.functional.input_gradients.shapes, strict=True):
-        models.setdefault(shape, []).append(name)
-    if len(models) == 1:
-        return []
-    groups = "; ".join(
-        f"{shape[0]} samples of shape {shape[1:]}: {', '.join(names)}" for shape, names in models.items()
-    )
-    return [f"input gradients are compared only between tasks with equally many samples of one shape: {groups}"]
-
-
-def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
-    """Return which matrices of which models the averages over layers leave out."""
-    notes = []
-    how = "left out of" if frozen == "exclude" else "included in"
-    for model, name in enumerate(statistics.models):
-        same, short, deficient = [], [], []
-        for layer in statistics.layers:
-            if (spectrum := layer.spectrum) is None:
-                continue
-            if spectrum.rank[model] == 0:
-                same.append(layer.name)
-            elif spectrum.rank[model] < spectrum.k:
-                short.append(layer.name)
-            elif spectrum.rank[model] < min(layer.shape):
-                deficient.append(layer.name)
-        for tensors, what in (
-            (same, f"equal to the base, {how} the averages over layers"),
-            (short, "of rank below k, left out of the top-k and bottom-k averages"),
-            (deficient, "not of full rank, left out of the bottom-k averages"),
-        ):
-            if tensors:
-                notes.append(f"{name}: {len(tensors)} matrices {what}: {', '.join(tensors)}")
-    return notes

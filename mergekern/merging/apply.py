@@ -27,7 +27,7 @@ from mergekern.merging.job import Job, SharedLayer, prepare
 from mergekern.merging.on_device import DeviceRoute
 from mergekern.merging.output import Output, StateDict, ToFile
 from mergekern.merging.recipe import Method, plain
-from mergekern.merging.registry import find_method
+from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.route import CpuRoute, Route
 from mergekern.progress import Progress
 from mergekern.versions import package_version
@@ -136,7 +136,8 @@ def merge_all(
     What several merges need of a tensor (its hashes, a model's threshold, a model's truncated matrix) is computed once.
 
     Args:
-        checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io: as for `merge`.
+        checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io: as for `merge`;
+            `checkpoints` may also be a `Zoo`, whose base and whose way of reading then hold.
         methods: one name or several.
         groups: names of the models of each merge; every pair by default.
         options: of the methods, by method.
@@ -163,16 +164,9 @@ def merge_all(
     """
     if (output is None) == (callback is None):
         raise OptionError("merge_all needs either an output folder or a callback")
-    names = [methods] if isinstance(methods, str) else list(methods)
-    if not names or len(set(names)) != len(names):
-        raise OptionError("methods must be different from each other, and one at least")
-    options = dict(options or {})
-    for method in options:
-        if method not in names:
-            raise OptionError(f"options are given for {method!r}, which is not among the methods {', '.join(names)}")
-    chosen = [find_method(name, options.get(name, {})) for name in names]
+    chosen = find_methods(methods, options)
     route = _route(device, max_memory)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, route.max_memory)
     members = _groups(groups, zoo)
     requests = [

@@ -50,3 +50,24 @@ def find_method(name: str, options: Mapping[str, Any], arguments: Iterable[str] 
             nearest = did_you_mean(option, [*method.defaults, *arguments])
             raise OptionError(f"{name} has no option {option!r}{nearest}; its options: {known}")
     return method, method.resolve(options)
+
+
+def find_methods(
+    methods: str | Iterable[str], options: Mapping[str, Mapping[str, Any]] | None
+) -> list[tuple[Method, dict[str, Any]]]:
+    """Return several methods, each with its own options, checked.
+
+    Raises:
+        OptionError: as for `find_method`; none at all, one twice, or options of another.
+
+    >>> [method.name for method, _ in find_methods(["ties", "tsv"], {"ties": {"density": 0.5}})]
+    ['ties', 'tsv']
+    """
+    names = [methods] if isinstance(methods, str) else list(methods)
+    if not names or len(set(names)) != len(names):
+        raise OptionError("methods must be different from each other, and one at least")
+    options = dict(options or {})
+    for method in options:
+        if method not in names:
+            raise OptionError(f"options are given for {method!r}, which is not among the methods {', '.join(names)}")
+    return [find_method(name, options.get(name, {})) for name in names]

@@ -1,5 +1,17 @@
 """The metrics: pure functions from statistics to an (N, N) matrix, one module a category, listed in `catalogue`."""
 
-from mergekern.metrics.catalogue import CATALOGUE, RANKED_BY, Metric, as_names, select
+from mergekern.metrics.catalogue import (
+    CATALOGUE,
+    MERGE_PROBES,
+    RANKED_BY,
+    Metric,
+    as_names,
+    in_order,
+    is_metric,
+    metric_of,
+    select,
+)
 
-__all__ = ["CATALOGUE", "RANKED_BY", "Metric", "as_names", "select"]
+__all__ = [
+    "CATALOGUE", "MERGE_PROBES", "RANKED_BY", "Metric", "as_names", "in_order", "is_metric", "metric_of", "select",
+]  # fmt: skip

@@ -6,7 +6,8 @@ category and give it an entry here.
 Notation: τ_i is the task vector of model i, τ_i^l its part in tensor l, g the Gram matrix of the whole task vectors;
 s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; σ, U and V the singular values and vectors of a
 task matrix, k = 10; a_i the mean activation of model i over the calibration samples of all tasks, e_i and x_i the
-gradients of its loss on its own task's samples with respect to the parameters of the encoder and to the inputs.
+gradients of its loss on its own task's samples with respect to the parameters of the encoder and to the inputs; ℓ_i and
+A_i mean loss and accuracy on these samples, and M(τ_i, τ_j) the merge of two models by a method.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Literal
 import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import activation, effective_rank, geometry, gradient, subspace
+from mergekern.metrics import activation, effective_rank, geometry, gradient, merge_probes, subspace
 from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
 
 NOTATION = (__doc__ or "").partition("Notation: ")[2].strip()
 
-# The last three are what running the models gives: attributes of FunctionalStatistics.
-Needs = Literal["inner products", "spectra", "activations", "encoder_gradients", "input_gradients"]
+# Three are what running the models gives, attributes of FunctionalStatistics; the last is what running merges gives.
+Needs = Literal["inner products", "spectra", "activations", "encoder_gradients", "input_gradients", "merges"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,15 @@ class Metric:
     """A pairwise metric.
 
     Attributes:
-        name: the published one.
-        category: of the study.
+        name: the published one; of a merge probe, ours.
+        category: of the study; a sixth are the merge probes.
         formula: in the notation of this module.
         range: smallest and largest value.
         more_mergeable: whether higher or lower values promise a better merge, as the study's authors expect.
         needs: the statistics it is computed from.
         undefined: why a pair can be without a value.
-        function: statistics -> (N, N) matrix, symmetric, NaN where undefined; metrics of spectra also take `frozen`.
+        function: statistics -> (N, N) matrix, symmetric, NaN where undefined; metrics of spectra also take `frozen`,
+            and those of merges are of `MergeStatistics`.
     """
 
     name: str
@@ -82,7 +84,7 @@ class Metric:
     @property
     def runs_models(self) -> bool:
         """Whether models must be run on calibration data for it."""
-        return self.needs in FUNCTIONAL
+        return self.needs in (*FUNCTIONAL, "merges")
 
     @property
     def explanation(self) -> str:
@@ -133,6 +135,7 @@ _COMMON: dict[str, tuple[str, Needs, str]] = {
         "no matrix differs from the base in both models with the rank that its singular vectors need",
     ),
     activation.__name__: ("activation", "activations", "a mean activation is zero"),
+    merge_probes.__name__: ("merge probes", "merges", "a loss is not finite, or a single model tells no sample right"),
     "encoder": ("gradient", "encoder_gradients", "a gradient is zero"),
     "input": (
         "gradient",
@@ -182,6 +185,61 @@ CATALOGUE: dict[str, Metric] = {
     )
 }
 
+_ADDED_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
+_KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "higher"
+# Of one merge method each, which a table names beside them: solo_loss_mean[tsv].
+MERGE_PROBES: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _metric(merge_probes.solo_loss_mean, "mean over i, j of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i)", *_ADDED_LOSS),
+        _metric(merge_probes.solo_loss_worst, "larger of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS),
+        _metric(merge_probes.solo_accuracy_mean, "mean over i, j of A_i(M(τ_i, 0)) / A_i(θ_i)", *_KEPT_ACCURACY),
+        _metric(merge_probes.solo_accuracy_worst, "smaller of A_i(M(τ_i, 0)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY),
+        _metric(merge_probes.direct_loss_mean, "mean over i, j of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i)", *_ADDED_LOSS),
+        _metric(merge_probes.direct_loss_worst, "larger of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS),
+        _metric(merge_probes.direct_accuracy_mean, "mean over i, j of A_i(M(τ_i, τ_j)) / A_i(θ_i)", *_KEPT_ACCURACY),
+        _metric(
+            merge_probes.direct_accuracy_worst, "smaller of A_i(M(τ_i, τ_j)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY
+        ),
+    )
+}
+
+
+def is_metric(column: str) -> bool:
+    """Tell whether a table's column is a metric of the catalogue, or a merge probe of some method.
+
+    >>> [is_metric(name) for name in ("stable_rank", "solo_loss_mean[tsv]", "solo_loss_mean", "accuracy")]
+    [True, True, False, False]
+    """
+    probe, bracket, method = column.partition("[")
+    return column in CATALOGUE or (probe in MERGE_PROBES and bracket == "[" and method.endswith("]"))
+
+
+def metric_of(column: str) -> Metric:
+    """Return the entry of a table's column; that of a merge probe has the name of the column.
+
+    Raises:
+        OptionError: no metric has this name.
+
+    >>> metric_of("solo_loss_mean[tsv]").more_mergeable
+    'lower'
+    """
+    if column in CATALOGUE:
+        return CATALOGUE[column]
+    if not is_metric(column):
+        raise OptionError(f"no metric {column!r}{did_you_mean(column, [*CATALOGUE, *MERGE_PROBES])}")
+    return dataclasses.replace(MERGE_PROBES[column.partition("[")[0]], name=column)
+
+
+def in_order(columns: Iterable[str]) -> list[str]:
+    """Return those columns of a table that are metrics, in the order of the catalogue, merge probes last.
+
+    >>> in_order(["solo_loss_mean[tsv]", "accuracy", "stable_rank", "effective_rank"])
+    ['effective_rank', 'stable_rank', 'solo_loss_mean[tsv]']
+    """
+    places = {name: place for place, name in enumerate((*CATALOGUE, *MERGE_PROBES))}
+    return sorted(filter(is_metric, columns), key=lambda column: places[column.partition("[")[0]])
+
 
 # What pairs are ranked by where nobody says otherwise.
 RANKED_BY = "task_vector_cosine_similarity"
@@ -219,6 +277,10 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
     wanted = set()
     for name in as_names(metrics):
         matching = {m.name for m in CATALOGUE.values() if name in ("all", m.name, m.category)}
+        if any(name in (m.name, m.category) for m in MERGE_PROBES.values()):
+            raise OptionError(
+                f"{name}: of merge methods, which mergekern.merge_probes is told (--merge-probes on the command line)"
+            )
         if not matching:
             raise OptionError(
                 f"unknown metric {name!r}{did_you_mean(name, CATALOGUE)}; `mergekern metrics --list` lists them all"

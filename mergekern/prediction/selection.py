@@ -13,7 +13,7 @@ from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergekern.errors import OptionError, PredictionError
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import is_metric, metric_of
 from mergekern.prediction.pairs import as_target, complete_pairs
 from mergekern.prediction.pearson import RANK_TOLERANCE
 from mergekern.prediction.published import centred_products, scale
@@ -139,8 +139,10 @@ def ablate_categories(
         PredictionError: X has no metric of any category.
     """
     data = complete_pairs(X, y, pairs)
-    known = {name: metric.category for name, metric in CATALOGUE.items()} if categories is None else categories
     columns = data.X.columns
+    known = categories
+    if known is None:
+        known = {name: metric_of(name).category for name in map(str, columns) if is_metric(name)}
     of_columns = pd.Series([known.get(name) for name in columns], index=columns)
     if of_columns.isna().all():
         raise PredictionError(f"none of the columns is a metric of a category: {', '.join(map(str, columns))}")

@@ -1,4 +1,5 @@
-"""Probes: the one part that runs models, each once over its inputs, for the activation and gradient metrics.
+"""Probes: the one part that runs models, each once over its inputs, for the activation and gradient metrics, and merges
+on samples of their tasks.
 
 Nothing is copied and nothing is left changed: `torch.func.functional_call` runs one module on the tensors of each
 checkpoint in turn, in evaluation mode. A model's gradient is as large as the model, so that those of N models never are
@@ -6,6 +7,7 @@ in memory together: what `max_memory` does not hold goes to files, which are the
 as the weights are, for the same `gram` kernel.
 """
 
-from mergekern.probes.plan import Probes
+from mergekern.probes.forward import Forward, Outcome
+from mergekern.probes.plan import Probes, content_hash
 
-__all__ = ["Probes"]
+__all__ = ["Forward", "Outcome", "Probes", "content_hash"]

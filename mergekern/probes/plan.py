@@ -68,7 +68,7 @@ class Probes:
         self._own_buffers = [name for name in buffers if name not in self._buffers]
         self._zoo_names = frozenset(tensor.name for tensor in self.zoo.tensors)
         for checkpoint in self.zoo.models:
-            self._check_fit(checkpoint)
+            self.check_fit(checkpoint)
 
     def measure(
         self,
@@ -104,7 +104,7 @@ class Probes:
         if store is not None:
             # Where the content cannot be known, the statistics are kept to be loaded, but not used for another run.
             calibration_hash = self.calibration.content_hash(self.model) or uuid.uuid4().hex
-            hashes = [_content_hash(checkpoint) for checkpoint in self.zoo.models]
+            hashes = [content_hash(checkpoint) for checkpoint in self.zoo.models]
             how = [*how, torch.__version__, backend.name, calibration_hash, list(self.zoo.model_names)]
             keys = {kind: store.functional_key(kind, hashes, how) for kind in FUNCTIONAL}
             found = store.get_functional(keys)
@@ -170,7 +170,7 @@ class Probes:
     def _joined(self, parts: list[Tensor], device: torch.device) -> Tensor:
         return self.converted(torch.cat(parts), device)
 
-    def _check_fit(self, checkpoint: Checkpoint) -> None:
+    def check_fit(self, checkpoint: Checkpoint) -> None:
         """Raise MismatchError if a checkpoint lacks tensors of the model, has others, or other shapes."""
         expected = self.parameters | self._buffers
         missing, wrong = [], []
@@ -213,7 +213,7 @@ def _some(lines: Sequence[str]) -> str:
     return ", ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
 
 
-def _content_hash(checkpoint: Checkpoint) -> str:
+def content_hash(checkpoint: Checkpoint) -> str:
     """Return a hash of every tensor of a checkpoint."""
     hasher = xxhash.xxh3_128()
     for name, tensor in sorted(checkpoint.tensors.items()):

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import CATALOGUE, RANKED_BY
+from mergekern.metrics import RANKED_BY, metric_of
 from mergekern.table import MetricTable
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
     for name, column in values.items():
         best: Any = (None, None)
         if column.notna().any():
-            best = column.idxmax() if CATALOGUE[str(name)].more_mergeable == "higher" else column.idxmin()
+            best = column.idxmax() if metric_of(str(name)).more_mergeable == "higher" else column.idxmin()
         rows[name] = [column.min(), column.median(), column.max(), int(column.isna().sum()), *best]
     types = {"lowest": float, "median": float, "highest": float, "missing": int}
     columns = [*types, "best_a", "best_b"]
@@ -149,9 +149,12 @@ def metric_title(name: str) -> str:
 
     >>> metric_title("task_vector_l2_distance")
     'Task vector L2 distance'
+    >>> metric_title("solo_loss_mean[weight_average]")
+    'Solo loss mean, weight_average'
     """
-    words = name.replace("_", " ").replace(" l2 ", " L2 ")
-    return words[:1].upper() + words[1:]
+    metric, of_method, method = name.removesuffix("]").partition("[")
+    words = metric.replace("_", " ").replace(" l2 ", " L2 ")
+    return words[:1].upper() + words[1:] + (f", {method}" if of_method else "")
 
 
 def leaf_order(values: np.ndarray, models: int, more_mergeable: str) -> np.ndarray:
@@ -183,6 +186,6 @@ def _orders(values: pd.DataFrame, layers: Mapping[str, pd.DataFrame], models: in
         columns = [values[name].to_numpy()]
         if name in layers:
             columns += list(layers[name].to_numpy().T)
-        more = CATALOGUE[name].more_mergeable
+        more = metric_of(name).more_mergeable
         orders[name] = np.stack([leaf_order(column, models, more) for column in columns])
     return orders

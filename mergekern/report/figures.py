@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import metric_of
 from mergekern.report.contents import QUANTILES, Contents, metric_title
 from mergekern.report.outcomes import Outcome, Outcomes
 
@@ -83,7 +83,7 @@ def _heatmap(contents: Contents) -> Figure:
     matrix = contents.table.matrix(name)[np.ix_(order, order)]
     np.fill_diagonal(matrix, np.nan)
     figure, axes = _new(6.0, 5.2)
-    colours = "cividis" if CATALOGUE[name].more_mergeable == "higher" else "cividis_r"
+    colours = "cividis" if metric_of(name).more_mergeable == "higher" else "cividis_r"
     image = axes.imshow(matrix, cmap=colours, interpolation="nearest")
     names = [contents.table.models[model] for model in order]
     _name_cells(axes, names if len(names) <= NAMED_MODELS else [])
@@ -179,4 +179,4 @@ def _name_cells(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _label(metric: str) -> str:
-    return f"{metric_title(metric)} ({CATALOGUE[metric].more_mergeable} is more mergeable)"
+    return f"{metric_title(metric)} ({metric_of(metric).more_mergeable} is more mergeable)"

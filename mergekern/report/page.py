@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import metric_of
 from mergekern.metrics.catalogue import NOTATION, Metric
 from mergekern.report.contents import CORRELATIONS, QUANTILES, Contents, metric_title
 from mergekern.report.outcomes import Outcomes
@@ -89,7 +89,7 @@ def describe(contents: Contents, arrays: Arrays) -> dict[str, Any]:
     place = {tensor: index for index, tensor in enumerate(tensors)}
     metrics = []
     for name in table.metrics:
-        metric = CATALOGUE[name]
+        metric = metric_of(name)
         entry: dict[str, Any] = {
             "name": name,
             "title": metric_title(name),
@@ -173,7 +173,7 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
 def about(metric: Metric) -> str:
     """Return formula, range and direction of a metric in a line.
 
-    >>> about(CATALOGUE["stable_rank"])
+    >>> about(metric_of("stable_rank"))
     '(Σs)² / Σs², 1 to 2, lower is more mergeable'
     """
     return f"{metric.formula}, {value_range(metric)}, {metric.more_mergeable} is more mergeable"
@@ -182,7 +182,7 @@ def about(metric: Metric) -> str:
 def value_range(metric: Metric) -> str:
     """Return a metric's range in words.
 
-    >>> value_range(CATALOGUE["task_vector_l2_distance"])
+    >>> value_range(metric_of("task_vector_l2_distance"))
     '0 and up'
     """
     low, high = metric.range
@@ -220,7 +220,8 @@ def percent(share: float) -> str:
 def _categories(contents: Contents) -> dict[str, list[Metric]]:
     categories: dict[str, list[Metric]] = {}
     for name in contents.table.metrics:
-        categories.setdefault(CATALOGUE[name].category, []).append(CATALOGUE[name])
+        metric = metric_of(name)
+        categories.setdefault(metric.category, []).append(metric)
     return categories
 
 
