@@ -14,8 +14,8 @@ from rich.table import Table
 import mergekern
 from mergekern.checkpoints import Checkpoint, open_zoo
 from mergekern.cli.display import console, progress_display, readable_bytes
-from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, with_options
-from mergekern.metrics import CATALOGUE, RANKED_BY, Metric, select
+from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, parse_methods, with_options
+from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
 from mergekern.table import MetricTable, check_suffix
 
 # What the zoo is, and how it is read.
@@ -60,6 +60,9 @@ output_option = click.option(
 @click.option("--input-layer", help="The module at whose output the input gradient is taken, for integer inputs.")
 @click.option("--batch-weighting", type=click.Choice(["published", "sample"]),
               help="How gradients of batches are averaged [default: what the folder says, or published].")  # fmt: skip
+@click.option("--merge-probes", callback=parse_methods, help="Comma-separated merge methods, or all: also merge every "
+              "model with the base and measure it on its samples; needs --calibration.")  # fmt: skip
+@click.option("--direct-probes", is_flag=True, help="Also merge and measure every pair, by these methods.")
 @click.option("--summary", is_flag=True, help="Also show the spread of every metric and its most mergeable pair.")
 @click.option("--sort-by", help=f"Rank the pairs by this metric [default: {RANKED_BY}].")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
@@ -68,12 +71,12 @@ def metrics(
     ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
     sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model: Callable | None,
     layer: str | None, input_layer: str | None, batch_weighting: str | None, shard: tuple[int, int] | None,
-    **options: Any,
+    merge_probes: list[str], direct_probes: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Compute the metrics of all pairs of models in the folder ZOO.
 
-    The activation and gradient metrics run the models: --calibration names a folder with samples and heads, --model
-    the Python function that builds the model.
+    The activation and gradient metrics, and merge probes, run the models: --calibration names a folder with samples and
+    heads, --model the Python function that builds the model.
     """
     if list_metrics:
         show_catalogue()
@@ -93,10 +96,16 @@ def metrics(
     run_options = {name: value for name, value in run_options.items() if value is not None}
     if run_options and calibration is None:
         raise click.UsageError(f"--{next(iter(run_options)).replace('_', '-')} is of use with --calibration only", ctx)
+    if merge_probes and calibration is None:
+        raise click.UsageError("--merge-probes runs the models; give --calibration and --model", ctx)
+    if direct_probes and not merge_probes:
+        raise click.UsageError("--direct-probes is of use with --merge-probes only", ctx)
     every = select(names)
     if calibration is None and "all" in names:
         every = [metric for metric in every if not metric.runs_models]
     chosen = [metric.name for metric in every]
+    probes = [name for name in MERGE_PROBES if direct_probes or name.startswith("solo")]
+    chosen += [f"{name}[{method}]" for name in probes for method in merge_probes]
     sort_by = sort_by or (RANKED_BY if RANKED_BY in chosen else chosen[0])
     if sort_by not in chosen:
         raise click.BadParameter(f"{sort_by!r} is not among the metrics computed", ctx, param_hint="--sort-by")
@@ -111,6 +120,13 @@ def metrics(
         table = mergekern.compute_all(
             zoo, base, metrics="all" if names == ["all"] else names, progress=progress, **options
         )
+        if merge_probes:
+            same = {name: options[name] for name in ("calibration", "device", "max_memory", "on_mismatch", "io")}
+            kept = options["statistics"] and options["statistics"] / "merge_probes"
+            probed = mergekern.merge_probes(
+                zoo, base, methods=merge_probes, direct=direct_probes, statistics=kept, progress=progress, **same
+            )
+            table = table.join(probed)
     if out is not None:
         table.save(out)
     if summary:
@@ -165,7 +181,7 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
 def show_catalogue() -> None:
     """Print every metric with its formula, range, and the direction that is more mergeable."""
     table = Table("metric", "category", "formula", "range", "more mergeable", box=None)
-    for metric in CATALOGUE.values():
+    for metric in (*CATALOGUE.values(), *MERGE_PROBES.values()):
         table.add_row(metric.name, metric.category, metric.formula, _range(metric), metric.more_mergeable)
     console().print(table)
 
@@ -207,7 +223,7 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
         click.echo(f"... {len(ranked) - rows} more pairs (--rows 0 shows all)")
     for note in table.notes:
         click.echo(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
-    click.echo(f"{table!r}, ranked by {sort_by} ({CATALOGUE[sort_by].more_mergeable} is more mergeable)")
+    click.echo(f"{table!r}, ranked by {sort_by} ({metric_of(sort_by).more_mergeable} is more mergeable)")
 
 
 def _dtype_name(dtype: torch.dtype, checkpoint: Checkpoint) -> str:

@@ -13,6 +13,9 @@ from typing import Any
 
 import click
 
+from mergekern.errors import did_you_mean
+from mergekern.merging.registry import METHODS
+
 BYTE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -94,6 +97,17 @@ io_option = click.option(
     "--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
     help="How files are read; pread suits network disks.",
 )  # fmt: skip
+
+
+def parse_methods(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    """Return the merge methods in a list with commas between; "all" stands for every one, None for none."""
+    if value in (None, "all"):
+        return [] if value is None else list(METHODS)
+    names = [name.strip() for name in str(value).split(",")]
+    if unknown := [name for name in names if name not in METHODS]:
+        nearest = did_you_mean(unknown[0], METHODS)
+        raise click.BadParameter(f"no method {unknown[0]!r}{nearest}; there are {', '.join(METHODS)}", ctx, param)
+    return list(dict.fromkeys(names))
 
 
 def parse_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
