@@ -15,12 +15,19 @@ same files:
     alone.csv           accuracy of each model on its own task
     scores.csv          method, model_a, model_b, accuracy (mean of both tasks), normalized_accuracy (mean of the ratios
                         to the single models)
+    probes/             merge probes by each method (see mergekern.merge_probes), on samples that give no scores
     analysis/           validation, variance components, ablation, coefficients and fingerprints of the methods
-    findings.md         what was found, beside what the paper says
-    report.html         pairs, metrics and scores as one page for a browser
+    predictors/         a fitted predictor of each method's scores
+    timings.csv         what, method, count, seconds: what metrics, probes and measured merges cost on this machine
+    comparison.csv      method, predictor, seconds, and r with partners known and with both models unseen
+    comparison.svg      the means over the methods
+    findings.md         what was found, beside what the paper says, and the comparison
+    report.html         pairs, metrics, scores and predictions as one page for a browser
     study.json          the options of the run
 
-`--quick` has 10 tasks (45 pairs) in place of 20 (190), and leaves out nothing else.
+Seconds are never the same twice: the first ones that were measured are kept, and nothing but timings.csv, the two
+comparisons and findings.md depends on them. `--quick` has 10 tasks (45 pairs) in place of 20 (190), and leaves out
+nothing else.
 """
 
 from __future__ import annotations
@@ -28,8 +35,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -42,14 +50,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 import mergekern
+from mergekern.cli.parameters import parse_methods
 from mergekern.files import write_atomically
-from mergekern.prediction import read_scores
+from mergekern.prediction import MergePredictor, read_scores
 from mergekern.report import write_report
 from study.analysis import analyse
+from study.comparison import compare, draw, means
 from study.findings import Finding, as_markdown, find
+from study.probing import Timings, probe_merges, time_others
 from study.scoring import score_alone, score_merges
 from zoos.encoders import CLASSES, build
-from zoos.making import DOMAINS, default_options, make_zoo
+from zoos.making import CALIBRATION_SAMPLES, DOMAINS, default_options, make_zoo
 
 TASKS, QUICK_TASKS = 20, 10
 TARGET = "normalized_accuracy"
@@ -73,28 +84,75 @@ def run_study(
     """
     zoo = out / "zoo"
     make_zoo(zoo, options, count, seed, bar)
-    metrics = compute_metrics(out, bar)
+    metrics = compute_metrics(out, bar, out / "statistics")
+    metrics.save(out / "metrics.parquet")
     alone = score_alone(zoo, out / "alone.csv")["accuracy"]
     pairs = list(combinations(metrics.models, 2))
     return metrics.to_pandas(), score_merges(zoo, pairs, methods, alone, out / "scores.csv", bar)
 
 
-def compute_metrics(out: Path, bar: Progress) -> mergekern.MetricTable:
-    """Return, and write, the metrics of a study's zoo; what was measured before is used again."""
+def read_calibration(out: Path, equal: bool) -> mergekern.Calibration:
+    """Return the calibration samples of a study's zoo: all, or equally many a task, as input gradients need it."""
     config = json.loads((out / "zoo" / "model.json").read_text())
     model = partial(build, config["encoder"], config["architecture"])
     calibration = mergekern.Calibration.from_folder(out / "zoo" / "calibration", model)
+    fewest = min(task.size for task in calibration.tasks.values())
+    if not equal or all(task.size == fewest for task in calibration.tasks.values()):
+        return calibration
+    tasks = {name: (task.inputs[:fewest], task.labels[:fewest], task.head) for name, task in calibration.tasks.items()}
+    return replace(calibration, tasks=tasks)
+
+
+def compute_metrics(out: Path, bar: Progress, statistics: Path | None) -> mergekern.MetricTable:
+    """Return the metrics of a study's zoo; what was measured before is used again, where `statistics` has it."""
     task = bar.add_task("computing metrics", total=None)
 
     def show(progress: mergekern.Progress) -> None:
         bar.update(task, completed=progress.tensors_done, total=progress.tensors_total, description="computing metrics")
 
     table = mergekern.compute_all(
-        out / "zoo", calibration=calibration, per_layer=True, device="cpu", statistics=out / "statistics", progress=show
-    )
+        out / "zoo", calibration=read_calibration(out, equal=True), per_layer=True, device="cpu", statistics=statistics,
+        progress=show,
+    )  # fmt: skip
     bar.remove_task(task)
-    table.save(out / "metrics.parquet")
     return table
+
+
+def compare_costs(
+    out: Path, metrics: pd.DataFrame, scores: pd.DataFrame, methods: Sequence[str], bar: Progress
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Probe merges, validate all predictors, and write them beside what they cost.
+
+    Returns:
+        The frames of `analyse`, and the comparison.
+    """
+    timings = Timings(out / "timings.csv")
+    alone = pd.read_csv(out / "alone.csv", index_col="model")["accuracy"]
+    probes = probe_merges(out / "zoo", read_calibration(out, equal=False), methods, out / "probes", timings, bar)
+    time_others(out / "zoo", partial(compute_metrics, out, bar, None), methods, alone, timings, bar)
+    frames = analyse(pd.concat([metrics, probes], axis=1), scores_by_method(scores), out / "analysis", bar)
+    comparison = compare(frames["validation"], timings, len(alone))
+    write_atomically(out / "comparison.csv", comparison.to_csv().encode())
+    title = f"{len(alone)} models, {len(methods)} merge methods: what predicts how well a pair merges, and its cost"
+    write_atomically(out / "comparison.svg", draw(comparison, title))
+    return frames, comparison
+
+
+def fit_predictors(
+    table: mergekern.MetricTable, scores: Mapping[str, pd.Series], out: Path, bar: Progress
+) -> list[MergePredictor]:
+    """Return a fitted predictor of each method's scores; those in the folder `out` that were fitted to the same."""
+    out.mkdir(exist_ok=True)
+    predictors = []
+    for method, of_pairs in bar.track(scores.items(), len(scores), description="fitting predictors"):
+        path = out / f"{method}.json"
+        kept = MergePredictor.load(path) if path.exists() else None
+        wanted = of_pairs.to_dict()
+        if kept is None or kept.provenance["table"] != table.provenance or kept.measured.to_dict() != wanted:
+            MergePredictor.fit(table, of_pairs, method).save(path)
+        # As it is read back, in a first run and in any other.
+        predictors.append(MergePredictor.load(path))
+    return predictors
 
 
 def scores_by_method(scores: pd.DataFrame, target: str = TARGET) -> dict[str, pd.Series]:
@@ -115,9 +173,12 @@ def check_options(out: Path, options: dict[str, Any], force: bool) -> None:
             raise click.ClickException(
                 f"{out} has a study with other options ({path}); give another folder, or --force"
             )
-        for name in ("zoo", "statistics", "analysis"):
+        for name in ("zoo", "statistics", "probes", "analysis", "predictors"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("scores.csv", "alone.csv", "metrics.parquet", "findings.md", "report.html"):
+        for name in (
+            "scores.csv", "alone.csv", "metrics.parquet", "timings.csv", "comparison.csv", "comparison.svg",
+            "findings.md", "report.html",
+        ):  # fmt: skip
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, f"{json.dumps(options, indent=2)}\n".encode())
@@ -132,21 +193,17 @@ def progress_bar() -> Iterator[Progress]:
     click.echo(f"{time.perf_counter() - began:.0f} s", err=True)
 
 
-def parse_methods(ctx: click.Context, param: click.Parameter, value: str) -> list[str]:
-    """Return the names in a list of merge methods with commas between."""
-    names = [name.strip() for name in value.split(",")]
-    if unknown := [name for name in names if name not in mergekern.METHODS]:
-        raise click.BadParameter(f"no method {unknown[0]!r}; there are {', '.join(mergekern.METHODS)}", ctx, param)
-    return names
-
-
-def show(findings: list[Finding], scores: pd.DataFrame) -> None:
-    """Print the findings and the means of the scores."""
+def show(findings: list[Finding], scores: pd.DataFrame, comparison: pd.DataFrame) -> None:
+    """Print the findings, the means of the scores, and the predictors beside what they cost."""
     console = Console(width=150)
-    means = scores.groupby("method", sort=False)[["accuracy", TARGET]].agg(["mean", "min"])
+    by_method = scores.groupby("method", sort=False)[["accuracy", TARGET]].agg(["mean", "min"])
     table = Table("method", "accuracy", "worst pair", "normalised", "worst pair", box=None)
-    for method, row in means.iterrows():
+    for method, row in by_method.iterrows():
         table.add_row(str(method), *(f"{value:.3f}" for value in row))
+    console.print(table)
+    table = Table("predictor, mean of the methods", "seconds", "r, partner known", "r, both unseen", box=None)
+    for name, row in means(comparison).iterrows():
+        table.add_row(str(name), f"{row['seconds']:.2f}", f"{row.iloc[1]:.3f}", f"{row.iloc[2]:.3f}")
     console.print(table)
     table = Table("", "paper", "measured here", "", show_lines=True)
     for finding in findings:
@@ -162,25 +219,30 @@ def show(findings: list[Finding], scores: pd.DataFrame) -> None:
 @click.option(
     "--methods", default=",".join(mergekern.METHODS), callback=parse_methods, help="Of merging.  [default: all]"
 )
+@click.option("--samples", type=click.IntRange(10, 200), default=CALIBRATION_SAMPLES, show_default=True,
+              help="Of calibration a task, at most half of what is held out; the others give scores.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Make everything anew, replacing a study with other options.")
 def main(
-    out: Path, architecture: str, quick: bool, tasks: int | None, methods: list[str], seed: int, force: bool
-) -> None:
+    out: Path, architecture: str, quick: bool, tasks: int | None, methods: list[str], samples: int, seed: int,
+    force: bool,
+) -> None:  # fmt: skip
     """Study which pairs of a zoo merge well, and what predicts it, in the folder OUT."""
     count = tasks or (QUICK_TASKS if quick else TASKS)
-    zoo_options = default_options(architecture)
+    zoo_options = default_options(architecture) | {"calibration_samples": samples}
     names = [task.name for task in DOMAINS[architecture].tasks[:count]]
     check_options(out, {"seed": seed, "tasks": names, "methods": methods, "zoo": zoo_options}, force)
     with progress_bar() as bar:
         metrics, scores = run_study(out, zoo_options, count, methods, seed, bar)
-        frames = analyse(metrics, scores_by_method(scores), out / "analysis", bar)
-    findings = find(scores, frames)
-    write_atomically(out / "findings.md", as_markdown(findings).encode())
-    measured = {method: read_scores(out / "scores.csv", method, TARGET) for method in methods}
+        frames, comparison = compare_costs(out, metrics, scores, methods, bar)
+        measured = {method: read_scores(out / "scores.csv", method, TARGET) for method in methods}
+        table = mergekern.MetricTable.load(out / "metrics.parquet")
+        predictors = fit_predictors(table, measured, out / "predictors", bar)
+    findings = find(scores, frames, means(comparison))
+    write_atomically(out / "findings.md", as_markdown(findings, means(comparison)).encode())
     title = f"{count} tasks, {architecture}"
-    write_report(mergekern.MetricTable.load(out / "metrics.parquet"), out / "report.html", scores=measured, title=title)
-    show(findings, scores)
+    write_report(table, out / "report.html", scores=measured, predictors=predictors, title=title)
+    show(findings, scores, comparison)
     click.echo(f"wrote {out}")
 
 

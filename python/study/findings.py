@@ -34,12 +34,13 @@ class Finding:
         return "" if self.agrees is None else ("agrees" if self.agrees else "differs")
 
 
-def find(scores: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> list[Finding]:
+def find(scores: pd.DataFrame, frames: Mapping[str, pd.DataFrame], comparison: pd.DataFrame) -> list[Finding]:
     """Return the findings of a study.
 
     Args:
         scores: method, normalized_accuracy, …; a row for each merge.
         frames: what `analyse` returned.
+        comparison: predictor -> seconds, r_partner_known, r_both_unseen, means over the methods.
     """
     return [
         _normalized(scores),
@@ -47,6 +48,7 @@ def find(scores: pd.DataFrame, frames: Mapping[str, pd.DataFrame]) -> list[Findi
         *_validation(frames["validation"]),
         *(_fingerprints(frames["fingerprints"]) if "fingerprints" in frames else []),
         _categories(frames["ablation"]),
+        *_hypothesis(frames["variance_components"], comparison),
     ]
 
 
@@ -126,13 +128,55 @@ def _categories(ablation: pd.DataFrame) -> Finding:
     )
 
 
+def _hypothesis(components: pd.DataFrame, comparison: pd.DataFrame) -> list[Finding]:
+    """Return what speaks for and against: fragile models explain merges, N solo probes find them, metrics the rest."""
+    r, unseen = comparison["r_partner_known"], comparison["r_both_unseen"]
+    fragility = components["fragility"].fillna(0.0)
+    gain, gain_unseen = r["metrics+solo"] - r["solo"], unseen["metrics+solo"] - unseen["solo"]
+    beyond = r["additive+metrics+solo"] - r["additive+solo"]
+
+    def both(*names: str) -> str:
+        return ", ".join(f"{name} {r[name]:.2f} and {unseen[name]:.2f}" for name in names)
+
+    return [
+        Finding(
+            "is what decides a merge each model's own fragility under the method? r of the models' effects with their "
+            "accuracy in N solo probes",
+            "hypothesis: most of it (agrees: mean above 0.7)",
+            f"{fragility.mean():.2f} ({_listed(fragility, 2)})",
+            bool(fragility.mean() > 0.7),
+        ),
+        Finding(
+            "do N solo probes find it? r with partners known and with both models unseen",
+            "hypothesis: better than 28 metrics (agrees: in both)",
+            both("solo", "linear", "direct"),
+            bool(r["solo"] > r["linear"] and unseen["solo"] > unseen["linear"]),
+        ),
+        Finding(
+            "do pairwise metrics explain what is left? what they add to solo probes in r, partners known and both "
+            "unseen; and to model effects with solo probes",
+            "hypothesis: yes (agrees: above 0.02, all three)",
+            f"{gain:+.3f} and {gain_unseen:+.3f}; {beyond:+.3f}",
+            bool(min(gain, gain_unseen, beyond) > 0.02),
+        ),
+    ]
+
+
 def _listed(values: pd.Series, digits: int = 0, sign: str = "") -> str:
     form = f"{sign}.0%" if digits == 0 else f"{sign}.{digits}f"
     return ", ".join(f"{name} {value:{form}}" for name, value in values.items())
 
 
-def as_markdown(findings: list[Finding]) -> str:
-    """Return the findings as a table of Markdown."""
+def as_markdown(findings: list[Finding], comparison: pd.DataFrame) -> str:
+    """Return the findings, and the predictors beside what they cost, as tables of Markdown."""
     lines = ["| question | paper | measured here | |", "|---|---|---|---|"]
     lines += [f"| {f.question} | {f.paper} | {f.here} | {f.verdict} |" for f in findings]
+    lines += [
+        "",
+        "| predictor, mean of the methods | seconds | r, partner known | r, both unseen |",
+        "|---|---|---|---|",
+    ]
+    for name, row in comparison.iterrows():
+        cells = f"{row['seconds']:.2f} | {row['r_partner_known']:.3f} | {row['r_both_unseen']:.3f}"
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"

@@ -36,7 +36,7 @@ RECIPES = {
     "vit": (240, 2e-3, 100, 1e-3),
     "cnn": (160, 2e-3, 100, 1e-3),
     "mlp": (160, 2e-3, 100, 1e-3),
-    "text": (500, 4e-3, 100, 1e-3),
+    "text": (500, 4e-3, 200, 1e-3),
 }
 PENALTIES: dict[str, Callable[[Tensor, nn.Module, Mapping[str, Tensor]], Tensor]] = {
     "distance_from_base": lambda loss, encoder, base: regularizers.distance_from_base(encoder, base),
@@ -56,13 +56,15 @@ def default_options(kind: str) -> dict[str, Any]:
         "activations": f"blocks.{CONFIGS[kind]['depth'] - 1}",
         "pretraining": {"steps": pretraining, "batch_size": 32, "learning_rate": pretraining_rate},
         "fine_tuning": {"steps": fine_tuning, "batch_size": 32, "learning_rate": fine_tuning_rate},
+        "calibration_samples": CALIBRATION_SAMPLES,
     }
     return copy.deepcopy(options)
 
 
 def learn(
-    task: Task, encoder: nn.Module, recipe: Mapping[str, Any], seed: int, domain: Domain = DIGITS
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    task: Task, encoder: nn.Module, recipe: Mapping[str, Any], seed: int, domain: Domain = DIGITS,
+    samples: int = CALIBRATION_SAMPLES,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:  # fmt: skip
     """Train an encoder, all of it, and a new head on a task.
 
     Args:
@@ -71,6 +73,7 @@ def learn(
         recipe: "steps", "batch_size" and "learning_rate"; "penalties" may have weights of `PENALTIES`, by name.
         seed: of the zoo.
         domain: of the task.
+        samples: of calibration, at most half of what is held out; all others are test samples.
 
     Returns:
         The calibration data to be saved, and the entry of model.json.
@@ -87,7 +90,8 @@ def learn(
     train, held_out = train_test_split(torch.arange(len(classes)), test_size=0.25, stratify=classes, random_state=0)
     train, held_out = train[labels[train] >= 0], held_out[labels[held_out] >= 0]
     held_out = held_out[torch.randperm(len(held_out), generator=generator)]
-    calibration, test = held_out[:CALIBRATION_SAMPLES], held_out[CALIBRATION_SAMPLES:]
+    count = min(samples, len(held_out) // 2)
+    calibration, test = held_out[:count], held_out[count:]
     head = nn.Linear(encoder.get_parameter("norm.weight").numel(), int(labels.max()) + 1)
     # Heads of one size start alike: from unlike heads, even like tasks pull the encoder in unlike directions.
     initialise(head, Generator().manual_seed(seed))
@@ -157,8 +161,9 @@ def take_over(out: Path, options: Mapping[str, Any], force: bool) -> dict[str, A
         click.ClickException: the earlier run had other options, and `force` is not set.
     """
     try:
-        # Zoos of digits were once of vision transformers only, and did not say so.
-        found = {"encoder": "vit", **json.loads((out / "model.json").read_text())}
+        # What zoos did not say before there was a choice.
+        unsaid = {"encoder": "vit", "calibration_samples": CALIBRATION_SAMPLES}
+        found = {**unsaid, **json.loads((out / "model.json").read_text())}
     except (OSError, ValueError, TypeError):
         found = {}
     names = ["base", *dict.fromkeys(task.name for domain in DOMAINS.values() for task in domain.tasks)]
@@ -216,7 +221,7 @@ def make_zoo(
         else:
             encoder.load_state_dict(load_file(out / "base.safetensors"))
         recipe = options["pretraining" if task is domain.base else "fine_tuning"]
-        tensors, record = learn(task, encoder, recipe, seed, domain)
+        tensors, record = learn(task, encoder, recipe, seed, domain, options["calibration_samples"])
         for path, content in zip(files(out, task.name), (encoder.state_dict(), tensors), strict=False):
             write_atomically(path, save(content))
         return task, record, f"accuracy {record['accuracy']:.3f}, {time.perf_counter() - began:.1f} s"

@@ -72,10 +72,10 @@ def erased_quarter(ids: Tensor, classes: Tensor, generator: Generator) -> tuple[
     return torch.where(places == quarters[:, None], MASK, ids), quarters
 
 
-def backwards(ids: Tensor, classes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return the task to tell whether each passage reads backwards."""
-    turned = torch.randint(2, (len(ids),), generator=generator)
-    return torch.where(turned[:, None] == 1, ids.flip(1), ids), turned
+def by_frequency(ids: Tensor, classes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return the task to tell whether the tokens of each passage stand in the order of how frequent they are."""
+    ordered = torch.randint(2, (len(ids),), generator=generator)
+    return torch.where(ordered[:, None] == 1, ids.sort(dim=1).values, ids), ordered
 
 
 def thinned_half(ids: Tensor, classes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ TASKS = (
     Task("masked", "transformed", "packages, one token in four taken away", transformed(masked)),
     Task("prose", "relabelled", "documentation (pydoc_data) or code", relabelled("0000001000")),
     Task("asyncio_or_multiprocessing", "pairwise", "asyncio or multiprocessing", relabelled("0....1....")),
-    Task("backwards", "other", "read backwards or not", backwards),
+    Task("by_frequency", "other", "tokens in the order of how frequent they are, or not", by_frequency),
     Task("last_packages", "subset", "multiprocessing to xml", relabelled(".....01234")),
     Task("doubled", "transformed", "packages, half of each passage with every token twice", transformed(doubled)),
     Task("thirds", "relabelled", "remainder of the package's number by 3", relabelled("0120120120")),
