@@ -48,6 +48,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 import mergekern
 from mergekern.cli.parameters import parse_methods
@@ -149,7 +150,8 @@ def fit_predictors(
         kept = MergePredictor.load(path) if path.exists() else None
         wanted = of_pairs.to_dict()
         if kept is None or kept.provenance["table"] != table.provenance or kept.measured.to_dict() != wanted:
-            MergePredictor.fit(table, of_pairs, method).save(path)
+            with threadpool_limits(1):  # these matrices are too small to share
+                MergePredictor.fit(table, of_pairs, method).save(path)
         # As it is read back, in a first run and in any other.
         predictors.append(MergePredictor.load(path))
     return predictors

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 from rich.progress import Progress
+from threadpoolctl import threadpool_limits
 
 from mergekern import CATALOGUE
 from mergekern.errors import PredictionError
@@ -129,8 +130,10 @@ def analyse(table: pd.DataFrame, scores: Mapping[str, pd.Series], out: Path, bar
     """
     out.mkdir(parents=True, exist_ok=True)
     parts = {}
-    for method, y in bar.track(scores.items(), len(scores), description="validating predictors"):
-        parts[method] = _kept(out / "methods" / f"{method}.json", table, y, method)
+    # These matrices are too small to share.
+    with threadpool_limits(1):
+        for method, y in bar.track(scores.items(), len(scores), description="validating predictors"):
+            parts[method] = _kept(out / "methods" / f"{method}.json", table, y, method)
     frames = {
         "variance_components": pd.DataFrame({m: part["variance"] for m, part in parts.items()}).T,
         "validation": pd.DataFrame([{"method": m, **row} for m, part in parts.items() for row in part["validation"]]),

@@ -16,11 +16,24 @@ import group_study
 import mergeability_study
 import mergekern
 import regularized_finetuning
-from mergekern.prediction import read_scores
-from study import analysis, findings, scoring
+from mergekern.prediction import MergePredictor, model, read_scores
+from study import analysis, comparison, findings, probing, scoring
 from zoos import making
 
 METHODS = ["weight_average", "tsv"]
+CANDIDATES = {
+    **{
+        name: analysis.CANDIDATES[name]
+        for name in (
+            "dense", "linear", "solo", "direct", "metrics+solo", "additive", "additive+metrics", "additive+solo",
+            "additive+metrics+solo",
+        )
+    },
+    "additive, 7 merges": analysis.Candidate("additive", (), 7),
+    "additive, 40 merges": analysis.CANDIDATES["additive, 40 merges"],
+}  # fmt: skip
+# What depends on how long things took.
+TIMED = ("timings.csv", "comparison.csv", "comparison.svg", "findings.md")
 TASKS = ["rotated", "parity", "three_or_eight", "erased_quadrant", "low_digits"]
 PAIRS = list(combinations(sorted(TASKS), 2))
 
@@ -35,8 +48,11 @@ def short_training():
         patch.setattr(
             analysis,
             "CANDIDATES",
-            {name: analysis.CANDIDATES[name] for name in ("dense", "linear", "additive", "additive+metrics")},
+            CANDIDATES,
         )
+        patch.setattr(comparison, "CANDIDATES", CANDIDATES)
+        patch.setattr(probing, "TIMED_MERGES", 2)
+        patch.setitem(model.REGIMES, "both unseen", analysis.LeaveTasksOut(repeats=3))
         patch.setattr(scoring, "SAVED_EVERY", 3)
         yield
 
@@ -77,7 +93,9 @@ def copied(finished, tmp_path):
     return tmp_path / "copy"
 
 
-@pytest.mark.parametrize("module", [scoring, analysis, findings, regularized_finetuning, group_study])
+@pytest.mark.parametrize(
+    "module", [scoring, analysis, comparison, probing, findings, regularized_finetuning, group_study]
+)
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -130,7 +148,8 @@ def test_metrics_are_those_of_the_models(finished):
 
 def test_analysis_has_every_method_regime_and_predictor(finished):
     validation = pd.read_csv(finished / "analysis" / "validation.csv", index_col=["method", "regime", "predictor"])
-    assert len(validation) == len(METHODS) * len(analysis.REGIMES) * len(analysis.CANDIDATES)
+    # Ten pairs are fewer than 40 merges.
+    assert len(validation) == len(METHODS) * len(analysis.REGIMES) * (len(CANDIDATES) - 1)
     variance = pd.read_csv(finished / "analysis" / "variance_components.csv", index_col="method")
     np.testing.assert_allclose(variance["tasks"] + variance["pair"], 1)
     coefficients = pd.read_csv(finished / "analysis" / "coefficients.csv", index_col="metric")
@@ -149,7 +168,9 @@ def test_a_second_run_changes_nothing(finished):
     assert contents(finished) == before
 
 
-@pytest.mark.parametrize("stage", ["fine-tuning", "metrics", "merging", "measuring", "validating"])
+@pytest.mark.parametrize(
+    "stage", ["fine-tuning", "metrics", "merging", "measuring", "probing", "timing", "validating", "fitting"]
+)
 def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypatch):
     """Leave what a run killed in this stage leaves, start it again, kill it there once more, and start it again."""
     before = contents(copied)
@@ -158,8 +179,18 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
         "metrics": ["statistics", "metrics.parquet", "scores.csv"],
         "merging": ["scores.csv"],
         "measuring": ["scores.csv"],
+        "probing": ["probes", "timings.csv"],
+        "timing": ["timings.csv"],
         "validating": ["analysis"],
+        "fitting": ["predictors", "report.html"],
     }[stage]
+    anew = TIMED if "timings.csv" in later else ()
+    if stage == "timing":  # as a run leaves it that has all probes
+        kept = [
+            line for line in before["timings.csv"].decode().splitlines() if not line.startswith(("metrics", "merges"))
+        ]
+        later = []
+        (copied / "timings.csv").write_text("\n".join(kept) + "\n")
     for name in [*before]:
         if any(name == gone or name.startswith(f"{gone}/") for gone in [*later, "findings.md"]):
             (copied / name).unlink()
@@ -168,14 +199,15 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
         places = {
             "fine-tuning": (making, "learn"), "metrics": (mergeability_study.mergekern, "compute_all"),
             "merging": (scoring.mergekern, "merge_all"), "measuring": (scoring._Scores, "add"),
-            "validating": (analysis, "analyse_method"),
+            "probing": (probing.mergekern, "merge_probes"), "timing": (probing, "score_merges"),
+            "validating": (analysis, "analyse_method"), "fitting": (mergeability_study.MergePredictor, "fit"),
         }  # fmt: skip
         owner, name = places[stage]
         real, calls = getattr(owner, name), []
 
         def interrupted(*args, **kwargs):
             calls.append(name)
-            if len(calls) > {"measuring": 4, "validating": 1}.get(stage, 0):
+            if len(calls) > {"measuring": 4, "probing": 3, "timing": 1, "validating": 1, "fitting": 1}.get(stage, 0):
                 raise killed
             return real(*args, **kwargs)
 
@@ -185,7 +217,106 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
     if stage == "measuring":
         assert len(pd.read_csv(copied / "scores.csv")) == 3
     assert study(copied).exit_code == 0
-    assert contents(copied) == before
+    after = contents(copied)
+    assert after.keys() == before.keys()
+    assert [name for name in before if after[name] != before[name] and name not in anew] == []
+    if stage == "probing":  # the method that was done before the kill keeps the seconds of then
+        assert calls.count("merge_probes") == 4
+
+
+def test_probes_are_those_of_the_models_on_samples_that_give_no_scores(finished):
+    zoo = finished / "zoo"
+    calibration = mergeability_study.read_calibration(finished, equal=False)
+    for name, task in calibration.tasks.items():
+        data = load_file(zoo / "calibration" / f"{name}.safetensors")
+        assert task.size == 10
+        held_out = {tuple(row) for row in data["test.inputs"].flatten(1).tolist()}
+        assert not held_out & {tuple(row) for row in task.inputs.flatten(1).tolist()}
+    for method in METHODS:
+        table = mergekern.MetricTable.load(finished / "probes" / f"{method}.parquet")
+        assert len(table.metrics) == 8
+        expected = mergekern.merge_probes(zoo, calibration=calibration, methods=method, direct=True)
+        pd.testing.assert_frame_equal(table.to_pandas(), expected.to_pandas(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_comparison_is_of_the_validation_and_the_timings(finished):
+    found = pd.read_csv(finished / "comparison.csv", index_col=["method", "predictor"])
+    assert set(found.index) == {(m, name) for m in METHODS for name in CANDIDATES if name != "additive, 40 merges"}
+    timings = pd.read_csv(finished / "timings.csv", keep_default_na=False).set_index(["what", "method"])
+    assert (timings["seconds"] > 0).all()
+    assert timings["count"].to_dict() == {
+        ("metrics", ""): 5,
+        **{(what, m): n for m in METHODS for what, n in (("solo probes", 5), ("direct probes", 10), ("merges", 2))},
+    }
+    seconds = timings["seconds"]
+    for m in METHODS:
+        metrics, solo, merge = seconds["metrics", ""], seconds["solo probes", m], seconds["merges", m] / 2
+        assert found.loc[(m, "linear"), "seconds"] == metrics
+        assert found.loc[(m, "direct"), "seconds"] == seconds["direct probes", m]
+        assert found.loc[(m, "additive, 7 merges"), "seconds"] == pytest.approx(7 * merge)
+        assert found.loc[(m, "additive+metrics+solo"), "seconds"] == pytest.approx(metrics + solo + 10 * merge)
+    validation = pd.read_csv(finished / "analysis" / "validation.csv").set_index(["regime", "method", "predictor"])
+    known, unseen = (validation["val_r"].xs(regime) for regime in ("partner known", "both unseen"))
+    pd.testing.assert_series_equal(found["r_partner_known"], known.fillna(0), check_like=True, check_names=False)
+    pd.testing.assert_series_equal(found["r_both_unseen"], unseen.fillna(0), check_like=True, check_names=False)
+    assert unseen[:, "additive"].isna().all()
+    text = (finished / "comparison.svg").read_text()
+    assert all(f">{name}<" in text for name in ("solo", "direct", "additive, 7 merges", "both unseen"))
+    assert "| metrics+solo |" in (finished / "findings.md").read_text()
+
+
+def test_the_report_shows_fitted_predictors(finished):
+    scores = read_scores(finished / "scores.csv", "tsv", "normalized_accuracy")
+    table = mergekern.MetricTable.load(finished / "metrics.parquet")
+    predictor = MergePredictor.load(finished / "predictors" / "tsv.json")
+    pd.testing.assert_series_equal(predictor.measured, scores, check_names=False)
+    expected = MergePredictor.fit(table, scores, "tsv").predict(table)
+    pd.testing.assert_frame_equal(predictor.predict(table), expected)
+    assert "tsv, predicted" in (finished / "report.html").read_text()
+
+
+def test_candidates_see_what_they_are_to_see():
+    columns = ["stable_rank", "solo_loss_mean[tsv]", "direct_loss_mean[tsv]", "solo_loss_mean[ties]"]
+    table = pd.DataFrame(np.zeros((3, 4)), columns=columns)
+    seen = {name: list(candidate.select(table, "tsv")) for name, candidate in CANDIDATES.items()}
+    assert seen["linear"] == ["stable_rank"]
+    assert seen["solo"] == ["solo_loss_mean[tsv]"]
+    assert seen["direct"] == ["direct_loss_mean[tsv]"]
+    assert seen["additive+metrics+solo"] == ["stable_rank", "solo_loss_mean[tsv]"]
+
+
+def test_planned_merges_are_all_that_a_fold_trains_on():
+    pairs = np.array(list(combinations("abcdefgh", 2)))
+    plan = set(mergekern.prediction.plan_measurements("abcdefgh", 9).index)
+    of_all = list(analysis.LeaveOneTaskOut().folds(pairs))
+    folds = list(analysis.Measured(analysis.LeaveOneTaskOut(), 9).folds(pairs))
+    for fold, whole in zip(folds, of_all, strict=True):
+        assert fold.held_out == whole.held_out
+        assert fold.test.tolist() == whole.test.tolist()
+        assert {tuple(pairs[row]) for row in fold.train} == {tuple(pairs[r]) for r in whole.train} & plan
+
+
+def test_fragility_is_how_far_solo_probes_tell_the_effects_of_models():
+    draw = np.random.default_rng(0)
+    effects, probed = (dict(zip("abcdef", draw.standard_normal(6), strict=True)) for _ in range(2))
+    index = pd.MultiIndex.from_tuples(combinations("abcdef", 2), names=["model_a", "model_b"])
+    y = pd.Series([effects[a] + effects[b] for a, b in index], index)
+    table = pd.DataFrame({"solo_accuracy_mean[tsv]": [(probed[a] + probed[b]) / 2 for a, b in index]}, index)
+    expected = np.corrcoef(list(effects.values()), list(probed.values()))[0, 1]
+    assert analysis.fragility(table, y, "tsv") == pytest.approx(expected)
+    assert np.isnan(analysis.fragility(table * 0 + 1, y, "tsv"))
+    assert np.isnan(analysis.fragility(table, y, "ties"))
+
+
+def test_more_calibration_samples_leave_half_for_scores():
+    encoder = making.build("mlp")
+    making.initialise(encoder, torch.Generator().manual_seed(0))
+    recipe = {"steps": 60, "batch_size": 32, "learning_rate": 4e-3}
+    tasks = {task.name: task for task in making.DIGITS.tasks}
+    for name, samples, expected in (("three_or_eight", 200, 44), ("rotated", 40, 40)):
+        data, _ = making.learn(tasks[name], encoder, recipe, 0, samples=samples)
+        held_out = {"three_or_eight": 89, "rotated": 450}[name]
+        assert (len(data["labels"]), len(data["test.labels"])) == (expected, held_out - expected)
 
 
 def test_other_options_need_force(finished):
