@@ -5,11 +5,13 @@ RUN := $(VENV)/bin/python
 
 .PHONY: demo test bench gpu-check sanitize lint readme clean
 
+# The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
 	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model python/make_digits_zoo.py:build_model \
 		--per-layer --summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
 	$(VENV)/bin/mergekern report zoo/metrics.parquet --title "20 tasks on handwritten digits" --out zoo/report.html
+	$(RUN) python/mergeability_study.py demo --quick
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed

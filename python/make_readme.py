@@ -15,7 +15,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
 
 from benchmarks import rows
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import CATALOGUE, MERGE_PROBES
 
 README = Path(__file__).parents[1] / "README.md"
 PAIRS = 190
@@ -37,7 +37,7 @@ def metric_table() -> str:
     """Return the catalogue as a Markdown table."""
     lines = ["| metric | formula | range | more mergeable |", "|---|---|---|---|"]
     category = None
-    for metric in CATALOGUE.values():
+    for metric in (*CATALOGUE.values(), *MERGE_PROBES.values()):
         if metric.category != category:
             category = metric.category
             lines.append(f"| **{category}** | | | |")
