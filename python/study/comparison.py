@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from math import comb
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from study.analysis import CANDIDATES, Candidate
 from study.probing import MERGES, Timings
@@ -61,25 +63,51 @@ def kind(candidate: Candidate) -> str:
 def draw(comparison: pd.DataFrame, title: str) -> bytes:
     """Return the picture as SVG: means over the methods, r against seconds, a panel for each regime."""
     frame = means(comparison)
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
     for axes, (regime, column) in zip(panels, REGIMES.items(), strict=True):
-        seen = set()
-        for name, row in frame.iterrows():
-            what = kind(CANDIDATES[str(name)])
-            label = None if what in seen else what
-            seen.add(what)
-            axes.plot(row["seconds"], row[column], "o", color=COLOURS[what], markersize=5, label=label)
-            axes.annotate(str(name), (row["seconds"], row[column]), (4, 2), textcoords="offset points", fontsize=6.5)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(regime, fontsize=10)
         axes.set_xlabel("seconds for the whole zoo")
         axes.grid(alpha=0.3)
+        ordered = frame.sort_values(column)
+        low, high = ordered[column].iloc[[0, -1]]
+        margin = 0.1 * max(high - low, 0.1)
+        axes.set_ylim(low - margin, high + margin)
+        places = spread(ordered[column].tolist(), low - margin, high + margin)
+        for (name, row), place in zip(ordered.iterrows(), places, strict=True):
+            colour = COLOURS[kind(CANDIDATES[str(name)])]
+            axes.plot(row["seconds"], row[column], "o", color=colour, markersize=4)
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6}
+            axes.annotate(
+                str(name), (row["seconds"], row[column]), (1.03, place), textcoords=axes.get_yaxis_transform(),
+                fontsize=7, color=colour, va="center", arrowprops=line, annotation_clip=False,
+            )  # fmt: skip
     panels[0].set_ylabel("r on held-out pairs, mean of the methods")
-    panels[0].legend(frameon=False, fontsize=7)
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     # The same bytes for the same numbers.
     with matplotlib.rc_context({"svg.hashsalt": "mergekern", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def spread(values: Sequence[float], low: float, high: float) -> list[float]:
+    """Return places for labels of ascending values: near to them, in order, and no two at one height.
+
+    >>> spread([0.0, 0.0, 1.0], 0.0, 1.0)
+    [0.0, 0.25, 1.0]
+    """
+    gap = (high - low) / (len(values) + 1)
+    places = list(values)
+    for index in range(1, len(places)):
+        places[index] = max(places[index], places[index - 1] + gap)
+    # Down again, as far as they were pushed beyond the top.
+    limit = high
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], limit)
+        limit = places[index] - gap
+    return places
