@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import torch
 from click.testing import CliRunner
@@ -229,6 +230,42 @@ def test_losses_that_are_not_finite_have_no_value_and_are_not_measured_again(tmp
     seen = []
     merge_probes(models, base, progress=seen.append, **arguments)
     assert [step.probe for step in seen] == [""]
+
+
+def test_adapters_are_probed_as_the_models_they_make(tmp_path):
+    torch.manual_seed(0)
+    case = make_case("transformer", samples=37)
+    full, adapters = {}, {}
+    for name in case.models:
+        model = peft.get_peft_model(
+            built(case), peft.LoraConfig(r=8, target_modules=["linear1", "linear2"], init_lora_weights=False)
+        )
+        model.save_pretrained(tmp_path / name)
+        adapters[name], full[name] = tmp_path / name, model.merge_and_unload().state_dict()
+    found, expected = (run(case, ["tsv", "ties"], models, direct=True) for models in (adapters, full))
+    assert found.to_pandas().filter(like="loss").std().min() > 1e-3
+    pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas(), rtol=1e-4, atol=1e-4)
+
+
+def built(case):
+    module = case.make()
+    module.load_state_dict(case.base)
+    return module
+
+
+def test_half_precision_and_tensors_that_not_all_share():
+    case = make_case("transformer")
+    half = {name: {k: v.bfloat16() for k, v in state.items()} for name, state in case.models.items()}
+    base = {name: values.bfloat16() for name, values in case.base.items()}
+    found, near = run(case, "weight_average", half, base).to_pandas(), run(case, "weight_average").to_pandas()
+    losses = [name for name in near if "loss" in name]
+    np.testing.assert_allclose(found[losses], near[losses], atol=0.1)
+    assert (found != near).any().any()
+    case.models["m1"]["extra"] = torch.ones(2)
+    with pytest.raises(MismatchError, match="extra"):
+        run(case, "ties")
+    with pytest.raises(MismatchError, match="not in the model: extra"):
+        run(case, "ties", on_mismatch="skip")
 
 
 # --- continuing
