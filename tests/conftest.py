@@ -18,3 +18,12 @@ def poisoned_memory(monkeypatch):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tensors that are too small to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -23,13 +23,7 @@ from tests.encoders import make_case
 SOLO = [name for name in MERGE_PROBES if name.startswith("solo")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors here are too small to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(case, methods, models=None, base=None, **options):

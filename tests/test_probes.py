@@ -29,13 +29,7 @@ KINDS = ["transformer", "convolutions", "text"]
 GRADIENTS = [name for name in OF_RUNS if "gradient" in name]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors here are too small to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(case, models=None, base=None, *, statistics=None, metrics=("activation", "gradient"), **options):

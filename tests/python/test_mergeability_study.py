@@ -40,10 +40,8 @@ PAIRS = list(combinations(sorted(TASKS), 2))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_training():
+def short_training(one_thread):
     """Let perceptrons learn in a second, and few folds validate; all of it is too small for several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
         patch.setitem(making.RECIPES, "mlp", (60, 4e-3, 30, 2e-3))
         patch.setattr(analysis, "SEEDS", range(2))
@@ -58,7 +56,6 @@ def short_training():
         patch.setitem(model.REGIMES, "both unseen", analysis.LeaveTasksOut(repeats=3))
         patch.setattr(scoring, "SAVED_EVERY", 3)
         yield
-    torch.set_num_threads(threads)
 
 
 def run(command, *arguments):
