@@ -86,6 +86,7 @@ def metrics(
     names = [name.strip() for name in metrics.split(",")]
     if shard is not None:
         unused = {"--calibration": calibration, "--model": model, "--out": out, "--per-layer": options["per_layer"]}
+        unused["--merge-probes"] = merge_probes
         if given := [name for name, value in unused.items() if value]:
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
         measure_one_shard(ctx, zoo, base, shard, "all" if names == ["all"] else names, options)
