@@ -243,7 +243,8 @@ def main(
     findings = find(scores, frames, means(comparison))
     write_atomically(out / "findings.md", as_markdown(findings, means(comparison)).encode())
     title = f"{count} tasks, {architecture}"
-    write_report(table, out / "report.html", scores=measured, predictors=predictors, title=title)
+    with threadpool_limits(1):
+        write_report(table, out / "report.html", scores=measured, predictors=predictors, title=title)
     show(findings, scores, comparison)
     click.echo(f"wrote {out}")
 
