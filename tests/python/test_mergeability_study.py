@@ -219,6 +219,9 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
         assert len(pd.read_csv(copied / "scores.csv")) == 3
     assert study(copied).exit_code == 0
     after = contents(copied)
+    for files in (before, after):  # of which the statistics say where they lie: not in the copy, but where that is from
+        manifest = json.loads(files["statistics/manifest.json"])
+        files["statistics/manifest.json"] = {**manifest, "sources": None, "checksum": None}
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name] and name not in anew] == []
     if stage == "probing":  # the method that was done before the kill keeps the seconds of then
