@@ -46,11 +46,10 @@ class Tile {
       : length_(length), k_(k), height_(padded(most * k, kernels().rows)), width_(padded(most * k, kernels().columns)),
         rows_(height_ * kChunk), columns_(width_ * kChunk), sums_(height_ * width_), squares_(height_ * width_) {}
 
-  // Writes the overlaps of all pairs to out, whose rows lie `stride` apart; of pairs among the rows, if that is what
-  // the columns are, only those that are not below the diagonal.
-  void overlap(Side rows, Side columns, double* out, std::size_t stride) {
+  // Writes the overlaps of all pairs to out, whose rows lie `stride` apart; `among` the rows, which the columns then are,
+  // only those that are not below the diagonal.
+  void overlap(Side rows, Side columns, bool among, double* out, std::size_t stride) {
     const Kernels& run = kernels();
-    const bool among = rows.bases == columns.bases;
     std::fill(sums_.begin(), sums_.end(), 0.0);
     for (std::size_t at = 0; at < length_; at += kChunk) {
       const std::size_t count = std::min(kChunk, length_ - at);
@@ -106,7 +105,7 @@ void overlap(const float* bases, std::size_t models, const float* others, std::s
   for (std::size_t i = 0; i < models; i += step)
     for (std::size_t j = among ? i : 0; j < other_models; j += step)
       tile.overlap({bases + i * size, std::min(step, models - i)}, {others + j * size, std::min(step, other_models - j)},
-                   out + i * other_models + j, other_models);
+                   among && i == j, out + i * other_models + j, other_models);
   if (among)
     for (std::size_t i = 0; i < models; ++i)
       for (std::size_t j = 0; j < i; ++j) out[i * models + j] = out[j * models + i];

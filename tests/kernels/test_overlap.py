@@ -42,6 +42,13 @@ def test_two_sets_of_models(overlap, monkeypatch, models, size, k):
 
 
 @both
+def test_the_same_bases_on_both_sides(overlap):
+    some = bases(6, 20, 3)
+    overlap(bases(6, 20, 3, seed=1))  # what is left in memory that a result of this size may get
+    np.testing.assert_allclose(overlap(some, some), reference.overlap(some), rtol=0, atol=SUBSPACE_SINE)
+
+
+@both
 def test_equal_orthogonal_and_one_shared_direction(overlap):
     identity = np.eye(6, dtype=np.float32)
     some = np.stack([identity[:, :2], identity[:, 1::-1], identity[:, 4:], identity[:, 1:3]])
