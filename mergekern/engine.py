@@ -178,7 +178,6 @@ def _measure(
         names = ", ".join(metric.name for metric in chosen if metric.runs_models)
         raise OptionError(f"{names}: models must be run for these; give calibration=")
     zoo = checkpoints
-    top_k, spectrum_k = positive_integer("top_k", top_k), positive_integer("spectrum_k", spectrum_k)
     with_spectrum = any(metric.needs == "spectra" for metric in chosen)
     measurement = choose_measurement(device, with_spectrum, top_k, spectrum_k, max_memory, store is not None)
     if not isinstance(checkpoints, Zoo):
@@ -212,7 +211,8 @@ def choose_measurement(
     max_memory: int | None,
     with_bases: bool,
 ) -> Measurement:
-    """Return what measures layers on a device; OptionError for one that is not there."""
+    """Return what measures layers on a device; OptionError for one that is not there, or sizes that are none."""
+    top_k, spectrum_k = positive_integer("top_k", top_k), positive_integer("spectrum_k", spectrum_k)
     backend = dispatch.choose(device)
     what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads(), max_memory)
     if isinstance(backend, DeviceBackend):

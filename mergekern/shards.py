@@ -20,6 +20,7 @@ from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.engine import choose_measurement, manifest_of, provenance
 from mergekern.errors import CheckpointError, OptionError, StatisticsError
 from mergekern.metrics import as_names, select
+from mergekern.options import positive_integer
 from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes, join
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, bases_path, block_path, read_bases
@@ -66,6 +67,7 @@ def measure_shard(
     index, count = shard
     if not 1 <= index <= count:
         raise OptionError(f"shard {index}/{count}: shards are numbered from 1 to their number")
+    block_size = positive_integer("block_size", block_size)
     chosen = select(metrics)
     if (run := [metric.name for metric in chosen if metric.runs_models]) and "all" not in as_names(metrics):
         raise OptionError(
@@ -208,7 +210,10 @@ def _combine_layer(
     for of in blocks:
         coverage.add(of)
     if not coverage.pairs.all():
-        raise StatisticsError(f"{store.path}: tensor {name!r}: the shards do not have all pairs of models")
+        raise StatisticsError(
+            f"{store.path}: tensor {name!r}: the shards do not have all pairs of models; run all shards "
+            "with the same metrics and block size"
+        )
     return LayerEntry(name, shape, hashes, tuple(of.key for of in blocks))
 
 
