@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mergekern.errors import OptionError, OutputError
+from mergekern.errors import OptionError, OutputError, PredictionError
 from mergekern.files import not_written, replacing
-from mergekern.metrics import CATALOGUE, RANKED_BY
+from mergekern.metrics import CATALOGUE, RANKED_BY, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.options import positive_integer
 from mergekern.prediction import MergePredictor, recommend
@@ -110,6 +110,29 @@ def screen(
     return Screening(best[0], len(manifest.models), pairs, list(notes))
 
 
+def check_screening(
+    predictors: Iterable[MergePredictor],
+    out: str | os.PathLike[str] | None = None,
+    metrics: str | Iterable[str] = "all",
+) -> None:
+    """Raise what `screen` would raise of a zoo whose weights are about to be measured, before that takes its time.
+
+    Raises:
+        OptionError: an unknown metric, or another format than Parquet.
+        OutputError: the folder of `out` is not there.
+        PredictionError: a predictor needs a metric that weights do not give, or that is not asked for.
+    """
+    if out is not None:
+        _check_out(Path(out))
+    measured = {metric.name for metric in select(metrics) if not metric.runs_models}
+    for predictor in predictors:
+        if lacking := [name for name in predictor.metrics if name not in measured]:
+            raise PredictionError(
+                f"the predictor for {predictor.method} was fitted to metrics that are not measured here: "
+                f"{', '.join(lacking)}; fit one to metrics of the weights alone, or screen --statistics that have them"
+            )
+
+
 def _tiles(models: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the models on both sides of each tile; none on the second for pairs among the first.
 
@@ -153,10 +176,7 @@ def _writing(path: Path | None, manifest: Manifest) -> Iterator[_Writer | None]:
     if path is None:
         yield None
         return
-    if path.suffix != ".parquet":
-        raise OptionError(f"{path}: the pairs of a zoo are written as .parquet")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: no folder {path.parent}; make it, or give another")
+    _check_out(path)
     with replacing(path) as temporary:
         try:
             file = temporary.open("wb")
@@ -168,6 +188,13 @@ def _writing(path: Path | None, manifest: Manifest) -> Iterator[_Writer | None]:
             writer.finish()
         finally:
             writer.close()
+
+
+def _check_out(path: Path) -> None:
+    if path.suffix != ".parquet":
+        raise OptionError(f"{path}: the pairs of a zoo are written as .parquet")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: no folder {path.parent}; make it, or give another")
 
 
 class _Writer:

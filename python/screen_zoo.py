@@ -29,7 +29,7 @@ from mergekern.cli.prediction import show_pairs
 from mergekern.cluster import SHARDS, measure_on_cluster
 from mergekern.errors import MergekernError
 from mergekern.prediction import MergePredictor
-from mergekern.screening import screen
+from mergekern.screening import check_screening, screen
 
 path_type = click.Path(path_type=Path)
 
@@ -55,6 +55,7 @@ def main(
     began = time.perf_counter()
     try:
         predictors = [MergePredictor.load(path) for path in models]
+        check_screening(predictors, out)
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task("measuring", total=shards)
             measure_on_cluster(

@@ -18,7 +18,7 @@ from mergekern.cli.display import progress_display
 from mergekern.cli.metrics import output_option, show_table, zoo_options
 from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.cli.prediction import show_pairs
-from mergekern.errors import OutputError, StatisticsError
+from mergekern.errors import StatisticsError
 from mergekern.metrics import RANKED_BY
 from mergekern.statistics.manifest import Manifest
 from mergekern.table import MetricTable, check_suffix
@@ -127,6 +127,7 @@ def screen(
     pairs are those of a finished folder of --statistics.
     """
     from mergekern.prediction import MergePredictor
+    from mergekern.screening import check_screening
     from mergekern.screening import screen as screen_pairs
 
     predictors = [MergePredictor.load(path) for path in models]
@@ -134,8 +135,8 @@ def screen(
     names = "all" if names == ["all"] else names
     if zoo is None and statistics is None:
         raise click.UsageError("give ZOO, or the --statistics of one")
-    if out is not None and out.suffix != ".parquet":
-        raise OutputError(f"{out}: the pairs of a zoo are written as .parquet")
+    if zoo is not None:
+        check_screening(predictors, out, names)
     with _folder(statistics) as folder:
         if zoo is not None:
             with progress_display() as progress:

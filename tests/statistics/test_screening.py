@@ -122,6 +122,21 @@ def test_the_command(screened, tmp_path):
     assert "give ZOO, or the --statistics of one" in output
 
 
+def test_the_command_looks_at_predictors_and_output_before_it_measures(screened, tmp_path):
+    zoo, _, _, predictors = screened
+    predictors[0].save(tmp_path / "p.json")
+    asked = ("screen", zoo, "--model", tmp_path / "p.json", "--statistics", tmp_path / "s")
+    for wrong, message in (
+        (("--metrics", "stable_rank"), "not measured here"),
+        (("--out", tmp_path / "pairs.csv"), "written as .parquet"),
+        (("--out", tmp_path / "none" / "pairs.parquet"), "no folder"),
+    ):
+        code, output = run(*asked, *wrong)
+        assert code == 1
+        assert message in output.replace("\n", " ")
+    assert not (tmp_path / "s").exists()
+
+
 def test_provenance_is_of_the_whole(screened, tmp_path):
     _, statistics, table, _ = screened
     screen(statistics, out=tmp_path / "pairs.parquet", tile=2)
