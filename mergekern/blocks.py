@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,28 @@ def read_block(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         StatisticsError: the file is missing, damaged or something else.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["mergekern"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with _opened(path) as (file, header):
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if checksum(arrays, header["description"]) != header["checksum"]:
             raise ValueError("its checksum differs")
         return arrays, json.loads(header["description"])
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the description that `write_block` wrote, which no checksum is checked for: that is of the arrays too.
+
+    Raises:
+        StatisticsError: as for `read_block`, where that shows.
+    """
+    with _opened(path) as (_, header):
+        return json.loads(header["description"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file, json.loads((file.metadata() or {})["mergekern"])
     except Exception as error:
         raise StatisticsError(f"{path}: a damaged block of statistics ({type(error).__name__}: {error})") from error
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from mergekern.blocks import SUFFIX, read_block, write_block
+from mergekern.blocks import SUFFIX, read_block, read_description, write_block
 from mergekern.errors import StatisticsError
 from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumStatistics
 
@@ -71,6 +71,12 @@ class Measured:
         """Return what a tile is of, from the content hashes in the base and in all models, and positions of models."""
         sides = (tuple(hashes[1 + model] for model in side) for side in (rows, columns))
         return Measured(name, tuple(shape), how, hashes[0], *sides)
+
+    @staticmethod
+    def read(folder: Path, key: str) -> Measured:
+        """Read what a block is of from a folder of statistics, and none of its values; errors as `LayerBlock.read`."""
+        path = block_path(folder, key)
+        return _measured(path, key, read_description(path))
 
     @property
     def is_diagonal(self) -> bool:
@@ -148,22 +154,29 @@ class LayerBlock:
         """
         path = block_path(folder, key)
         arrays, description = read_block(path)
+        of = _measured(path, key, description)
         try:
-            k = description.pop("k")
-            for name in ("shape", "rows", "columns"):
-                description[name] = tuple(description[name])
-            of = Measured(**description)
             overlaps = spectra = None
             if "overlap.left_top" in arrays:
                 overlaps = Overlaps(*(arrays[f"overlap.{name}"] for name in Overlaps._fields))
             if "values" in arrays:
                 spectra = Spectra(arrays["values"], arrays["rank"])
-            block = LayerBlock(of, arrays["inner"], arrays["squared_distance"], overlaps, spectra, k)
+            block = LayerBlock(of, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
         except (KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
-        if of.key != key:
-            raise StatisticsError(f"{path}: a block of other models or of another tensor, {of.name!r}")
         return block
+
+
+def _measured(path: Path, key: str, description: dict[str, Any]) -> Measured:
+    """Return what a block is of, by its description; StatisticsError where that is not what its name says."""
+    try:
+        said = {field.name: description[field.name] for field in dataclasses.fields(Measured)}
+        of = Measured(**said | {name: tuple(said[name]) for name in ("shape", "rows", "columns")})
+    except (KeyError, TypeError) as error:
+        raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
+    if of.key != key:
+        raise StatisticsError(f"{path}: a block of other models or of another tensor, {of.name!r}")
+    return of
 
 
 def read_bases(folder: Path, key: str) -> Bases:

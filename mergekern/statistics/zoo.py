@@ -126,11 +126,12 @@ class ZooStatistics:
 
     @staticmethod
     def load(path: str | Path, models: Sequence[str] | None = None) -> ZooStatistics:
-        """Read statistics from a folder that `save` or `compute_all(statistics=...)` wrote, checking every block.
+        """Read statistics from a folder that `save` or `compute_all(statistics=...)` wrote, checking what is read.
 
         Args:
             path: the folder.
-            models: names of those that are wanted, in this order; by default all. Memory is that of these alone.
+            models: names of those that are wanted, in this order; by default all. Memory is that of these alone, and
+                only blocks that have pairs of them are read.
 
         Raises:
             StatisticsError: missing, damaged or foreign files.
@@ -148,8 +149,11 @@ class ZooStatistics:
             manifest = manifest.of(models)
         layers = []
         for entry in manifest.layers:
+            keys, hashes = list(entry.blocks), set(entry.hashes[1:])
             try:
-                layers.append(assemble((LayerBlock.read(folder, key) for key in entry.blocks), entry.hashes[1:]))
+                if models is not None and len(keys) > 1:
+                    keys = [key for key in keys if Measured.read(folder, key).has_pairs_of(hashes)]
+                layers.append(assemble((LayerBlock.read(folder, key) for key in keys), entry.hashes[1:]))
             except StatisticsError as error:
                 raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
         functional = FunctionalStatistics()

@@ -113,3 +113,18 @@ def test_blocks_that_no_model_needs_are_removed(tmp_path):
     mergekern.remove_models(["m1"], tmp_path / "s")
     assert len(list((tmp_path / "s" / "blocks").iterdir())) == 1
     assert ZooStatistics.load(tmp_path / "s").inner.tolist() == [[27.0, 36.0], [36.0, 48.0]]
+
+
+def test_only_blocks_of_the_models_are_read(tmp_path):
+    """Values of pairs of others may be damaged, and are not looked at."""
+    models = {f"m{seed}": {"b": np.full(3, seed + 1.0)} for seed in range(4)}
+    base = {"b": np.zeros(3)}
+    mergekern.measure({name: models[name] for name in ("m0", "m1")}, base, statistics=tmp_path / "s")
+    (others,) = (tmp_path / "s" / "blocks").iterdir()
+    mergekern.measure(models, base, statistics=tmp_path / "s")
+    content = others.read_bytes()
+    others.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert ZooStatistics.load(tmp_path / "s", ["m3", "m2"]).inner.tolist() == [[48.0, 36.0], [36.0, 27.0]]
+    for names in (None, ["m0", "m2"]):
+        with pytest.raises(mergekern.StatisticsError, match="checksum"):
+            ZooStatistics.load(tmp_path / "s", names)
