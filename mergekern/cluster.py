@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from mergekern.checkpoints import open_zoo
+from mergekern.checkpoints.adapter import ImpliedBase
 from mergekern.checkpoints.zoo import OnMismatch
-from mergekern.errors import MergekernError, OptionError
+from mergekern.errors import MergekernError, OptionError, OutputError
 from mergekern.shards import combine, measure_shard
 from mergekern.store import check_folder
 
@@ -60,7 +61,8 @@ def measure_on_cluster(
     check_folder(folder)
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, needs_base=False)
     sources = {checkpoint.name: checkpoint.location for checkpoint in zoo.models}
-    if held := [name for name, location in sources.items() if location is None]:
+    given = [*zoo.models, *([] if base is None and isinstance(zoo.base, ImpliedBase) else [zoo.base])]
+    if held := [checkpoint.name for checkpoint in given if checkpoint.location is None]:
         raise OptionError(f"{held[0]!r} is in memory; the workers of a cluster need paths, or ids on the Hub")
     if not ray.is_initialized():
         ray.init(address=address)
@@ -75,12 +77,16 @@ def measure_on_cluster(
         done, waiting = ray.wait(waiting)
         try:
             paths += ray.get(done)
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayError as error:
             for other in waiting:
                 ray.cancel(other, force=True)
-            if isinstance(error.cause, MergekernError):
-                raise error.cause from error
-            raise
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, MergekernError):
+                raise cause from error
+            raise OutputError(
+                f"{folder}: a worker failed, and so did others in its place ({type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0]}); what was measured is kept, and the same command continues"
+            ) from error
         finished(len(paths), shards)
     return combine(folder)
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mergekern.errors import OptionError, OutputError, PredictionError
+from mergekern.errors import OptionError, OutputError, PredictionError, StatisticsError
 from mergekern.files import not_written, replacing
 from mergekern.metrics import CATALOGUE, RANKED_BY, select
 from mergekern.metrics.subspace import Frozen
@@ -95,12 +95,19 @@ def screen(
     kept = positive_integer("kept", kept)
     best: list[pd.DataFrame] = []
     notes: dict[str, None] = {}
+    computed: tuple[str, ...] = ()
     pairs = 0
     with _writing(None if out is None else Path(out), manifest) as writer:
         for done, (rows, columns) in enumerate(every):
             progress(done, len(every))
             table = MetricTable.from_statistics(ZooStatistics.load(folder, [*rows, *columns]), metrics, frozen=frozen)
             notes |= dict.fromkeys(table.notes)
+            computed = computed or table.metrics
+            if table.metrics != computed:
+                raise StatisticsError(
+                    f"{folder}: some models were measured for fewer metrics than others; measure all of them again "
+                    "with the same metrics, which computes what is lacking"
+                )
             frame = _between(table.to_pandas(), rows, columns)
             pairs += len(frame)
             best = [_ranked(pd.concat([*best, recommend(predictors, frame) if predictors else frame])).head(kept)]

@@ -50,7 +50,8 @@ def measure_shard(
 ) -> Path:
     """Measure one of n shares of a zoo, of about the same cost, and return the folder that has it.
 
-    What the folder has already is not measured again, so that a shard that was killed continues.
+    What the folder has already is not measured again, so that a shard that was killed continues; nor what `statistics`
+    has, where shards of the same zoo were combined before.
 
     Args:
         shard: (i, n), i from 1 to n. All shards need the same checkpoints, options and n.
@@ -80,7 +81,7 @@ def measure_shard(
     costs = [[cost(tensor.shape, tile, with_spectrum) for tile in every] for tensor in zoo.tensors]
     check_folder(Path(statistics))
     folder = shard_folder(Path(statistics), index, count)
-    with writing(folder) as store:
+    with writing(folder, lender=Path(statistics)) as store:
         work = Run(
             LayerStream(zoo, measurement.max_memory), measurement, store, share(costs, index - 1, count), block_size,
             progress,
@@ -122,6 +123,8 @@ def combine(statistics: str | os.PathLike[str], shards: Sequence[str | os.PathLi
             )
         )
         if shards is None:
+            for path in paths:
+                (path / MANIFEST).unlink()  # first, so that what is left of a killed removal is no shard
             for path in paths:
                 shutil.rmtree(path)
     return folder
@@ -230,6 +233,12 @@ def _agreed_hashes(
                     f"{whose}: tensor {name!r} was another one in {path} than in {where}: the checkpoint was replaced "
                     "between the shards; run them again on the same files"
                 )
+    if missing := [model for model in range(len(entries[0].hashes)) if model not in found]:
+        whose = ("base", *manifests[0].models)[missing[0]]
+        raise StatisticsError(
+            f"{paths[0].parent}: tensor {name!r}: no shard has measured {whose!r}; run all shards alike, with the same "
+            "metrics and block_size"
+        )
     return tuple(found[model][0] for model in range(len(entries[0].hashes)))
 
 

@@ -47,9 +47,9 @@ class Store:
         StatisticsError: the path is something else than a statistics folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lender: Path | None = None) -> None:
         check_folder(path)
-        self.path = path
+        self.path, self._lender = path, lender
         self._is_new = not path.exists() or not _content(path)
         self._written: list[Path] = []
         self._warned: set[str] = set()
@@ -81,7 +81,11 @@ class Store:
             with_spectrum: whether spectra are needed, and the singular vectors that they come with.
         """
         if not block_path(self.path, key).exists():
-            return None
+            if self._lender is None or not block_path(self._lender, key).exists():
+                return None
+            for path_in in (bases_path, block_path):
+                if path_in(self._lender, key).exists():
+                    self.bring(path_in(self._lender, key), path_in(self.path, key))
         block = self._attempt(LayerBlock.read, self.path, key)
         if block is None or not (with_spectrum and block.of.is_diagonal):
             return block
@@ -182,10 +186,11 @@ class Store:
 
 
 @contextmanager
-def writing(folder: str | os.PathLike[str] | Store) -> Iterator[Store]:
+def writing(folder: str | os.PathLike[str] | Store, lender: Path | None = None) -> Iterator[Store]:
     """Give a folder's store, locked; what was written is removed again if the input turns out to be bad.
 
-    A store that is given is the caller's, who has the lock.
+    A store that is given is the caller's, who has the lock. What the store lacks and `lender`, another folder of
+    statistics, has, is taken from there.
 
     Raises:
         StatisticsError: the path is something else than a statistics folder.
@@ -198,7 +203,7 @@ def writing(folder: str | os.PathLike[str] | Store) -> Iterator[Store]:
     check_folder(folder)
     is_new = not folder.exists()
     with locked(folder):
-        store = Store(folder)
+        store = Store(folder, lender)
         try:
             yield store
         except OutputError:

@@ -5,7 +5,8 @@ takes a part in it has the same one.
 
 What it costs, for N models of D parameters in L tensors, in blocks of B models; a matrix has the sides s ≤ l:
 
-    read            N·D·itemsize bytes, ⌈N/B⌉ times
+    read            N·D·itemsize bytes, ⌈N/B⌉ times; of tensors that exceed the budget twice as often, since they are
+                    hashed first, and twice more for the factorisations
     inner products  N²·D operations
     factorisations  N·Σ(s²l + 4/3 s³)
     overlaps        N²·k²·Σ(m + 2n), from singular vectors alone, when blocks are joined

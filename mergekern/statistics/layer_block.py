@@ -24,6 +24,8 @@ from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumStatisti
 
 FORMAT = 2
 BLOCKS, BASES = "blocks", "bases"
+# How blocks were measured that were not made by a run: they have no singular vectors.
+SAVED = "saved"
 
 
 class Overlaps(NamedTuple):

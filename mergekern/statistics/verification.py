@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mergekern.errors import StatisticsError
 from mergekern.statistics.functional import FUNCTIONAL
-from mergekern.statistics.layer_block import Coverage, LayerBlock, bases_path, block_path, read_bases
+from mergekern.statistics.layer_block import SAVED, Coverage, LayerBlock, bases_path, block_path, read_bases
 from mergekern.statistics.manifest import Manifest
 
 
@@ -54,7 +54,10 @@ def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
                 yield Damage(block_path(folder, key), block)
                 continue
             coverage.add(block.of)
-            if bases_path(folder, key).exists():
+            vectors = bases_path(folder, key)
+            if not vectors.exists() and block.of.is_diagonal and block.has_spectra and block.of.how != SAVED:
+                yield Damage(vectors, f"{vectors}: is missing; models cannot be added to those of this block")
+            if vectors.exists():
                 bases = _attempt(read_bases, folder, key)
                 if isinstance(bases, str):
                     yield Damage(bases_path(folder, key), bases)

@@ -14,7 +14,7 @@ import xxhash
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.files import not_written
 from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
-from mergekern.statistics.layer_block import BLOCKS, LayerBlock, Measured, assemble, block_path
+from mergekern.statistics.layer_block import BLOCKS, SAVED, LayerBlock, Measured, assemble, block_path
 from mergekern.statistics.layers import LayerStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest, provenance_of
 
@@ -106,7 +106,7 @@ class ZooStatistics:
                 xxhash.xxh3_128_hexdigest(f"{layer.name}\0{name}\0{contents.get(name)}".encode())
                 for name in ("base", *self.models)
             )
-            of = Measured(layer.name, layer.shape, "saved", base, tuple(hashes), ())
+            of = Measured(layer.name, layer.shape, SAVED, base, tuple(hashes), ())
             LayerBlock.of_models(of, layer.without_bases()).write(folder)
             entries.append(LayerEntry(layer.name, layer.shape, (base, *hashes), (of.key,)))
         kinds = self.functional.kinds

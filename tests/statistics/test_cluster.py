@@ -1,5 +1,6 @@
 """Shards as tasks on a local Ray cluster of two workers."""
 
+import contextlib
 import json
 import os
 import signal
@@ -66,6 +67,32 @@ def test_a_worker_killed_midway(tmp_path):
     assert_same(found, mergekern.compute_all(zoo, per_layer=True))
 
 
+def test_workers_that_all_die(zoo, tmp_path):
+    """Is an error with a remedy; called again, the measurement ends as ever."""
+    is_over = threading.Event()
+
+    def kill():
+        while not is_over.is_set():
+            for owner in (tmp_path / "s").glob("shard-*/.lock-owner"):
+                with contextlib.suppress(OSError, ValueError):
+                    os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    many = write_zoo(tmp_path / "zoo", names=[f"m{index:02d}" for index in range(40)], blocks=6)
+    try:
+        with pytest.raises(
+            mergekern.OutputError, match=r"a worker failed, and so did others.*the same command continues"
+        ):
+            measure_on_cluster(many, statistics=tmp_path / "s", shards=1, block_size=4)
+    finally:
+        is_over.set()
+        killer.join()
+    found = measure_on_cluster(many, statistics=tmp_path / "s", shards=1, block_size=4)
+    assert_same(found, mergekern.compute_all(many, per_layer=True))
+
+
 def test_an_error_of_a_worker_is_the_error(zoo, tmp_path):
     tensors = load_file(zoo / "c.safetensors")
     tensors["head"][0, 0] = np.nan
@@ -79,6 +106,9 @@ def test_what_cannot_be_sent_to_workers(zoo, tmp_path):
     models = {name: load_file(zoo / f"{name}.safetensors") for name in "ab"}
     with pytest.raises(mergekern.OptionError, match="'a' is in memory; the workers of a cluster need paths"):
         measure_on_cluster(models, zoo / "base.safetensors", statistics=tmp_path / "s")
+    files, base = {name: zoo / f"{name}.safetensors" for name in "ab"}, load_file(zoo / "base.safetensors")
+    with pytest.raises(mergekern.OptionError, match="'base' is in memory"):
+        measure_on_cluster(files, base, statistics=tmp_path / "s")
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")

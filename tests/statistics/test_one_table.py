@@ -14,6 +14,7 @@ import pytest
 import mergekern
 from mergekern import MetricTable, ZooStatistics
 from mergekern.locks import locked
+from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.manifest import Manifest
 from tests.statistics.zoos import NAMES, paths, write_zoo
@@ -191,3 +192,12 @@ def test_nobody_else_writes_while_models_are_added(zoo, tmp_path):
     with locked(folder), pytest.raises(mergekern.OutputError, match=f"in use by process {os.getpid()} on"):
         mergekern.add_models(zoo / "g.safetensors", folder)
     mergekern.add_models(zoo / "g.safetensors", folder)
+
+
+def test_shards_that_were_combined_are_not_measured_again(zoo, expected, tmp_path, monkeypatch):
+    folder = tmp_path / "s"
+    for _ in range(2):
+        for index in (1, 2):
+            mergekern.measure_shard(zoo, shard=(index, 2), statistics=folder, block_size=3)
+        assert_same(mergekern.combine(folder), expected)
+        monkeypatch.setattr(CpuMeasurement, "begin", None)

@@ -143,3 +143,16 @@ def test_provenance_is_of_the_whole(screened, tmp_path):
     loaded = MetricTable.load(tmp_path / "pairs.parquet")
     assert loaded.provenance == json.loads(json.dumps(table.provenance))
     assert loaded.notes == table.notes
+
+
+def test_models_measured_for_fewer_metrics(screened, tmp_path):
+    zoo, *_ = screened
+    models = {name: zoo / f"{name}.safetensors" for name in "abcdefg"}
+    base, folder = zoo / "base.safetensors", tmp_path / "s"
+    mergekern.measure({name: models[name] for name in "abc"}, base, statistics=folder)
+    mergekern.measure(models, base, metrics="task-vector geometry", statistics=folder)
+    with pytest.raises(mergekern.StatisticsError, match="measured for fewer metrics than others; measure all of them"):
+        screen(folder, out=tmp_path / "pairs.parquet", tile=3)
+    assert not (tmp_path / "pairs.parquet").exists()
+    mergekern.measure(models, base, statistics=folder)
+    assert screen(folder, tile=3).pairs == 21
