@@ -19,11 +19,6 @@ from tests.statistics.zoos import write_zoo
 ray = pytest.importorskip("ray")
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("zoo") / "zoo")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     # The GPU exists for Ray alone, where the machine has none.

@@ -16,11 +16,6 @@ from tests.statistics.zoos import NAMES, paths, write_zoo
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("zoo") / "zoo")
-
-
-@pytest.fixture(scope="module")
 def measured(zoo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured") / "s"
     mergekern.measure(paths(zoo, NAMES[:5]), zoo / "base.safetensors", statistics=folder)

@@ -27,19 +27,9 @@ from mergekern.screening import screen
 from mergekern.statistics.manifest import Manifest
 from tests.statistics.faults import context, flip, on_read_only, on_small_disk, owner, run, snapshot
 from tests.statistics.test_one_table import assert_same
-from tests.statistics.zoos import NAMES, paths, write_zoo
+from tests.statistics.zoos import NAMES, paths
 
 GEOMETRY = ["task-vector geometry"]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("zoo") / "zoo")
-
-
-@pytest.fixture(scope="module")
-def expected(zoo):
-    return mergekern.compute_all(zoo, per_layer=True)
 
 
 @pytest.fixture(scope="module")

@@ -20,16 +20,6 @@ from mergekern.statistics.manifest import Manifest
 from tests.statistics.zoos import NAMES, paths, write_zoo
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("zoo") / "zoo")
-
-
-@pytest.fixture(scope="module")
-def expected(zoo):
-    return mergekern.compute_all(zoo, per_layer=True)
-
-
 def assert_same(found, expected):
     """Tables are equal to the last bit, in every layer, with their notes and provenance."""
     if isinstance(found, Path):
