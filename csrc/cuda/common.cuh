@@ -28,13 +28,17 @@ __device__ inline double block_sum(double x, double* partial) {
   return sum;
 }
 
+// The kernels get matrices that are scaled to a norm of about 1. A vector whose square is below this counts as zero:
+// squares near the end of the range of float64 have lost their digits, and what is made of them would not be orthogonal.
+constexpr double kZeroSquare = 1e-200;
+
 // The reflector I − tau·v·vᵀ, v = (1, scale·rest), that turns (pivot, rest) into (beta, 0); `below` is ‖rest‖².
 struct Reflection {
   double tau, beta, scale;
 };
 
 __device__ inline Reflection reflection(double pivot, double below) {
-  if (below == 0.0) return {0.0, pivot, 0.0};
+  if (below < kZeroSquare) return {0.0, pivot, 0.0};
   const double beta = -copysign(sqrt(pivot * pivot + below), pivot);
   return {(beta - pivot) / beta, beta, 1.0 / (pivot - beta)};
 }

@@ -42,7 +42,8 @@ jacobi_svd(double* columns, double* rotations, double* values, long long size, l
         xx = lane_sum(xx);
         yy = lane_sum(yy);
         xy = lane_sum(xy);
-        // Written so that NaN counts as not orthogonal.
+        // Both written so that NaN counts as not orthogonal.
+        if (xx < kZeroSquare || yy < kZeroSquare) continue;
         if (fabs(xy) <= orthogonal * sqrt(xx) * sqrt(yy)) continue;
         rotated = 1.0;
         const double zeta = (yy - xx) / (2.0 * xy);

@@ -37,6 +37,10 @@ WIDEN = 4
 # Elements of float64 differences that are in memory at a time: 1 GiB.
 DELTA_BLOCK = 1 << 27
 JACOBI_SWEEPS = 30
+# The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues are
+# closer than rounding, as all zeros of a rank-deficient matrix are, equal shifts would lead different starts to one
+# vector: of 360 such matrices 6 had vectors too dependent for Cholesky QR, and came out NaN.
+SEPARATION = 10 * 2.0**-53
 # What a healthy result is far below (1e-14): orthogonality, and residuals relative to the norm of the Gram matrix.
 FAULT = 1e-11
 
@@ -64,7 +68,7 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     squares_top = form.values(short - 1 - torch.arange(leading, device=peak.device))
     squares_bottom = form.values(torch.arange(window, device=peak.device))
     rank = short - form.count_below(RANK_TOLERANCE**2 * squares_top[:, 0])
-    top = form.vectors(squares_top[:, :window])
+    top = form.vectors(squares_top[:, :window].flip(1)).flip(2)
     bottom = form.vectors(squares_bottom)
     del form
 
@@ -190,9 +194,9 @@ class _Tridiagonal:
         return counts
 
     def vectors(self, values: torch.Tensor) -> torch.Tensor:
-        """Return orthonormal eigenvectors (batch, size, count) of the matrices, of consecutive eigenvalues."""
+        """Return orthonormal eigenvectors (batch, size, count) of the matrices, of consecutive ascending eigenvalues."""
         count, size = values.shape[1], self._size
-        scaled = (values * self._scale).contiguous()
+        scaled = _separated(values * self._scale)
         vectors = torch.empty(self._batch, size, count, dtype=torch.float64, device=values.device)
         threads = min(FEW_THREADS, WARP * -(-count // WARP))
         self._module.launch(
@@ -216,6 +220,12 @@ class _Tridiagonal:
         padded[:, :size] = vectors
         self._panels.apply(padded)
         return padded[:, :size]
+
+
+def _separated(values: torch.Tensor) -> torch.Tensor:
+    """Return ascending shifts (batch, count) that are at least SEPARATION apart, from ascending eigenvalues."""
+    steps = SEPARATION * torch.arange(values.shape[1], dtype=values.dtype, device=values.device)
+    return (values - steps).cummax(dim=1).values + steps
 
 
 class _Panels(NamedTuple):
