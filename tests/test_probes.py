@@ -500,8 +500,37 @@ def test_statistics_are_kept_and_used_again(tmp_path, counted):
         mergekern.MetricTable.from_statistics(mergekern.measure(case.models, case.base), "activation")
 
 
-def test_only_what_is_lacking_is_run(tmp_path, counted):
-    case = make_case("transformer")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"batch_weighting": "sample"}, {"batch_size": 3}], ids=str)
+def test_a_value_does_not_depend_on_what_else_is_asked_for(kind, options):
+    case = make_case(kind)
+    together = run(case, **options).to_pandas()
+    for name in ("activation_l2_distance", "encoder_gradient_l2_distance", "input_gradient_l2_distance"):
+        assert run(case, metrics=name, **options).to_pandas()[name].equals(together[name]), name
+
+
+@pytest.mark.parametrize("metric", ["encoder_gradient_l2_distance", "input_gradient_l2_distance"])
+def test_gradients_come_from_one_graph_whichever_is_asked_for(monkeypatch, metric):
+    """Torch chooses kernels by what requires a gradient, so that values differ in their last bits on some processors."""
+    case, graphs = make_case("transformer"), []
+    backward = torch.Tensor.backward
+
+    def recorded(self, inputs):
+        graphs.append([tuple(tensor.shape) for tensor in inputs])
+        return backward(self, inputs=inputs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", recorded)
+    run(case)
+    together = list(graphs)
+    graphs.clear()
+    run(case, metrics=metric)
+    assert graphs == together
+    assert len(graphs[0]) == len(case.base) + 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_lacking_is_run(tmp_path, counted, kind):
+    case = make_case(kind)
     run(case, metrics="activation", statistics=tmp_path / "s")
     run(case, metrics="input_gradient_l2_distance", statistics=tmp_path / "s")
     table = run(case, statistics=tmp_path / "s")

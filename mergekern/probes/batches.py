@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from mergekern.calibration import Inputs
 
 
@@ -27,11 +29,15 @@ def batches(every: Sequence[Inputs], size: int) -> Iterator[list[Inputs]]:
 
 
 def length(inputs: Inputs) -> int:
-    return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+    return len(tensors_of(inputs)[0])
 
 
 def rows_of(inputs: Inputs, rows: slice) -> Inputs:
     return {key: values[rows] for key, values in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
+
+
+def tensors_of(inputs: Inputs) -> list[Tensor]:
+    return list(inputs.values()) if isinstance(inputs, dict) else [inputs]
 
 
 def _signature(inputs: Inputs) -> Any:

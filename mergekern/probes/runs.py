@@ -16,7 +16,7 @@ from mergekern.errors import CalibrationError, NonFiniteError
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Blocks, Gram, whole
-from mergekern.probes.batches import batches, length, rows_of
+from mergekern.probes.batches import batches, length, rows_of, tensors_of
 from mergekern.probes.forward import Forward, described
 from mergekern.probes.gradients import GradientKeeper, Kept, dense, temporary_folder
 from mergekern.probes.hooks import only_output, outputs_of
@@ -63,9 +63,11 @@ class Runs:
                     if self.kinds & {"encoder_gradients", "input_gradients"}:
                         self._report(f"gradients of {name}")
                         encoder, inputs = self._gradients(name, parameters, buffers)
-                        of_encoder.append(keeper.keep(encoder, f"encoder_{index}"))
-                        shapes.append(tuple(inputs["inputs"].shape) if inputs else ())
-                        of_inputs.append(keeper.keep(inputs, f"inputs_{index}"))
+                        if "encoder_gradients" in self.kinds:
+                            of_encoder.append(keeper.keep(encoder, f"encoder_{index}"))
+                        if "input_gradients" in self.kinds:
+                            shapes.append(tuple(inputs["inputs"].shape))
+                            of_inputs.append(keeper.keep(inputs, f"inputs_{index}"))
                         del encoder, inputs
                     del parameters, buffers
             return FunctionalStatistics(
@@ -126,51 +128,51 @@ class Runs:
     def _gradients(
         self, name: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the gradients of a model on its own task: {parameter: gradient}, and {"inputs": (n, ...)}."""
-        with_encoder, with_inputs = "encoder_gradients" in self.kinds, "input_gradients" in self.kinds
+        """Return the gradients of a model on its own task: {parameter: gradient}, and {"inputs": (n, ...)}.
+
+        Both are measured whichever is asked for: torch chooses kernels by what requires a gradient, and a value must
+        not depend on what else is asked for. Alone, an input gradient would be some 1e-9 away.
+        """
         task, size = self.calibration.tasks[name], self.calibration.batch_size
         # Aliases of the weights that gather gradients: the loss is that of the batch, the sum takes no second copy.
-        leaves = {key: values.detach().requires_grad_(with_encoder) for key, values in parameters.items()}
+        leaves = {key: values.detach().requires_grad_() for key, values in parameters.items()}
         of_inputs = []
         for start in range(0, task.size, size):
             rows = slice(start, min(start + size, task.size))
             inputs = self.probes.inputs([rows_of(task.inputs, rows)], self.device)
-            loss, at = self._loss(name, task, rows, {**leaves, **buffers}, inputs, with_inputs)
+            loss, at = self._loss(name, task, rows, {**leaves, **buffers}, inputs)
             if not loss.requires_grad:
                 raise CalibrationError(f"model {name!r}: the loss does not depend on the model; is a result detached?")
             share = rows.stop - rows.start if self.calibration.batch_weighting == "sample" else 1
-            wanted = [*(leaves.values() if with_encoder else ()), *([at] if at is not None else [])]
-            (loss * share if share > 1 else loss).backward(inputs=wanted)
+            (loss * share if share > 1 else loss).backward(inputs=[*leaves.values(), *([] if at is None else [at])])
             if at is not None:
-                of_inputs.append(dense(at.grad, at))
+                of_inputs.append(dense(at.grad, at).detach())
         encoder, by_inputs = {}, {}
-        if with_encoder:
-            for key, leaf in leaves.items():
-                gradient = dense(leaf.grad, leaf)
-                encoder[self.probes.layer_name(key)] = gradient.div_(task.size)
-                leaf.grad = None
-        if with_inputs:
+        for key, leaf in leaves.items():
+            encoder[self.probes.layer_name(key)] = dense(leaf.grad, leaf).div_(task.size)
+            leaf.grad = None
+        if of_inputs:
             divisor = task.size if self.calibration.batch_weighting == "sample" else 1
-            by_inputs = {"inputs": torch.cat([gradient.detach() for gradient in of_inputs]).div_(divisor)}
-        for key, gradient in (*encoder.items(), *by_inputs.items()):
-            if not gradient.isfinite().all():
-                raise NonFiniteError(f"model {name!r}: the gradient with respect to {key!r} is NaN or infinite")
+            by_inputs = {"inputs": torch.cat(of_inputs).div_(divisor)}
+        for kind, gradients in (("encoder_gradients", encoder), ("input_gradients", by_inputs)):
+            for key, gradient in gradients.items():
+                if kind in self.kinds and not gradient.isfinite().all():
+                    raise NonFiniteError(f"model {name!r}: the gradient with respect to {key!r} is NaN or infinite")
         return encoder, by_inputs
 
     def _loss(
-        self, name: str, task: Task, rows: slice, tensors: Mapping[str, Tensor], inputs: Inputs, with_inputs: bool
+        self, name: str, task: Task, rows: slice, tensors: Mapping[str, Tensor], inputs: Inputs
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the mean loss of a batch, and the tensor whose gradient is the input gradient, if it is wanted."""
+        """Return the mean loss of a batch, and the tensor whose gradient is the input gradient, if it has a meaning."""
         at: Tensor | None = None
-        input_layer = self.calibration.input_layer
-        if with_inputs and input_layer is None:
-            every = inputs.values() if isinstance(inputs, dict) else [inputs]
-            at = next(values for values in every if values.is_floating_point()).requires_grad_()
-        if with_inputs and input_layer is not None:
-            with outputs_of(self.model, input_layer, with_gradient=True) as outputs:
+        if self.calibration.input_layer is not None:
+            with outputs_of(self.model, self.calibration.input_layer, with_gradient=True) as outputs:
                 features = self.forward.features(tensors, inputs)
-            at = only_output(outputs, "input_layer", input_layer)
+            at = only_output(outputs, "input_layer", self.calibration.input_layer)
         else:
+            floating = [values for values in tensors_of(inputs) if values.is_floating_point()]
+            if len(floating) == 1:
+                at = floating[0].requires_grad_()
             features = self.forward.features(tensors, inputs)
         loss = self.forward.loss(name, task, rows, self.forward.logits(name, task, features))
         if not loss.isfinite():

@@ -215,6 +215,33 @@ def test_rank_deficient(shape, rank):
     assert_good(on_cuda.spectra([some], 4, 100, module())[0], some, 4, 100, top=rank >= 4, bottom=False)
 
 
+def entry(row, column):
+    matrix = torch.zeros(24, 20, dtype=torch.float64)
+    matrix[row, column] = 1
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "matrices",
+    [
+        pytest.param([with_values((20, 16), np.linspace(1, 0.5, rank), seed)
+                      for rank in (1, 2, 3) for seed in range(20)], id="low rank"),
+        pytest.param([with_values((40, 36), np.ones(36), seed) for seed in range(20)], id="equal values"),
+        pytest.param([draw(40, 4, seed=seed).cpu().float() @ draw(4, 40, seed=seed + 99).cpu().float()
+                      for seed in range(12)], id="products in float32"),
+        pytest.param([torch.ones(24, 20), *(entry(row, row) for row in range(20))], id="ones and single entries"),
+    ],
+)  # fmt: skip
+def test_directions_beyond_the_rank_are_orthonormal_whatever_the_rounding(matrices):
+    """Equal values give inverse iteration nothing to tell vectors apart by; one matrix in fifty came out NaN."""
+    tuned = [matrix.to(DEVICE, torch.float64) for matrix in matrices]
+    found = on_cuda.spectra([Stack(torch.zeros_like(tuned[0]), tuned)], 4, 100, module())[0]
+    assert found.good.all()
+    for vectors in found[2:5]:
+        identity = torch.eye(4, device=DEVICE).expand(len(tuned), -1, -1)
+        torch.testing.assert_close(vectors.mT @ vectors, identity, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("shape", [(50, 30), (30, 50)], ids=str)
 def test_rows_and_columns_of_zeros(shape):
     matrix = with_values(shape, np.linspace(1, 0.1, 30)).to(DEVICE)
