@@ -511,7 +511,7 @@ def test_a_value_does_not_depend_on_what_else_is_asked_for(kind, options):
 
 @pytest.mark.parametrize("metric", ["encoder_gradient_l2_distance", "input_gradient_l2_distance"])
 def test_gradients_come_from_one_graph_whichever_is_asked_for(monkeypatch, metric):
-    """Torch chooses kernels by what requires a gradient, so that values differ in their last bits on some processors."""
+    """Torch chooses kernels by what requires a gradient: on some processors values would differ in their last bits."""
     case, graphs = make_case("transformer"), []
     backward = torch.Tensor.backward
 

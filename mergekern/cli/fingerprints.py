@@ -8,13 +8,11 @@ from typing import Any
 
 import click
 
-from mergekern.checkpoints.formats import is_checkpoint
+import mergekern
 from mergekern.cli.display import progress_display
 from mergekern.cli.metrics import show_table
 from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.errors import OutputError
-from mergekern.fingerprints import ESTIMATED, Fingerprints
-from mergekern.fingerprints import fingerprint as compute
 from mergekern.metrics import RANKED_BY
 from mergekern.table import check_suffix
 
@@ -35,7 +33,9 @@ def fingerprint(
     models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
 ) -> None:
     """Keep fingerprints of MODELS, checkpoints or one folder of them, by which they can be compared without weights."""
-    before = Fingerprints.load(out) if out.exists() else None
+    from mergekern.checkpoints.formats import is_checkpoint
+
+    before = mergekern.Fingerprints.load(out) if out.exists() else None
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: the folder it is to lie in does not exist")
     size = size if size is not None else before.sketches.shape[1] if before else 4096
@@ -44,7 +44,7 @@ def fingerprint(
         models[0] if len(models) == 1 and models[0].is_dir() and not is_checkpoint(models[0]) else list(models)
     )
     with progress_display() as progress:
-        found = compute(checkpoints, base, size=size, seed=seed, progress=progress, **options)
+        found = mergekern.fingerprint(checkpoints, base, size=size, seed=seed, progress=progress, **options)
     found = found if before is None else before.joined(found)
     found.save(out)
     click.echo(f"wrote {out}: {found!r}")
@@ -52,14 +52,19 @@ def fingerprint(
 
 @click.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--sort-by", type=click.Choice(ESTIMATED), default=RANKED_BY, show_default=True, metavar="METRIC",
-              help="Rank the pairs by this metric.")  # fmt: skip
+@click.option(
+    "--sort-by", default=RANKED_BY, show_default=True, metavar="METRIC", help="Rank the pairs by this metric."
+)
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table here (.parquet, .csv or .json).")
 def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) -> None:
     """Estimate the metrics of whole task vectors, for all pairs of models whose fingerprints are in FILES."""
+    from mergekern.fingerprints import ESTIMATED, Fingerprints
+
     if out is not None:
         check_suffix(out)
+    if sort_by not in ESTIMATED:
+        raise click.BadParameter(f"{sort_by!r} is not one of {', '.join(ESTIMATED)}", param_hint="--sort-by")
     found = reduce(Fingerprints.joined, map(Fingerprints.load, files))
     table = found.table()
     if out is not None:

@@ -8,12 +8,9 @@ from typing import Any
 import click
 
 import mergekern
-from mergekern.checkpoints import open_zoo
-from mergekern.checkpoints.adapter import Adapter
 from mergekern.cli.display import progress_display
 from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
 from mergekern.files import write_atomically
-from mergekern.merging import mergekit
 
 # What all merges have.
 merge_options = with_options(
@@ -44,6 +41,9 @@ def merge(
     mergekit_config: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Merge MODELS: checkpoints, or one folder of them, fine-tuned from one base."""
+    from mergekern.checkpoints import open_zoo
+    from mergekern.checkpoints.adapter import Adapter
+
     by_model = _numbers(weights)
     checkpoints: Any = models[0] if len(models) == 1 else list(models)
     if mergekit_config:
@@ -54,7 +54,7 @@ def merge(
             f"{sources[0]}+{source}" if isinstance(checkpoint, Adapter) else source
             for checkpoint, source in zip(opened.checkpoints, sources, strict=True)
         ]
-        text = mergekit.mergekit_config(
+        text = mergekern.mergekit_config(
             sources[1:], sources[0], method, weights=by_model, dtype=how["dtype"] or "float32", **options
         )
         if out.exists() and not how["overwrite"]:

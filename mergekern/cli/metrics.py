@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from rich.table import Table
 
 import mergekern
-from mergekern.checkpoints import Checkpoint, open_zoo
 from mergekern.cli.display import console, progress_display, readable_bytes
 from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, parse_methods, with_options
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
 from mergekern.table import MetricTable, check_suffix
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergekern.checkpoints import Checkpoint
 
 # What the zoo is, and how it is read.
 zoo_options = with_options(
@@ -153,6 +156,8 @@ def measure_one_shard(
 @zoo_options
 def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any) -> None:
     """Show what is in the folder ZOO, what a run will read and need, and what does not match."""
+    from mergekern.checkpoints import open_zoo
+
     if zoo is None:
         raise click.UsageError("missing argument ZOO")
     opened = open_zoo(zoo, base, on_mismatch="skip", io=io, needs_base=False)

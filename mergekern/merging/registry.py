@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.merging import (
-    dare,
-    isotropic,
-    isotropic_cts,
-    tall_masks,
-    task_arithmetic,
-    ties,
-    tsv,
-    weight_average,
-)
-from mergekern.merging.recipe import Method
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        weight_average.METHOD, task_arithmetic.METHOD, ties.METHOD, dare.METHOD, dare.DARE_TIES, tsv.METHOD,
-        isotropic.METHOD, isotropic_cts.METHOD, tall_masks.METHOD,
-    )
-}  # fmt: skip
+if TYPE_CHECKING:
+    from mergekern.merging.recipe import Method
+
+
+class Methods(Mapping[str, "Method"]):
+    """The merge methods by name, each imported when it is looked up: names alone need no torch.
+
+    Args:
+        where: module and attribute of each method in `mergekern.merging`, by the method's name.
+    """
+
+    def __init__(self, where: Mapping[str, str]) -> None:
+        self._where = dict(where)
+
+    def __getitem__(self, name: str) -> Method:
+        """Return a method."""
+        module, _, attribute = self._where[name].partition(":")
+        method: Method = getattr(import_module(f"mergekern.merging.{module}"), attribute)
+        return method
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names, in the order of the documentation."""
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        """Return how many methods there are."""
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a method of this name, without importing it."""
+        return name in self._where
+
+
+METHODS = Methods(
+    {
+        "weight_average": "weight_average:METHOD",
+        "task_arithmetic": "task_arithmetic:METHOD",
+        "ties": "ties:METHOD",
+        "dare": "dare:METHOD",
+        "dare_ties": "dare:DARE_TIES",
+        "tsv": "tsv:METHOD",
+        "isotropic": "isotropic:METHOD",
+        "isotropic_cts": "isotropic_cts:METHOD",
+        "tall_masks": "tall_masks:METHOD",
+    }
+)
 
 
 def find_method(name: str, options: Mapping[str, Any], arguments: Iterable[str] = ()) -> tuple[Method, dict[str, Any]]:

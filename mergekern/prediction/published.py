@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
+
+# Torch is imported where its Adam is used: predicting with what was fitted does without.
 
 LEARNING_RATE = 0.01
 ZERO = 1e-3
@@ -67,6 +72,8 @@ def fit_published(
     >>> fit_published(X, X[:, 0], np.ones((1, 4), dtype=bool), seeds=[0, 1], alpha=1.0).shape
     (1, 1, 2, 2)
     """
+    import torch
+
     protocol = DENSE if alpha is None else SPARSE
     targets = np.atleast_2d(Y)
     # L1's gradient jumps where a coefficient is near zero, which amplifies rounding: sums take rows in one order.
@@ -134,6 +141,8 @@ def _descend(
     Args:
         gram: (folds, m, m), products: (folds, fits, m), coefficients: (folds, fits, m) to start from.
     """
+    import torch
+
     optimizer = torch.optim.Adam([coefficients], lr=LEARNING_RATE)
     stopped_at = coefficients.clone()
     running = torch.ones(coefficients.shape[:2], dtype=torch.bool)

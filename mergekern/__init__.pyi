@@ -1,0 +1,67 @@
+"""What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
+
+from . import regularizers
+from .calibration import Calibration
+from .engine import Plan, compute_all, measure, measure_into, plan
+from .errors import (
+    CalibrationError,
+    CheckpointError,
+    MergekernError,
+    MismatchError,
+    NonFiniteError,
+    OptionError,
+    OutputError,
+    PredictionError,
+    StatisticsError,
+)
+from .fingerprints import Fingerprints, fingerprint
+from .groups import group_metrics
+from .incremental import add_models, remove_models
+from .merge_probing import merge_probes
+from .merging.apply import merge, merge_all
+from .merging.mergekit import mergekit_config
+from .merging.registry import METHODS
+from .metrics import CATALOGUE, MERGE_PROBES
+from .progress import Progress
+from .shards import combine, measure_shard
+from .statistics import ZooStatistics
+from .statistics.verification import Damage, verify
+from .table import MetricTable
+
+__all__ = [
+    "CATALOGUE",
+    "MERGE_PROBES",
+    "METHODS",
+    "Calibration",
+    "CalibrationError",
+    "CheckpointError",
+    "Damage",
+    "Fingerprints",
+    "MergekernError",
+    "MetricTable",
+    "MismatchError",
+    "NonFiniteError",
+    "OptionError",
+    "OutputError",
+    "Plan",
+    "PredictionError",
+    "Progress",
+    "StatisticsError",
+    "ZooStatistics",
+    "add_models",
+    "combine",
+    "compute_all",
+    "fingerprint",
+    "group_metrics",
+    "measure",
+    "measure_into",
+    "measure_shard",
+    "merge",
+    "merge_all",
+    "merge_probes",
+    "mergekit_config",
+    "plan",
+    "regularizers",
+    "remove_models",
+    "verify",
+]

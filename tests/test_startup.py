@@ -1,0 +1,91 @@
+"""What starting costs: modules that are imported. Seconds are measured in benchmarks/test_startup.py."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import mergekern
+from mergekern.cli import main
+from tests.prediction.measurements import make_scores, make_table, write_scores
+
+HEAVY = ("torch", "triton", "cupy", "scipy", "sklearn", "pandas", "pyarrow")
+COMMANDS = sorted(main.commands)
+
+
+def imported(program, *arguments, cwd=None):
+    """Run a program in a process of its own, and return which heavy modules it imported."""
+    program = f"import json, sys\n{program}\nprint(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], check=True, capture_output=True, text=True, cwd=cwd
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def imported_by_commands(*lines, cwd=None):
+    """Run commands in one process, and return which heavy modules they imported, or the first that fails."""
+    program = (
+        "from mergekern.cli import main\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        main(line, prog_name='mergekern')\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, line"
+    )
+    return imported(program, json.dumps(lines), cwd=cwd)
+
+
+def test_import_imports_nothing_heavy():
+    assert imported("import mergekern") == []
+
+
+def test_importing_loads_no_module_of_the_package_beyond_itself():
+    program = "import mergekern\nprint([name for name in sys.modules if name.startswith('mergekern.')])"
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{program}"], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    assert len(mergekern.__all__) == len(set(mergekern.__all__)) > 20
+    for name in mergekern.__all__:
+        assert getattr(mergekern, name) is not None
+    assert set(mergekern.__all__) <= set(dir(mergekern))
+    with pytest.raises(AttributeError, match="compute_everything"):
+        _ = mergekern.compute_everything
+
+
+def test_help_version_and_completion_need_no_library():
+    assert imported_by_commands(["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)) == []
+
+
+def test_completion_needs_no_library():
+    program = (
+        "from click.testing import CliRunner\nfrom mergekern.cli import main\n"
+        "found = CliRunner().invoke(main, prog_name='mergekern', env={'_MERGEKERN_COMPLETE': 'bash_complete', "
+        "'COMP_WORDS': 'mergekern plan', 'COMP_CWORD': '1'})\n"
+        "assert 'plan-measurements' in found.output, found.output"
+    )
+    assert imported(program) == []
+
+
+def test_commands_that_read_tables_do_not_import_torch(tmp_path):
+    table = make_table(tasks=8)
+    table.save(tmp_path / "t.parquet")
+    write_scores(tmp_path / "scores.csv", make_scores(table))
+    lines = [
+        ["fit", "t.parquet", "--scores", "scores.csv", "--method", "tsv", "--out", "p.json"],
+        ["predict", "t.parquet", "--model", "p.json"],
+        ["recommend", "t.parquet", "--model", "p.json"],
+        ["plan-measurements", "t.parquet", "-k", "3"],
+        ["report", "t.parquet", "--out", "r.html"],
+    ]
+    assert "torch" not in imported_by_commands(*lines, cwd=tmp_path)
+
+
+def test_a_table_from_statistics_does_not_import_torch(tmp_path):
+    import torch
+
+    models = {name: {"w": torch.full((3, 2), float(index))} for index, name in enumerate("ab", 1)}
+    mergekern.measure_into(tmp_path / "s", models, {"w": torch.zeros(3, 2)})
+    assert "torch" not in imported_by_commands(["table", "s", "--out", "t.csv"], ["verify", "s"], cwd=tmp_path)
