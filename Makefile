@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench gpu-check sanitize lint readme clean
+.PHONY: demo test test-processors bench gpu-check sanitize lint readme clean
 
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
@@ -16,6 +16,11 @@ demo: $(VENV)/.installed
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
 	$(RUN) -m pytest --numprocesses auto --dist loadfile -p no:benchmark
+
+# The same as other processors would run it: the libraries are told to choose their kernels as on older ones, or on AMD's
+# (about 4 times as long as `make test`); OPTIONS="--sensitive" runs the tests of numbers alone.
+test-processors: $(VENV)/.installed
+	$(RUN) tests/processors.py $(OPTIONS)
 
 # Correctness first, then every suite side by side (about 70 minutes, 40 of them running models); adds rows, and draws
 # them.
