@@ -19,7 +19,10 @@ from mergekern.metrics import RANKED_BY
 from mergekern.table import check_suffix
 
 
-@click.command()
+@click.command(
+    help="Keep fingerprints of MODELS, checkpoints or one folder of them, by which they can be compared without "
+    "weights."
+)
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
               "[default: base.* in a folder of models].")  # fmt: skip
@@ -34,7 +37,6 @@ from mergekern.table import check_suffix
 def fingerprint(
     models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
 ) -> None:
-    """Keep fingerprints of MODELS, checkpoints or one folder of them, by which they can be compared without weights."""
     before = Fingerprints.load(out) if out.exists() else None
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: the folder it is to lie in does not exist")
@@ -50,14 +52,15 @@ def fingerprint(
     click.echo(f"wrote {out}: {found!r}")
 
 
-@click.command()
+@click.command(
+    help="Estimate the metrics of whole task vectors, for all pairs of models whose fingerprints are in FILES."
+)
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--sort-by", type=click.Choice(ESTIMATED), default=RANKED_BY, show_default=True, metavar="METRIC",
               help="Rank the pairs by this metric.")  # fmt: skip
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table here (.parquet, .csv or .json).")
 def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) -> None:
-    """Estimate the metrics of whole task vectors, for all pairs of models whose fingerprints are in FILES."""
     if out is not None:
         check_suffix(out)
     found = reduce(Fingerprints.joined, map(Fingerprints.load, files))
