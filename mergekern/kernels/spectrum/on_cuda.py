@@ -37,7 +37,7 @@ WIDEN = 4
 # Elements of float64 differences that are in memory at a time: 1 GiB.
 DELTA_BLOCK = 1 << 27
 JACOBI_SWEEPS = 30
-# The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues are
+# The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues
 # closer than rounding, as all zeros of a rank-deficient matrix are, equal shifts would lead different starts to one
 # vector: of 360 such matrices 6 had vectors too dependent for Cholesky QR, and came out NaN.
 SEPARATION = 10 * 2.0**-53
