@@ -27,11 +27,14 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Pairwise mergeability metrics of fine-tuned models, for all pairs at once, and merges of them.",
+)
 @click.version_option(package_name="mergekern")
 @click.option("-v", "--verbose", is_flag=True, help="Log every step.")
 def main(verbose: bool) -> None:
-    """Pairwise mergeability metrics of fine-tuned models, for all pairs at once, and merges of them."""
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
 
 

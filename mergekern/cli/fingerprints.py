@@ -17,7 +17,10 @@ from mergekern.metrics import RANKED_BY
 from mergekern.table import check_suffix
 
 
-@click.command()
+@click.command(
+    help="Keep fingerprints of MODELS, checkpoints or one folder of them, by which they can be compared without "
+    "weights."
+)
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
               "[default: base.* in a folder of models].")  # fmt: skip
@@ -32,7 +35,6 @@ from mergekern.table import check_suffix
 def fingerprint(
     models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
 ) -> None:
-    """Keep fingerprints of MODELS, checkpoints or one folder of them, by which they can be compared without weights."""
     from mergekern.checkpoints.formats import is_checkpoint
 
     before = mergekern.Fingerprints.load(out) if out.exists() else None
@@ -50,7 +52,9 @@ def fingerprint(
     click.echo(f"wrote {out}: {found!r}")
 
 
-@click.command()
+@click.command(
+    help="Estimate the metrics of whole task vectors, for all pairs of models whose fingerprints are in FILES."
+)
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--sort-by", default=RANKED_BY, show_default=True, metavar="METRIC", help="Rank the pairs by this metric."
@@ -58,7 +62,6 @@ def fingerprint(
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table here (.parquet, .csv or .json).")
 def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) -> None:
-    """Estimate the metrics of whole task vectors, for all pairs of models whose fingerprints are in FILES."""
     from mergekern.fingerprints import ESTIMATED, Fingerprints
 
     if out is not None:

@@ -28,7 +28,7 @@ merge_options = with_options(
 )  # fmt: skip
 
 
-@click.command()
+@click.command(help="Merge MODELS: checkpoints, or one folder of them, fine-tuned from one base.")
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
 @merge_options
 @click.option("--method", required=True, help=f"One of {', '.join(mergekern.METHODS)}.")
@@ -40,7 +40,6 @@ def merge(
     models: tuple[Path, ...], base: Path | None, out: Path, method: str, options: dict[str, Any], weights: str | None,
     mergekit_config: bool, **how: Any,
 ) -> None:  # fmt: skip
-    """Merge MODELS: checkpoints, or one folder of them, fine-tuned from one base."""
     from mergekern.checkpoints import open_zoo
     from mergekern.checkpoints.adapter import Adapter
 
@@ -68,14 +67,15 @@ def merge(
     click.echo(f"wrote {out}")
 
 
-@click.command("merge-all")
+@click.command(
+    "merge-all", help="Merge every pair of the models in the folder ZOO, or given groups, by several methods."
+)
 @click.argument("zoo", type=click.Path(path_type=Path))
 @merge_options
 @click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(mergekern.METHODS)}.")
 @click.option("--group", "groups", multiple=True, help="Models of one merge, as a+b+c; may be repeated "
               "[default: every pair].")  # fmt: skip
 def merge_all(zoo: Path, base: Path | None, out: Path, methods: str, groups: tuple[str, ...], **how: Any) -> None:
-    """Merge every pair of the models in the folder ZOO, or given groups, by several methods."""
     names = [name.strip() for name in methods.split(",")]
     chosen = [group.split("+") for group in groups] or None
     with progress_display() as progress:

@@ -42,7 +42,14 @@ output_option = click.option(
 )
 
 
-@click.command()
+@click.command(
+    help="""\
+Compute the metrics of all pairs of models in the folder ZOO.
+
+The activation and gradient metrics, and merge probes, run the models: --calibration names a folder with samples and
+heads, --model the Python function that builds the model.
+"""
+)
 @zoo_options
 @click.option("--list", "list_metrics", is_flag=True, help="List all metrics and exit.")
 @output_option
@@ -76,11 +83,6 @@ def metrics(
     layer: str | None, input_layer: str | None, batch_weighting: str | None, shard: tuple[int, int] | None,
     merge_probes: list[str], direct_probes: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Compute the metrics of all pairs of models in the folder ZOO.
-
-    The activation and gradient metrics, and merge probes, run the models: --calibration names a folder with samples and
-    heads, --model the Python function that builds the model.
-    """
     if list_metrics:
         show_catalogue()
         return
@@ -152,10 +154,9 @@ def measure_one_shard(
     click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {options['statistics']}")
 
 
-@click.command()
+@click.command(help="Show what is in the folder ZOO, what a run will read and need, and what does not match.")
 @zoo_options
 def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any) -> None:
-    """Show what is in the folder ZOO, what a run will read and need, and what does not match."""
     from mergekern.checkpoints import open_zoo
 
     if zoo is None:

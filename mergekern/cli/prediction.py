@@ -38,7 +38,7 @@ def result_options(command: Callable) -> Callable:
     return click.option("--out", type=path_type, help="Also write all pairs here, as .csv.")(command)
 
 
-@click.command()
+@click.command(help="Learn to predict scores of merged pairs from the metrics in TABLE, and say how well that works.")
 @table_argument
 @click.option("--scores", type=path_type, required=True,
               help="What was measured: a CSV file with the columns method, model_a, model_b and accuracy.")  # fmt: skip
@@ -48,7 +48,6 @@ def result_options(command: Callable) -> Callable:
 @click.option("--level", default=0.8, show_default=True, help="Share of pairs that intervals are to cover.")
 @click.option("--out", type=path_type, required=True, help="Write the predictor here, as .json.")
 def fit(table: Path, scores: Path, method: str, target: str, predictor: str, level: float, out: Path) -> None:
-    """Learn to predict scores of merged pairs from the metrics in TABLE, and say how well that works."""
     from mergekern.prediction import MergePredictor, read_scores
 
     _check_output(out, ".json")
@@ -59,12 +58,11 @@ def fit(table: Path, scores: Path, method: str, target: str, predictor: str, lev
     click.echo(f"wrote {out}")
 
 
-@click.command()
+@click.command(help="Rank the pairs in TABLE by the score that their merge is predicted to have.")
 @table_argument
 @click.option("--model", type=path_type, required=True, help="What `mergekern fit` wrote.")
 @result_options
 def predict(table: Path, model: Path, out: Path | None, rows: int) -> None:
-    """Rank the pairs in TABLE by the score that their merge is predicted to have."""
     from mergekern.prediction import MergePredictor
 
     _check_output(out, ".csv")
@@ -85,13 +83,12 @@ def predict(table: Path, model: Path, out: Path | None, rows: int) -> None:
     )
 
 
-@click.command()
+@click.command(help="Say for each pair in TABLE by which method to merge it, the most promising pairs first.")
 @table_argument
 @click.option("--model", "models", type=path_type, required=True, multiple=True,
               help="What `mergekern fit` wrote, one for each merge method.")  # fmt: skip
 @result_options
 def recommend(table: Path, models: tuple[Path, ...], out: Path | None, rows: int) -> None:
-    """Say for each pair in TABLE by which method to merge it, the most promising pairs first."""
     from mergekern.prediction import MergePredictor
     from mergekern.prediction import recommend as recommend_methods
 
@@ -105,7 +102,10 @@ def recommend(table: Path, models: tuple[Path, ...], out: Path | None, rows: int
         click.echo(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
 
 
-@click.command("plan-measurements")
+@click.command(
+    "plan-measurements",
+    help="Choose the merges to measure next so that all other pairs of the models in TABLE are predicted best.",
+)
 @table_argument
 @click.option("-k", "count", type=int, required=True, help="How many merges to measure.")
 @click.option("--scores", type=path_type, help="What was measured already; needs --method.")
@@ -118,7 +118,6 @@ def plan(
     table: Path, count: int, scores: Path | None, methods: tuple[str, ...], target: str, models: str | None,
     out: Path | None,
 ) -> None:  # fmt: skip
-    """Choose the merges to measure next so that all other pairs of the models in TABLE are predicted best."""
     import pandas as pd
 
     from mergekern.prediction import align_scores, plan_measurements, read_scores

@@ -10,7 +10,13 @@ from mergekern.metrics import RANKED_BY
 from mergekern.table import MetricTable
 
 
-@click.command()
+@click.command(
+    help="""\
+Write what the file TABLE says as one page that a browser opens without a network.
+
+TABLE is what `mergekern metrics --out` wrote: .parquet, .csv or .json.
+"""
+)
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("--scores", type=click.Path(path_type=Path),
               help="What was measured: a CSV file with the columns method, model_a, model_b and accuracy.")  # fmt: skip
@@ -26,10 +32,6 @@ def report(
     table: Path, scores: Path | None, target: str, models: tuple[Path, ...], metric: str | None, title: str | None,
     static: bool, out: Path | None,
 ) -> None:  # fmt: skip
-    """Write what the file TABLE says as one page that a browser opens without a network.
-
-    TABLE is what `mergekern metrics --out` wrote: .parquet, .csv or .json.
-    """
     from mergekern.prediction import MergePredictor, read_methods, read_scores
     from mergekern.report import write_report
 

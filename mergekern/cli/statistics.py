@@ -26,7 +26,13 @@ from mergekern.table import MetricTable, check_suffix
 path_type = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(
+    help="""\
+Add MODELS, checkpoints or one folder of them, to the statistics of a zoo.
+
+Only they are factorised; the other models are read for their inner products with them.
+"""
+)
 @click.argument("models", type=path_type, nargs=-1, required=True)
 @click.option("--to", type=path_type, required=True, help="The statistics of the models that there are.")
 @click.option("--base", type=path_type, help="The base, if it is not where it was.")
@@ -34,41 +40,37 @@ path_type = click.Path(path_type=Path)
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @io_option
 def add(models: tuple[Path, ...], to: Path, **options: Any) -> None:
-    """Add MODELS, checkpoints or one folder of them, to the statistics of a zoo.
-
-    Only they are factorised; the other models are read for their inner products with them.
-    """
     with progress_display() as progress:
         found = mergekern.add_models(models[0] if len(models) == 1 else list(models), to, progress=progress, **options)
     click.echo(f"{to}: {len(found.models)} models")
 
 
-@click.command()
+@click.command(help="Remove MODELS, by name, from the statistics of a zoo; nothing is computed.")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--from", "statistics", type=path_type, required=True, help="The statistics of a zoo.")
 def remove(models: tuple[str, ...], statistics: Path) -> None:
-    """Remove MODELS, by name, from the statistics of a zoo; nothing is computed."""
     left = mergekern.remove_models(models, statistics)
     click.echo(f"{statistics}: {len(left)} models")
 
 
-@click.command()
+@click.command(
+    help="""\
+Put together in STATISTICS what `mergekern metrics --shard` measured.
+
+SHARDS are the folders of the shards; by default those in STATISTICS.
+"""
+)
 @click.argument("statistics", type=path_type)
 @click.argument("shards", type=path_type, nargs=-1)
 def combine(statistics: Path, shards: tuple[Path, ...]) -> None:
-    """Put together in STATISTICS what `mergekern metrics --shard` measured.
-
-    SHARDS are the folders of the shards; by default those in STATISTICS.
-    """
     found = Manifest.read(mergekern.combine(statistics, list(shards) or None))
     click.echo(f"{statistics}: {len(found.models)} models, {len(found.layers)} tensors")
 
 
-@click.command()
+@click.command(help="Check every file of the folder STATISTICS against its checksum; fails if one is damaged.")
 @click.argument("statistics", type=path_type)
 @click.option("--delete", is_flag=True, help="Delete damaged files, so that the next run computes them again.")
 def verify(statistics: Path, delete: bool) -> None:
-    """Check every file of the folder STATISTICS against its checksum; fails if one is damaged."""
     damaged = mergekern.verify(statistics)
     for path, what in damaged:
         click.echo(what if str(path) in what else f"{path}: {what}")
@@ -82,7 +84,7 @@ def verify(statistics: Path, delete: bool) -> None:
     click.echo(f"{statistics}: whole")
 
 
-@click.command()
+@click.command(help="Compute the metrics of all pairs, or those of some models, from STATISTICS, without the weights.")
 @click.argument("statistics", type=path_type)
 @click.option("--models", help="Names of these only, comma-separated.")
 @click.option("--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories.")
@@ -95,7 +97,6 @@ def verify(statistics: Path, delete: bool) -> None:
 def table(
     statistics: Path, models: str | None, metrics: str, sort_by: str, rows: int, out: Path | None, **options: Any
 ) -> None:
-    """Compute the metrics of all pairs, or those of some models, from STATISTICS, without the weights."""
     if out is not None:
         check_suffix(out)
     names = None if models is None else [name.strip() for name in models.split(",")]
@@ -109,7 +110,14 @@ def table(
         click.echo(f"wrote {out}")
 
 
-@click.command()
+@click.command(
+    help="""\
+Rank the pairs of the folder ZOO by the score that their merge is predicted to have.
+
+Metrics, prediction and ranking in one; however many models there are, memory is that of a few. Without ZOO the
+pairs are those of a finished folder of --statistics.
+"""
+)
 @zoo_options
 @click.option("--model", "models", type=path_type, multiple=True,
               help="What `mergekern fit` wrote, one for each merge method [default: rank by a metric].")  # fmt: skip
@@ -121,11 +129,6 @@ def screen(
     zoo: Path | None, models: tuple[Path, ...], statistics: Path | None, out: Path | None, metrics: str, rows: int,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Rank the pairs of the folder ZOO by the score that their merge is predicted to have.
-
-    Metrics, prediction and ranking in one; however many models there are, memory is that of a few. Without ZOO the
-    pairs are those of a finished folder of --statistics.
-    """
     from mergekern.prediction import MergePredictor
     from mergekern.screening import check_screening
     from mergekern.screening import screen as screen_pairs

@@ -1,23 +1,17 @@
 """The catalogue of metrics: the one place that lists them.
 
 The command line, the documentation and every table read it. To add a metric, write its function in the module of its
-category and give it an entry here.
-
-Notation: τ_i is the task vector of model i, τ_i^l its part in tensor l, g the Gram matrix of the whole task vectors;
-s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; σ, U and V the singular values and vectors of a
-task matrix, k = 10; a_i the mean activation of model i over the calibration samples of all tasks, e_i and x_i the
-gradients of its loss on its own task's samples with respect to the parameters of the encoder and to the inputs; ℓ_i and
-A_i mean loss and accuracy on these samples, and M(τ_i, τ_j) the merge of two models by a method.
+category and give it an entry here. Everything that an entry says is a literal: nothing is read from a docstring, which
+`python -OO` strips.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,8 +19,17 @@ from mergekern.errors import OptionError, did_you_mean
 from mergekern.metrics import activation, effective_rank, geometry, gradient, merge_probes, subspace
 from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
 
-NOTATION = (__doc__ or "").partition("Notation: ")[2].strip()
+# What the symbols of the formulas stand for.
+NOTATION = """\
+τ_i is the task vector of model i, τ_i^l its part in tensor l, g the Gram matrix of the whole task vectors;
+s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; σ, U and V the singular values and vectors of a
+task matrix, k = 10; a_i the mean activation of model i over the calibration samples of all tasks, e_i and x_i the
+gradients of its loss on its own task's samples with respect to the parameters of the encoder and to the inputs; ℓ_i and
+A_i mean loss and accuracy on these samples, and M(τ_i, τ_j) the merge of two models by a method."""
 
+Category = Literal[
+    "task-vector geometry", "effective rank", "subspace overlap", "activation", "gradient", "merge probes"
+]  # fmt: skip
 # Three are what running the models gives, attributes of FunctionalStatistics; the last is what running merges gives.
 Needs = Literal["inner products", "spectra", "activations", "encoder_gradients", "input_gradients", "merges"]
 
@@ -38,32 +41,47 @@ class Metric:
     Attributes:
         name: the published one; of a merge probe, ours.
         category: of the study; a sixth are the merge probes.
-        formula: in the notation of this module.
+        formula: in the symbols of `NOTATION`.
         range: smallest and largest value.
         more_mergeable: whether higher or lower values promise a better merge, as the study's authors expect.
         needs: the statistics it is computed from.
         undefined: why a pair can be without a value.
-        function: statistics -> (N, N) matrix, symmetric, NaN where undefined; metrics of spectra also take `frozen`,
-            and those of merges are of `MergeStatistics`.
+        explanation: what the metrics of its category say, in a sentence.
+        function: statistics -> (N, N) matrix, NaN where undefined; metrics of spectra also take `frozen`, and those of
+            merges are of `MergeStatistics`.
+        symmetric: whether the order of the two models has no part in the value. A table has one row for each unordered
+            pair, so that it has room for no other metrics.
     """
 
     name: str
-    category: str
+    category: Category
     formula: str
     range: tuple[float, float]
     more_mergeable: Literal["higher", "lower"]
     needs: Needs
     undefined: str
+    explanation: str
     function: Callable[..., np.ndarray]
+    symmetric: bool = True
 
     def compute(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> np.ndarray:
-        """Return the (N, N) values of all pairs; the diagonal compares each model with itself."""
+        """Return the (N, N) values of all pairs; the diagonal compares each model with itself.
+
+        Raises:
+            OptionError: the statistics do not hold what the metric needs of running models.
+        """
+        self._check_functional(statistics)
         if self.needs == "spectra":
             return self.function(statistics, frozen=frozen)
         return self.function(statistics)
 
     def compute_layers(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> dict[str, np.ndarray]:
-        """Return the values of each tensor alone, of those for which the metric is defined."""
+        """Return the values of each tensor alone, of those for which the metric is defined.
+
+        Raises:
+            OptionError: as for `compute`.
+        """
+        self._check_functional(statistics)
         if self.needs == "encoder_gradients":
             assert statistics.functional.encoder_gradients is not None
             alone = {
@@ -81,21 +99,17 @@ class Metric:
             if layer.is_matrix or self.needs != "spectra"
         }
 
+    def _check_functional(self, statistics: ZooStatistics) -> None:
+        if self.needs in FUNCTIONAL and not self.is_possible(statistics):
+            raise OptionError(
+                f"{self.name}: these statistics were measured without {self.needs.replace('_', ' ')}; measure them "
+                "again with this metric, and with calibration="
+            )
+
     @property
     def runs_models(self) -> bool:
         """Whether models must be run on calibration data for it."""
         return self.needs in (*FUNCTIONAL, "merges")
-
-    @property
-    def explanation(self) -> str:
-        """What the metrics of its category say, in a sentence: how the category's module begins.
-
-        >>> CATALOGUE["subspace_overlap"].explanation
-        'Whether two models change a matrix along the same directions, averaged over all matrices.'
-        """
-        opening = (sys.modules[self.function.__module__].__doc__ or "").partition("\n")[0]
-        sentence = opening.partition(": ")[2]
-        return sentence[:1].upper() + sentence[1:]
 
     @property
     def every_tensor(self) -> bool:
@@ -109,81 +123,140 @@ class Metric:
         return self.needs != "spectra" or statistics.has_spectra
 
 
-def _metric(
-    function: Callable[..., np.ndarray], formula: str, bounds: tuple[float, float], more: Literal["higher", "lower"]
-) -> Metric:
-    """Return the entry of a function; what is common to a category, or a part of it, comes from its module or name."""
-    common = _COMMON.get(function.__module__) or _COMMON[function.__name__.split("_gradient_")[0]]
-    category, needs, undefined = common
-    return Metric(function.__name__, category, formula, bounds, more, needs, undefined, function)
+# Name, formula, range, direction and function of a metric.
+_Entry = tuple[str, str, tuple[float, float], Literal["higher", "lower"], Callable[..., np.ndarray]]
 
 
-_COMMON: dict[str, tuple[str, Needs, str]] = {
-    geometry.__name__: (
-        "task-vector geometry",
-        "inner products",
-        "a whole task vector is zero: the model equals the base",
-    ),
-    effective_rank.__name__: (
-        "effective rank",
-        "inner products",
-        "no tensor differs from the base in both models",
-    ),
-    subspace.__name__: (
-        "subspace overlap",
-        "spectra",
-        "no matrix differs from the base in both models with the rank that its singular vectors need",
-    ),
-    activation.__name__: ("activation", "activations", "a mean activation is zero"),
-    merge_probes.__name__: ("merge probes", "merges", "a loss is not finite, or a single model tells no sample right"),
-    "encoder": ("gradient", "encoder_gradients", "a gradient is zero"),
-    "input": (
-        "gradient",
-        "input_gradients",
-        "a gradient is zero, or the tasks differ in the number or the shape of their samples",
-    ),
-}
+class _Kind(NamedTuple):
+    """What the metrics of a category share, or those of a part of it that needs other statistics."""
+
+    category: Category
+    needs: Needs
+    undefined: str
+    explanation: str
+
+
+_GEOMETRY = _Kind(
+    "task-vector geometry",
+    "inner products",
+    undefined="a whole task vector is zero: the model equals the base",
+    explanation="Lengths and angles of whole task vectors, from their Gram matrix g = Σ_l G_l.",
+)
+_EFFECTIVE_RANK = _Kind(
+    "effective rank",
+    "inner products",
+    undefined="no tensor differs from the base in both models",
+    explanation="How far the n×D stack of n task vectors is from one direction; n = 2 for the pairwise metrics.",
+)
+_SUBSPACE = _Kind(
+    "subspace overlap",
+    "spectra",
+    undefined="no matrix differs from the base in both models with the rank that its singular vectors need",
+    explanation="Whether two models change a matrix along the same directions, averaged over all matrices.",
+)
+_ACTIVATION = _Kind(
+    "activation",
+    "activations",
+    undefined="a mean activation is zero",
+    explanation="Lengths and angles of the models' mean activations.",
+)
+_ENCODER_GRADIENT = _Kind(
+    "gradient",
+    "encoder_gradients",
+    undefined="a gradient is zero",
+    explanation="Lengths and angles between the gradients of two models, each on its own task's samples.",
+)
+_INPUT_GRADIENT = _Kind(
+    "gradient",
+    "input_gradients",
+    undefined="a gradient is zero, or the tasks differ in the number or the shape of their samples",
+    explanation="Lengths and angles between the gradients of two models, each on its own task's samples.",
+)
+_MERGE_PROBE = _Kind(
+    "merge probes",
+    "merges",
+    undefined="a loss is not finite, or a single model tells no sample right",
+    explanation="What a merge method does to two models on samples of their own tasks, each alone or both together.",
+)
+
+
+def _metrics(kind: _Kind, *entries: _Entry) -> list[Metric]:
+    return [
+        Metric(name, kind.category, formula, bounds, more, kind.needs, kind.undefined, kind.explanation, function)
+        for name, formula, bounds, more, function in entries
+    ]
+
 
 CATALOGUE: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        _metric(geometry.task_vector_cosine_similarity, "g_ij / √(g_ii g_jj)", (-1, 1), "higher"),
-        _metric(geometry.task_vector_l2_distance, "√(g_ii + g_jj − 2 g_ij)", (0, math.inf), "lower"),
-        _metric(geometry.task_vector_dot_product, "g_ij", (-math.inf, math.inf), "higher"),
-        _metric(geometry.weight_space_angle, "arccos of the cosine, degrees", (0, 180), "lower"),
-        _metric(geometry.task_vector_magnitude_ratio, "shorter ‖τ‖ / longer ‖τ‖", (0, 1), "higher"),
-        _metric(effective_rank.effective_rank, "exp(−Σ p ln p)", (1, 2), "lower"),
-        _metric(effective_rank.effective_rank_mergeability_score, "clip(2 − effective_rank, 0, 1)", (0, 1), "higher"),
-        _metric(effective_rank.stable_rank, "(Σs)² / Σs²", (1, 2), "lower"),
-        _metric(effective_rank.spectral_gap, "(s₁ − s₂) / s₁", (0, 1), "higher"),
-        _metric(effective_rank.singular_value_ratio, "s₂ / s₁", (0, 1), "lower"),
-        _metric(
-            effective_rank.layerwise_effective_rank, "Σ_l w_l er_l / Σ_l w_l, w_l = ‖τ_i^l‖ + ‖τ_j^l‖", (1, 2), "lower"
+        *_metrics(
+            _GEOMETRY,
+            ("task_vector_cosine_similarity", "g_ij / √(g_ii g_jj)", (-1, 1), "higher",
+             geometry.task_vector_cosine_similarity),
+            ("task_vector_l2_distance", "√(g_ii + g_jj − 2 g_ij)", (0, math.inf), "lower",
+             geometry.task_vector_l2_distance),
+            ("task_vector_dot_product", "g_ij", (-math.inf, math.inf), "higher", geometry.task_vector_dot_product),
+            ("weight_space_angle", "arccos of the cosine, degrees", (0, 180), "lower", geometry.weight_space_angle),
+            ("task_vector_magnitude_ratio", "shorter ‖τ‖ / longer ‖τ‖", (0, 1), "higher",
+             geometry.task_vector_magnitude_ratio),
         ),
-        _metric(
-            effective_rank.layerwise_effective_rank_mergeability_score,
-            "clip(2 − layerwise_effective_rank, 0, 1)",
-            (0, 1),
-            "higher",
+        *_metrics(
+            _EFFECTIVE_RANK,
+            ("effective_rank", "exp(−Σ p ln p)", (1, 2), "lower", effective_rank.effective_rank),
+            ("effective_rank_mergeability_score", "clip(2 − effective_rank, 0, 1)", (0, 1), "higher",
+             effective_rank.effective_rank_mergeability_score),
+            ("stable_rank", "(Σs)² / Σs²", (1, 2), "lower", effective_rank.stable_rank),
+            ("spectral_gap", "(s₁ − s₂) / s₁", (0, 1), "higher", effective_rank.spectral_gap),
+            ("singular_value_ratio", "s₂ / s₁", (0, 1), "lower", effective_rank.singular_value_ratio),
+            ("layerwise_effective_rank", "Σ_l w_l er_l / Σ_l w_l, w_l = ‖τ_i^l‖ + ‖τ_j^l‖", (1, 2), "lower",
+             effective_rank.layerwise_effective_rank),
+            ("layerwise_effective_rank_mergeability_score", "clip(2 − layerwise_effective_rank, 0, 1)", (0, 1),
+             "higher", effective_rank.layerwise_effective_rank_mergeability_score),
         ),
-        _metric(subspace.singular_value_overlap, "mean_l cos(σ_i, σ_j), top 100", (0, 1), "higher"),
-        _metric(subspace.subspace_overlap, "mean_l ‖U_iᵀU_j‖_F / k, top k", (0, 1), "higher"),
-        _metric(subspace.right_subspace_overlap_top_k, "mean_l ‖V_iᵀV_j‖_F / √k, top k", (0, 1), "higher"),
-        _metric(subspace.right_subspace_overlap_bottom_k, "mean_l ‖V_iᵀV_j‖_F / √k, bottom k", (0, 1), "higher"),
-        _metric(subspace.interaction_matrix_overlap_top_k, "mean_l ‖V_iᵀV_j‖_F² / k, top k", (0, 1), "higher"),
-        _metric(subspace.interaction_matrix_overlap_bottom_k, "mean_l ‖V_iᵀV_j‖_F² / k, bottom k", (0, 1), "higher"),
-        _metric(activation.activation_l2_distance, "‖a_i − a_j‖", (0, math.inf), "lower"),
-        _metric(activation.activation_cosine_similarity, "<a_i, a_j> / ‖a_i‖‖a_j‖", (-1, 1), "higher"),
-        _metric(activation.activation_magnitude_ratio, "shorter ‖a‖ / longer ‖a‖", (0, 1), "higher"),
-        _metric(activation.activation_dot_product, "<a_i, a_j>", (-math.inf, math.inf), "higher"),
-        _metric(gradient.encoder_gradient_cosine_similarity, "<e_i, e_j> / ‖e_i‖‖e_j‖", (-1, 1), "higher"),
-        _metric(gradient.encoder_gradient_l2_distance, "‖e_i − e_j‖", (0, math.inf), "lower"),
-        _metric(gradient.encoder_gradient_dot_product, "<e_i, e_j>", (-math.inf, math.inf), "higher"),
-        _metric(gradient.input_gradient_cosine_similarity, "<x_i, x_j> / ‖x_i‖‖x_j‖", (-1, 1), "higher"),
-        _metric(gradient.input_gradient_l2_distance, "‖x_i − x_j‖", (0, math.inf), "lower"),
-        _metric(gradient.input_gradient_dot_product, "<x_i, x_j>", (-math.inf, math.inf), "higher"),
+        *_metrics(
+            _SUBSPACE,
+            ("singular_value_overlap", "mean_l cos(σ_i, σ_j), top 100", (0, 1), "higher",
+             subspace.singular_value_overlap),
+            ("subspace_overlap", "mean_l ‖U_iᵀU_j‖_F / k, top k", (0, 1), "higher", subspace.subspace_overlap),
+            ("right_subspace_overlap_top_k", "mean_l ‖V_iᵀV_j‖_F / √k, top k", (0, 1), "higher",
+             subspace.right_subspace_overlap_top_k),
+            ("right_subspace_overlap_bottom_k", "mean_l ‖V_iᵀV_j‖_F / √k, bottom k", (0, 1), "higher",
+             subspace.right_subspace_overlap_bottom_k),
+            ("interaction_matrix_overlap_top_k", "mean_l ‖V_iᵀV_j‖_F² / k, top k", (0, 1), "higher",
+             subspace.interaction_matrix_overlap_top_k),
+            ("interaction_matrix_overlap_bottom_k", "mean_l ‖V_iᵀV_j‖_F² / k, bottom k", (0, 1), "higher",
+             subspace.interaction_matrix_overlap_bottom_k),
+        ),
+        *_metrics(
+            _ACTIVATION,
+            ("activation_l2_distance", "‖a_i − a_j‖", (0, math.inf), "lower", activation.activation_l2_distance),
+            ("activation_cosine_similarity", "<a_i, a_j> / ‖a_i‖‖a_j‖", (-1, 1), "higher",
+             activation.activation_cosine_similarity),
+            ("activation_magnitude_ratio", "shorter ‖a‖ / longer ‖a‖", (0, 1), "higher",
+             activation.activation_magnitude_ratio),
+            ("activation_dot_product", "<a_i, a_j>", (-math.inf, math.inf), "higher",
+             activation.activation_dot_product),
+        ),
+        *_metrics(
+            _ENCODER_GRADIENT,
+            ("encoder_gradient_cosine_similarity", "<e_i, e_j> / ‖e_i‖‖e_j‖", (-1, 1), "higher",
+             gradient.encoder_gradient_cosine_similarity),
+            ("encoder_gradient_l2_distance", "‖e_i − e_j‖", (0, math.inf), "lower",
+             gradient.encoder_gradient_l2_distance),
+            ("encoder_gradient_dot_product", "<e_i, e_j>", (-math.inf, math.inf), "higher",
+             gradient.encoder_gradient_dot_product),
+        ),
+        *_metrics(
+            _INPUT_GRADIENT,
+            ("input_gradient_cosine_similarity", "<x_i, x_j> / ‖x_i‖‖x_j‖", (-1, 1), "higher",
+             gradient.input_gradient_cosine_similarity),
+            ("input_gradient_l2_distance", "‖x_i − x_j‖", (0, math.inf), "lower", gradient.input_gradient_l2_distance),
+            ("input_gradient_dot_product", "<x_i, x_j>", (-math.inf, math.inf), "higher",
+             gradient.input_gradient_dot_product),
+        ),
     )
-}
+}  # fmt: skip
 
 _ADDED_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
 _KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "higher"
@@ -191,18 +264,27 @@ _KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "
 MERGE_PROBES: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        _metric(merge_probes.solo_loss_mean, "mean over i, j of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i)", *_ADDED_LOSS),
-        _metric(merge_probes.solo_loss_worst, "larger of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS),
-        _metric(merge_probes.solo_accuracy_mean, "mean over i, j of A_i(M(τ_i, 0)) / A_i(θ_i)", *_KEPT_ACCURACY),
-        _metric(merge_probes.solo_accuracy_worst, "smaller of A_i(M(τ_i, 0)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY),
-        _metric(merge_probes.direct_loss_mean, "mean over i, j of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i)", *_ADDED_LOSS),
-        _metric(merge_probes.direct_loss_worst, "larger of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS),
-        _metric(merge_probes.direct_accuracy_mean, "mean over i, j of A_i(M(τ_i, τ_j)) / A_i(θ_i)", *_KEPT_ACCURACY),
-        _metric(
-            merge_probes.direct_accuracy_worst, "smaller of A_i(M(τ_i, τ_j)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY
+        *_metrics(
+            _MERGE_PROBE,
+            ("solo_loss_mean", "mean over i, j of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i)", *_ADDED_LOSS,
+             merge_probes.solo_loss_mean),
+            ("solo_loss_worst", "larger of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS,
+             merge_probes.solo_loss_worst),
+            ("solo_accuracy_mean", "mean over i, j of A_i(M(τ_i, 0)) / A_i(θ_i)", *_KEPT_ACCURACY,
+             merge_probes.solo_accuracy_mean),
+            ("solo_accuracy_worst", "smaller of A_i(M(τ_i, 0)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY,
+             merge_probes.solo_accuracy_worst),
+            ("direct_loss_mean", "mean over i, j of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i)", *_ADDED_LOSS,
+             merge_probes.direct_loss_mean),
+            ("direct_loss_worst", "larger of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS,
+             merge_probes.direct_loss_worst),
+            ("direct_accuracy_mean", "mean over i, j of A_i(M(τ_i, τ_j)) / A_i(θ_i)", *_KEPT_ACCURACY,
+             merge_probes.direct_accuracy_mean),
+            ("direct_accuracy_worst", "smaller of A_i(M(τ_i, τ_j)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY,
+             merge_probes.direct_accuracy_worst),
         ),
     )
-}
+}  # fmt: skip
 
 
 def is_metric(column: str) -> bool:

@@ -142,11 +142,10 @@ class MergePredictor:
         - remarks: what makes the prediction less sure, in words.
 
         Raises:
-            PredictionError: the table lacks metrics.
+            PredictionError: the table lacks metrics, or the frame's index does not name the two models of each row.
         """
         X = self._metrics_of(table)
-        pairs = find_pairs(X)
-        assert pairs is not None
+        pairs = _names_of(X)
         possible = np.isfinite(X.to_numpy()).all(1)
         out = pd.DataFrame({"prediction": np.nan, "low": np.nan, "high": np.nan}, index=X.index)
         known = {pair_key(pair): score for pair, score in self.measured.items()}
@@ -169,12 +168,11 @@ class MergePredictor:
         A row's sum is its prediction; pairs without a value of every metric have no row.
 
         Raises:
-            PredictionError: the table lacks metrics.
+            PredictionError: the table lacks metrics, or the frame's index does not name the two models of each row.
         """
         X = self._metrics_of(table)
         X = X[np.isfinite(X.to_numpy()).all(1)]
-        pairs = find_pairs(X)
-        assert pairs is not None
+        pairs = _names_of(X)
         terms = contributions(self.estimator, X, pairs)
         return terms[["mean", "model_a", "model_b", *self.metrics]]
 
@@ -332,6 +330,16 @@ def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.Data
         index=index,
     )
     return out.sort_values("score", ascending=False, kind="stable", na_position="last")
+
+
+def _names_of(X: pd.DataFrame) -> np.ndarray:
+    """Return the names of the two models of each row, (n, 2)."""
+    pairs = find_pairs(X)
+    if pairs is None:
+        raise PredictionError(
+            "the frame's index does not name the two models of each row; give a MetricTable, or rows of its to_pandas()"
+        )
+    return pairs
 
 
 def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mergekern
+from mergekern.errors import OptionError
 from mergekern.metrics import CATALOGUE
 from tests.names import OF_WEIGHTS
 from tests.tolerances import GEOMETRY, SUBSPACE
@@ -42,7 +43,7 @@ def test_symmetric_and_in_range(sizes):
     table = mergekern.compute_all(zoo, base)
     for name in OF_WEIGHTS:
         metric, matrix = CATALOGUE[name], table.matrix(name)
-        assert np.array_equal(matrix, matrix.T, equal_nan=True), name
+        assert np.array_equal(matrix, matrix.T, equal_nan=True) == metric.symmetric, name
         values = matrix[~np.isnan(matrix)]
         low, high = metric.range
         assert (values >= low - 1e-6).all(), name
@@ -95,3 +96,16 @@ def test_catalogue_entries_are_complete(metric):
     assert entry.formula
     assert entry.range[0] < entry.range[1]
     assert entry.more_mergeable in ("higher", "lower")
+
+
+@pytest.mark.parametrize("metric", [name for name, entry in CATALOGUE.items() if entry.runs_models])
+def test_statistics_without_runs_are_refused(metric):
+    """Also under python -O, where an assertion would not."""
+    statistics = mergekern.measure(*make_zoo_of_one_matrix(), metrics="task_vector_dot_product")
+    for compute in (CATALOGUE[metric].compute, CATALOGUE[metric].compute_layers):
+        with pytest.raises(OptionError, match=f"{metric}: .* measured without"):
+            compute(statistics)
+
+
+def make_zoo_of_one_matrix():
+    return {name: {"w": row} for name, row in zip("abc", np.eye(3), strict=True)}, {"w": np.zeros(3)}

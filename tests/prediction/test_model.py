@@ -133,6 +133,13 @@ def test_a_table_without_the_metrics_is_refused(fitted, table):
     assert len(fitted["additive"].predict(less)) == 28
 
 
+@pytest.mark.parametrize("call", ["predict", "explain"])
+def test_a_frame_without_the_names_of_the_models_is_refused(fitted, table, call):
+    """Also under python -O, where an assertion would not."""
+    with pytest.raises(PredictionError, match="does not name the two models"):
+        getattr(fitted["linear"], call)(table.to_pandas().reset_index(drop=True))
+
+
 def test_too_few_scores_are_refused_and_three_suffice(table, scores):
     with pytest.raises(PredictionError, match="2 scores of tsv are too few"):
         MergePredictor.fit(table, scores.iloc[:2], "tsv")

@@ -194,7 +194,7 @@ class _Tridiagonal:
         return counts
 
     def vectors(self, values: torch.Tensor) -> torch.Tensor:
-        """Return orthonormal eigenvectors (batch, size, count) of consecutive eigenvalues of the matrices, ascending."""
+        """Return orthonormal eigenvectors (batch, size, count) of consecutive ascending eigenvalues."""
         count, size = values.shape[1], self._size
         scaled = _separated(values * self._scale)
         vectors = torch.empty(self._batch, size, count, dtype=torch.float64, device=values.device)
