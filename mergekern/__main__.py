@@ -2,4 +2,5 @@
 
 from mergekern.cli import main
 
-main(prog_name="mergekern")
+if __name__ == "__main__":
+    main(prog_name="mergekern")

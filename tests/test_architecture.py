@@ -20,6 +20,7 @@ LAYERS = [
     ["incremental", "shards", "screening"],
     ["report", "cluster"],
     ["cli"],
+    ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
