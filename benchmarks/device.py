@@ -188,7 +188,7 @@ def _session(
     import torch
 
     from benchmarks.device_session import FULL, SMALL, Session
-    from mergekern.versions import versions
+    from mergekern._internal.versions import versions
 
     kept = _journal(journal)
     name = _device_name(torch.cuda.is_available())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import rows
-from mergekern.versions import versions
+from mergekern._internal.versions import versions
 
 ROOT = Path(__file__).parents[1]
 # Written by the run itself, so that they say nothing about the code.

@@ -12,8 +12,8 @@ import numpy as np
 import safetensors.numpy
 import xxhash
 
+from mergekern._internal.files import write_atomically
 from mergekern.errors import StatisticsError
-from mergekern.files import write_atomically
 
 SUFFIX = ".safetensors"
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from mergekern._internal.validation import positive_integer
+from mergekern._internal.versions import versions
 from mergekern.calibration import Calibration
 from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor, open_zoo
 from mergekern.checkpoints.formats import IO
@@ -28,7 +30,6 @@ from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
-from mergekern.options import positive_integer
 from mergekern.probes import Probes
 from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes
@@ -36,7 +37,6 @@ from mergekern.statistics import FunctionalStatistics, ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
 from mergekern.store import Store, writing
 from mergekern.table import MetricTable
-from mergekern.versions import versions
 
 
 def compute_all(

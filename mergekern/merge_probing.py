@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import xxhash
 
+from mergekern._internal.versions import package_version, versions
 from mergekern.blocks import SUFFIX
 from mergekern.calibration import Calibration
 from mergekern.checkpoints import Checkpoint, open_checkpoint, open_zoo
@@ -33,7 +34,6 @@ from mergekern.notes import notes_of_missing
 from mergekern.probes import Forward, Outcome, Probes, content_hash
 from mergekern.progress import Progress
 from mergekern.table import MetricTable
-from mergekern.versions import package_version, versions
 
 logger = logging.getLogger(__name__)
 # Seconds of work that a run which is killed may lose.

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mergekern._internal.validation import positive_integer
 from mergekern.errors import MismatchError, OptionError, did_you_mean
-from mergekern.options import positive_integer
 
 Tensors = Mapping[str, Tensor]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import xxhash
 
+from mergekern._internal.versions import package_version
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
 from mergekern.kernels import dispatch, lapack
 from mergekern.measurement import Measurement
@@ -22,7 +23,6 @@ from mergekern.statistics import FunctionalStatistics, LayerStatistics
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, Overlaps
 from mergekern.statistics.manifest import LayerEntry
 from mergekern.store import Store
-from mergekern.versions import package_version
 from mergekern.work import BLOCK_SIZE, Item, Tile, tiles
 
 

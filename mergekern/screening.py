@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mergekern._internal.files import not_written, replacing
+from mergekern._internal.validation import positive_integer
 from mergekern.errors import OptionError, OutputError, PredictionError, StatisticsError
-from mergekern.files import not_written, replacing
 from mergekern.metrics import CATALOGUE, RANKED_BY, select
 from mergekern.metrics.subspace import Frozen
-from mergekern.options import positive_integer
 from mergekern.prediction import MergePredictor, recommend
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.manifest import Manifest

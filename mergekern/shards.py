@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from mergekern._internal.validation import positive_integer
 from mergekern.checkpoints import LayerStream, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.engine import choose_measurement, manifest_of, provenance
 from mergekern.errors import CheckpointError, OptionError, StatisticsError
 from mergekern.metrics import as_names, select
-from mergekern.options import positive_integer
 from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes, join
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, bases_path, block_path, read_bases

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
+from mergekern._internal.files import link_or_copy, not_written
+from mergekern._internal.locks import LOCK_FILES, locked
 from mergekern.errors import MergekernError, OutputError, StatisticsError
-from mergekern.files import link_or_copy, not_written
-from mergekern.locks import LOCK_FILES, locked
 from mergekern.statistics import FUNCTIONAL, Bases, FunctionalStatistics
 from mergekern.statistics.layer_block import (
     BASES,

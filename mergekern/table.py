@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergekern._internal.files import write_atomically
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
-from mergekern.files import write_atomically
 from mergekern.metrics import as_names, in_order, is_metric, metric_of, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.notes import notes_of

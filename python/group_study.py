@@ -32,8 +32,8 @@ from rich.table import Table
 
 import mergekern
 from mergeability_study import TARGET, progress_bar, scores_by_method
+from mergekern._internal.files import write_atomically
 from mergekern.cli.parameters import parse_methods
-from mergekern.files import write_atomically
 from mergekern.prediction import variance_components
 from study.scoring import score_merges
 

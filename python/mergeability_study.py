@@ -51,8 +51,8 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 import mergekern
+from mergekern._internal.files import write_atomically
 from mergekern.cli.parameters import parse_methods
-from mergekern.files import write_atomically
 from mergekern.prediction import MergePredictor, read_scores
 from mergekern.report import write_report
 from study.analysis import analyse

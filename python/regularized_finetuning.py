@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mergeability_study import QUICK_TASKS, TARGET, TASKS, check_options, progress_bar, run_study
+from mergekern._internal.files import write_atomically
 from mergekern.cli.parameters import parse_methods
-from mergekern.files import write_atomically
 from zoos.encoders import CLASSES
 from zoos.making import PENALTIES, default_options
 

@@ -1,52 +1,84 @@
-"""Imports point one way; a stranger can rely on it."""
+"""The tree of the package: rooms, one above the other, and imports that point down; a stranger can rely on it."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "mergekern"
-# A module imports only from its own layer and the layers before it.
-LAYERS = [
-    ["errors"],
-    ["files", "locks", "options", "progress", "versions", "work"],
-    ["checkpoints", "kernels", "blocks", "calibration", "regularizers"],
-    ["statistics", "merge_statistics"],
-    ["measurement", "store", "metrics", "merging"],
-    ["notes"],
-    ["table", "probes"],
-    ["run"],
-    ["engine", "merge_probing", "prediction", "fingerprints", "groups"],
-    ["incremental", "shards", "screening"],
-    ["report", "cluster"],
-    ["cli"],
-    ["__main__"],
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+import mergekern
+
+PACKAGE = Path(mergekern.__file__).parent
+# From the top down. A module imports from its own room and from rooms below, never from above: not in functions, and
+# not for types either.
+ROOMS = [
+    "cli", "distributed", "api", "report", "measurement", "functional", "prediction", "sketches", "tables", "merging",
+    "metrics", "statistics", "kernels", "checkpoints", "training", "progress", "_internal", "errors",
+]  # fmt: skip
+HEIGHT = {name: len(ROOMS) - place for place, name in enumerate(ROOMS)}
+# The door of the package: what `import mergekern` offers, the command line as a module, and the compiled kernels.
+DOORS = {"__init__", "__main__", "_native"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(module):
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(("mergekern", *(part for part in parts if part != "__init__")))
+
+
+NAMES = {module_name(path) for path in MODULES} | {"mergekern._native"}
+
+
+def imported(path):
+    """Return the modules of the package that a module imports, wherever it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= submodules & NAMES or {node.module}
+            # `from package import module, name` imports both.
+            if not submodules <= NAMES:
+                found.add(node.module)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "import_module":
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            found |= {str(text).rstrip(".") for text in texts}
+    return {name for name in found if name == "mergekern" or name.startswith("mergekern.")}
+
+
+IMPORTS = {module_name(path): imported(path) for path in MODULES}
+
+
+def room(module):
     return module.split(".")[1]
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path):
-    relative = path.relative_to(PACKAGE)
-    here = relative.parts[0].removesuffix(".py")
-    if here == "__init__":
+def test_the_top_has_the_rooms_of_the_tree_and_no_other():
+    found = {path.stem.partition(".")[0] for path in PACKAGE.iterdir() if path.suffix in (".py", ".pyi", ".so")}
+    found |= {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert found - DOORS == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", sorted(IMPORTS))
+def test_imports_point_down(module):
+    if module in ("mergekern", "mergekern.__main__"):
         return
-    for node in ast.parse(path.read_text()).body:
-        modules = []
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mergekern."):
-            modules = [node.module]
-        elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names if alias.name.startswith("mergekern.")]
-        for module in modules:
-            there = part(module)
-            if there != here:
-                assert LEVEL[there] < LEVEL[here], f"{relative} imports {module}"
+    for other in IMPORTS[module]:
+        if other == "mergekern":
+            assert room(module) == "cli", f"{module} imports the door, which imports everything"
+        elif room(other) not in ("_native", room(module)):
+            assert HEIGHT[room(other)] < HEIGHT[room(module)], f"{module} imports {other}"
 
 
-def test_every_module_has_a_layer():
-    found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert found - {"__init__", "__pycache__"} <= set(LEVEL)
+@pytest.mark.parametrize("name", [name for name in ROOMS if (PACKAGE / name).is_dir()])
+def test_no_circle_inside_a_room(name):
+    inside = {module: others for module, others in IMPORTS.items() if module.split(".")[1:2] == [name]}
+    graph = {module: {other for other in others if other in inside} for module, others in inside.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_compiled_kernels_are_imported_in_one_place():
+    users = {module for module, others in IMPORTS.items() if "mergekern._native" in others}
+    assert users == {"mergekern.kernels.native"}

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
+from mergekern._internal.files import write_atomically
 from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.checkpoints.formats import SUFFIXES, SafetensorsFile, Sharded
 from mergekern.errors import OutputError
-from mergekern.files import write_atomically
 
 METADATA_KEY = "mergekern"
 RECORD_FILE = "mergekern.json"

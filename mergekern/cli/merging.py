@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 import mergekern
+from mergekern._internal.files import write_atomically
 from mergekern.cli.display import progress_display
 from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
-from mergekern.files import write_atomically
 
 # What all merges have.
 merge_options = with_options(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from mergekern._internal.files import write_atomically
 from mergekern.cli.display import console
 from mergekern.errors import OutputError
-from mergekern.files import write_atomically
 from mergekern.table import MetricTable
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mergekern._internal.versions import package_version
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
 from mergekern.checkpoints.formats import IO, Sharded
 from mergekern.checkpoints.writer import Writer, check_target, layout
@@ -30,7 +31,6 @@ from mergekern.merging.recipe import Method, plain
 from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.route import CpuRoute, Route
 from mergekern.progress import Progress
-from mergekern.versions import package_version
 
 DTYPES = {
     "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,

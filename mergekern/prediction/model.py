@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mergekern._internal.files import write_atomically
+from mergekern._internal.versions import package_version, versions
 from mergekern.errors import PredictionError
-from mergekern.files import write_atomically
 from mergekern.prediction.intervals import Intervals, calibrate, predicted_sd
 from mergekern.prediction.pairs import IncompletePairsWarning, complete_pairs, find_pairs, pair_key, task_codes
 from mergekern.prediction.persistence import from_document, to_document
@@ -22,7 +23,6 @@ from mergekern.prediction.scores import align_scores
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
 from mergekern.prediction.validation import cross_validate_pairs, fit_estimator, predict_pairs
 from mergekern.table import INDEX, MetricTable
-from mergekern.versions import package_version, versions
 
 FORMAT = "mergekern predictor"
 FORMAT_VERSION = 1

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergekern._internal.files import write_atomically
 from mergekern.errors import OptionError, OutputError
-from mergekern.files import write_atomically
 from mergekern.report.contents import Contents, gather
 from mergekern.table import MetricTable
 

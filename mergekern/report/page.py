@@ -14,12 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from mergekern._internal.versions import package_version
 from mergekern.metrics import metric_of
 from mergekern.metrics.catalogue import NOTATION, Metric
 from mergekern.report.contents import CORRELATIONS, QUANTILES, Contents, metric_title
 from mergekern.report.outcomes import Outcomes
 from mergekern.table import MetricTable
-from mergekern.versions import package_version
 
 SCRIPTS = ("data.js", "pairs.js", "charts.js", "metrics.js", "outcomes.js")
 # Whole-model values keep every bit up to so many pairs; above, seven digits, or 1000 models would take 150 MB.

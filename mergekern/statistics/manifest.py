@@ -16,8 +16,8 @@ from typing import Any
 
 import xxhash
 
+from mergekern._internal.files import write_atomically
 from mergekern.errors import StatisticsError
-from mergekern.files import write_atomically
 from mergekern.statistics.layer_block import BLOCKS, FORMAT
 
 MANIFEST = "manifest.json"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from mergekern._internal.files import not_written
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
-from mergekern.files import not_written
 from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
 from mergekern.statistics.layer_block import BLOCKS, SAVED, LayerBlock, Measured, assemble, block_path
 from mergekern.statistics.layers import LayerStatistics

@@ -16,8 +16,9 @@ from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
 from mergekern import CATALOGUE
+from mergekern._internal.files import write_atomically
+from mergekern._internal.versions import versions
 from mergekern.errors import PredictionError
-from mergekern.files import write_atomically
 from mergekern.prediction import (
     IncompletePairsWarning,
     LeaveOneTaskOut,
@@ -32,7 +33,6 @@ from mergekern.prediction import (
     plan_measurements,
     variance_components,
 )
-from mergekern.versions import versions
 
 REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(repeats=20)}
 # As in the study: ten starts of its L1 fit.

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.progress import Progress
 
 import mergekern
-from mergekern.files import write_atomically
+from mergekern._internal.files import write_atomically
 from mergekern.prediction import plan_measurements
 from study.analysis import DIRECT, METRICS, SOLO
 from study.scoring import score_merges

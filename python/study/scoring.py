@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mergekern
-from mergekern.files import write_atomically
+from mergekern._internal.files import write_atomically
 from zoos.encoders import build
 
 # What a run that is killed may lose: merges made in one pass over the zoo, and scores not yet written.

@@ -13,7 +13,7 @@ import pytest
 
 import mergekern
 from mergekern import MetricTable, ZooStatistics
-from mergekern.locks import locked
+from mergekern._internal.locks import locked
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.manifest import Manifest
