@@ -35,7 +35,7 @@ from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes
 from mergekern.statistics import FunctionalStatistics, ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
-from mergekern.store import Store, writing
+from mergekern.statistics.store import Store, writing
 from mergekern.table import MetricTable
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from mergekern.blocks import read_block, write_block
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream, Zoo, open_zoo
 from mergekern.checkpoints.adapter import ImpliedBase
 from mergekern.checkpoints.formats import IO
@@ -29,6 +28,7 @@ from mergekern.kernels.gram import distances_from_inner
 from mergekern.metrics import CATALOGUE
 from mergekern.progress import Progress
 from mergekern.statistics import LayerStatistics, ZooStatistics
+from mergekern.statistics.blocks import read_block, write_block
 from mergekern.table import MetricTable
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from mergekern.progress import Progress
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.manifest import LayerEntry, Manifest
+from mergekern.statistics.store import writing
 from mergekern.statistics.zoo import positions
-from mergekern.store import writing
 
 logger = logging.getLogger(__name__)
 

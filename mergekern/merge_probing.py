@@ -18,14 +18,12 @@ import torch
 import xxhash
 
 from mergekern._internal.versions import package_version, versions
-from mergekern.blocks import SUFFIX
 from mergekern.calibration import Calibration
 from mergekern.checkpoints import Checkpoint, open_checkpoint, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch, align
 from mergekern.errors import MergekernError, StatisticsError
 from mergekern.kernels import dispatch
-from mergekern.merge_statistics import MergeStatistics
 from mergekern.merging.apply import MERGED_BYTES, merge_all
 from mergekern.merging.recipe import Method
 from mergekern.merging.registry import find_methods
@@ -33,6 +31,8 @@ from mergekern.metrics import MERGE_PROBES
 from mergekern.notes import notes_of_missing
 from mergekern.probes import Forward, Outcome, Probes, content_hash
 from mergekern.progress import Progress
+from mergekern.statistics.blocks import SUFFIX
+from mergekern.statistics.merges import MergeStatistics
 from mergekern.table import MetricTable
 
 logger = logging.getLogger(__name__)

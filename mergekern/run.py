@@ -22,7 +22,7 @@ from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, LayerStatistics
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, Overlaps
 from mergekern.statistics.manifest import LayerEntry
-from mergekern.store import Store
+from mergekern.statistics.store import Store
 from mergekern.work import BLOCK_SIZE, Item, Tile, tiles
 
 

@@ -25,7 +25,7 @@ from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes, join
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, bases_path, block_path, read_bases
 from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
-from mergekern.store import Store, check_folder, shard_folder, writing
+from mergekern.statistics.store import Store, check_folder, shard_folder, writing
 from mergekern.work import BLOCK_SIZE, cost, share, tiles
 
 # What may differ between the shards of one zoo.

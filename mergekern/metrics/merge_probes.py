@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mergekern.merge_statistics import MergeStatistics
+from mergekern.statistics.merges import MergeStatistics
 
 LOSS, ACCURACY = 0, 1
 

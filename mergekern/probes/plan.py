@@ -19,7 +19,7 @@ from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
 from mergekern.probes.runs import Runs
 from mergekern.statistics import FUNCTIONAL, FunctionalStatistics
-from mergekern.store import Store
+from mergekern.statistics.store import Store
 
 # Elements of a tensor that are hashed at a time.
 _HASHED = 1 << 24

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from mergekern.blocks import SUFFIX, read_block, read_description, write_block
 from mergekern.errors import StatisticsError
+from mergekern.statistics.blocks import SUFFIX, read_block, read_description, write_block
 from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumStatistics
 
 FORMAT = 2

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mergekern.blocks import read_block, write_block
 from mergekern.errors import StatisticsError
+from mergekern.statistics.blocks import read_block, write_block
 
 FORMAT = 1
 
