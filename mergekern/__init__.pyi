@@ -15,7 +15,6 @@ from .errors import (
     StatisticsError,
 )
 from .fingerprints import Fingerprints, fingerprint
-from .groups import group_metrics
 from .incremental import add_models, remove_models
 from .merge_probing import merge_probes
 from .merging.apply import merge, merge_all
@@ -26,7 +25,8 @@ from .progress import Progress
 from .shards import combine, measure_shard
 from .statistics import ZooStatistics
 from .statistics.verification import Damage, verify
-from .table import MetricTable
+from .tables.groups import group_metrics
+from .tables.metric_table import MetricTable
 
 __all__ = [
     "CATALOGUE",

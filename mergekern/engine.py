@@ -36,7 +36,7 @@ from mergekern.run import Run, content_hashes
 from mergekern.statistics import FunctionalStatistics, ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
 from mergekern.statistics.store import Store, writing
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 
 def compute_all(

@@ -29,7 +29,7 @@ from mergekern.metrics import CATALOGUE
 from mergekern.progress import Progress
 from mergekern.statistics import LayerStatistics, ZooStatistics
 from mergekern.statistics.blocks import read_block, write_block
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,12 +28,12 @@ from mergekern.merging.apply import MERGED_BYTES, merge_all
 from mergekern.merging.recipe import Method
 from mergekern.merging.registry import find_methods
 from mergekern.metrics import MERGE_PROBES
-from mergekern.notes import notes_of_missing
 from mergekern.probes import Forward, Outcome, Probes, content_hash
 from mergekern.progress import Progress
 from mergekern.statistics.blocks import SUFFIX
 from mergekern.statistics.merges import MergeStatistics
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
+from mergekern.tables.notes import notes_of_missing
 
 logger = logging.getLogger(__name__)
 # Seconds of work that a run which is killed may lose.

@@ -22,7 +22,7 @@ from mergekern.metrics.subspace import Frozen
 from mergekern.prediction import MergePredictor, recommend
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.manifest import Manifest
-from mergekern.table import INDEX, MetricTable
+from mergekern.tables.metric_table import INDEX, MetricTable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -157,7 +157,7 @@ def test_the_order_of_names_changes_no_bit_and_sizes_may_differ(statistics):
 def test_blocks_change_nothing(statistics, monkeypatch):
     groups = list(combinations(NAMES, 3))
     frame = mergekern.group_metrics(statistics, groups)
-    monkeypatch.setattr("mergekern.groups.BLOCK", 20)
+    monkeypatch.setattr("mergekern.tables.groups.BLOCK", 20)
     np.testing.assert_array_equal(mergekern.group_metrics(statistics, groups).to_numpy(), frame.to_numpy())
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from mergekern._internal.files import write_atomically
 from mergekern.cli.display import console
 from mergekern.errors import OutputError
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     import pandas as pd

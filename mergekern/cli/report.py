@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mergekern.metrics import RANKED_BY
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 
 @click.command(

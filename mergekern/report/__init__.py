@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from mergekern._internal.files import write_atomically
 from mergekern.errors import OptionError, OutputError
 from mergekern.report.contents import Contents, gather
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from mergekern.errors import OptionError, did_you_mean
 from mergekern.metrics import RANKED_BY, metric_of
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     from mergekern.prediction import MergePredictor

@@ -21,7 +21,7 @@ from mergekern.prediction import (
     variance_components,
 )
 from mergekern.prediction.analysis import Fingerprints, VarianceComponents
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 # What predicts held-out pairs where no predictor was given, and what the coefficients are of.
 DEFAULT_KIND = "additive+metrics"

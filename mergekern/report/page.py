@@ -19,7 +19,7 @@ from mergekern.metrics import metric_of
 from mergekern.metrics.catalogue import NOTATION, Metric
 from mergekern.report.contents import CORRELATIONS, QUANTILES, Contents, metric_title
 from mergekern.report.outcomes import Outcomes
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 SCRIPTS = ("data.js", "pairs.js", "charts.js", "metrics.js", "outcomes.js")
 # Whole-model values keep every bit up to so many pairs; above, seven digits, or 1000 models would take 150 MB.

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mergekern.metrics import CATALOGUE
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 PUBLISHED = Path(os.environ.get("MERGEKERN_PUBLISHED", Path(__file__).parents[3] / "shared" / "published"))
 METHODS = ("weight_avg", "tsv", "arithmetic", "isotropic")

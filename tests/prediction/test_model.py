@@ -12,7 +12,7 @@ from mergekern.cli import main
 from mergekern.cli.prediction import KINDS
 from mergekern.errors import PredictionError
 from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, read_scores, recommend
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 from tests.prediction.measurements import make_scores, make_table, write_scores
 
 # The others get the intervals of "linear", since validating each takes seconds.

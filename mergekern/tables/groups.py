@@ -22,7 +22,7 @@ from mergekern.metrics.effective_rank import (
 from mergekern.metrics.geometry import Geometry
 from mergekern.metrics.subspace import Frozen
 from mergekern.statistics import ZooStatistics
-from mergekern.table import MetricTable
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,8 +15,8 @@ from mergekern._internal.files import write_atomically
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.metrics import as_names, in_order, is_metric, metric_of, select
 from mergekern.metrics.subspace import Frozen
-from mergekern.notes import notes_of
 from mergekern.statistics import ZooStatistics
+from mergekern.tables.notes import notes_of
 
 if TYPE_CHECKING:
     import pandas as pd
