@@ -1,6 +1,5 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
-from . import regularizers
 from .calibration import Calibration
 from .engine import Plan, compute_all, measure, measure_into, plan
 from .errors import (
@@ -27,6 +26,7 @@ from .statistics import ZooStatistics
 from .statistics.verification import Damage, verify
 from .tables.groups import group_metrics
 from .tables.metric_table import MetricTable
+from .training import regularizers
 
 __all__ = [
     "CATALOGUE",
