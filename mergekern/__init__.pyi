@@ -13,7 +13,6 @@ from .errors import (
     PredictionError,
     StatisticsError,
 )
-from .fingerprints import Fingerprints, fingerprint
 from .incremental import add_models, remove_models
 from .merge_probing import merge_probes
 from .merging.apply import merge, merge_all
@@ -22,6 +21,7 @@ from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES
 from .progress import Progress
 from .shards import combine, measure_shard
+from .sketches.fingerprints import Fingerprints, fingerprint
 from .statistics import ZooStatistics
 from .statistics.verification import Damage, verify
 from .tables.groups import group_metrics

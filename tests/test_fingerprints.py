@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import mergekern
 from mergekern import Fingerprints, MismatchError, NonFiniteError, OptionError, StatisticsError
 from mergekern.cli import main
-from mergekern.fingerprints import ESTIMATED, fingerprint
+from mergekern.sketches.fingerprints import ESTIMATED, fingerprint
 from tests.adapters import adapt, llama, seeded, state
 
 SHAPES = {"embed": (40, 24), "norm": (24,), "up": (36, 24), "kernel": (3, 2, 2, 2), "scale": ()}

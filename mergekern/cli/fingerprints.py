@@ -62,7 +62,7 @@ def fingerprint(
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table here (.parquet, .csv or .json).")
 def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) -> None:
-    from mergekern.fingerprints import ESTIMATED, Fingerprints
+    from mergekern.sketches.fingerprints import ESTIMATED, Fingerprints
 
     if out is not None:
         check_suffix(out)

@@ -1,0 +1,1 @@
+"""Random sketches of task vectors, by which models are compared without their weights."""
