@@ -1,6 +1,5 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
-from .calibration import Calibration
 from .engine import Plan, compute_all, measure, measure_into, plan
 from .errors import (
     CalibrationError,
@@ -13,8 +12,9 @@ from .errors import (
     PredictionError,
     StatisticsError,
 )
+from .functional.calibration import Calibration
+from .functional.merge_probing import merge_probes
 from .incremental import add_models, remove_models
-from .merge_probing import merge_probes
 from .merging.apply import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS

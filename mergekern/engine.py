@@ -16,11 +16,12 @@ import torch
 
 from mergekern._internal.validation import positive_integer
 from mergekern._internal.versions import versions
-from mergekern.calibration import Calibration
 from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
+from mergekern.functional.calibration import Calibration
+from mergekern.functional.plan import Probes
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
@@ -30,7 +31,6 @@ from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
-from mergekern.probes import Probes
 from mergekern.progress import Progress
 from mergekern.run import Run, content_hashes
 from mergekern.statistics import FunctionalStatistics, ZooStatistics

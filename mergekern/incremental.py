@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from mergekern.calibration import Calibration
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import named_sources
 from mergekern.engine import measure
 from mergekern.errors import OptionError, StatisticsError
+from mergekern.functional.calibration import Calibration
 from mergekern.progress import Progress
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.layer_block import LayerBlock

@@ -15,9 +15,9 @@ import xxhash
 
 from mergekern._internal.versions import package_version
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
+from mergekern.functional.plan import Probes
 from mergekern.kernels import dispatch, lapack
 from mergekern.measurement import Measurement
-from mergekern.probes import Probes
 from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, LayerStatistics
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, Overlaps

@@ -34,9 +34,9 @@ from safetensors import safe_open
 from scipy.stats import spearmanr
 
 import mergekern
-from mergekern.calibration import Task
 from mergekern.checkpoints import Zoo, open_zoo
 from mergekern.cli.parameters import Function
+from mergekern.functional.calibration import Task
 from mergekern.metrics import CATALOGUE
 
 SIZES = (2, 5, 10, 20, 50, 100, 200)

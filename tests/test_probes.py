@@ -17,9 +17,10 @@ import mergekern
 from benchmarks.baseline import pair_functional_metrics
 from mergekern import Calibration, CalibrationError, MismatchError, NonFiniteError, OptionError, ZooStatistics
 from mergekern.checkpoints import open_zoo
+from mergekern.functional import gradients
+from mergekern.functional.plan import Probes
+from mergekern.functional.runs import Runs
 from mergekern.kernels import dispatch
-from mergekern.probes import Probes, gradients
-from mergekern.probes.runs import Runs
 from mergekern.statistics import FUNCTIONAL
 from tests.device import DEVICE, backend
 from tests.encoders import Text, make_case

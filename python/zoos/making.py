@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mergekern import regularizers
 from mergekern._internal.files import write_atomically
-from mergekern.calibration import OPTIONS_FILE
+from mergekern.functional.calibration import OPTIONS_FILE
 from zoos.digits import DIGITS
 from zoos.encoders import CONFIGS, build, initialise
 from zoos.tasks import Domain, Task

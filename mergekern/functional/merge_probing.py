@@ -18,17 +18,18 @@ import torch
 import xxhash
 
 from mergekern._internal.versions import package_version, versions
-from mergekern.calibration import Calibration
 from mergekern.checkpoints import Checkpoint, open_checkpoint, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch, align
 from mergekern.errors import MergekernError, StatisticsError
+from mergekern.functional.calibration import Calibration
+from mergekern.functional.forward import Forward, Outcome
+from mergekern.functional.plan import Probes, content_hash
 from mergekern.kernels import dispatch
 from mergekern.merging.apply import MERGED_BYTES, merge_all
 from mergekern.merging.recipe import Method
 from mergekern.merging.registry import find_methods
 from mergekern.metrics import MERGE_PROBES
-from mergekern.probes import Forward, Outcome, Probes, content_hash
 from mergekern.progress import Progress
 from mergekern.statistics.blocks import SUFFIX
 from mergekern.statistics.merges import MergeStatistics

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mergekern.calibration import Inputs, Task, check_classes
 from mergekern.errors import CalibrationError
-from mergekern.probes.batches import rows_of
-from mergekern.probes.isolation import undisturbed
+from mergekern.functional.batches import rows_of
+from mergekern.functional.calibration import Inputs, Task, check_classes
+from mergekern.functional.isolation import undisturbed
 
 if TYPE_CHECKING:
-    from mergekern.probes.plan import Probes
+    from mergekern.functional.plan import Probes
 
 
 class Outcome(NamedTuple):

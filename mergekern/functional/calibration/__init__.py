@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from mergekern._internal.files import write_atomically
 from mergekern._internal.validation import positive_integer
-from mergekern.calibration.folder import OPTIONS_FILE, SAVED_OPTIONS, read_options, read_task
-from mergekern.calibration.identity import describe_code, describe_module, update
-from mergekern.calibration.tasks import Inputs, Task, check_classes, make_task
 from mergekern.errors import CalibrationError, OptionError, did_you_mean
+from mergekern.functional.calibration.folder import OPTIONS_FILE, SAVED_OPTIONS, read_options, read_task
+from mergekern.functional.calibration.identity import describe_code, describe_module, update
+from mergekern.functional.calibration.tasks import Inputs, Task, check_classes, make_task
 
 __all__ = ["OPTIONS_FILE", "Calibration", "Inputs", "Task", "check_classes"]
 

@@ -6,8 +6,3 @@ checkpoint in turn, in evaluation mode. A model's gradient is as large as the mo
 in memory together: what `max_memory` does not hold goes to files, which are then read a tensor of all models at a time,
 as the weights are, for the same `gram` kernel.
 """
-
-from mergekern.probes.forward import Forward, Outcome
-from mergekern.probes.plan import Probes, content_hash
-
-__all__ = ["Forward", "Outcome", "Probes", "content_hash"]

@@ -12,12 +12,12 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from mergekern.calibration import Calibration, Inputs
 from mergekern.checkpoints import Checkpoint, Zoo
 from mergekern.errors import CalibrationError, MismatchError, did_you_mean
+from mergekern.functional.calibration import Calibration, Inputs
+from mergekern.functional.runs import Runs
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
-from mergekern.probes.runs import Runs
 from mergekern.statistics import FUNCTIONAL, FunctionalStatistics
 from mergekern.statistics.store import Store
 

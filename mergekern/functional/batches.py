@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mergekern.calibration import Inputs
+from mergekern.functional.calibration import Inputs
 
 
 def batches(every: Sequence[Inputs], size: int) -> Iterator[list[Inputs]]:

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergekern.calibration import Inputs, Task
 from mergekern.errors import CalibrationError, NonFiniteError
+from mergekern.functional.batches import batches, length, rows_of, tensors_of
+from mergekern.functional.calibration import Inputs, Task
+from mergekern.functional.forward import Forward, described
+from mergekern.functional.gradients import GradientKeeper, Kept, dense, temporary_folder
+from mergekern.functional.hooks import only_output, outputs_of
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Blocks, Gram, whole
-from mergekern.probes.batches import batches, length, rows_of, tensors_of
-from mergekern.probes.forward import Forward, described
-from mergekern.probes.gradients import GradientKeeper, Kept, dense, temporary_folder
-from mergekern.probes.hooks import only_output, outputs_of
 from mergekern.statistics import (
     ActivationStatistics,
     EncoderGradientStatistics,
@@ -28,7 +28,7 @@ from mergekern.statistics import (
 )
 
 if TYPE_CHECKING:
-    from mergekern.probes.plan import Probes
+    from mergekern.functional.plan import Probes
 
 logger = logging.getLogger(__name__)
 
