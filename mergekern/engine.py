@@ -27,12 +27,12 @@ from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 from mergekern.measurement import Measurement
+from mergekern.measurement.layer_pass import Run, content_hashes
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.metrics import as_names, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.progress import Progress
-from mergekern.run import Run, content_hashes
 from mergekern.statistics import FunctionalStatistics, ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
 from mergekern.statistics.store import Store, writing

@@ -20,13 +20,13 @@ from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.engine import choose_measurement, manifest_of, provenance
 from mergekern.errors import CheckpointError, OptionError, StatisticsError
+from mergekern.measurement.layer_pass import Run, content_hashes, join
+from mergekern.measurement.tiles import BLOCK_SIZE, cost, share, tiles
 from mergekern.metrics import as_names, select
 from mergekern.progress import Progress
-from mergekern.run import Run, content_hashes, join
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, bases_path, block_path, read_bases
 from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
 from mergekern.statistics.store import Store, check_folder, shard_folder, writing
-from mergekern.work import BLOCK_SIZE, cost, share, tiles
 
 # What may differ between the shards of one zoo.
 _OF_A_SHARD = ("content_hashes", "redone_on_cpu")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import mergekern
 from mergekern import ZooStatistics
+from mergekern.measurement.tiles import Item, cost, share, tiles
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured
-from mergekern.work import Item, cost, share, tiles
 from tests.statistics.test_one_table import assert_same
 
 GEOMETRY = ["task-vector geometry"]

@@ -18,12 +18,12 @@ from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
 from mergekern.functional.plan import Probes
 from mergekern.kernels import dispatch, lapack
 from mergekern.measurement import Measurement
+from mergekern.measurement.tiles import BLOCK_SIZE, Item, Tile, tiles
 from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, LayerStatistics
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, Overlaps
 from mergekern.statistics.manifest import LayerEntry
 from mergekern.statistics.store import Store
-from mergekern.work import BLOCK_SIZE, Item, Tile, tiles
 
 
 @dataclass
