@@ -10,7 +10,7 @@ from benchmarks import counts
 from benchmarks.conftest import ZOOS, ZooFolder
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.vit_zoo import make_zoo
-from mergekern.screening import screen
+from mergekern.prediction.screening import screen
 
 # Small encoders: 0.25 M parameters.
 WIDTH, DEPTH = 64, 3

@@ -29,7 +29,7 @@ from mergekern.cli.prediction import show_pairs
 from mergekern.cluster import SHARDS, measure_on_cluster
 from mergekern.errors import MergekernError
 from mergekern.prediction import MergePredictor
-from mergekern.screening import check_screening, screen
+from mergekern.prediction.screening import check_screening, screen
 
 path_type = click.Path(path_type=Path)
 

@@ -130,8 +130,8 @@ def screen(
     **options: Any,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
-    from mergekern.screening import check_screening
-    from mergekern.screening import screen as screen_pairs
+    from mergekern.prediction.screening import check_screening
+    from mergekern.prediction.screening import screen as screen_pairs
 
     predictors = [MergePredictor.load(path) for path in models]
     names: Any = [name.strip() for name in metrics.split(",")]

@@ -23,7 +23,7 @@ from mergekern import (
     ZooStatistics,
 )
 from mergekern.checkpoints import open_zoo
-from mergekern.screening import screen
+from mergekern.prediction.screening import screen
 from mergekern.statistics.manifest import Manifest
 from tests.statistics.faults import context, flip, on_read_only, on_small_disk, owner, run, snapshot
 from tests.statistics.test_one_table import assert_same

@@ -11,7 +11,7 @@ import mergekern
 from mergekern import MetricTable
 from mergekern.cli import main
 from mergekern.prediction import MergePredictor, recommend
-from mergekern.screening import screen
+from mergekern.prediction.screening import screen
 from tests.statistics.zoos import write_zoo
 
 
