@@ -1,6 +1,6 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
-from .engine import Plan, compute_all, measure, measure_into, plan
+from .api import Plan, compute_all, measure, measure_into, plan
 from .errors import (
     CalibrationError,
     CheckpointError,

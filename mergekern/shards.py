@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from mergekern._internal.validation import positive_integer
+from mergekern.api import choose_measurement, manifest_of, provenance
 from mergekern.checkpoints import LayerStream, open_zoo
 from mergekern.checkpoints.formats import IO
 from mergekern.checkpoints.zoo import OnMismatch
-from mergekern.engine import choose_measurement, manifest_of, provenance
 from mergekern.errors import CheckpointError, OptionError, StatisticsError
 from mergekern.measurement.layer_pass import Run, content_hashes, join
 from mergekern.measurement.tiles import BLOCK_SIZE, cost, share, tiles
