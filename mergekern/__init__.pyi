@@ -1,6 +1,8 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
 from .api import Plan, compute_all, measure, measure_into, plan
+from .distributed.incremental import add_models, remove_models
+from .distributed.shards import combine, measure_shard
 from .errors import (
     CalibrationError,
     CheckpointError,
@@ -14,13 +16,11 @@ from .errors import (
 )
 from .functional.calibration import Calibration
 from .functional.merge_probing import merge_probes
-from .incremental import add_models, remove_models
 from .merging.apply import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES
 from .progress import Progress
-from .shards import combine, measure_shard
 from .sketches.fingerprints import Fingerprints, fingerprint
 from .statistics import ZooStatistics
 from .statistics.verification import Damage, verify

@@ -26,7 +26,7 @@ from rich.progress import Progress
 
 from mergekern.cli.parameters import ByteSize
 from mergekern.cli.prediction import show_pairs
-from mergekern.cluster import SHARDS, measure_on_cluster
+from mergekern.distributed.cluster import SHARDS, measure_on_cluster
 from mergekern.errors import MergekernError
 from mergekern.prediction import MergePredictor
 from mergekern.prediction.screening import check_screening, screen

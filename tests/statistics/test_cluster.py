@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import mergekern
-from mergekern.cluster import measure_on_cluster
+from mergekern.distributed.cluster import measure_on_cluster
 from tests.statistics.test_one_table import assert_same
 from tests.statistics.zoos import write_zoo
 

@@ -12,8 +12,8 @@ import torch
 from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.adapter import ImpliedBase
 from mergekern.checkpoints.zoo import OnMismatch
+from mergekern.distributed.shards import combine, measure_shard
 from mergekern.errors import MergekernError, OptionError, OutputError
-from mergekern.shards import combine, measure_shard
 from mergekern.statistics.store import check_folder
 
 # More shards than workers, so that one that is slow or lost holds up little; as many on every cluster, so that a run

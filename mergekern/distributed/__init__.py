@@ -1,0 +1,1 @@
+"""Several measurements make one: shards, on one machine or a Ray cluster; models added and removed."""
