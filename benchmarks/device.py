@@ -39,7 +39,9 @@ RESULTS = device_machine.ROOT / "benchmarks" / "results"
 TESTS = 0.35
 SANITIZER_SECONDS = 240.0
 # Every kernel of this package; compute_all has those of the spectrum.
-SANITIZED = [f"--only={each}" for each in ("kernel/gram", "kernel/sketch", "compute_all", "merge/dare", "merge/ties")]
+SANITIZED = [
+    f"--only={each}" for each in ("kernel/gram", "kernel/task_product", "compute_all", "merge/dare", "merge/ties")
+]
 # What was begun in time may go on for so many seconds.
 GRACE = 40.0
 # Groups of cases and how their cases begin, by importance: what there is no time for is left out.
@@ -48,7 +50,7 @@ GROUPS = {
     "gram": "kernel/gram",
     "spectrum": "kernel/spectrum",
     "compute_all": "compute_all",
-    "sketch": "kernel/sketch",
+    "task_product": "kernel/task_product",
     "overlap": "kernel/overlap",
     "merging": "merge",
     "trim": "kernel/trim",
@@ -232,7 +234,7 @@ def run_group(group: str, session: Session) -> None:
         "gram": device_kernels.gram,
         "spectrum": device_spectrum.spectra,
         "compute_all": device_engine.compute_all,
-        "sketch": device_kernels.sketch,
+        "task_product": device_kernels.task_product,
         "overlap": device_kernels.overlap,
         "merging": device_merging.merges,
         "trim": device_merging.trim,

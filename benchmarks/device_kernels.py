@@ -15,8 +15,8 @@ from mergekern.kernels.gram import on_triton as gram_on_triton
 from mergekern.kernels.gram import reference as gram_reference
 from mergekern.kernels.overlap import on_triton as overlap_on_triton
 from mergekern.kernels.overlap import reference as overlap_reference
-from mergekern.kernels.sketch import on_triton as sketch_on_triton
-from mergekern.kernels.sketch import reference as sketch_reference
+from mergekern.kernels.task_product import on_triton as task_product_on_triton
+from mergekern.kernels.task_product import reference as task_product_reference
 
 TOP_K = counts.TOP_K
 # The columns that a spectrum multiplies with: windows of 4·k at both ends.
@@ -91,7 +91,7 @@ def _check_gram(layers: list[list[torch.Tensor]], tolerance: float, found: torch
         )
 
 
-def sketch(session: Session) -> None:
+def task_product(session: Session) -> None:
     """Time products with the windows, and with Ω, of stacks of all models."""
     width, models = session.sizes.width, session.sizes.models
     m, n = 4 * width, width
@@ -101,24 +101,24 @@ def sketch(session: Session) -> None:
     random = session.generator(2)
     for precision in ("float64", "tf32x3"):
         for transpose, inner in ((False, n), (True, m)):
-            name = f"kernel/sketch/{matrices}x{m}x{n}x{WINDOWS}/{'transposed' if transpose else 'plain'}"
+            name = f"kernel/task_product/{matrices}x{m}x{n}x{WINDOWS}/{'transposed' if transpose else 'plain'}"
             vectors = torch.randn(
                 matrices, inner, WINDOWS, dtype=torch.float64, device=session.device, generator=random
             )
             session.measure(
                 name if precision == "float64" else f"{name}/{precision}",
                 Counts(_read(base, models) + 8 * matrices * (m + n) * WINDOWS, 2 * matrices * m * n * WINDOWS),
-                partial(sketch_on_triton.sketch, pairs, vectors, transpose=transpose, precision=precision),
-                partial(_check_sketch, pairs, vectors, transpose, TOLERANCES[precision]),
+                partial(task_product_on_triton.task_product, pairs, vectors, transpose=transpose, precision=precision),
+                partial(_check_task_product, pairs, vectors, transpose, TOLERANCES[precision]),
                 flops_rate=CEILINGS[precision],
             )
     columns = 4 * TOP_K
-    omega = sketch_on_triton.omega(n, columns, 0, session.device).expand(matrices, n, columns)
+    omega = task_product_on_triton.omega(n, columns, 0, session.device).expand(matrices, n, columns)
     session.measure(
-        f"kernel/sketch/{matrices}x{m}x{n}x{columns}/omega",
+        f"kernel/task_product/{matrices}x{m}x{n}x{columns}/omega",
         Counts(_read(base, models) + 8 * matrices * m * columns, 2 * matrices * m * n * columns),
-        partial(sketch_on_triton.sketch, pairs, None, columns=columns),
-        partial(_check_sketch, pairs, omega, False, TOLERANCES["float64"]),
+        partial(task_product_on_triton.task_product, pairs, None, columns=columns),
+        partial(_check_task_product, pairs, omega, False, TOLERANCES["float64"]),
     )
 
 
@@ -127,14 +127,16 @@ def _read(base: dict[str, torch.Tensor], models: int) -> int:
     return (models + 1) * sum(tensor.nbytes for tensor in base.values())
 
 
-def _check_sketch(pairs: list, vectors: torch.Tensor, transpose: bool, tolerance: float, found: torch.Tensor) -> None:
+def _check_task_product(
+    pairs: list, vectors: torch.Tensor, transpose: bool, tolerance: float, found: torch.Tensor
+) -> None:
     for index in {0, len(pairs) // 2, len(pairs) - 1}:
         some = [tuple(tensor.cpu() for tensor in pairs[index])]
-        expected = sketch_reference.sketch(some, vectors[index : index + 1].cpu(), transpose=transpose)[0]
+        expected = task_product_reference.task_product(some, vectors[index : index + 1].cpu(), transpose=transpose)[0]
         error = torch.linalg.norm(found[index].cpu() - expected) / torch.linalg.norm(expected)
-        expect_small(f"sketch of matrix {index}", error, tolerance)
+        expect_small(f"task_product of matrix {index}", error, tolerance)
     if not found.isfinite().all():
-        raise AssertionError("sketch left elements unwritten")
+        raise AssertionError("task_product left elements unwritten")
 
 
 def overlap(session: Session) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from mergekern.kernels.sketch.on_triton import sketch
+from mergekern.kernels.task_product.on_triton import task_product
 
 BLOCK, STEPS = 32, 8
 
@@ -29,19 +29,19 @@ def leading(
     """Return the `count` leading singular values of matrices (m, n) with m ≥ n, and `top_k` vectors."""
     short = pairs[0][1].shape[1]
     block = min(block, short // steps)
-    new = sketch(pairs, sketch(pairs, None, columns=block), transpose=True)
+    new = task_product(pairs, task_product(pairs, None, columns=block), transpose=True)
     basis, images = new[..., :0], []
     for _ in range(steps):
         for _ in range(2):
             new = _orthonormal(new - basis @ (basis.mT @ new))
         basis = torch.cat([basis, new], dim=2)
-        images.append(sketch(pairs, new.contiguous()))
-        new = sketch(pairs, images[-1], transpose=True)
+        images.append(task_product(pairs, new.contiguous()))
+        new = task_product(pairs, images[-1], transpose=True)
     image = torch.cat(images, dim=2)
     squares, rotations = torch.linalg.eigh(image.mT @ image)
     squares, rotations = squares.flip(1), rotations.flip(2)[..., :top_k]
     vectors = (basis @ rotations).contiguous()
-    residual = sketch(pairs, image @ rotations, transpose=True) - vectors * squares[:, None, :top_k]
+    residual = task_product(pairs, image @ rotations, transpose=True) - vectors * squares[:, None, :top_k]
     relative = torch.linalg.vector_norm(residual, dim=1) / squares[:, :1]
     return Leading(squares[:, :count].clamp(min=0.0).sqrt(), vectors, relative)
 

@@ -74,7 +74,14 @@ def test_a_dry_run_writes_rows(tmp_path):
     }
     ratio = f"merge/ties/{SMALL.zoo}/cpu_of_2_threads: [0-9.]+ times as long as merge/ties/{SMALL.zoo}/files"
     assert re.search(ratio, done.stdout)
-    unwanted = ("kernel/gram", "kernel/sketch", "kernel/spectrum/2x80x20", "merge/dare", "kernel/combine", "probes")
+    unwanted = (
+        "kernel/gram",
+        "kernel/task_product",
+        "kernel/spectrum/2x80x20",
+        "merge/dare",
+        "kernel/combine",
+        "probes",
+    )
     assert not any(case.startswith(unwanted) for case in cases)
     by_case = {row["case"]: row for row in found}
     assert by_case[f"compute_all/{SMALL.zoo}/files"]["ceiling"] > 0
@@ -184,6 +191,8 @@ def test_tests_of_device_code_are_found(monkeypatch):
     monkeypatch.setattr(device_machine, "missing", lambda packages: [name for name in packages if name == "xdist"])
     assert device_machine.run_tests(1.0)
     chosen = {part for part in begun[0] if part.startswith("tests/")}
-    assert chosen >= {f"tests/kernels/test_{name}.py" for name in ("gram", "gram_on_triton", "trim_on_cuda", "sketch")}
+    assert chosen >= {
+        f"tests/kernels/test_{name}.py" for name in ("gram", "gram_on_triton", "trim_on_cuda", "task_product")
+    }
     assert chosen >= {"tests/merging/test_on_device.py", "tests/measurement/test_on_device.py", "tests/test_probes.py"}
     assert "tests/test_cli.py" not in chosen

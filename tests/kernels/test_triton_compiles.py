@@ -25,12 +25,12 @@ def cases(storage):
     from mergekern.kernels.device_inputs import STORAGE
     from mergekern.kernels.gram import on_triton as gram
     from mergekern.kernels.overlap import on_triton as overlap
-    from mergekern.kernels.sketch import on_triton as sketch
+    from mergekern.kernels.task_product import on_triton as task_product
 
     chunks = {"chunks": "i64", "addresses": "i64", "pairs": "i64", "partials": "fp64"}
     thin = {"addresses": "i64", "vectors": "fp64", "out": "fp64"}
     gram_options = {"num_warps": gram.WARPS, "num_stages": gram.STAGES}
-    sketch_options = {"num_warps": sketch.WARPS, "num_stages": sketch.STAGES}
+    task_product_options = {"num_warps": task_product.WARPS, "num_stages": task_product.STAGES}
     for dtype, itemsize in (("fp32", 4), ("bf16", 2)):
         if dtype != storage or (dtype == "bf16" and torch.bfloat16 not in STORAGE):
             continue
@@ -56,10 +56,17 @@ def cases(storage):
                 constants = {"STORAGE": dtype, "ALIGNED": True, "TRANSPOSE": kind == "transposed"}
                 constants |= {"DRAW": kind == "drawn", "EXACT": True}
                 # The widest tile once; narrow ones compile sooner.
-                columns = sketch.COLUMNS if kind == "transposed" else 16
-                constants |= {"ROWS": sketch.ROWS, "INNER": sketch.INNER, "COLUMNS": columns}
+                columns = task_product.COLUMNS if kind == "transposed" else 16
+                constants |= {"ROWS": task_product.ROWS, "INNER": task_product.INNER, "COLUMNS": columns}
                 integers = ["rows", "columns*16", "width*16", "seed"]
-                yield f"sketch {kind} {dtype}", sketch._sketch, thin, integers, constants, sketch_options
+                yield (
+                    f"task_product {kind} {dtype}",
+                    task_product._task_product,
+                    thin,
+                    integers,
+                    constants,
+                    task_product_options,
+                )
     # The widest of each: both readings and the mask, or a quotient.
     merged = {"addresses": "i64", "numbers": "fp64", "keys": "i64", "out": "fp32", "tally": "i64"}
     integers = ["first_tile", "count", "start", "models", "dropped_below", "needed"]
@@ -73,7 +80,14 @@ def cases(storage):
     pointers = {"partials": "fp64", "first": "i64", "out": "fp64"}
     yield "sum", gram._sum_chunks, pointers, ["width"], constants, {"num_warps": gram.SUM_WARPS}
     pointers, integers = {"out": "fp64"}, ["count", "seed"]
-    yield "omega", sketch._omega, pointers, integers, {"TILE": sketch.DRAW_TILE}, {"num_warps": sketch.WARPS}
+    yield (
+        "omega",
+        task_product._omega,
+        pointers,
+        integers,
+        {"TILE": task_product.DRAW_TILE},
+        {"num_warps": task_product.WARPS},
+    )
     constants = {"SIDE": overlap.SIDE, "PADDED": 16, "INNER": overlap.INNER}
     pointers, integers = {"bases": "fp32", "out": "fp64"}, ["models", "size", "k", "groups"]
     options = {"num_warps": overlap.WARPS, "num_stages": overlap.STAGES}
@@ -145,9 +159,9 @@ def compiled(tmp_path_factory):
 
 def test_instructions(compiled):
     for name, code in compiled.items():
-        exact_product = name.startswith(("gram", "sketch", "overlap")) and "tf32x3" not in name
+        exact_product = name.startswith(("gram", "task_product", "overlap")) and "tf32x3" not in name
         assert (code["float64_products"] > 0) == exact_product, name
-        if name.startswith(("gram", "squares", "sketch", "combine")):
+        if name.startswith(("gram", "squares", "task_product", "combine")):
             assert code["wide_loads"] > 0, name
 
 
@@ -162,7 +176,7 @@ def test_merges_round_every_operation_once(compiled):
 def test_nothing_is_spilled(compiled):
     # Cosines, in Ω, keep a table for large arguments on the stack; it is no spill.
     spilled = {name for name, code in compiled.items() if code["stack"]}
-    assert spilled <= {"omega", "sketch drawn fp32"}
+    assert spilled <= {"omega", "task_product drawn fp32"}
 
 
 if __name__ == "__main__":

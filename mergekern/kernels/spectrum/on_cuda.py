@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from mergekern.kernels.cuda_module import CudaModule
-from mergekern.kernels.sketch.on_triton import sketch
+from mergekern.kernels.task_product.on_triton import task_product
 from mergekern.kernels.spectrum import RANK_TOLERANCE, DeviceSpectra, Stack
 
 # Of csrc/cuda/chase.cu.
@@ -377,7 +377,7 @@ def _multiply(stacks: Sequence[Stack], vectors: torch.Tensor, to_long: bool) -> 
     """Return the products of matrices of one shape with vectors (N, short, c), or (N, long, c) of the long side."""
     rows, columns = stacks[0].base.shape
     pairs = [(stack.base, tuned) for stack in stacks for tuned in stack.tuned]
-    return sketch(pairs, vectors.contiguous(), transpose=(rows < columns) == to_long)
+    return task_product(pairs, vectors.contiguous(), transpose=(rows < columns) == to_long)
 
 
 def _orthonormal(vectors: torch.Tensor) -> torch.Tensor:

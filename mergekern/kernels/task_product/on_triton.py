@@ -1,4 +1,4 @@
-"""`sketch` by Triton: one launch for all matrices; differences, and Ω, only ever in registers.
+"""`task_product` by Triton: one launch for all matrices; differences, and Ω, only ever in registers.
 
 A program makes one tile of one result and walks the whole inner dimension, in order: nothing is added atomically, and
 the bits do not depend on the run or on the other matrices. Error of an entry of Y relative to Σ|τ_ik·V_kj|:
@@ -31,7 +31,7 @@ STAGES = 3
 DRAW_TILE = 1024
 
 
-def sketch(
+def task_product(
     pairs: Sequence[tuple[torch.Tensor | None, torch.Tensor]],
     vectors: torch.Tensor | None,
     *,
@@ -55,7 +55,7 @@ def sketch(
     shape = pairs[0][1].shape
     given = [tensor for pair in pairs for tensor in pair]
     if any(tensor.shape != shape or not tensor.is_contiguous() for tensor in given if tensor is not None):
-        raise ValueError("sketch needs contiguous matrices of one shape")
+        raise ValueError("task_product needs contiguous matrices of one shape")
     wide = of_one_dtype(given)
     some = wide[1]
     assert some is not None
@@ -75,7 +75,7 @@ def sketch(
     programs = len(pairs) * triton.cdiv(height, ROWS) * triton.cdiv(width, tile_columns)
     if programs:
         with torch.cuda.device_of(out):
-            _sketch[(programs,)](
+            _task_product[(programs,)](
                 pointers_there,
                 out if vectors is None else vectors,
                 out,
@@ -98,7 +98,7 @@ def sketch(
 
 
 def omega(rows: int, columns: int, seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Return the Ω that `sketch` draws in registers, (rows, columns) float64."""
+    """Return the Ω that `task_product` draws in registers, (rows, columns) float64."""
     out = torch.empty((rows, columns), dtype=torch.float64, device=device)
     if out.numel():
         grid = (triton.cdiv(out.numel(), DRAW_TILE),)
@@ -108,7 +108,7 @@ def omega(rows: int, columns: int, seed: int, device: torch.device | str = "cpu"
 
 
 @triton.jit(do_not_specialize=["rows", "seed"])
-def _sketch(
+def _task_product(
     addresses,
     vectors,
     out,

@@ -1,4 +1,4 @@
-"""The float64 oracle of `sketch`."""
+"""The float64 oracle of `task_product`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 
-def sketch(
+def task_product(
     pairs: Sequence[tuple[torch.Tensor | None, torch.Tensor]], vectors: torch.Tensor, *, transpose: bool = False
 ) -> torch.Tensor:
     """Return (tuned − base) V of every pair, or (tuned − base)ᵀ V; see the package's docstring.
 
     >>> tuned = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    >>> sketch([(torch.ones(2, 2), tuned)], torch.ones(1, 2, 1, dtype=torch.float64))
+    >>> task_product([(torch.ones(2, 2), tuned)], torch.ones(1, 2, 1, dtype=torch.float64))
     tensor([[[1.],
              [5.]]], dtype=torch.float64)
     """

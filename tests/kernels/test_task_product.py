@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from mergekern.kernels.sketch import reference
+from mergekern.kernels.task_product import reference
 from tests.device import DEVICE, TRITON, needs_gpu, there
 from tests.tolerances import SUM
 
-on_triton = pytest.importorskip("mergekern.kernels.sketch.on_triton", exc_type=ImportError)
+on_triton = pytest.importorskip("mergekern.kernels.task_product.on_triton", exc_type=ImportError)
 pytestmark = [*TRITON, pytest.mark.usefixtures("poisoned_memory")]
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
@@ -23,15 +23,15 @@ def thin(count, inner, width):
     return torch.randn(count, inner, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def sketch(pairs, vectors, **options):
-    return on_triton.sketch([there(pair) for pair in pairs], *there([vectors]), **options).cpu()
+def task_product(pairs, vectors, **options):
+    return on_triton.task_product([there(pair) for pair in pairs], *there([vectors]), **options).cpu()
 
 
-def assert_sketch(found, pairs, vectors, transpose, tolerance=SUM):
+def assert_task_product(found, pairs, vectors, transpose, tolerance=SUM):
     sizes = [(None, (tuned.double() - (0 if base is None else base.double())).abs()) for base, tuned in pairs]
     assert found.shape == (len(pairs), pairs[0][1].shape[1 if transpose else 0], vectors.shape[2])
-    error = (found - reference.sketch(pairs, vectors, transpose=transpose)).abs()
-    assert (error <= tolerance * reference.sketch(sizes, vectors.abs(), transpose=transpose)).all()
+    error = (found - reference.task_product(pairs, vectors, transpose=transpose)).abs()
+    assert (error <= tolerance * reference.task_product(sizes, vectors.abs(), transpose=transpose)).all()
 
 
 @pytest.mark.parametrize("transpose", [False, True], ids=["upright", "transposed"])
@@ -39,20 +39,20 @@ def assert_sketch(found, pairs, vectors, transpose, tolerance=SUM):
 def test_agrees_with_oracle(dtype, m, n, q, transpose):
     pairs = draw(2, (m, n), dtype)
     vectors = thin(2, m if transpose else n, q)
-    assert_sketch(sketch(pairs, vectors, transpose=transpose), pairs, vectors, transpose)
+    assert_task_product(task_product(pairs, vectors, transpose=transpose), pairs, vectors, transpose)
 
 
 @pytest.mark.parametrize("transpose", [False, True], ids=["upright", "transposed"])
 def test_omega_is_that_of_the_oracle_whatever_the_tiles(monkeypatch, transpose):
     pairs = draw(2, (20, 40), torch.bfloat16)
     omega = on_triton.omega(20 if transpose else 40, 20, 7, DEVICE).cpu()
-    drawn = [sketch(pairs, None, transpose=transpose, columns=20, seed=7)]
+    drawn = [task_product(pairs, None, transpose=transpose, columns=20, seed=7)]
     monkeypatch.setattr(on_triton, "ROWS", 16)
     monkeypatch.setattr(on_triton, "COLUMNS", 16)
-    drawn.append(sketch(pairs, None, transpose=transpose, columns=20, seed=7))
+    drawn.append(task_product(pairs, None, transpose=transpose, columns=20, seed=7))
     for found in drawn:
-        assert_sketch(found, pairs, omega.expand(2, -1, -1), transpose)
-    other = sketch(pairs, None, transpose=transpose, columns=20, seed=8)
+        assert_task_product(found, pairs, omega.expand(2, -1, -1), transpose)
+    other = task_product(pairs, None, transpose=transpose, columns=20, seed=8)
     assert not torch.isclose(drawn[0], other).any()
 
 
@@ -76,28 +76,28 @@ def test_matrices_in_one_launch_have_the_bits_of_each_alone():
     pairs = draw(3, (33, 40), torch.float32)
     pairs[1] = (None, pairs[1][1])
     vectors = thin(3, 40, 5)
-    together = sketch(pairs, vectors)
-    assert_sketch(together, pairs, vectors, False)
-    assert torch.equal(together, sketch(pairs, vectors))
+    together = task_product(pairs, vectors)
+    assert_task_product(together, pairs, vectors, False)
+    assert torch.equal(together, task_product(pairs, vectors))
     for b, pair in enumerate(pairs):
-        assert torch.equal(together[b], sketch([pair], vectors[b : b + 1])[0])
+        assert torch.equal(together[b], task_product([pair], vectors[b : b + 1])[0])
 
 
 def test_storage_that_differs_and_odd_addresses():
     buffer = torch.randn(1 + 20 * 30, generator=torch.Generator().manual_seed(2)).half()
     pairs = [*draw(1, (20, 30), torch.bfloat16), (None, buffer[1:].view(20, 30))]
     vectors = thin(2, 30, 4)
-    assert_sketch(sketch(pairs, vectors), pairs, vectors, False)
+    assert_task_product(task_product(pairs, vectors), pairs, vectors, False)
 
 
 def test_bad_values_reach_their_row_alone():
     [(base, tuned)] = draw(1, (40, 50), torch.float32)
     tuned[3, 7] = float("nan")
-    found = sketch([(base, tuned)], thin(1, 50, 3))
+    found = task_product([(base, tuned)], thin(1, 50, 3))
     assert found[0, 3].isnan().all()
     assert found.isnan().sum() == 3
     vectors = thin(1, 40, 3)
-    found = sketch([(base, tuned)], vectors, transpose=True)
+    found = task_product([(base, tuned)], vectors, transpose=True)
     assert found[0, 7].isnan().all()
     assert found.isnan().sum() == 3
 
@@ -106,21 +106,21 @@ def test_bad_values_reach_their_row_alone():
 def test_tf32x3_is_as_accurate_as_documented(transpose):
     pairs = draw(1, (80, 100), torch.bfloat16)
     vectors = thin(1, 80 if transpose else 100, 8)
-    found = sketch(pairs, vectors, transpose=transpose, precision="tf32x3")
-    assert_sketch(found, pairs, vectors, transpose, tolerance=1e-6)
+    found = task_product(pairs, vectors, transpose=transpose, precision="tf32x3")
+    assert_task_product(found, pairs, vectors, transpose, tolerance=1e-6)
 
 
 def test_what_does_not_fit_is_refused():
     [(base, tuned)] = draw(1, (3, 4), torch.float64)
     for pairs in ([(base[:2], tuned)], [(None, tuned), (None, tuned.T)], [(None, tuned[:, :2])]):
         with pytest.raises(ValueError, match="contiguous matrices of one shape"):
-            sketch(pairs, thin(len(pairs), 4, 2))
+            task_product(pairs, thin(len(pairs), 4, 2))
     for vectors in (thin(1, 3, 2), thin(2, 4, 2), thin(1, 4, 2).float(), thin(1, 2, 4).mT):
         with pytest.raises(ValueError, match="vectors must be"):
-            sketch([(base, tuned)], vectors)
+            task_product([(base, tuned)], vectors)
     with pytest.raises(ValueError, match="32 bits"):
-        sketch([(base, tuned)], thin(1, 4, 2), precision="tf32x3")
-    assert sketch([(base, tuned)], thin(1, 4, 0)).shape == (1, 3, 0)
+        task_product([(base, tuned)], thin(1, 4, 2), precision="tf32x3")
+    assert task_product([(base, tuned)], thin(1, 4, 0)).shape == (1, 3, 0)
 
 
 @needs_gpu
@@ -128,6 +128,6 @@ def test_offsets_beyond_32_bits():
     tuned = torch.zeros((1 << 16) + 1, 1 << 15, dtype=torch.bfloat16, device=DEVICE)
     tuned[-1, -1] = 2.0
     vectors = torch.ones(1, 1 << 15, 1, dtype=torch.float64, device=DEVICE)
-    assert on_triton.sketch([(None, tuned)], vectors)[0, -2:, 0].tolist() == [0.0, 2.0]
+    assert on_triton.task_product([(None, tuned)], vectors)[0, -2:, 0].tolist() == [0.0, 2.0]
     vectors = torch.ones(1, (1 << 16) + 1, 1, dtype=torch.float64, device=DEVICE)
-    assert on_triton.sketch([(None, tuned)], vectors, transpose=True)[0, -2:, 0].tolist() == [0.0, 2.0]
+    assert on_triton.task_product([(None, tuned)], vectors, transpose=True)[0, -2:, 0].tolist() == [0.0, 2.0]

@@ -1,4 +1,4 @@
-"""sketch: task matrices times thin matrices, for power iterations and randomised projections of many at once.
+"""task_product: task matrices times thin matrices, for power iterations and randomised projections of many at once.
 
     Y_b = τ_b V_b,  or  Y_b = τ_bᵀ V_b,      τ_b = tuned_b − base_b
 
