@@ -21,7 +21,8 @@ from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES
 from .progress import Progress
-from .sketches.fingerprints import Fingerprints, fingerprint
+from .sketches.measure import sketch
+from .sketches.sketches import Sketches
 from .statistics import ZooStatistics
 from .statistics.verification import Damage, verify
 from .tables.groups import group_metrics
@@ -36,7 +37,6 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "Damage",
-    "Fingerprints",
     "MergekernError",
     "MetricTable",
     "MismatchError",
@@ -46,12 +46,12 @@ __all__ = [
     "Plan",
     "PredictionError",
     "Progress",
+    "Sketches",
     "StatisticsError",
     "ZooStatistics",
     "add_models",
     "combine",
     "compute_all",
-    "fingerprint",
     "group_metrics",
     "measure",
     "measure_into",
@@ -63,5 +63,6 @@ __all__ = [
     "plan",
     "regularizers",
     "remove_models",
+    "sketch",
     "verify",
 ]

@@ -3,7 +3,7 @@
     python python/regularized_finetuning.py regularized
     python python/regularized_finetuning.py regularized-flat --penalty gradient_magnitude --weights 0,0.001,0.01
 
-For every weight λ the same tasks are fine-tuned from the same base with λ times a penalty of `mergekern.training.regularizers`
+For every weight λ the same tasks are fine-tuned from the same base with λ times a penalty of `mergekern.regularizers`
 in the loss, and all pairs merged by every method. The paper (arXiv 2601.22285) found 0.55 points of normalised accuracy
 at λ = 1. The folder gets a study for each λ (see mergeability_study.py), and
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from mergekern.cli.fingerprints import compare, fingerprint
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
 from mergekern.cli.report import report
+from mergekern.cli.sketches import compare, sketch
 from mergekern.cli.statistics import add, combine, remove, screen, table, verify
 from mergekern.errors import MergekernError
 
@@ -40,6 +40,6 @@ def main(verbose: bool) -> None:
 
 for command in (
     metrics, info, merge, merge_all, fit, predict, recommend, plan, screen, report, table, add, remove, combine, verify,
-    fingerprint, compare,
+    sketch, compare,
 ):  # fmt: skip
     main.add_command(command)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 
 from mergekern.kernels.cuda_module import CudaModule
-from mergekern.kernels.task_product.on_triton import task_product
 from mergekern.kernels.spectrum import RANK_TOLERANCE, DeviceSpectra, Stack
+from mergekern.kernels.task_product.on_triton import task_product
 
 # Of csrc/cuda/chase.cu.
 BAND = 16

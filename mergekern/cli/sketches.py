@@ -1,4 +1,4 @@
-"""`mergekern fingerprint` and `mergekern compare`."""
+"""`mergekern sketch` and `mergekern compare`."""
 
 from __future__ import annotations
 
@@ -18,43 +18,40 @@ from mergekern.tables.metric_table import check_suffix
 
 
 @click.command(
-    help="Keep fingerprints of MODELS, checkpoints or one folder of them, by which they can be compared without "
-    "weights."
+    help="Keep sketches of MODELS, checkpoints or one folder of them, by which they can be compared without weights."
 )
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
               "[default: base.* in a folder of models].")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True,
-              help="Write the fingerprints here, beside those that are there already.")  # fmt: skip
-@click.option("--size", type=int, help="Numbers of one fingerprint [default: those of OUT, or 4096].")
+              help="Write the sketches here, beside those that are there already.")  # fmt: skip
+@click.option("--size", type=int, help="Numbers of one sketch [default: those of OUT, or 4096].")
 @click.option("--seed", type=int, help="Of the random map [default: that of OUT, or 0].")
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @io_option
-def fingerprint(
+def sketch(
     models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
 ) -> None:
     from mergekern.checkpoints.formats import is_checkpoint
 
-    before = mergekern.Fingerprints.load(out) if out.exists() else None
+    before = mergekern.Sketches.load(out) if out.exists() else None
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: the folder it is to lie in does not exist")
-    size = size if size is not None else before.sketches.shape[1] if before else 4096
+    size = size if size is not None else before.values.shape[1] if before else 4096
     seed = seed if seed is not None else before.seed if before else 0
     checkpoints: Any = (
         models[0] if len(models) == 1 and models[0].is_dir() and not is_checkpoint(models[0]) else list(models)
     )
     with progress_display() as progress:
-        found = mergekern.fingerprint(checkpoints, base, size=size, seed=seed, progress=progress, **options)
+        found = mergekern.sketch(checkpoints, base, size=size, seed=seed, progress=progress, **options)
     found = found if before is None else before.joined(found)
     found.save(out)
     click.echo(f"wrote {out}: {found!r}")
 
 
-@click.command(
-    help="Estimate the metrics of whole task vectors, for all pairs of models whose fingerprints are in FILES."
-)
+@click.command(help="Estimate the metrics of whole task vectors, for all pairs of models whose sketches are in FILES.")
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--sort-by", default=RANKED_BY, show_default=True, metavar="METRIC", help="Rank the pairs by this metric."
@@ -62,13 +59,13 @@ def fingerprint(
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table here (.parquet, .csv or .json).")
 def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) -> None:
-    from mergekern.sketches.fingerprints import ESTIMATED, Fingerprints
+    from mergekern.sketches.sketches import ESTIMATED, Sketches
 
     if out is not None:
         check_suffix(out)
     if sort_by not in ESTIMATED:
         raise click.BadParameter(f"{sort_by!r} is not one of {', '.join(ESTIMATED)}", param_hint="--sort-by")
-    found = reduce(Fingerprints.joined, map(Fingerprints.load, files))
+    found = reduce(Sketches.joined, map(Sketches.load, files))
     table = found.table()
     if out is not None:
         table.save(out)

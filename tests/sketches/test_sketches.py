@@ -1,4 +1,4 @@
-"""Fingerprints: what they estimate, how well, and that nothing but models, base, size and seed changes them."""
+"""Sketches: what they estimate, how well, and that nothing but models, base, size and seed changes them."""
 
 import numpy as np
 import pandas as pd
@@ -8,9 +8,10 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import mergekern
-from mergekern import Fingerprints, MismatchError, NonFiniteError, OptionError, StatisticsError
+from mergekern import MismatchError, NonFiniteError, OptionError, Sketches, StatisticsError
 from mergekern.cli import main
-from mergekern.sketches.fingerprints import ESTIMATED, fingerprint
+from mergekern.sketches.measure import sketch
+from mergekern.sketches.sketches import ESTIMATED
 from tests.adapters import adapt, llama, seeded, state
 
 SHAPES = {"embed": (40, 24), "norm": (24,), "up": (36, 24), "kernel": (3, 2, 2, 2), "scale": ()}
@@ -41,7 +42,7 @@ def draws(zoo):
     """Estimates, standard errors and the truth: (metric, draw, pair)."""
     base, models = zoo
     exact = mergekern.compute_all(models, base, metrics=list(ESTIMATED)).to_pandas()
-    found = [fingerprint(models, base, size=512, seed=seed) for seed in range(120)]
+    found = [sketch(models, base, size=512, seed=seed) for seed in range(120)]
     estimates = np.stack([each.table().to_pandas()[exact.columns].to_numpy().T for each in found], axis=1)
     errors = np.stack([each.standard_errors()[exact.columns].to_numpy().T for each in found], axis=1)
     return list(exact.columns), estimates, errors, exact.to_numpy().T[:, None]
@@ -71,7 +72,7 @@ def test_standard_errors_are_those_of_the_estimates(draws):
 
 def test_errors_fall_with_the_root_of_the_size(zoo):
     base, models = zoo
-    small, large = (fingerprint(models, base, size=size).standard_errors() for size in (256, 4096))
+    small, large = (sketch(models, base, size=size).standard_errors() for size in (256, 4096))
     name = "task_vector_cosine_similarity"
     np.testing.assert_allclose(small[name] / large[name], 4, rtol=0.5)
     assert large[name].max() <= 1 / 64
@@ -84,7 +85,7 @@ def test_nearly_equal_models_keep_their_distance():
     models["near"] = {name: models["m0"][name] + changes[name] for name in SHAPES}
     models["same"] = models["m0"]
     exact = mergekern.compute_all(models, base, metrics="task_vector_l2_distance").to_pandas()
-    found = fingerprint(models, base, size=1024)
+    found = sketch(models, base, size=1024)
     pairs = [("m0", "near"), ("near", "same")]
     estimates = found.table().to_pandas().loc[pairs, "task_vector_l2_distance"]
     np.testing.assert_allclose(estimates, exact.loc[pairs, "task_vector_l2_distance"], rtol=0.1)
@@ -96,7 +97,7 @@ def test_nearly_equal_models_keep_their_distance():
 
 def test_an_unchanged_model_has_no_angles(zoo):
     base, models = zoo
-    table = fingerprint({"same": base, **models}, base).table().to_pandas()
+    table = sketch({"same": base, **models}, base).table().to_pandas()
     assert np.isnan(table.loc[("same", "m0"), "task_vector_cosine_similarity"])
     assert table.loc[("same", "m0"), "task_vector_dot_product"] == 0.0
 
@@ -106,51 +107,51 @@ def test_neither_memory_nor_reading_change_a_bit(zoo, options, tmp_path):
     base, models = zoo
     for name, tensors in {"base": base, **models}.items():
         save_file({n: torch.tensor(v) for n, v in tensors.items()}, tmp_path / f"{name}.safetensors")
-    found, expected = fingerprint(tmp_path, **options), fingerprint(tmp_path)
-    assert np.array_equal(found.sketches, expected.sketches)
+    found, expected = sketch(tmp_path, **options), sketch(tmp_path)
+    assert np.array_equal(found.values, expected.values)
     np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-14)
     assert found.base == expected.base
-    in_memory = fingerprint(models, base)  # whose tensors are in another order
-    np.testing.assert_allclose(found.sketches, in_memory.sketches, rtol=0, atol=1e-13)
+    in_memory = sketch(models, base)  # whose tensors are in another order
+    np.testing.assert_allclose(found.values, in_memory.values, rtol=0, atol=1e-13)
     assert found.base == in_memory.base
 
 
 def test_models_may_be_added_one_at_a_time(zoo, tmp_path):
     base, models = zoo
-    together = fingerprint(models, base)
-    parts = [fingerprint({name: model}, base) for name, model in models.items()]
+    together = sketch(models, base)
+    parts = [sketch({name: model}, base) for name, model in models.items()]
     for index, part in enumerate(parts):
-        part.save(tmp_path / f"{index}.fingerprint")
-    joined = Fingerprints.load(tmp_path / "0.fingerprint")
+        part.save(tmp_path / f"{index}.sketch")
+    joined = Sketches.load(tmp_path / "0.sketch")
     for index in range(1, len(parts)):
-        joined = joined.joined(Fingerprints.load(tmp_path / f"{index}.fingerprint"))
+        joined = joined.joined(Sketches.load(tmp_path / f"{index}.sketch"))
     assert joined.models == together.models
-    assert np.array_equal(joined.sketches, together.sketches)
+    assert np.array_equal(joined.values, together.values)
     assert np.array_equal(joined.squares, together.squares)
 
 
-def test_adapters_have_the_fingerprints_of_their_merged_models(tmp_path):
+def test_adapters_have_the_sketches_of_their_merged_models(tmp_path):
     model = seeded(llama)
     options = {"target_modules": ["q_proj", "down_proj"], "r": 4}
     merged = {name: adapt(model, tmp_path / name, seed=seed, **options) for seed, name in enumerate("ab")}
     folders = {name: tmp_path / name for name in merged}
-    expected = fingerprint(merged, state(model))
+    expected = sketch(merged, state(model))
     mixed = {**folders, "b": merged["b"]}
-    for found in (fingerprint(folders), fingerprint(folders, state(model)), fingerprint(mixed, state(model))):
-        np.testing.assert_allclose(found.sketches, expected.sketches, rtol=0, atol=1e-12)
+    for found in (sketch(folders), sketch(folders, state(model)), sketch(mixed, state(model))):
+        np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-12)
         np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-12)
-    assert fingerprint(folders).base is None
-    other = fingerprint({"c": merged["a"]}, state(model))
-    assert fingerprint(folders).joined(other).base == other.base == expected.base
+    assert sketch(folders).base is None
+    other = sketch({"c": merged["a"]}, state(model))
+    assert sketch(folders).joined(other).base == other.base == expected.base
 
 
 def test_what_cannot_be_compared(zoo, tmp_path):
     base, models = zoo
-    one = fingerprint({"m0": models["m0"]}, base)
+    one = sketch({"m0": models["m0"]}, base)
     for other, message in (
-        (fingerprint({"m1": models["m1"]}, base, size=128), "of size 4096 and of size 128 cannot be compared"),
-        (fingerprint({"m1": models["m1"]}, base, seed=1), "of seed 0 and of seed 1"),
-        (fingerprint({"m1": models["m1"]}, models["m2"]), "of base [0-9a-f]{32} and of base [0-9a-f]{32}"),
+        (sketch({"m1": models["m1"]}, base, size=128), "of size 4096 and of size 128 cannot be compared"),
+        (sketch({"m1": models["m1"]}, base, seed=1), "of seed 0 and of seed 1"),
+        (sketch({"m1": models["m1"]}, models["m2"]), "of base [0-9a-f]{32} and of base [0-9a-f]{32}"),
         (one, "there already: m0"),
     ):
         with pytest.raises(MismatchError, match=message):
@@ -159,9 +160,9 @@ def test_what_cannot_be_compared(zoo, tmp_path):
     content = (tmp_path / "one").read_bytes()
     (tmp_path / "one").write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
     with pytest.raises(StatisticsError, match="one"):
-        Fingerprints.load(tmp_path / "one")
+        Sketches.load(tmp_path / "one")
     with pytest.raises(StatisticsError, match="none"):
-        Fingerprints.load(tmp_path / "none")
+        Sketches.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -171,14 +172,14 @@ def test_what_cannot_be_compared(zoo, tmp_path):
 )  # fmt: skip
 def test_bad_options(zoo, options, message):
     with pytest.raises(OptionError, match=message):
-        fingerprint(zoo[1], zoo[0], **options)
+        sketch(zoo[1], zoo[0], **options)
 
 
 def test_values_that_are_not_finite(zoo):
     base, models = zoo
     bad = {**models["m1"], "up": np.full(SHAPES["up"], np.nan)}
     with pytest.raises(NonFiniteError, match="'up' holds NaN or infinite values: 864 in 'm1'"):
-        fingerprint({**models, "m1": bad}, base)
+        sketch({**models, "m1": bad}, base)
 
 
 def test_on_the_command_line(zoo, tmp_path):
@@ -186,19 +187,19 @@ def test_on_the_command_line(zoo, tmp_path):
     for name, tensors in {"base": base, **models}.items():
         save_file({n: torch.tensor(v) for n, v in tensors.items()}, tmp_path / f"{name}.safetensors")
     paths = [str(tmp_path / f"{name}.safetensors") for name in models]
-    out, common = str(tmp_path / "zoo.fingerprints"), ["--base", str(tmp_path / "base.safetensors")]
+    out, common = str(tmp_path / "zoo.sketches"), ["--base", str(tmp_path / "base.safetensors")]
 
     def run(*arguments, code=0):
         result = CliRunner().invoke(main, list(arguments))
         assert result.exit_code == code, result.output
         return result.output
 
-    assert "2 models, 256 numbers each" in run("fingerprint", *paths[:2], *common, "--out", out, "--size", "256")
-    assert "5 models, 256 numbers each" in run("fingerprint", *paths[2:], *common, "--out", out)
-    assert "there already: m0" in run("fingerprint", paths[0], *common, "--out", out, code=1)
+    assert "2 models, 256 numbers each" in run("sketch", *paths[:2], *common, "--out", out, "--size", "256")
+    assert "5 models, 256 numbers each" in run("sketch", *paths[2:], *common, "--out", out)
+    assert "there already: m0" in run("sketch", paths[0], *common, "--out", out, code=1)
     table = tmp_path / "table.csv"
     shown = run("compare", out, "--out", str(table), "--sort-by", "weight_space_angle")
     assert "standard error of weight_space_angle" in shown
-    assert "estimated from Fingerprints(5 models, 256 numbers each)" in shown
-    expected = fingerprint(models, base, size=256).table().to_pandas()
+    assert "estimated from Sketches(5 models, 256 numbers each)" in shown
+    expected = sketch(models, base, size=256).table().to_pandas()
     pd.testing.assert_frame_equal(mergekern.MetricTable.load(table).to_pandas(), expected, rtol=1e-10)
