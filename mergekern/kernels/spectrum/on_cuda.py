@@ -37,7 +37,7 @@ WIDEN = 4
 # Elements of float64 differences that are in memory at a time: 1 GiB.
 DELTA_BLOCK = 1 << 27
 JACOBI_SWEEPS = 30
-# The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues are
+# The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues
 # closer than rounding, as all zeros of a rank-deficient matrix are, equal shifts would lead different starts to one
 # vector: of 360 such matrices 6 had vectors too dependent for Cholesky QR, and came out NaN.
 SEPARATION = 10 * 2.0**-53
@@ -194,7 +194,7 @@ class _Tridiagonal:
         return counts
 
     def vectors(self, values: torch.Tensor) -> torch.Tensor:
-        """Return orthonormal eigenvectors (batch, size, count) of the matrices, of consecutive ascending eigenvalues."""
+        """Return orthonormal eigenvectors (batch, size, count), of consecutive ascending eigenvalues."""
         count, size = values.shape[1], self._size
         scaled = _separated(values * self._scale)
         vectors = torch.empty(self._batch, size, count, dtype=torch.float64, device=values.device)
