@@ -1,0 +1,82 @@
+"""`python -OO`, which strips docstrings and assertions, changes nothing that a user sees."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+PROGRAM = """
+import dataclasses, hashlib, json, sys
+import click
+import numpy as np
+import mergekern
+from mergekern.cli import main
+from mergekern.metrics import catalogue
+from mergekern.prediction import PREDICTORS
+
+random = np.random.default_rng(0)
+base = {"w": random.standard_normal((12, 9)), "v": random.standard_normal(9)}
+zoo = {name: {key: value + random.standard_normal(value.shape) for key, value in base.items()} for name in "abc"}
+table = mergekern.compute_all(zoo, base, per_layer=True)
+merges = {name: mergekern.merge(zoo, base, name) for name in mergekern.METHODS}
+context = click.Context(main, info_name="mergekern", terminal_width=100)
+commands = [command.get_help(click.Context(command, info_name=name, parent=context))
+            for name, command in main.commands.items()]
+
+def words(entry):
+    return {key: value for key, value in vars(entry).items() if isinstance(value, (str, bool, tuple))}
+
+print(json.dumps({
+    "stripped": (json.loads.__doc__ is None, not __debug__),
+    "notation": catalogue.NOTATION,
+    "catalogue": [words(metric) for metric in (*mergekern.CATALOGUE.values(), *mergekern.MERGE_PROBES.values())],
+    "methods": [words(method) for method in mergekern.METHODS.values()],
+    "predictors": {name: kind.description for name, kind in PREDICTORS.items()},
+    "table": {str(pair): row for pair, row in table.to_pandas().to_dict("index").items()},
+    "notes": table.notes,
+    "merges": {name: {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in merged.items()}
+               for name, merged in merges.items()},
+    "help": [main.get_help(context), *commands],
+}))
+"""
+
+
+def run(*flags):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}
+    environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *flags, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run()
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    return run("-OO")
+
+
+def test_the_run_is_without_docstrings_and_assertions(plain, optimised):
+    assert (plain.pop("stripped"), optimised.pop("stripped")) == ([False, False], [True, True])
+
+
+@pytest.mark.parametrize("what", ["notation", "catalogue", "methods", "predictors", "table", "notes", "merges", "help"])
+def test_it_gives_the_same(plain, optimised, what):
+    assert optimised[what] == plain[what]
+
+
+def test_every_text_says_something(optimised):
+    assert optimised["notation"]
+    for entry in optimised["catalogue"]:
+        assert all(entry[name] for name in ("name", "category", "formula", "needs", "undefined", "explanation"))
+    assert all(optimised["predictors"].values())
+    for text in optimised["help"]:
+        assert text.splitlines()[2].strip(), text
