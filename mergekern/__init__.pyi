@@ -1,5 +1,6 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
+from . import checkpoints, distributed, metrics, prediction, report, sketches, tables
 from .api import Plan, compute_all, measure, measure_into, plan
 from .distributed.incremental import add_models, remove_models
 from .distributed.shards import combine, measure_shard
@@ -50,8 +51,10 @@ __all__ = [
     "StatisticsError",
     "ZooStatistics",
     "add_models",
+    "checkpoints",
     "combine",
     "compute_all",
+    "distributed",
     "group_metrics",
     "measure",
     "measure_into",
@@ -60,9 +63,14 @@ __all__ = [
     "merge_all",
     "merge_probes",
     "mergekit_config",
+    "metrics",
     "plan",
+    "prediction",
     "regularizers",
     "remove_models",
+    "report",
     "sketch",
+    "sketches",
+    "tables",
     "verify",
 ]
