@@ -17,7 +17,7 @@ import torch
 from mergekern._internal.validation import positive_integer
 from mergekern._internal.versions import versions
 from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor, open_zoo
-from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
 from mergekern.functional.calibration import Calibration

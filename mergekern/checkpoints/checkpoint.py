@@ -69,7 +69,7 @@ class FileState(NamedTuple):
     number: int
 
     @staticmethod
-    def of(path: Path) -> FileState:
+    def from_path(path: Path) -> FileState:
         """Return the state of a file, links followed."""
         found = path.stat()
         return FileState(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
@@ -103,7 +103,7 @@ class Checkpoint(ABC):
         """Raise CheckpointError if a file is not the one that was opened."""
         for path, state in self.files.items():
             try:
-                is_same = FileState.of(path) == state
+                is_same = FileState.from_path(path) == state
             except OSError:
                 is_same = False
             if not is_same:

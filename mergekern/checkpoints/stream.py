@@ -136,7 +136,7 @@ class Layer:
         BLAKE2b 0.35); it is no protection against someone who forges a collision.
         """
         if models is not None and len(models) < len(self.zoo.models):
-            part = self.zoo.of(models, self.tensor)
+            part = self.zoo.select(models, self.tensor)
             return Layer(part, part.tensors[0], self._max_memory).content_hashes(map=map)
         hashers = []
         for checkpoint, name in self._sources():
@@ -179,7 +179,7 @@ class FactoredLayer:
     @cached_property
     def stored_zoo(self) -> Zoo:
         """The zoo of the models that hold the tensor whole."""
-        return self.zoo.of(self.whole, self.tensor)
+        return self.zoo.select(self.whole, self.tensor)
 
     @cached_property
     def stored(self) -> Layer | None:
@@ -270,9 +270,9 @@ class LayerStream:
         for tensor in self.zoo.tensors:
             yield self._layer(self.zoo, tensor)
 
-    def of(self, models: Sequence[int], tensor: ZooTensor) -> Layer | FactoredLayer:
+    def select(self, models: Sequence[int], tensor: ZooTensor) -> Layer | FactoredLayer:
         """Return a tensor of some of the models, with factors as they are."""
-        zoo = self.zoo.of(models, tensor)
+        zoo = self.zoo.select(models, tensor)
         return self._layer(zoo, zoo.tensors[0])
 
     def _layer(self, zoo: Zoo, tensor: ZooTensor) -> Layer | FactoredLayer:

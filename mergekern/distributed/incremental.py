@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from mergekern.api import measure
-from mergekern.checkpoints.formats import IO
-from mergekern.checkpoints.zoo import named_sources
+from mergekern.checkpoints.sources import IO, named_sources
 from mergekern.errors import OptionError, StatisticsError
 from mergekern.functional.calibration import Calibration
 from mergekern.progress import Progress

@@ -17,7 +17,7 @@ import torch
 from mergekern._internal.validation import positive_integer
 from mergekern.api import choose_measurement, manifest_of, provenance
 from mergekern.checkpoints import LayerStream, open_zoo
-from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import CheckpointError, OptionError, StatisticsError
 from mergekern.measurement.layer_pass import Run, content_hashes, join

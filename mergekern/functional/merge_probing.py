@@ -19,7 +19,7 @@ import xxhash
 
 from mergekern._internal.versions import package_version, versions
 from mergekern.checkpoints import Checkpoint, open_checkpoint, open_zoo
-from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch, align
 from mergekern.errors import MergekernError, StatisticsError
 from mergekern.functional.calibration import Calibration

@@ -178,7 +178,7 @@ class Run:
     def _of_models(self, layer: Layer | FactoredLayer, models: tuple[int, ...]) -> Layer | FactoredLayer:
         if models == tuple(range(len(self.zoo.models))):
             return layer  # it may be held in memory
-        return self.stream.of(models, layer.tensor)
+        return self.stream.select(models, layer.tensor)
 
     def _of(self, layer: Layer | FactoredLayer, hashes: list[str], tile: Tile) -> Measured:
         return Measured.tile(layer.tensor.name, layer.tensor.shape, self.how, hashes, tile.rows, tile.columns)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file, save_model
 import mergekern
 from mergekern import METHODS
 from mergekern.checkpoints import writer
-from mergekern.checkpoints.formats import SafetensorsFile
+from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.errors import MergekernError, NonFiniteError, OptionError, OutputError
 from tests.checkpoints.files import write_shards
 from tests.merging.zoos import assert_equal, drawn
