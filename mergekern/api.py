@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from mergekern._internal.validation import positive_integer
-from mergekern._internal.versions import versions
+from mergekern._internal.versions import package_version, versions
 from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor, open_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
+from mergekern.functional.binding import Binding
 from mergekern.functional.calibration import Calibration
-from mergekern.functional.plan import Probes
+from mergekern.functional.measure import measure_functional
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
@@ -183,12 +184,18 @@ def _measure(
     if not isinstance(checkpoints, Zoo):
         runs_models = calibration is not None and bool(probed)
         zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=runs_models)
-    probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
+    binding = Binding(zoo, calibration, probed) if calibration is not None and probed else None
     run = Run(LayerStream(zoo, measurement.max_memory), measurement, store, progress=progress)
     run.measure()
-    functional, keys = run.probe(probes)
+    functional = FunctionalStatistics()
+    keys: dict[str, str] = {}
+    if binding is not None:
+        functional, keys = measure_functional(
+            binding, measurement.backend, measurement.threads, run.stream.max_memory, store,
+            [package_version("mergekern")], lambda what: run.report("", what),
+        )  # fmt: skip
     run.report("")
-    return run, functional, keys, provenance(zoo, measurement, probes, run.entries)
+    return run, functional, keys, provenance(zoo, measurement, binding, run.entries)
 
 
 def manifest_of(
@@ -222,7 +229,7 @@ def choose_measurement(
 
 
 def provenance(
-    zoo: Zoo, measurement: Measurement, probes: Probes | None, entries: Sequence[LayerEntry] = ()
+    zoo: Zoo, measurement: Measurement, binding: Binding | None, entries: Sequence[LayerEntry] = ()
 ) -> dict[str, Any]:
     """Return what a table says of how it was made; content hashes if all tensors were hashed."""
     dtypes = {
@@ -230,7 +237,7 @@ def provenance(
         for checkpoint in zoo.checkpoints
     }
     origins = {checkpoint.name: checkpoint.origin for checkpoint in zoo.checkpoints if checkpoint.origin}
-    probed = {} if probes is None else {"calibration": probes.provenance()}
+    probed = {} if binding is None else {"calibration": binding.provenance()}
     return {
         **probed,
         "versions": versions(),

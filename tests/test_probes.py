@@ -18,8 +18,9 @@ from benchmarks.baseline import pair_functional_metrics
 from mergekern import Calibration, CalibrationError, MismatchError, NonFiniteError, OptionError, ZooStatistics
 from mergekern.checkpoints import open_zoo
 from mergekern.functional import gradients
-from mergekern.functional.plan import Probes
-from mergekern.functional.runs import Runs
+from mergekern.functional.binding import Binding
+from mergekern.functional.measure import measure_functional
+from mergekern.functional.model_runs import ModelRuns
 from mergekern.kernels import dispatch
 from mergekern.statistics import FUNCTIONAL
 from tests.device import DEVICE, backend
@@ -470,13 +471,13 @@ def test_a_model_without_memory_of_its_own():
 def counted(monkeypatch):
     """The kinds of statistics that runs measured."""
     measured = []
-    original = Runs.measure
+    original = ModelRuns.measure
 
     def measure(self):
         measured.extend(sorted(self.kinds))
         return original(self)
 
-    monkeypatch.setattr(Runs, "measure", measure)
+    monkeypatch.setattr(ModelRuns, "measure", measure)
     return measured
 
 
@@ -845,8 +846,8 @@ def test_models_run_on_the_device(kind, monkeypatch):
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
     state = torch.cuda.get_rng_state() if DEVICE.type == "cuda" else None
     try:
-        prober = Probes(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
-        first, second = (prober.measure(kernels, 1, 1 << 30)[0] for _ in range(2))
+        binding = Binding(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
+        first, second = (measure_functional(binding, kernels, 1, 1 << 30)[0] for _ in range(2))
     finally:
         handle.remove()
     assert devices == {DEVICE.type}

@@ -15,12 +15,11 @@ import xxhash
 
 from mergekern._internal.versions import package_version
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
-from mergekern.functional.plan import Probes
 from mergekern.kernels import dispatch, lapack
 from mergekern.measurement import Measurement
 from mergekern.measurement.tiles import BLOCK_SIZE, Item, Tile, tiles
 from mergekern.progress import Progress
-from mergekern.statistics import FunctionalStatistics, LayerStatistics
+from mergekern.statistics import LayerStatistics
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, Overlaps
 from mergekern.statistics.manifest import LayerEntry
 from mergekern.statistics.store import Store
@@ -126,17 +125,6 @@ class Run:
                 finish_first()
         self.zoo.check_unchanged()  # or some tensors are of one file and some of another
         self._done = len(self._sizes)
-
-    def probe(self, probes: Probes | None) -> tuple[FunctionalStatistics, dict[str, str]]:
-        """Run the models, if they are to be; return what that gave, and the keys of its blocks in the store."""
-        if probes is None:
-            return FunctionalStatistics(), {}
-        measurement, how = self.measurement, [package_version("mergekern")]
-        found, keys = probes.measure(
-            measurement.backend, measurement.threads, self.stream.max_memory, self.store, how,
-            lambda what: self.report("", what),
-        )  # fmt: skip
-        return found, {kind: keys[kind] for kind in found.kinds if kind in keys}
 
     def _begin(self, layer: Layer | FactoredLayer, chosen: list[int] | None, pool: ThreadPoolExecutor) -> _Begun:
         count = len(self.zoo.models)
