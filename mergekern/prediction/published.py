@@ -126,6 +126,32 @@ def _initial(metrics: int, seed: list[int]) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(metrics)
 
 
+class _Adam:
+    """Adam of `torch.optim`, with its defaults, to the last bit.
+
+    Without what the optimizer does beside its arithmetic, which for a few dozen coefficients is most of a step (a fit
+    of 28 takes 0.33 s there and 0.15 s here), and without the compiler that its first step imports (1.3 s).
+    """
+
+    BETAS = (0.9, 0.999)
+    EPSILON = 1e-8
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._mean = torch.zeros_like(values)
+        self._square = torch.zeros_like(values)
+        self._steps = 0
+
+    def step(self, gradient: torch.Tensor) -> None:
+        """Move the values, in place."""
+        first, second = self.BETAS
+        self._steps += 1
+        self._mean.lerp_(gradient, 1 - first)
+        self._square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        divisor = (self._square.sqrt() / (1 - second**self._steps) ** 0.5).add_(self.EPSILON)
+        self._values.addcdiv_(self._mean, divisor, value=-LEARNING_RATE / (1 - first**self._steps))
+
+
 def _descend(
     gram: torch.Tensor, products: torch.Tensor, coefficients: torch.Tensor, alpha: float | None, protocol: Protocol
 ) -> torch.Tensor:
@@ -134,7 +160,7 @@ def _descend(
     Args:
         gram: (folds, m, m), products: (folds, fits, m), coefficients: (folds, fits, m) to start from.
     """
-    optimizer = torch.optim.Adam([coefficients], lr=LEARNING_RATE)
+    optimizer = _Adam(coefficients)
     stopped_at = coefficients.clone()
     running = torch.ones(coefficients.shape[:2], dtype=torch.bool)
     lowest = torch.full(coefficients.shape[:2], torch.inf, dtype=coefficients.dtype)
@@ -150,13 +176,12 @@ def _descend(
         else:
             objective = objective + alpha * coefficients.abs().sum(-1, keepdim=True)
             gradient = gradient + alpha * coefficients.sign()
-        coefficients.grad = gradient
-        optimizer.step()
+        optimizer.step(gradient)
 
         fell = objective[..., 0] < lowest - protocol.threshold
         lowest = torch.where(fell, objective[..., 0], lowest)
         since = torch.where(fell, 0, since + 1)
-        stopped_at[running] = coefficients[running]
+        stopped_at = torch.where(running[..., None], coefficients, stopped_at)
         running &= since < protocol.patience
         if not running.any():
             break

@@ -225,6 +225,21 @@ def test_batch_is_the_published_loop(alpha, name, protocol, monkeypatch):
         np.testing.assert_allclose(found[fold, target, seed], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_steps_are_those_of_torch_to_the_last_bit():
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    found = torch.randn(2, 3, 28, generator=random, dtype=torch.float64)
+    expected = found.clone()
+    own, theirs = published._Adam(found), torch.optim.Adam([expected], lr=published.LEARNING_RATE)
+    for step in range(300):
+        gradient = 10.0 ** (-step % 7) * torch.randn(found.shape, generator=random, dtype=torch.float64)
+        expected.grad = gradient
+        own.step(gradient)
+        theirs.step()
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("alpha", [None, 1.0])
 def test_the_estimator_is_one_fit_of_the_batch(alpha):
     X, y = make_data()
