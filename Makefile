@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
-	$(RUN) -m pytest --numprocesses auto --dist loadfile -p no:benchmark
+	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -p no:benchmark
 
 # Correctness first, then every suite side by side (about 70 minutes, 40 of them running models); adds rows, and draws
 # them.

@@ -86,13 +86,13 @@ def overlapping_users():
     def other():
         with lapack.single_threaded_pool(1) as pool:
             pool.submit(inside.set)
-            release.wait(10)
+            assert release.wait(60)
 
     thread = threading.Thread(target=other)
     with lapack.single_threaded_pool(2) as pool:
         assert set(pool.submit(blas_threads).result()) == {1}
         thread.start()
-        inside.wait(10)
+        assert inside.wait(60)
     assert set(blas_threads()) == {1}
     release.set()
     thread.join()
