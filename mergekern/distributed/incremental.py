@@ -138,7 +138,7 @@ def _with_needed_blocks(folder: Path, entry: LayerEntry) -> LayerEntry:
     models, needed = set(entry.hashes[1:]), []
     for key in entry.blocks:
         with contextlib.suppress(StatisticsError):
-            if not LayerBlock.read(folder, key).of.has_pairs_of(models):
+            if not LayerBlock.read(folder, key).key.has_pairs_of(models):
                 continue
         needed.append(key)
     return dataclasses.replace(entry, blocks=tuple(needed))

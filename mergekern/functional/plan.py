@@ -106,7 +106,7 @@ class Probes:
             calibration_hash = self.calibration.content_hash(self.model) or uuid.uuid4().hex
             hashes = [content_hash(checkpoint) for checkpoint in self.zoo.models]
             how = [*how, torch.__version__, backend.name, calibration_hash, list(self.zoo.model_names)]
-            keys = {kind: store.functional_key(kind, hashes, how) for kind in FUNCTIONAL}
+            keys = {kind: store.functional_file_name(kind, hashes, how) for kind in FUNCTIONAL}
             found = store.get_functional(keys)
         if lacking := self.wanted - found.kinds.keys():
             folder = None if store is None else store.path

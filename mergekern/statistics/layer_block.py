@@ -44,7 +44,7 @@ class Spectra(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class BlockKey:
     """What a block is of: it determines every value in it, and so names its file.
 
     Attributes:
@@ -67,18 +67,18 @@ class Measured:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @staticmethod
-    def tile(
+    def from_tile(
         name: str, shape: Sequence[int], how: str, hashes: Sequence[str], rows: Sequence[int], columns: Sequence[int]
-    ) -> Measured:
+    ) -> BlockKey:
         """Return what a tile is of, from the content hashes in the base and in all models, and positions of models."""
         sides = (tuple(hashes[1 + model] for model in side) for side in (rows, columns))
-        return Measured(name, tuple(shape), how, hashes[0], *sides)
+        return BlockKey(name, tuple(shape), how, hashes[0], *sides)
 
     @staticmethod
-    def read(folder: Path, key: str) -> Measured:
+    def read(folder: Path, file_name: str) -> BlockKey:
         """Read what a block is of from a folder of statistics, and none of its values; errors as `LayerBlock.read`."""
-        path = block_path(folder, key)
-        return _measured(path, key, read_description(path))
+        path = block_path(folder, file_name)
+        return _key_of(path, file_name, read_description(path))
 
     @property
     def is_diagonal(self) -> bool:
@@ -90,7 +90,7 @@ class Measured:
         return all(any(digest in models for digest in side) for side in (self.rows, self.columns or self.rows))
 
     @cached_property
-    def key(self) -> str:
+    def file_name(self) -> str:
         """Name of the block's files."""
         content = [FORMAT, self.name, self.shape, self.how, self.base, self.rows, self.columns]
         return xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
@@ -101,7 +101,7 @@ class LayerBlock:
     """Statistics of one tensor for R × C pairs of models.
 
     Attributes:
-        of: the tensor and the models.
+        key: the tensor and the models.
         inner, squared_distance: (R, C) float64.
         overlaps: of subspaces, where spectra were wanted; None for pairs whose bases have not met yet.
         spectra: of the models of a diagonal block.
@@ -109,7 +109,7 @@ class LayerBlock:
         bases: singular vectors of the models of a diagonal block, in a file of their own; here until it is written.
     """
 
-    of: Measured
+    key: BlockKey
     inner: np.ndarray
     squared_distance: np.ndarray
     overlaps: Overlaps | None = None
@@ -118,14 +118,14 @@ class LayerBlock:
     bases: Bases | None = None
 
     @staticmethod
-    def of_models(of: Measured, layer: LayerStatistics) -> LayerBlock:
+    def from_layer(key: BlockKey, layer: LayerStatistics) -> LayerBlock:
         """Return the block of models among themselves."""
         spectrum = layer.spectrum
         if spectrum is None:
-            return LayerBlock(of, layer.inner, layer.squared_distance)
+            return LayerBlock(key, layer.inner, layer.squared_distance)
         overlaps = Overlaps(spectrum.left_top, spectrum.right_top, spectrum.right_bottom)
         spectra = Spectra(spectrum.values, spectrum.rank)
-        return LayerBlock(of, layer.inner, layer.squared_distance, overlaps, spectra, spectrum.k, spectrum.bases)
+        return LayerBlock(key, layer.inner, layer.squared_distance, overlaps, spectra, spectrum.k, spectrum.bases)
 
     @property
     def has_spectra(self) -> bool:
@@ -139,69 +139,69 @@ class LayerBlock:
     def write(self, folder: Path) -> None:
         """Write to the folder of statistics: singular vectors first, since the block says that they are there."""
         if self.bases is not None:
-            write_block(bases_path(folder, self.of.key), self.bases._asdict(), {})
+            write_block(bases_path(folder, self.key.file_name), self.bases._asdict(), {})
         arrays = {"inner": self.inner, "squared_distance": self.squared_distance}
         if self.overlaps is not None:
             arrays |= {f"overlap.{name}": part for name, part in self.overlaps._asdict().items()}
         if self.spectra is not None:
             arrays |= self.spectra._asdict()
-        write_block(block_path(folder, self.of.key), arrays, {**self.of.described, "k": self.k})
+        write_block(block_path(folder, self.key.file_name), arrays, {**self.key.described, "k": self.k})
 
     @staticmethod
-    def read(folder: Path, key: str) -> LayerBlock:
+    def read(folder: Path, file_name: str) -> LayerBlock:
         """Read from a folder of statistics, without the singular vectors.
 
         Raises:
             StatisticsError: the file is missing, damaged or something else.
         """
-        path = block_path(folder, key)
+        path = block_path(folder, file_name)
         arrays, description = read_block(path)
-        of = _measured(path, key, description)
+        key = _key_of(path, file_name, description)
         try:
             overlaps = spectra = None
             if "overlap.left_top" in arrays:
                 overlaps = Overlaps(*(arrays[f"overlap.{name}"] for name in Overlaps._fields))
             if "values" in arrays:
                 spectra = Spectra(arrays["values"], arrays["rank"])
-            block = LayerBlock(of, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
+            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
         except (KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
         return block
 
 
-def _measured(path: Path, key: str, description: dict[str, Any]) -> Measured:
+def _key_of(path: Path, file_name: str, description: dict[str, Any]) -> BlockKey:
     """Return what a block is of, by its description; StatisticsError where that is not what its name says."""
     try:
-        said = {field.name: description[field.name] for field in dataclasses.fields(Measured)}
-        of = Measured(**said | {name: tuple(said[name]) for name in ("shape", "rows", "columns")})
+        said = {field.name: description[field.name] for field in dataclasses.fields(BlockKey)}
+        key = BlockKey(**said | {name: tuple(said[name]) for name in ("shape", "rows", "columns")})
     except (KeyError, TypeError) as error:
         raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
-    if of.key != key:
-        raise StatisticsError(f"{path}: a block of other models or of another tensor, {of.name!r}")
-    return of
+    if key.file_name != file_name:
+        raise StatisticsError(f"{path}: a block of other models or of another tensor, {key.name!r}")
+    return key
 
 
-def read_bases(folder: Path, key: str) -> Bases:
+def read_bases(folder: Path, file_name: str) -> Bases:
     """Return the singular vectors of a diagonal block.
 
     Raises:
         StatisticsError: the file is missing, damaged or something else.
     """
-    path = bases_path(folder, key)
+    path = bases_path(folder, file_name)
     arrays, _ = read_block(path)
     if set(arrays) != set(Bases._fields):
         raise StatisticsError(f"{path}: not a file of singular vectors")
     return Bases(**arrays)
 
 
-def block_path(folder: Path, key: str) -> Path:
+def block_path(folder: Path, file_name: str) -> Path:
     """Return where a block lies in a folder of statistics."""
-    return folder / BLOCKS / f"{key}{SUFFIX}"
+    return folder / BLOCKS / f"{file_name}{SUFFIX}"
 
 
-def bases_path(folder: Path, key: str) -> Path:
+def bases_path(folder: Path, file_name: str) -> Path:
     """Return where the singular vectors of a block lie in a folder of statistics."""
-    return folder / BASES / f"{key}{SUFFIX}"
+    return folder / BASES / f"{file_name}{SUFFIX}"
 
 
 class Coverage:
@@ -215,12 +215,12 @@ class Coverage:
         self.models = models
         self.pairs = np.zeros((len(models), len(models)), dtype=bool)
 
-    def add(self, of: Measured) -> tuple[np.ndarray, np.ndarray]:
+    def add(self, key: BlockKey) -> tuple[np.ndarray, np.ndarray]:
         """Count in a block, and return the positions of its rows and columns at each model: −1 where it has none."""
-        rows = _positions(of.rows, self.models)
-        columns = rows if of.is_diagonal else _positions(of.columns, self.models)
+        rows = _positions(key.rows, self.models)
+        columns = rows if key.is_diagonal else _positions(key.columns, self.models)
         pairs = np.logical_and.outer(rows >= 0, columns >= 0)
-        if not of.is_diagonal:
+        if not key.is_diagonal:
             # A model that is on both sides, as the same content under two names, has its spectra elsewhere.
             np.fill_diagonal(pairs, False)
         self.pairs |= pairs | pairs.T
@@ -249,12 +249,12 @@ def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatis
     inner, squared_distance = np.empty((count, count)), np.empty((count, count))
     overlaps, spectra, k, block = None, None, 0, None
     for block in blocks:
-        rows, columns = coverage.add(block.of)
+        rows, columns = coverage.add(block.key)
         put = _Put(rows, columns)
         put(inner, block.inner)
         put(squared_distance, block.squared_distance)
         if block.overlaps is not None:
-            of_overlaps.add(block.of)
+            of_overlaps.add(block.key)
             overlaps = overlaps or Overlaps(*(np.empty((count, count)) for _ in Overlaps._fields))
             for whole, part in zip(overlaps, block.overlaps, strict=True):
                 put(whole, part)
@@ -269,7 +269,7 @@ def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatis
     # Where models were added for metrics that need no spectra, those of the others are not enough.
     if overlaps is not None and spectra is not None and of_overlaps.pairs.all():
         spectrum = SpectrumStatistics(spectra.values, spectra.rank, *overlaps, k)
-    return LayerStatistics(block.of.name, block.of.shape, inner, squared_distance, spectrum)
+    return LayerStatistics(block.key.name, block.key.shape, inner, squared_distance, spectrum)
 
 
 def _positions(hashes: Sequence[str], models: Sequence[str]) -> np.ndarray:

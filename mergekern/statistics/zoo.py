@@ -14,7 +14,7 @@ import xxhash
 from mergekern._internal.files import not_written
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
-from mergekern.statistics.layer_block import BLOCKS, SAVED, LayerBlock, Measured, assemble, block_path
+from mergekern.statistics.layer_block import BLOCKS, SAVED, BlockKey, LayerBlock, assemble, block_path
 from mergekern.statistics.layers import LayerStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest, provenance_of
 
@@ -106,9 +106,9 @@ class ZooStatistics:
                 xxhash.xxh3_128_hexdigest(f"{layer.name}\0{name}\0{contents.get(name)}".encode())
                 for name in ("base", *self.models)
             )
-            of = Measured(layer.name, layer.shape, SAVED, base, tuple(hashes), ())
-            LayerBlock.of_models(of, layer.without_bases()).write(folder)
-            entries.append(LayerEntry(layer.name, layer.shape, (base, *hashes), (of.key,)))
+            key = BlockKey(layer.name, layer.shape, SAVED, base, tuple(hashes), ())
+            LayerBlock.from_layer(key, layer.without_bases()).write(folder)
+            entries.append(LayerEntry(layer.name, layer.shape, (base, *hashes), (key.file_name,)))
         kinds = self.functional.kinds
         for kind, part in kinds.items():
             part.write(block_path(folder, kind))
@@ -149,16 +149,18 @@ class ZooStatistics:
             manifest = manifest.of(models)
         layers = []
         for entry in manifest.layers:
-            keys, hashes = list(entry.blocks), set(entry.hashes[1:])
+            blocks, hashes = list(entry.blocks), set(entry.hashes[1:])
             try:
-                if models is not None and len(keys) > 1:
-                    keys = [key for key in keys if Measured.read(folder, key).has_pairs_of(hashes)]
-                layers.append(assemble((LayerBlock.read(folder, key) for key in keys), entry.hashes[1:]))
+                if models is not None and len(blocks) > 1:
+                    blocks = [name for name in blocks if BlockKey.read(folder, name).has_pairs_of(hashes)]
+                layers.append(assemble((LayerBlock.read(folder, name) for name in blocks), entry.hashes[1:]))
             except StatisticsError as error:
                 raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
         functional = FunctionalStatistics()
         if set(manifest.models) <= set(manifest.functional_models):
-            found = {kind: FUNCTIONAL[kind].read(block_path(folder, key)) for kind, key in manifest.functional.items()}
+            found = {
+                kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()
+            }
             functional = FunctionalStatistics(**found).of(positions(manifest.functional_models, manifest.models))
         return ZooStatistics(
             manifest.models,
