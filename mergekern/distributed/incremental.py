@@ -125,7 +125,7 @@ def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> 
             raise OptionError(
                 f"{store.path}: {len(left)} of {len(manifest.models)} models would be left; two are the least"
             )
-        manifest = manifest.of(left)
+        manifest = manifest.select(left)
         layers = tuple(_with_needed_blocks(store.path, entry) for entry in manifest.layers)
         store.finish(dataclasses.replace(manifest, layers=layers))
     return tuple(left)

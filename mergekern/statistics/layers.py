@@ -38,7 +38,7 @@ class SpectrumStatistics:
     k: int
     bases: Bases | None = None
 
-    def of(self, models: Sequence[int]) -> SpectrumStatistics:
+    def select(self, models: Sequence[int]) -> SpectrumStatistics:
         """Return those of some of the models, without singular vectors."""
         pairs = np.ix_(models, models)
         overlaps = self.left_top[pairs], self.right_top[pairs], self.right_bottom[pairs]
@@ -72,10 +72,10 @@ class LayerStatistics:
         """(N,) bool: the models whose tensor equals that of the base."""
         return np.diagonal(self.inner) == 0.0
 
-    def of(self, models: Sequence[int]) -> LayerStatistics:
+    def select(self, models: Sequence[int]) -> LayerStatistics:
         """Return those of some of the models, in this order."""
         pairs = np.ix_(models, models)
-        spectrum = None if self.spectrum is None else self.spectrum.of(models)
+        spectrum = None if self.spectrum is None else self.spectrum.select(models)
         return LayerStatistics(self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum)
 
     def without_bases(self) -> LayerStatistics:

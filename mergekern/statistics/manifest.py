@@ -72,7 +72,7 @@ class Manifest:
         """File names of all blocks, without suffix."""
         return {file_name for layer in self.layers for file_name in layer.blocks} | set(self.functional.values())
 
-    def of(self, models: Sequence[str]) -> Manifest:
+    def select(self, models: Sequence[str]) -> Manifest:
         """Return the manifest of some of the models; the blocks are the same."""
         at = [0, *(1 + self.models.index(model) for model in models)]
         layers = (dataclasses.replace(e, hashes=tuple(e.hashes[i] for i in at)) for e in self.layers)

@@ -66,7 +66,7 @@ class ZooStatistics:
         """Return the statistics of a zoo of the same models with this one tensor."""
         return ZooStatistics(self.models, (layer,), self.top_k, self.spectrum_k)
 
-    def of(self, models: Sequence[str]) -> ZooStatistics:
+    def select(self, models: Sequence[str]) -> ZooStatistics:
         """Return the statistics of some of the models, in this order: those that a zoo of them alone would have.
 
         What running the models gave is of the samples of all tasks, and stays so.
@@ -77,12 +77,12 @@ class ZooStatistics:
         at = positions(self.models, models)
         return ZooStatistics(
             tuple(models),
-            tuple(layer.of(at) for layer in self.layers),
+            tuple(layer.select(at) for layer in self.layers),
             self.top_k,
             self.spectrum_k,
             self.skipped,
             provenance_of(self.provenance, models),
-            self.functional.of(at),
+            self.functional.select(at),
         )
 
     def save(self, path: str | Path) -> None:
@@ -146,7 +146,7 @@ class ZooStatistics:
             )
         if models is not None:
             positions(manifest.models, models)
-            manifest = manifest.of(models)
+            manifest = manifest.select(models)
         layers = []
         for entry in manifest.layers:
             blocks, hashes = list(entry.blocks), set(entry.hashes[1:])
@@ -161,7 +161,7 @@ class ZooStatistics:
             found = {
                 kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()
             }
-            functional = FunctionalStatistics(**found).of(positions(manifest.functional_models, manifest.models))
+            functional = FunctionalStatistics(**found).select(positions(manifest.functional_models, manifest.models))
         return ZooStatistics(
             manifest.models,
             tuple(layers),

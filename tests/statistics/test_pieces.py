@@ -85,7 +85,7 @@ def test_any_sequence_of_zoos_in_one_folder(tmp_path_factory, sequence):
             np.testing.assert_array_equal(one.squared_distance, other.squared_distance)
         assert not mergekern.verify(folder)
         names = list(models)[::-1][:2]
-        np.testing.assert_array_equal(ZooStatistics.load(folder, names).inner, alone.of(names).inner)
+        np.testing.assert_array_equal(ZooStatistics.load(folder, names).inner, alone.select(names).inner)
 
 
 def test_models_added_for_some_metrics_have_no_spectra_of_others(tmp_path):
