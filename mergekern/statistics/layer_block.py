@@ -31,9 +31,13 @@ SAVED = "saved"
 class Overlaps(NamedTuple):
     """Squared Frobenius norms of the products of k-dimensional bases, (R, C) each."""
 
-    left_top: np.ndarray
-    right_top: np.ndarray
-    right_bottom: np.ndarray
+    left_top_overlap: np.ndarray
+    right_top_overlap: np.ndarray
+    right_bottom_overlap: np.ndarray
+
+
+# Names of these arrays in a file: they are the format, and stay as they are when an attribute gets another name.
+OVERLAPS_IN_FILE = ("overlap.left_top", "overlap.right_top", "overlap.right_bottom")
 
 
 class Spectra(NamedTuple):
@@ -123,7 +127,7 @@ class LayerBlock:
         spectrum = layer.spectrum
         if spectrum is None:
             return LayerBlock(key, layer.inner, layer.squared_distance)
-        overlaps = Overlaps(spectrum.left_top, spectrum.right_top, spectrum.right_bottom)
+        overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
         spectra = Spectra(spectrum.values, spectrum.rank)
         return LayerBlock(key, layer.inner, layer.squared_distance, overlaps, spectra, spectrum.k, spectrum.bases)
 
@@ -142,7 +146,7 @@ class LayerBlock:
             write_block(bases_path(folder, self.key.file_name), self.bases._asdict(), {})
         arrays = {"inner": self.inner, "squared_distance": self.squared_distance}
         if self.overlaps is not None:
-            arrays |= {f"overlap.{name}": part for name, part in self.overlaps._asdict().items()}
+            arrays |= dict(zip(OVERLAPS_IN_FILE, self.overlaps, strict=True))
         if self.spectra is not None:
             arrays |= self.spectra._asdict()
         write_block(block_path(folder, self.key.file_name), arrays, {**self.key.described, "k": self.k})
@@ -159,8 +163,8 @@ class LayerBlock:
         key = _key_of(path, file_name, description)
         try:
             overlaps = spectra = None
-            if "overlap.left_top" in arrays:
-                overlaps = Overlaps(*(arrays[f"overlap.{name}"] for name in Overlaps._fields))
+            if OVERLAPS_IN_FILE[0] in arrays:
+                overlaps = Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
             if "values" in arrays:
                 spectra = Spectra(arrays["values"], arrays["rank"])
             block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
