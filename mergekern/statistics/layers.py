@@ -69,7 +69,7 @@ class LayerStatistics:
         return len(self.shape) == 2
 
     @property
-    def frozen(self) -> np.ndarray:
+    def unchanged(self) -> np.ndarray:
         """(N,) bool: the models whose tensor equals that of the base."""
         return np.diagonal(self.inner) == 0.0
 
