@@ -24,7 +24,9 @@ from mergekern.measurement.layer_pass import Run, content_hashes, join
 from mergekern.measurement.tiles import BLOCK_SIZE, cost, share, tiles
 from mergekern.metrics import as_names, select
 from mergekern.progress import Progress
-from mergekern.statistics.layer_block import BlockKey, Coverage, LayerBlock, bases_path, block_path, read_bases
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey, bases_path, block_path
+from mergekern.statistics.layer_block import LayerBlock, read_bases
 from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
 from mergekern.statistics.store import Store, check_folder, shard_folder, writing
 

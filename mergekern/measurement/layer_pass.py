@@ -21,7 +21,9 @@ from mergekern.measurement import Measurement
 from mergekern.measurement.tiles import BLOCK_SIZE, Item, Tile, tiles
 from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, LayerStatistics
-from mergekern.statistics.layer_block import BlockKey, Coverage, LayerBlock, Overlaps
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey
+from mergekern.statistics.layer_block import LayerBlock, Overlaps
 from mergekern.statistics.manifest import LayerEntry
 from mergekern.statistics.store import Store
 

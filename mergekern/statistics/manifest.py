@@ -18,7 +18,7 @@ import xxhash
 
 from mergekern._internal.files import write_atomically
 from mergekern.errors import StatisticsError
-from mergekern.statistics.layer_block import BLOCKS, FORMAT
+from mergekern.statistics.keys import BLOCKS, FORMAT
 
 MANIFEST = "manifest.json"
 

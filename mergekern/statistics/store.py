@@ -23,17 +23,10 @@ import xxhash
 from mergekern._internal.files import link_or_copy, not_written
 from mergekern._internal.locks import LOCK_FILES, locked
 from mergekern.errors import MergekernError, OutputError, StatisticsError
-from mergekern.statistics import FUNCTIONAL, Bases, FunctionalStatistics
-from mergekern.statistics.layer_block import (
-    BASES,
-    BLOCKS,
-    FORMAT,
-    BlockKey,
-    LayerBlock,
-    bases_path,
-    block_path,
-    read_bases,
-)
+from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics
+from mergekern.statistics.keys import BASES, BLOCKS, FORMAT, BlockKey, bases_path, block_path
+from mergekern.statistics.layer_block import LayerBlock, read_bases
+from mergekern.statistics.layers import Bases
 from mergekern.statistics.manifest import MANIFEST, Manifest, is_statistics_folder, shards_in
 
 logger = logging.getLogger(__name__)

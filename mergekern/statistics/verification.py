@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergekern.errors import StatisticsError
+from mergekern.statistics.assembly import Coverage
 from mergekern.statistics.functional import FUNCTIONAL
-from mergekern.statistics.layer_block import SAVED, Coverage, LayerBlock, bases_path, block_path, read_bases
+from mergekern.statistics.keys import SAVED, bases_path, block_path
+from mergekern.statistics.layer_block import LayerBlock, read_bases
 from mergekern.statistics.manifest import Manifest
 
 

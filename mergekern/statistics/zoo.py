@@ -13,8 +13,10 @@ import xxhash
 
 from mergekern._internal.files import not_written
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
+from mergekern.statistics.assembly import assemble
 from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
-from mergekern.statistics.layer_block import BLOCKS, SAVED, BlockKey, LayerBlock, assemble, block_path
+from mergekern.statistics.keys import BLOCKS, SAVED, BlockKey, block_path
+from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.layers import LayerStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest, provenance_of
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 import mergekern
 from mergekern import ZooStatistics
 from mergekern.measurement.tiles import Item, cost, share, tiles
-from mergekern.statistics.layer_block import BlockKey, Coverage, LayerBlock
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey
+from mergekern.statistics.layer_block import LayerBlock
 from tests.statistics.test_one_table import assert_same
 
 GEOMETRY = ["task-vector geometry"]
