@@ -124,7 +124,7 @@ def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> 
             raise OptionError(
                 f"{store.path}: {len(left)} of {len(manifest.models)} models would be left; two are the least"
             )
-        manifest = manifest.of(left)
+        manifest = manifest.select(left)
         layers = tuple(_with_needed_blocks(store.path, entry) for entry in manifest.layers)
         store.finish(dataclasses.replace(manifest, layers=layers))
     return tuple(left)
@@ -137,7 +137,7 @@ def _with_needed_blocks(folder: Path, entry: LayerEntry) -> LayerEntry:
     models, needed = set(entry.hashes[1:]), []
     for key in entry.blocks:
         with contextlib.suppress(StatisticsError):
-            if not LayerBlock.read(folder, key).of.has_pairs_of(models):
+            if not LayerBlock.read(folder, key).key.has_pairs_of(models):
                 continue
         needed.append(key)
     return dataclasses.replace(entry, blocks=tuple(needed))

@@ -24,7 +24,9 @@ from mergekern.measurement.layer_pass import Run, content_hashes, join
 from mergekern.measurement.tiles import BLOCK_SIZE, cost, share, tiles
 from mergekern.metrics import as_names, select
 from mergekern.progress import Progress
-from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, bases_path, block_path, read_bases
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey, bases_path, block_path
+from mergekern.statistics.layer_block import LayerBlock, read_bases
 from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
 from mergekern.statistics.store import Store, check_folder, shard_folder, writing
 
@@ -193,12 +195,12 @@ def _combine_layer(
     entries = [manifest.layers[index] for manifest in manifests]
     name, shape = entries[0].name, entries[0].shape
     hashes = _agreed_hashes(name, paths, manifests, entries)
-    blocks: dict[Measured, bool] = {}  # whether they have overlaps
+    blocks: dict[BlockKey, bool] = {}  # whether they have overlaps
     for path, manifest, entry in zip(paths, manifests, entries, strict=True):
         for key in entry.blocks:
             block = _brought(store, path, key, manifest.part)
-            blocks[block.of] = block.has_spectra
-            if block.of.is_diagonal and len(shape) == 2:
+            blocks[block.key] = block.has_spectra
+            if block.key.is_diagonal and len(shape) == 2:
                 factorised.setdefault(block.has_spectra, path)
     if len(factorised) == 2:
         raise StatisticsError(
@@ -208,7 +210,7 @@ def _combine_layer(
     if any(blocks.values()):
         for of, is_joined in blocks.items():
             if not is_joined:
-                store.put(join(LayerBlock.read(store.path, of.key), list(blocks), store))
+                store.put(join(LayerBlock.read(store.path, of.file_name), list(blocks), store))
     coverage = Coverage(hashes[1:])
     for of in blocks:
         coverage.add(of)
@@ -217,7 +219,7 @@ def _combine_layer(
             f"{store.path}: tensor {name!r}: the shards do not have all pairs of models; run all shards "
             "with the same metrics and block size"
         )
-    return LayerEntry(name, shape, hashes, tuple(of.key for of in blocks))
+    return LayerEntry(name, shape, hashes, tuple(of.file_name for of in blocks))
 
 
 def _agreed_hashes(

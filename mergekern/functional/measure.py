@@ -66,5 +66,5 @@ def _stored(
     calibration = binding.calibration.content_hash(binding.model) or uuid.uuid4().hex
     hashes = [checkpoint.content_hash() for checkpoint in binding.zoo.models]
     how = [*how, torch.__version__, backend.name, calibration, list(binding.zoo.model_names)]
-    keys = {kind: store.functional_key(kind, hashes, how) for kind in FUNCTIONAL}
+    keys = {kind: store.functional_file_name(kind, hashes, how) for kind in FUNCTIONAL}
     return store.get_functional(keys), keys

@@ -20,7 +20,9 @@ from mergekern.measurement import Measurement
 from mergekern.measurement.tiles import BLOCK_SIZE, Item, Tile, tiles
 from mergekern.progress import Progress
 from mergekern.statistics import LayerStatistics
-from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, Overlaps
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey
+from mergekern.statistics.layer_block import LayerBlock, Overlaps
 from mergekern.statistics.manifest import LayerEntry
 from mergekern.statistics.store import Store
 
@@ -29,7 +31,7 @@ from mergekern.statistics.store import Store
 class _Part:
     """A tile in flight: begun to be measured, or in the store, with its overlaps or still without."""
 
-    of: Measured
+    of: BlockKey
     begun: Any = None
     split: int = 0
     is_there: bool = False
@@ -41,7 +43,7 @@ class _Begun:
     """A layer in flight: hashed, with what the store had of its pairs and what is being measured of the others."""
 
     hashes: list[str]
-    blocks: list[Measured] = field(default_factory=list)
+    blocks: list[BlockKey] = field(default_factory=list)
     parts: list[_Part] = field(default_factory=list)
 
 
@@ -156,7 +158,7 @@ class Run:
     ) -> _Part:
         assert self.store is not None
         of = self._of(layer, hashes, tile)
-        found = self.store.get(of.key, self._is_factorised(layer))
+        found = self.store.get(of.file_name, self._is_factorised(layer))
         if found is not None and (not self._is_factorised(layer) or tile.columns or self.store.has_bases(of)):
             return _Part(of, is_there=True, has_spectra=found.has_spectra)
         part = self._of_models(layer, tile.models)
@@ -168,13 +170,13 @@ class Run:
             return layer  # it may be held in memory
         return self.stream.select(models, layer.tensor)
 
-    def _of(self, layer: Layer | FactoredLayer, hashes: list[str], tile: Tile) -> Measured:
-        return Measured.tile(layer.tensor.name, layer.tensor.shape, self.how, hashes, tile.rows, tile.columns)
+    def _of(self, layer: Layer | FactoredLayer, hashes: list[str], tile: Tile) -> BlockKey:
+        return BlockKey.from_tile(layer.tensor.name, layer.tensor.shape, self.how, hashes, tile.rows, tile.columns)
 
     def _is_factorised(self, layer: Layer | FactoredLayer) -> bool:
         return self.measurement.with_spectrum and layer.tensor.is_matrix
 
-    def _known(self, layer: Layer | FactoredLayer, hashes: list[str]) -> tuple[list[Measured], list[int]]:
+    def _known(self, layer: Layer | FactoredLayer, hashes: list[str]) -> tuple[list[BlockKey], list[int]]:
         """Return the blocks of an earlier run that are of use, and the models all of whose pairs they have."""
         assert self.store is not None
         base, *models = hashes
@@ -205,14 +207,14 @@ class Run:
             self._finish_part(part, blocks)
             blocks.append(part.of)
         models = set(begun.hashes[1:])
-        used = [of.key for of in blocks if of.has_pairs_of(models)]
+        used = [of.file_name for of in blocks if of.has_pairs_of(models)]
         self._enter(index, layer, begun.hashes, used)
 
     def _enter(self, index: int, layer: Layer | FactoredLayer, hashes: Sequence[str], blocks: Iterable[str]) -> None:
         name, shape = layer.tensor.name, layer.tensor.shape
         self._entries[index] = LayerEntry(name, shape, tuple(hashes), tuple(dict.fromkeys(blocks)))
 
-    def _finish_part(self, part: _Part, before: list[Measured]) -> None:
+    def _finish_part(self, part: _Part, before: list[BlockKey]) -> None:
         """Put the block of a tile into the store; `before` are those of the same tensor that are there."""
         assert self.store is not None
         needs_overlaps = self.measurement.with_spectrum and len(part.of.shape) == 2
@@ -220,19 +222,19 @@ class Run:
         joins = needs_overlaps and not part.of.is_diagonal and self.items is None
         if part.is_there and (part.has_spectra or not joins):
             return
-        block = LayerBlock.read(self.store.path, part.of.key) if part.is_there else self._measured(part)
+        block = LayerBlock.read(self.store.path, part.of.file_name) if part.is_there else self._measured(part)
         self.store.put(join(block, before, self.store) if joins else block)
 
     def _measured(self, part: _Part) -> LayerBlock:
         measured = self.measurement.finish(part.begun)
         self.zoo.check_unchanged()  # or what was read is not what was hashed
         if part.of.is_diagonal:
-            return LayerBlock.of_models(part.of, measured)
+            return LayerBlock.from_layer(part.of, measured)
         pairs = slice(None, part.split), slice(part.split, None)
         return LayerBlock(part.of, measured.inner[pairs], measured.squared_distance[pairs])
 
 
-def join(block: LayerBlock, blocks: Sequence[Measured], store: Store) -> LayerBlock:
+def join(block: LayerBlock, blocks: Sequence[BlockKey], store: Store) -> LayerBlock:
     """Return a block of pairs with the overlaps of their subspaces, from the singular vectors of both sides.
 
     Args:
@@ -243,7 +245,7 @@ def join(block: LayerBlock, blocks: Sequence[Measured], store: Store) -> LayerBl
     Raises:
         StatisticsError: singular vectors are missing or damaged.
     """
-    sides = (store.bases(side, blocks) for side in (block.of.rows, block.of.columns))
+    sides = (store.bases(side, blocks) for side in (block.key.rows, block.key.columns))
     overlap = dispatch.backends()[0].overlap
     return block.with_overlaps(Overlaps(*(overlap(*both) for both in zip(*sides, strict=True))))
 

@@ -69,7 +69,7 @@ def test_any_subset_in_any_order(zoo, tmp_path, names):
     whole = mergekern.measure(zoo, statistics=folder)
     alone = mergekern.compute_all(paths(zoo, names), zoo / "base.safetensors", per_layer=True)
     assert_same(ZooStatistics.load(folder, list(names)), alone)
-    assert_same(whole.of(list(names)), alone)
+    assert_same(whole.select(list(names)), alone)
 
 
 @pytest.mark.parametrize("block_size", [512, 3, 1])

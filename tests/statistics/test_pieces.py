@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 import mergekern
 from mergekern import ZooStatistics
 from mergekern.measurement.tiles import Item, cost, share, tiles
-from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey
+from mergekern.statistics.layer_block import LayerBlock
 from tests.statistics.test_one_table import assert_same
 
 GEOMETRY = ["task-vector geometry"]
@@ -46,9 +48,9 @@ def test_tiles_have_every_new_pair_once(known, new, size):
 def test_the_same_content_on_both_sides_of_a_block_has_no_spectra_there():
     """Two models that share a tensor: the block of their pair is not that of one with itself."""
     pairs = np.ones((1, 1))
-    block = LayerBlock(Measured("w", (2, 2), "how", "base", ("x",), ("x",)), pairs, pairs)
+    block = LayerBlock(BlockKey("w", (2, 2), "how", "base", ("x",), ("x",)), pairs, pairs)
     coverage = Coverage(["x", "x"])
-    coverage.add(block.of)
+    coverage.add(block.key)
     assert coverage.pairs.tolist() == [[False, True], [True, False]]
     assert coverage.known() == []
 
@@ -87,7 +89,7 @@ def test_any_sequence_of_zoos_in_one_folder(tmp_path_factory, sequence):
             np.testing.assert_array_equal(one.squared_distance, other.squared_distance)
         assert not mergekern.verify(folder)
         names = list(models)[::-1][:2]
-        np.testing.assert_array_equal(ZooStatistics.load(folder, names).inner, alone.of(names).inner)
+        np.testing.assert_array_equal(ZooStatistics.load(folder, names).inner, alone.select(names).inner)
 
 
 def test_models_added_for_some_metrics_have_no_spectra_of_others(tmp_path):
