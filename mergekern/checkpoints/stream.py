@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from numbers import Real
 
 import torch
 import xxhash
 
+from mergekern._internal.validation import positive_bytes
 from mergekern.checkpoints.checkpoint import Checkpoint, Factors
 from mergekern.checkpoints.zoo import Zoo, ZooTensor
 from mergekern.errors import NonFiniteError, OptionError
@@ -249,10 +249,8 @@ class LayerStream:
     """
 
     def __init__(self, zoo: Zoo, max_memory: int | None = None) -> None:
-        if max_memory is not None and not (isinstance(max_memory, Real) and 1 <= max_memory < math.inf):
-            raise OptionError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
         self.zoo = zoo
-        self.max_memory = DEFAULT_MAX_MEMORY if max_memory is None else int(max_memory)
+        self.max_memory = DEFAULT_MAX_MEMORY if max_memory is None else positive_bytes("max_memory", max_memory)
 
     def __len__(self) -> int:
         return len(self.zoo.tensors)

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from mergekern._internal.validation import one_of
 from mergekern.checkpoints.adapter import Adapter, ImpliedBase
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
 from mergekern.checkpoints.opening import open_checkpoint
@@ -116,10 +117,8 @@ def open_zoo(
     >>> open_zoo(models, base={"w": torch.zeros(2)}).model_names
     ('a', 'b')
     """
-    if on_mismatch not in ("error", "skip"):
-        raise OptionError(f"on_mismatch must be 'error' or 'skip', not {on_mismatch!r}")
-    if io not in ("mmap", "pread"):
-        raise OptionError(f"io must be 'mmap' or 'pread', not {io!r}")
+    one_of("on_mismatch", on_mismatch, ("error", "skip"))
+    one_of("io", io, ("mmap", "pread"))
     sources, found_base = zoo_sources(checkpoints, base)
     base = base if base is not None else found_base
     if base is None and (needs_base or not sources):
