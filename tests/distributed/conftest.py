@@ -1,0 +1,3 @@
+from tests.statistics.conftest import expected, zoo
+
+__all__ = ["expected", "zoo"]
