@@ -26,7 +26,7 @@ SAMPLES = 10
 PROBED = [name for name, metric in CATALOGUE.items() if metric.runs_models]
 # The tensors that the processor measures too, the first of the zoo: up to the end of the first block of ViT-B/16.
 CHECKED = 18
-# As tests/tolerances.py has them: relative for what needs no spectra, else absolute.
+# As tests/support/tolerances.py has them: relative for what needs no spectra, else absolute.
 GEOMETRY, SUBSPACE = 1e-5, 1e-4
 
 Tensors = dict[str, torch.Tensor]

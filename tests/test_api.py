@@ -17,7 +17,7 @@ from mergekern.kernels import dispatch
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import CATALOGUE
 from tests.golden.zoo import SPECS, make_zoo
-from tests.names import OF_WEIGHTS
+from tests.support.names import OF_WEIGHTS
 
 SUBSPACE_METRICS = [name for name, metric in CATALOGUE.items() if metric.needs == "spectra"]
 

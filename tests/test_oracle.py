@@ -9,8 +9,8 @@ import torch
 import mergekern
 from benchmarks.baseline import pair_metrics
 from mergekern.metrics import CATALOGUE
-from tests.names import OF_WEIGHTS
-from tests.tolerances import GEOMETRY, SUBSPACE
+from tests.support.names import OF_WEIGHTS
+from tests.support.tolerances import GEOMETRY, SUBSPACE
 
 SHAPES = {
     "embedding": (200, 48),

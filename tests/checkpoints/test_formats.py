@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from mergekern.checkpoints import open_checkpoint
 from mergekern.errors import CheckpointError
-from tests.checkpoints.files import assert_same, draw, entry, write_safetensors, write_shards
+from tests.support.checkpoint_files import assert_same, draw, entry, write_safetensors, write_shards
 
 IO = ("mmap", "pread")
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)

@@ -1,3 +1,3 @@
-from tests.statistics.conftest import expected, zoo
+from tests.support.zoos import expected, zoo
 
 __all__ = ["expected", "zoo"]

@@ -5,35 +5,16 @@ import multiprocessing
 import os
 import signal
 import time
-from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 import mergekern
-from mergekern import MetricTable, ZooStatistics
+from mergekern import ZooStatistics
 from mergekern._internal.locks import locked
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.manifest import Manifest
-from tests.statistics.zoos import NAMES, paths, write_zoo
-
-
-def assert_same(found, expected):
-    """Tables are equal to the last bit, in every layer, with their notes and provenance."""
-    if isinstance(found, Path):
-        found = ZooStatistics.load(found)
-    if not isinstance(found, MetricTable):
-        found = MetricTable.from_statistics(found, per_layer=True)
-    assert found.models == expected.models
-    assert found.metrics == expected.metrics
-    pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas(), check_exact=True)
-    for metric in expected.metrics:
-        pd.testing.assert_frame_equal(found.per_layer(metric), expected.per_layer(metric), check_exact=True)
-        np.testing.assert_array_equal(found.matrix(metric), expected.matrix(metric))
-    assert found.notes == expected.notes
-    assert found.provenance == expected.provenance
+from tests.support.zoos import NAMES, assert_same, paths, write_zoo
 
 
 def test_a_folder_of_one_run(zoo, expected, tmp_path):

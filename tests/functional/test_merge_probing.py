@@ -18,7 +18,7 @@ from mergekern.functional.merge_probing import merge_probes
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, is_metric, metric_of
 from mergekern.prediction import ablate_categories
 from mergekern.report import write_report
-from tests.encoders import make_case
+from tests.support.encoders import make_case
 
 SOLO = [name for name in MERGE_PROBES if name.startswith("solo")]
 
@@ -438,7 +438,7 @@ def command(*arguments):
 
 
 def test_metrics_with_merge_probes(folder, tmp_path):
-    given = ["--calibration", folder / "samples", "--model", "tests.encoders:Transformer"]
+    given = ["--calibration", folder / "samples", "--model", "tests.support.encoders:Transformer"]
     given += ["--merge-probes", "ties,tsv", "--direct-probes", "--statistics", tmp_path / "statistics"]
     given += ["--out", tmp_path / "table.parquet", "--sort-by", "direct_loss_worst[tsv]"]
     for _ in range(2):

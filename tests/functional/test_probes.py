@@ -22,9 +22,9 @@ from mergekern.functional.plan import Probes
 from mergekern.functional.runs import Runs
 from mergekern.kernels import dispatch
 from mergekern.statistics import FUNCTIONAL
-from tests.device import DEVICE, backend
-from tests.encoders import Text, make_case
-from tests.names import OF_RUNS, OF_WEIGHTS
+from tests.support.device import DEVICE, backend
+from tests.support.encoders import Text, make_case
+from tests.support.names import OF_RUNS, OF_WEIGHTS
 
 KINDS = ["transformer", "convolutions", "text"]
 GRADIENTS = [name for name in OF_RUNS if "gradient" in name]
@@ -617,7 +617,7 @@ def test_without_calibration_the_weights_alone():
 def test_provenance_says_what_the_models_ran_on():
     case = make_case("transformer")
     found = run(case).provenance["calibration"]
-    assert found["model"] == "tests.encoders.Transformer"
+    assert found["model"] == "tests.support.encoders.Transformer"
     assert found["layer"] == "blocks.0"
     assert found["samples"] == {"m0": 10, "m1": 10, "m2": 10}
     assert found["content_hash"] == run(case).provenance["calibration"]["content_hash"]

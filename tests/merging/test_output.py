@@ -19,8 +19,8 @@ from mergekern import METHODS
 from mergekern.checkpoints import writer
 from mergekern.checkpoints.formats import SafetensorsFile
 from mergekern.errors import MergekernError, NonFiniteError, OptionError, OutputError
-from tests.checkpoints.files import write_shards
 from tests.merging.zoos import assert_equal, drawn
+from tests.support.checkpoint_files import write_shards
 
 SHAPES = {"a": (8, 6), "b": (6,), "c": (5, 6)}
 BUFFERS = {"ids": torch.arange(7), "mask": torch.tensor([True, False]), "small": torch.tensor([3], dtype=torch.uint8)}

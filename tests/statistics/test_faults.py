@@ -25,9 +25,8 @@ from mergekern import (
 from mergekern.checkpoints import open_zoo
 from mergekern.prediction.screening import screen
 from mergekern.statistics.manifest import Manifest
-from tests.distributed.test_one_table import assert_same
-from tests.statistics.faults import context, flip, on_read_only, on_small_disk, owner, run, snapshot
-from tests.statistics.zoos import NAMES, paths
+from tests.support.faults import context, flip, on_read_only, on_small_disk, owner, run, snapshot
+from tests.support.zoos import NAMES, assert_same, paths
 
 GEOMETRY = ["task-vector geometry"]
 

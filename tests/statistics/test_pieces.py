@@ -11,7 +11,7 @@ import mergekern
 from mergekern import ZooStatistics
 from mergekern.measurement.tiles import Item, cost, share, tiles
 from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured
-from tests.distributed.test_one_table import assert_same
+from tests.support.zoos import assert_same
 
 GEOMETRY = ["task-vector geometry"]
 
