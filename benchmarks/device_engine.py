@@ -14,11 +14,11 @@ import torch
 
 import mergekern
 from benchmarks import counts
-from benchmarks.baseline import pair_metrics
 from benchmarks.device_session import FULL, Session, named
 from benchmarks.vit_zoo import TOKENS, VisionTransformer, make_tasks, vit_shapes
 from mergekern.kernels import dispatch
 from mergekern.metrics import CATALOGUE
+from tests.reference.pairs import pair_metrics
 
 ROUNDS = 5
 # Of each task, for the metrics that run models.

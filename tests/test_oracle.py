@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import mergekern
-from benchmarks.baseline import pair_metrics
 from mergekern.metrics import CATALOGUE
+from tests.reference.pairs import pair_metrics
 from tests.support.names import OF_WEIGHTS
 from tests.support.tolerances import GEOMETRY, SUBSPACE
 

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mergekern
-from benchmarks.baseline import pair_functional_metrics
 from mergekern import Calibration, CalibrationError, MismatchError, NonFiniteError, OptionError, ZooStatistics
 from mergekern.checkpoints import open_zoo
 from mergekern.functional import gradients
@@ -22,6 +21,7 @@ from mergekern.functional.plan import Probes
 from mergekern.functional.runs import Runs
 from mergekern.kernels import dispatch
 from mergekern.statistics import FUNCTIONAL
+from tests.reference.pairs import pair_functional_metrics
 from tests.support.device import DEVICE, backend
 from tests.support.encoders import Text, make_case
 from tests.support.names import OF_RUNS, OF_WEIGHTS
