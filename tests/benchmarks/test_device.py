@@ -197,6 +197,6 @@ def test_tests_of_device_code_are_found(monkeypatch):
     assert chosen >= {
         "tests/merging/test_on_device.py",
         "tests/measurement/test_on_device.py",
-        "tests/functional/test_probes.py",
+        "tests/functional/test_on_device.py",
     }
     assert "tests/test_cli.py" not in chosen

@@ -1,3 +1,3 @@
-from tests.support.zoos import expected, zoo
+from tests.support.zoo_fixtures import expected, zoo
 
 __all__ = ["expected", "zoo"]

@@ -1,4 +1,4 @@
-"""Merge probes: beside merging and running every model by hand, what a method does alone, and that runs continue."""
+"""Merge probes beside merging and running every model by hand, and what a method does alone."""
 
 import itertools
 
@@ -7,28 +7,16 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from click.testing import CliRunner
-from safetensors.torch import save_file
 from torch import nn
 
 import mergekern
-from mergekern import METHODS, CalibrationError, MetricTable, MismatchError, OptionError, StatisticsError
-from mergekern.cli import main
+from mergekern import METHODS, MismatchError
 from mergekern.functional.merge_probing import merge_probes
-from mergekern.metrics import CATALOGUE, MERGE_PROBES, is_metric, metric_of
-from mergekern.prediction import ablate_categories
-from mergekern.report import write_report
+from mergekern.metrics import MERGE_PROBES
+from tests.functional.merge_probes import catch_merges, linear_calibration, run
 from tests.support.encoders import make_case
 
-SOLO = [name for name in MERGE_PROBES if name.startswith("solo")]
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def run(case, methods, models=None, base=None, **options):
-    calibration = options.pop("calibration", None) or case.calibration()
-    return merge_probes(models or case.models, base or case.base, calibration=calibration, methods=methods, **options)
 
 
 def outcome(case, state, task):
@@ -129,28 +117,6 @@ def test_alone_dare_keeps_the_elements_that_it_keeps_in_a_pair(method, monkeypat
     one = (a != 0) ^ (b != 0)  # where one of them is kept alone, the pair has what it has alone
     np.testing.assert_allclose(both[one], (a + b)[one])
     assert (both[(a == 0) & (b == 0)] == 0).all()
-
-
-def catch_merges(monkeypatch):
-    """Let merged tensors be kept by (method, models) as they are handed over."""
-    caught, real = {}, mergekern.functional.merge_probing.open_checkpoint
-
-    def catch(state, what):
-        method, _, models = what.partition(" of ")
-        caught[method, models] = state
-        return real(state, what)
-
-    monkeypatch.setattr(mergekern.functional.merge_probing, "open_checkpoint", catch)
-    return caught
-
-
-def linear_calibration(names, count=12, loss=nn.functional.cross_entropy, dtype=torch.float64, scale=1.0):
-    draw = torch.Generator().manual_seed(0)
-    inputs = scale * torch.randn(count, 20, generator=draw)
-    labels = torch.arange(count) % 10 if loss is nn.functional.cross_entropy else torch.randn(count, 10, generator=draw)
-    head = torch.eye(10), None
-    model = nn.Linear(20, 10)
-    return mergekern.Calibration(model, dict.fromkeys(names, (inputs, labels, head)), "", loss=loss, dtype=dtype)
 
 
 def test_solo_probes_are_of_single_models():
@@ -260,214 +226,3 @@ def test_half_precision_and_tensors_that_not_all_share():
         run(case, "ties")
     with pytest.raises(MismatchError, match="not in the model: extra"):
         run(case, "ties", on_mismatch="skip")
-
-
-# --- continuing
-
-
-def test_a_run_that_was_killed_continues(tmp_path, monkeypatch):
-    case = make_case("transformer", models=4)
-    folder = tmp_path / "kept"
-    arguments = {"methods": ["tsv", "weight_average"], "direct": True}
-    whole = run(case, **arguments).to_pandas()
-    measured = catch_merges(monkeypatch)
-    taken, real = [], mergekern.functional.merge_probing._Work.put
-
-    def killed(self, *arguments):
-        taken.append(arguments)
-        if len(taken) > 9:
-            raise KeyboardInterrupt
-        real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(mergekern.functional.merge_probing._Work, "put", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(case, statistics=folder, **arguments)
-    assert sorted(path.name for path in folder.iterdir()) == ["tsv.safetensors", "weight_average.safetensors"]
-    first = len(measured)
-    measured.clear()
-    pd.testing.assert_frame_equal(run(case, statistics=folder, **arguments).to_pandas(), whole, check_exact=True)
-    assert 0 < len(measured) < 20 - 7 < first + 20
-    measured.clear()
-    pd.testing.assert_frame_equal(run(case, statistics=folder, **arguments).to_pandas(), whole, check_exact=True)
-    assert not measured
-    more = run(case, ["tsv", "weight_average", "ties"], statistics=folder)
-    assert {method for method, _ in measured} == {"ties"}
-    pd.testing.assert_frame_equal(
-        more.to_pandas()[[f"{name}[tsv]" for name in SOLO]], whole[[f"{n}[tsv]" for n in SOLO]]
-    )
-
-
-@pytest.mark.parametrize("what", ["weights", "base", "samples", "options", "names", "damaged"])
-def test_what_belongs_to_other_inputs_is_measured_again(what, tmp_path):
-    case, folder = make_case("transformer"), tmp_path / "kept"
-    run(case, "ties", statistics=folder)
-    options = {}
-    if what == "weights":
-        case.models["m1"]["patches.bias"] = case.models["m1"]["patches.bias"] + 1
-    elif what == "base":
-        case.base["patches.bias"] = case.base["patches.bias"] + 1
-    elif what == "samples":
-        inputs, labels, head = case.tasks["m1"]
-        case.tasks["m1"] = (inputs + 1, labels, head)
-    elif what == "options":
-        options["options"] = {"ties": {"density": 0.5}}
-    elif what == "names":
-        case.models = {name: case.models[f"m{(int(name[1]) + 1) % 3}"] for name in case.models}
-    else:
-        (folder / "ties.safetensors").write_bytes(b"nothing")
-    found, expected = run(case, "ties", statistics=folder, **options), run(case, "ties", **options)
-    pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas(), check_exact=True)
-
-
-def test_progress_counts_merges():
-    seen = []
-    run(make_case("transformer"), ["ties", "tsv"], direct=True, progress=seen.append)
-    assert [step.probe for step in seen][:3] == ["ties of m0", "tsv of m0", "ties of m1"]
-    assert seen[-1].probe == ""
-    assert seen[-1].tensors_done == seen[-1].tensors_total > 0
-    assert len(seen) == 2 * (3 + 3) + 1
-
-
-# --- what cannot be
-
-
-def test_bad_input_is_named(tmp_path):
-    case = make_case("transformer")
-    with pytest.raises(OptionError, match=r"unknown merge method 'tis' \(did you mean 'ties'"):
-        run(case, "tis")
-    with pytest.raises(CalibrationError, match="no calibration samples for 'extra'"):
-        run(case, "ties", {**case.models, "extra": case.models["m0"]})
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StatisticsError, match="is a file"):
-        run(case, "ties", statistics=tmp_path / "file")
-    bad = {name: {k: v * torch.nan if v.is_floating_point() else v for k, v in state.items()} if name == "m1" else state
-           for name, state in case.models.items()}  # fmt: skip
-    with pytest.raises(mergekern.NonFiniteError, match="m1"):
-        run(case, "ties", bad, statistics=tmp_path / "kept")
-    assert not (tmp_path / "kept").exists()
-    lacking = {name: values for name, values in case.base.items() if name != "patches.bias"}
-    with pytest.raises(MismatchError, match=r"'base' does not fit.*missing: patches.bias"):
-        run(case, "ties", base=lacking, on_mismatch="skip")
-
-
-# --- the catalogue and the table
-
-
-def test_the_28_metrics_stay_what_all_is():
-    assert len(CATALOGUE) == 28
-    case = make_case("transformer")
-    assert len(mergekern.compute_all(case.models, case.base, calibration=case.calibration()).metrics) == 28
-    for name in ("merge probes", "solo_loss_mean"):
-        with pytest.raises(OptionError, match=r"mergekern\.merge_probes"):
-            mergekern.compute_all(case.models, case.base, metrics=["all", name])
-
-
-@pytest.mark.parametrize("name", MERGE_PROBES)
-def test_entries_are_complete(name):
-    entry = MERGE_PROBES[name]
-    assert entry.name == name == entry.function.__name__
-    assert entry.category == "merge probes"
-    assert entry.runs_models
-    assert entry.range[0] < entry.range[1]
-    assert entry.more_mergeable == ("lower" if "loss" in name else "higher")
-    assert entry.explanation.startswith("What a merge method does")
-    column = metric_of(f"{name}[ties]")
-    assert (column.name, column.formula) == (f"{name}[ties]", entry.formula)
-    assert not is_metric(name)
-    assert not is_metric("stable_rank[ties]")
-    with pytest.raises(OptionError, match="did you mean"):
-        metric_of(f"{name}s[ties]")
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "json", "csv"])
-def test_a_table_of_both_is_kept_and_reported(tmp_path, suffix):
-    case = make_case("transformer", models=4)
-    metrics = mergekern.compute_all(case.models, case.base, calibration=case.calibration(), per_layer=True)
-    probed = run(case, ["ties", "tsv"], {name: case.models[name] for name in ("m3", "m1", "m0", "m2")}, direct=True)
-    table = metrics.join(probed)
-    assert table.models == metrics.models
-    assert table.metrics == (*metrics.metrics, *probed.metrics)
-    assert table.matrix("direct_loss_mean[tsv]")[0, 3] == probed.matrix("direct_loss_mean[tsv]")[2, 0]
-    assert table.provenance["merge_probes"]["calibration"]["samples"] == dict.fromkeys(case.models, 10)
-    table.save(tmp_path / f"table.{suffix}")
-    loaded = MetricTable.load(tmp_path / f"table.{suffix}")
-    pd.testing.assert_frame_equal(loaded.to_pandas(), table.to_pandas(), check_exact=True)
-    assert loaded.per_layer("solo_loss_mean[ties]").shape[1] == 0
-    assert loaded.ranked("solo_loss_mean[ties]")["solo_loss_mean[ties]"].is_monotonic_increasing
-    write_report(loaded, tmp_path / "report.html", metric="direct_accuracy_worst[tsv]")
-    page = (tmp_path / "report.html").read_text()
-    assert "merge probes" in page
-    assert "Direct accuracy worst, tsv" in page
-    write_report(loaded, tmp_path / "figures.pdf", metric="direct_accuracy_worst[tsv]")
-
-
-def test_tables_that_do_not_fit_are_not_joined():
-    one = MetricTable("ab", {"stable_rank": np.ones((2, 2))})
-    with pytest.raises(OptionError, match="both tables have stable_rank"):
-        one.join(one)
-    with pytest.raises(OptionError, match="only one has b, c"):
-        one.join(MetricTable("ac", {"spectral_gap": np.ones((2, 2))}))
-
-
-def test_ablation_knows_the_category():
-    draw = np.random.default_rng(0)
-    index = pd.MultiIndex.from_tuples(list(itertools.combinations("abcdef", 2)), names=["model_a", "model_b"])
-    columns = ["stable_rank", "solo_loss_mean[ties]", "solo_loss_worst[ties]"]
-    X = pd.DataFrame(draw.standard_normal((15, 3)), index, columns)
-    found = ablate_categories(mergekern.prediction.make_predictor("linear"), X, X.sum(axis=1))
-    assert found["metrics"].to_dict() == {"all metrics": 3, "effective rank": 1, "merge probes": 2}
-
-
-# --- the command line
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out, case = tmp_path_factory.mktemp("zoo"), make_case("transformer")
-    for name, state in {"base": case.base, **case.models}.items():
-        save_file(state, out / f"{name}.safetensors")
-    case.calibration().save(out / "samples")
-    return out
-
-
-def command(*arguments):
-    result = CliRunner().invoke(main, ["metrics", *map(str, arguments)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def test_metrics_with_merge_probes(folder, tmp_path):
-    given = ["--calibration", folder / "samples", "--model", "tests.support.encoders:Transformer"]
-    given += ["--merge-probes", "ties,tsv", "--direct-probes", "--statistics", tmp_path / "statistics"]
-    given += ["--out", tmp_path / "table.parquet", "--sort-by", "direct_loss_worst[tsv]"]
-    for _ in range(2):
-        result = command(folder, *given)
-        assert result.exit_code == 0, result.output
-        assert "ranked by direct_loss_worst[tsv] (lower is more mergeable)" in result.stdout
-    found = MetricTable.load(tmp_path / "table.parquet")
-    assert len(found.metrics) == 28 + 16
-    case = make_case("transformer")
-    expected = run(case, ["ties", "tsv"], direct=True).to_pandas()
-    pd.testing.assert_frame_equal(found.to_pandas()[expected.columns], expected, check_exact=True)
-    assert "tsv of m0 + m1" not in result.stderr  # the second time nothing is measured
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--merge-probes", "ties"], "give --calibration and --model"),
-        (["--merge-probes", "tis"], "no method 'tis' (did you mean 'ties'?)"),
-        (["--direct-probes"], "of use with --merge-probes only"),
-    ],
-)
-def test_what_the_command_refuses(folder, arguments, message):
-    result = command(folder, *arguments)
-    assert result.exit_code == 2
-    assert message in result.output
-
-
-def test_the_list_has_them():
-    lines = {line.split()[0]: line for line in command("--list").stdout.splitlines() if line.strip()}
-    for name, entry in MERGE_PROBES.items():
-        assert entry.formula in lines[name]

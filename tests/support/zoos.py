@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from safetensors.torch import save_file
 
-import mergekern
 from mergekern import MetricTable, ZooStatistics
 
 SHAPES = {"embed": (24, 10), "block.weight": (18, 32), "block.bias": (18,), "head": (7, 18), "conv": (4, 3, 2, 2)}
@@ -36,18 +34,6 @@ def write_zoo(folder, names=NAMES, seed=0, dtype=torch.float32, blocks=0):
 def paths(folder, names=NAMES):
     """Return the models by name."""
     return {name: folder / f"{name}.safetensors" for name in names}
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    """A zoo in files, not to be written to."""
-    return write_zoo(tmp_path_factory.mktemp("zoo") / "zoo")
-
-
-@pytest.fixture(scope="module")
-def expected(zoo):
-    """The table of the zoo, with every layer."""
-    return mergekern.compute_all(zoo, per_layer=True)
 
 
 def assert_same(found, expected):
