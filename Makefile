@@ -25,7 +25,7 @@ test-processors: $(VENV)/.installed
 # Correctness first, then every suite side by side (about 70 minutes, 40 of them running models); adds rows, and draws
 # them.
 bench: $(VENV)/.installed
-	$(RUN) -m pytest tests/kernels tests/test_golden.py tests/test_oracle.py tests/test_probes.py
+	$(RUN) -m pytest tests/kernels tests/test_golden.py tests/test_oracle.py tests/functional
 	$(RUN) -m pytest benchmarks --results benchmarks/results
 	$(RUN) -m benchmarks.plots
 	$(RUN) python/make_readme.py

@@ -213,7 +213,7 @@ def _backend(name: str) -> DeviceBackend:
     from mergekern.kernels.device_backend import DeviceBackend, cuda_backend
 
     if not torch.cuda.is_available():
-        from tests.kernels.cuda_on_host import HostCudaModule
+        from tests.support.cuda_on_host import HostCudaModule
 
         module: Any = HostCudaModule() if shutil.which("g++") else None
         return DeviceBackend("emulated", name, torch.device("cpu"), 2, module)

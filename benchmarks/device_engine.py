@@ -14,11 +14,11 @@ import torch
 
 import mergekern
 from benchmarks import counts
-from benchmarks.baseline import pair_metrics
 from benchmarks.device_session import FULL, Session, named
 from benchmarks.vit_zoo import TOKENS, VisionTransformer, make_tasks, vit_shapes
 from mergekern.kernels import dispatch
 from mergekern.metrics import CATALOGUE
+from tests.reference.pairs import pair_metrics
 
 ROUNDS = 5
 # Of each task, for the metrics that run models.
@@ -26,7 +26,7 @@ SAMPLES = 10
 PROBED = [name for name, metric in CATALOGUE.items() if metric.runs_models]
 # The tensors that the processor measures too, the first of the zoo: up to the end of the first block of ViT-B/16.
 CHECKED = 18
-# As tests/tolerances.py has them: relative for what needs no spectra, else absolute.
+# As tests/support/tolerances.py has them: relative for what needs no spectra, else absolute.
 GEOMETRY, SUBSPACE = 1e-5, 1e-4
 
 Tensors = dict[str, torch.Tensor]

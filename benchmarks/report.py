@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 
 from mergekern.report import write_report
-from tests.report.browser import CHROMIUM, DRIVER, MISSING, Browser
-from tests.report.tables import make_table
+from tests.support.browser import CHROMIUM, DRIVER, MISSING, Browser
+from tests.support.report_tables import make_table
 
 REPEATS = 5
 SETTLED = "const d = document.getElementById('heatmap-plot').data; return d && performance.now()"

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import mergekern
 from benchmarks import counts
-from benchmarks.baseline import pair_metrics
 from benchmarks.vit_zoo import make_model, vit_shapes
 from mergekern.kernels import native
+from tests.reference.pairs import pair_metrics
 
 # Rectangular, so that the bottom singular vectors are well determined.
 CORNER = (slice(256), slice(192))

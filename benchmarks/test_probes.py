@@ -12,10 +12,10 @@ from torch import nn
 
 import mergekern
 from benchmarks import counts
-from benchmarks.baseline import pair_functional_metrics
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.vit_zoo import DEPTH, TOKENS, WIDTH, VisionTransformer, make_tasks
 from mergekern.metrics import CATALOGUE
+from tests.reference.pairs import pair_functional_metrics
 
 SAMPLES = 10
 METRICS = [name for name, metric in CATALOGUE.items() if metric.runs_models]

@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch and the C++ kernels
 import pytest
 import torch
 
+# Checks that tests share say what differed, as those in the tests do.
+pytest.register_assert_rewrite("tests.support")
+
 # Read when Triton is imported: without a GPU its kernels are interpreted, on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

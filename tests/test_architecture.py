@@ -1,4 +1,4 @@
-"""The tree of the package: rooms, one above the other, and imports that point down; a stranger can rely on it."""
+"""The tree: rooms of the package, one above the other, with imports that point down; and what tests may import."""
 
 import ast
 import graphlib
@@ -29,8 +29,8 @@ def module_name(path):
 NAMES = {module_name(path) for path in MODULES} | {"mergekern._native"}
 
 
-def imported(path):
-    """Return the modules of the package that a module imports, wherever it does."""
+def imported(path, package="mergekern", names=frozenset(NAMES)):
+    """Return the modules of a package that a file imports, wherever in the file it does."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -38,14 +38,14 @@ def imported(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= submodules & NAMES or {node.module}
+            found |= submodules & names or {node.module}
             # `from package import module, name` imports both.
-            if not submodules <= NAMES:
+            if not submodules <= names:
                 found.add(node.module)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "import_module":
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
             found |= {str(text).rstrip(".") for text in texts}
-    return {name for name in found if name == "mergekern" or name.startswith("mergekern.")}
+    return {name for name in found if name == package or name.startswith(f"{package}.")}
 
 
 IMPORTS = {module_name(path): imported(path) for path in MODULES}
@@ -82,3 +82,39 @@ def test_no_circle_inside_a_room(name):
 def test_the_compiled_kernels_are_imported_in_one_place():
     users = {module for module, others in IMPORTS.items() if "mergekern._native" in others}
     assert users == {"mergekern.kernels.native"}
+
+
+# --- tests, what they share, and benchmarks
+
+TESTS = Path(__file__).parent
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+TEST_NAMES = frozenset(".".join(path.relative_to(TESTS.parent).with_suffix("").parts) for path in TEST_FILES)
+SHARED_FOLDERS = [TESTS / "support", TESTS / "reference"]
+
+
+def test_only_the_tests_of_benchmarks_import_benchmarks():
+    others = [path for path in TEST_FILES if TESTS / "benchmarks" not in path.parents]
+    assert len(others) > 100
+    assert not [path for path in others if imported(path, "benchmarks", frozenset())]
+
+
+def test_benchmarks_import_from_tests_only_what_is_shared():
+    files = sorted((TESTS.parent / "benchmarks").glob("*.py"))
+    found = {name for path in files for name in imported(path, "tests", TEST_NAMES)}
+    assert "tests.reference.pairs" in found
+    assert {".".join(name.split(".")[:2]) for name in found} == {"tests.support", "tests.reference"}
+
+
+@pytest.mark.parametrize("folder", SHARED_FOLDERS, ids=lambda folder: folder.name)
+def test_what_tests_share_imports_no_test(folder):
+    files = [path for path in sorted(folder.rglob("*.py")) if not path.name.startswith("test_")]
+    assert files
+    for path in files:
+        for name in imported(path, "tests", TEST_NAMES):
+            assert not name.rpartition(".")[2].startswith(("test_", "conftest")), f"{path} imports {name}"
+
+
+def test_references_do_not_import_the_package():
+    """A reference that used the code it checks would agree with it for that reason."""
+    files = sorted((TESTS / "reference").glob("*.py"))
+    assert not [path for path in files if imported(path)]

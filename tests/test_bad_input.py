@@ -23,7 +23,7 @@ from mergekern.errors import (
     OptionError,
     StatisticsError,
 )
-from tests.checkpoints.files import draw, entry, write_safetensors
+from tests.support.checkpoint_files import draw, entry, write_safetensors
 
 
 def weights(seed=0, **others):

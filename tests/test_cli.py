@@ -7,8 +7,8 @@ from safetensors.torch import save_file as save_torch_file
 import mergekern
 from mergekern.cli import main
 from mergekern.metrics import CATALOGUE
-from tests.encoders import make_case
 from tests.golden.zoo import SPECS, make_zoo
+from tests.support.encoders import make_case
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def encoders(tmp_path):
         save_torch_file(state, tmp_path / "zoo" / f"{name}.safetensors")
     case.calibration().save(tmp_path / "samples")
     (tmp_path / "encoder.py").write_text(
-        "from dataclasses import dataclass\n\nfrom tests.encoders import Transformer\n\n\n"
+        "from dataclasses import dataclass\n\nfrom tests.support.encoders import Transformer\n\n\n"
         "@dataclass\nclass Config:\n    width: 'int' = 3\n\n\ndef build():\n    return Transformer()\n"
     )
     return tmp_path, case
@@ -95,7 +95,7 @@ def encoders(tmp_path):
 @pytest.mark.parametrize("how", ["file", "module"])
 def test_metrics_that_run_models(encoders, how):
     folder, case = encoders
-    model = f"{folder / 'encoder.py'}:build" if how == "file" else "tests.encoders:Transformer"
+    model = f"{folder / 'encoder.py'}:build" if how == "file" else "tests.support.encoders:Transformer"
     given = ["--calibration", folder / "samples", "--model", model]
     result = run("metrics", folder / "zoo", *given, "--out", folder / "t.parquet", "--summary")
     assert result.exit_code == 0, result.output

@@ -1,18 +1,15 @@
 """The values that the published research code gives, whole and per layer, on every backend."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 import mergekern
 from mergekern.kernels import dispatch
-from tests.golden.zoo import SPECS, make_functional_zoo, make_zoo
-from tests.names import OF_RUNS, OF_WEIGHTS
-from tests.tolerances import PUBLISHED
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.golden.zoo import GOLDEN, SPECS, make_functional_zoo, make_zoo
+from tests.support.names import OF_RUNS, OF_WEIGHTS
+from tests.support.tolerances import PUBLISHED
 
 
 @pytest.fixture(params=dispatch.backends(), ids=lambda backend: backend.name)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import mergekern
-from benchmarks.baseline import pair_metrics
 from mergekern.metrics import CATALOGUE
-from tests.names import OF_WEIGHTS
-from tests.tolerances import GEOMETRY, SUBSPACE
+from tests.reference.pairs import pair_metrics
+from tests.support.names import OF_WEIGHTS
+from tests.support.tolerances import GEOMETRY, SUBSPACE
 
 SHAPES = {
     "embedding": (200, 48),

@@ -8,7 +8,7 @@ import pytest
 
 import mergekern
 from mergekern.cli import main
-from tests.prediction.measurements import make_scores, make_table, write_scores
+from tests.support.measurements import make_scores, make_table, write_scores
 
 HEAVY = ("torch", "triton", "cupy", "scipy", "sklearn", "pandas", "pyarrow")
 COMMANDS = sorted(main.commands)

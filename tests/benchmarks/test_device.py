@@ -209,5 +209,9 @@ def test_tests_of_device_code_are_found(monkeypatch):
     assert chosen >= {
         f"tests/kernels/test_{name}.py" for name in ("gram", "gram_on_triton", "trim_on_cuda", "task_product")
     }
-    assert chosen >= {"tests/merging/test_on_device.py", "tests/measurement/test_on_device.py", "tests/test_probes.py"}
+    assert chosen >= {
+        "tests/merging/test_on_device.py",
+        "tests/measurement/test_on_device.py",
+        "tests/functional/test_on_device.py",
+    }
     assert "tests/test_cli.py" not in chosen

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks import baseline, conftest, counts, machine, plots, rows, vit_zoo
+from benchmarks import conftest, counts, machine, plots, rows, vit_zoo
 
 pytest_plugins = ["pytester"]
 KEYS = {
@@ -19,7 +19,7 @@ def sample(case="a", device="x", time="2025-01-01", samples=(4.0,)):
     return rows.make(case, samples, 100, 30, RATES, {"device": device, "time": time})
 
 
-@pytest.mark.parametrize("module", [baseline, counts, plots, rows, vit_zoo], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [counts, plots, rows, vit_zoo], ids=lambda m: m.__name__)
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 import mergekern
 from mergekern.checkpoints import open_checkpoint, open_zoo
 from mergekern.errors import CheckpointError, MismatchError, OptionError
-from tests.adapters import Convolutions, adapt, bert, configure, gpt2, llama, seeded, state
-from tests.checkpoints.files import assert_same
+from tests.support.adapters import Convolutions, adapt, bert, configure, gpt2, llama, seeded, state
+from tests.support.checkpoint_files import assert_same
 
 LINEAR = {"target_modules": ["q_proj", "down_proj"], "r": 4}
 CASES = {

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from mergekern.checkpoints import open_checkpoint
 from mergekern.checkpoints.float8 import DTYPES, WIDENED
 from mergekern.errors import CheckpointError
-from tests.checkpoints.files import assert_same, draw, write_shards
+from tests.support.checkpoint_files import assert_same, draw, write_shards
 
 
 def as_it_is(scale):

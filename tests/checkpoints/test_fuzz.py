@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from mergekern.checkpoints import LayerStream, open_zoo
 from mergekern.errors import MergekernError
-from tests.checkpoints.files import draw, entry, write_safetensors
+from tests.support.checkpoint_files import draw, entry, write_safetensors
 
 FUZZ = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 # Of the memory that the process ever had: what a file of some hundred bytes makes the package allocate.

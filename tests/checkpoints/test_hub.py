@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import mergekern
 from mergekern.checkpoints import open_checkpoint, open_zoo
 from mergekern.errors import CheckpointError
-from tests.checkpoints.files import assert_same, draw, write_shards
+from tests.support.checkpoint_files import assert_same, draw, write_shards
 
 MAIN, OLD = "1" * 40, "a" * 40
 

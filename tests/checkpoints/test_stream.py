@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from mergekern.checkpoints import LayerStream, open_zoo, stream
 from mergekern.errors import OptionError
-from tests.checkpoints.files import assert_same, draw
+from tests.support.checkpoint_files import assert_same, draw
 
 IO = ("mmap", "pread")
 SHAPES = {"matrix": (7, 5), "convolution": (2, 3, 4), "scalar": (), "vector": (9,)}

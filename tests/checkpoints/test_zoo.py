@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 import mergekern
 from mergekern.checkpoints import LayerStream, open_zoo
 from mergekern.errors import CheckpointError, MismatchError, OptionError
-from tests.checkpoints.files import assert_same, draw
+from tests.support.checkpoint_files import assert_same, draw
 
 
 def weights(seed=0, **others):

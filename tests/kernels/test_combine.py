@@ -10,7 +10,7 @@ import torch
 
 from mergekern.kernels import native
 from mergekern.kernels.combine import CONSENSUS, Rule, Tally, on_cpu, reference
-from tests.checkpoints.files import draw
+from tests.support.checkpoint_files import draw
 
 IMPLEMENTATIONS = [on_cpu.numpy] + ([on_cpu.native] if on_cpu.combine is on_cpu.native else [])
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]

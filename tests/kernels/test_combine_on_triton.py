@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mergekern.kernels.combine import CONSENSUS, Rule, Tally, reference
-from tests.device import DEVICE, TRITON, needs_gpu, there
 from tests.kernels.test_combine import DTYPES, MODELS, inputs, rule
+from tests.support.device import DEVICE, TRITON, needs_gpu, there
 
 on_triton = pytest.importorskip("mergekern.kernels.combine.on_triton", exc_type=ImportError)
 pytestmark = [*TRITON, pytest.mark.usefixtures("poisoned_memory")]

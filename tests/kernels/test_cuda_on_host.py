@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mergekern.kernels import cuda_module
-from tests.kernels.cuda_on_host import ORDERS, HostCudaModule, kernels
+from tests.support.cuda_on_host import ORDERS, HostCudaModule, kernels
 
 TEXT = r"""
 extern __shared__ double shared_memory[];

@@ -16,7 +16,7 @@ import torch
 
 from mergekern.errors import OptionError
 from mergekern.kernels import cuda_module
-from tests.kernels.cuda_on_host import kernels
+from tests.support.cuda_on_host import kernels
 
 ARCHITECTURES = ["80", "90", "100"]
 REGISTERS = 65536  # of a multiprocessor, on every architecture above

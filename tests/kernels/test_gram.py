@@ -5,8 +5,8 @@ import torch
 from mergekern.checkpoints.stream import SEGMENT
 from mergekern.kernels import native
 from mergekern.kernels.gram import on_cpu, reference, whole
-from tests.device import TRITON, there
-from tests.tolerances import GEOMETRY, SUM
+from tests.support.device import TRITON, there
+from tests.support.tolerances import GEOMETRY, SUM
 
 
 def on_triton(blocks, threads=1, split=0):

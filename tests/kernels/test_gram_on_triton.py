@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from mergekern.kernels.gram import reference, whole
-from tests.device import DEVICE, TRITON, needs_gpu, there
 from tests.kernels.test_gram import assert_gram, draw
-from tests.tolerances import SUM
+from tests.support.device import DEVICE, TRITON, needs_gpu, there
+from tests.support.tolerances import SUM
 
 on_triton = pytest.importorskip("mergekern.kernels.gram.on_triton", exc_type=ImportError)
 pytestmark = [*TRITON, pytest.mark.usefixtures("poisoned_memory")]

@@ -3,7 +3,7 @@ import pytest
 
 from mergekern.kernels import native
 from mergekern.kernels.overlap import on_cpu, reference
-from tests.tolerances import SUBSPACE_SINE
+from tests.support.tolerances import SUBSPACE_SINE
 
 needs_native = pytest.mark.skipif(native.extension is None, reason="not built")
 both = pytest.mark.parametrize(

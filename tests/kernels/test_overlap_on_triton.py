@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from mergekern.kernels.overlap import reference
-from tests.device import DEVICE, TRITON
 from tests.kernels.test_overlap import bases
+from tests.support.device import DEVICE, TRITON
 
 on_triton = pytest.importorskip("mergekern.kernels.overlap.on_triton", exc_type=ImportError)
 pytestmark = [*TRITON, pytest.mark.usefixtures("poisoned_memory")]

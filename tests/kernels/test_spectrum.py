@@ -4,7 +4,7 @@ import torch
 
 from mergekern.kernels.spectrum import on_cpu, reference
 from tests.kernels.test_tridiagonal import IMPLEMENTATIONS
-from tests.tolerances import SUBSPACE_SINE
+from tests.support.tolerances import SUBSPACE_SINE
 
 SHAPES = [
     (1, 1),

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mergekern.kernels.spectrum import Spectrum, Stack, on_cuda, reference
-from tests.device import DEVICE, TRITON, module
-from tests.kernels.cuda_on_host import ORDERS
 from tests.kernels.test_spectrum import SPECTRA, assert_spectrum, sine, with_values
-from tests.tolerances import SUBSPACE_SINE
+from tests.support.cuda_on_host import ORDERS
+from tests.support.device import DEVICE, TRITON, module
+from tests.support.tolerances import SUBSPACE_SINE
 
 pytestmark = TRITON
 

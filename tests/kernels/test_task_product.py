@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mergekern.kernels.task_product import reference
-from tests.device import DEVICE, TRITON, needs_gpu, there
-from tests.tolerances import SUM
+from tests.support.device import DEVICE, TRITON, needs_gpu, there
+from tests.support.tolerances import SUM
 
 on_triton = pytest.importorskip("mergekern.kernels.task_product.on_triton", exc_type=ImportError)
 pytestmark = [*TRITON, pytest.mark.usefixtures("poisoned_memory")]

@@ -5,7 +5,7 @@ import torch
 
 from mergekern.kernels import transfer
 from mergekern.kernels.transfer import Uploader, fetched
-from tests.device import DEVICE, needs_gpu
+from tests.support.device import DEVICE, needs_gpu
 
 SIZES = [1, 255, 256, 257, 1000, 3000]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mergekern.kernels.trim import on_cpu, reference
-from tests.checkpoints.files import draw
+from tests.support.checkpoint_files import draw
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2]
 NATIVE = [True, False] if hasattr(on_cpu.extension, "magnitude_counts") else [False]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.device import TRITON
+from tests.support.device import TRITON
 
 pytestmark = TRITON
 

@@ -15,10 +15,10 @@ from mergekern.errors import OptionError
 from mergekern.kernels import dispatch
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import CATALOGUE
-from tests.adapters import Convolutions, adapt, configure, llama, seeded, state
-from tests.device import TRITON, backend
-from tests.names import OF_WEIGHTS
-from tests.tolerances import GEOMETRY, SUBSPACE
+from tests.support.adapters import Convolutions, adapt, configure, llama, seeded, state
+from tests.support.device import TRITON, backend
+from tests.support.names import OF_WEIGHTS
+from tests.support.tolerances import GEOMETRY, SUBSPACE
 
 BOTTOM = ["right_subspace_overlap_bottom_k", "interaction_matrix_overlap_bottom_k"]
 PLAIN = {"target_modules": ["q_proj", "v_proj", "down_proj"], "r": 12, "lora_alpha": 5}

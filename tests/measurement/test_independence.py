@@ -12,8 +12,8 @@ from mergekern.kernels import dispatch, native
 from mergekern.kernels.gram import wanted_pairs
 from mergekern.kernels.lapack import single_threaded_pool
 from mergekern.measurement.on_cpu import CpuMeasurement
-from tests.adapters import adapt, llama, seeded, state
-from tests.names import OF_WEIGHTS
+from tests.support.adapters import adapt, llama, seeded, state
+from tests.support.names import OF_WEIGHTS
 
 pytestmark = pytest.mark.skipif(native.extension is None, reason="BLAS gives other bits to other numbers of models")
 

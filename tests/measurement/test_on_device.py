@@ -12,10 +12,9 @@ from mergekern.kernels import dispatch
 from mergekern.kernels.spectrum import on_cuda
 from mergekern.measurement import on_device
 from mergekern.metrics import CATALOGUE
-from tests.device import DEVICE, TRITON, backend, needs_gpu
-from tests.golden.zoo import SPECS, make_zoo
-from tests.test_golden import GOLDEN
-from tests.tolerances import GEOMETRY, PUBLISHED, SUBSPACE
+from tests.golden.zoo import GOLDEN, SPECS, make_zoo
+from tests.support.device import DEVICE, TRITON, backend, needs_gpu
+from tests.support.tolerances import GEOMETRY, PUBLISHED, SUBSPACE
 
 pytestmark = TRITON
 

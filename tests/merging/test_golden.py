@@ -1,7 +1,5 @@
 """The merges that the published research code makes, tensor by tensor and as a whole."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,9 +7,9 @@ import torch
 import mergekern
 from mergekern import METHODS
 from mergekern.merging.recipe import merge_matrix
+from tests.golden.zoo import GOLDEN
 from tests.merging.zoos import mixed
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 GROUPS = {"pair01": range(2), "all5": range(5)}
 # Of the README beside the values: of the methods by singular vectors, and of the others.
 TOLERANCE = {"tsv": 1e-4, "isotropic": 1e-4, "isotropic_cts": 1e-4}

@@ -11,8 +11,8 @@ import mergekern
 from mergekern import METHODS
 from mergekern.kernels import dispatch
 from mergekern.kernels.transfer import Uploader
-from tests.device import DEVICE, TRITON, backend, needs_gpu
 from tests.merging.zoos import assert_equal, drawn
+from tests.support.device import DEVICE, TRITON, backend, needs_gpu
 
 pytestmark = TRITON
 

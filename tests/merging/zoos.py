@@ -4,6 +4,9 @@ import torch
 
 from tests.golden.zoo import SPECS, make_zoo
 
+SHAPES = {"a": (8, 6), "b": (6,), "c": (5, 6)}
+BUFFERS = {"ids": torch.arange(7), "mask": torch.tensor([True, False]), "small": torch.tensor([3], dtype=torch.uint8)}
+
 
 def mixed(models):
     """Return the base and some models of the golden zoo."""

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import mergekern
-from tests.names import OF_WEIGHTS
-from tests.tolerances import GEOMETRY, SUBSPACE
+from tests.support.names import OF_WEIGHTS
+from tests.support.tolerances import GEOMETRY, SUBSPACE
 
 
 def value(metric, a, b, **options):

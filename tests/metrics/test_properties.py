@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import mergekern
 from mergekern.errors import OptionError
 from mergekern.metrics import CATALOGUE
-from tests.names import OF_WEIGHTS
-from tests.tolerances import GEOMETRY, SUBSPACE
+from tests.support.names import OF_WEIGHTS
+from tests.support.tolerances import GEOMETRY, SUBSPACE
 
 SCALE_FREE = [
     name for name in OF_WEIGHTS if name not in ("task_vector_l2_distance", "task_vector_dot_product")

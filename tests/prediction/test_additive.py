@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 
 from mergekern.prediction import TaskEffectsRegressor
 from mergekern.prediction.mixed import fit_mixed, fit_robust
-from tests.prediction.measurements import all_pairs
+from tests.support.measurements import all_pairs
 
 
 def simulate(tasks=12, sd=0.1, noise=0.02, seed=0):

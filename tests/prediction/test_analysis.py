@@ -26,7 +26,7 @@ from mergekern.prediction import (
     mlp_baseline,
     variance_components,
 )
-from tests.prediction.pairs import all_pairs, make_pairs
+from tests.support.pairs import all_pairs, make_pairs
 
 
 @parametrize_with_checks([RankNormalScaler(), GreedySelector(), GreedySelector("backward")])

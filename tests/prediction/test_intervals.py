@@ -9,7 +9,7 @@ from mergekern.errors import PredictionError
 from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, MeasuredPairs, calibrate, make_predictor
 from mergekern.prediction.intervals import predicted_sd
 from mergekern.prediction.validation import fit_estimator, predict_pairs
-from tests.prediction.measurements import make_scores, make_table
+from tests.support.measurements import make_scores, make_table
 
 
 def coverage(estimator, splitter, tables=4, folds=2):

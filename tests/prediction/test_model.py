@@ -13,7 +13,7 @@ from mergekern.cli.prediction import KINDS
 from mergekern.errors import PredictionError
 from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, read_scores, recommend
 from mergekern.tables.metric_table import MetricTable
-from tests.prediction.measurements import make_scores, make_table, write_scores
+from tests.support.measurements import make_scores, make_table, write_scores
 
 # The others get the intervals of "linear", since validating each takes seconds.
 VALIDATED = ("additive", "linear", "additive+metrics")

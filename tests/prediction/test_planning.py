@@ -8,7 +8,7 @@ import pytest
 from mergekern.errors import PredictionError
 from mergekern.prediction import make_predictor, plan_measurements
 from mergekern.prediction.planning import MEAN_RATIO, Design
-from tests.prediction.measurements import METHODS, PUBLISHED, make_table, needs_published, published_table
+from tests.support.measurements import METHODS, PUBLISHED, make_table, needs_published, published_table
 
 
 def mean_variance(tasks, measured, ratio=10.0):

@@ -20,7 +20,7 @@ from mergekern.prediction import (
 from mergekern.prediction.predictors import contributions
 from mergekern.prediction.scores import align_scores
 from mergekern.prediction.validation import fit_estimator, predict_pairs
-from tests.prediction.measurements import METHODS, PUBLISHED, make_scores, make_table, needs_published, published_table
+from tests.support.measurements import METHODS, PUBLISHED, make_scores, make_table, needs_published, published_table
 
 # The study's fits have tests of their own.
 KINDS = ("linear", "forest", "additive", "additive+metrics")

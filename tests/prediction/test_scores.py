@@ -6,7 +6,7 @@ import pytest
 
 from mergekern.errors import PredictionError
 from mergekern.prediction import align_scores, read_scores
-from tests.prediction.measurements import make_table
+from tests.support.measurements import make_table
 
 HEADER = "method,model_a,model_b,accuracy,normalized_accuracy\n"
 

@@ -8,7 +8,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validat
 
 from mergekern.errors import PredictionError
 from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, LeaveTwoTasksOut, MeasuredPairs
-from tests.prediction.pairs import all_pairs, make_pairs
+from tests.support.pairs import all_pairs, make_pairs
 
 SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(repeats=5), MeasuredPairs(10, repeats=5)]
 

@@ -24,7 +24,7 @@ from mergekern.prediction import (
 )
 from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.correlation import pearson_r, spearman_rho
-from tests.prediction.pairs import make_pairs
+from tests.support.pairs import make_pairs
 
 SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(repeats=5), MeasuredPairs(12, repeats=5)]
 

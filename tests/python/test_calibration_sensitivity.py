@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import mergekern
-from tests.encoders import make_case
-from tests.names import OF_RUNS
+from tests.support.encoders import make_case
+from tests.support.names import OF_RUNS
 
 SCRIPT = Path(__file__).parents[2] / "python" / "calibration_sensitivity.py"
 
@@ -44,7 +44,7 @@ def zoo(tmp_path_factory):
 
 
 def run(script, *arguments):
-    model = ["--model", "tests.encoders:Transformer"]
+    model = ["--model", "tests.support.encoders:Transformer"]
     return CliRunner().invoke(script.main, [*map(str, arguments), *model])
 
 

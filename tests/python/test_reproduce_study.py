@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mergekern.metrics import CATALOGUE
 from mergekern.prediction import fingerprints, fit_exact, fit_published, make_predictor, variance_components
-from tests.prediction.pairs import all_pairs
+from tests.support.pairs import all_pairs
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(os.environ.get("MERGEKERN_PUBLISHED", ROOT.parent / "shared" / "published"))

@@ -6,8 +6,8 @@ import pytest
 from mergekern.prediction import MergePredictor
 from mergekern.report import write_report
 from mergekern.report.contents import leaf_order
-from tests.report import browser as chromium
-from tests.report.tables import HOSTILE, make_scores, make_table
+from tests.support import browser as chromium
+from tests.support.report_tables import HOSTILE, make_scores, make_table
 
 pytestmark = pytest.mark.skipif(not (chromium.CHROMIUM and chromium.DRIVER), reason=chromium.MISSING)
 

@@ -6,7 +6,7 @@ from mergekern import MetricTable, OptionError
 from mergekern.metrics import CATALOGUE
 from mergekern.report import contents
 from mergekern.report.contents import gather, leaf_order
-from tests.report.tables import make_table
+from tests.support.report_tables import make_table
 
 
 def test_summary_is_what_pandas_finds():

@@ -11,7 +11,7 @@ from mergekern.cli import main
 from mergekern.report import write_report
 from mergekern.report.contents import gather
 from mergekern.report.figures import as_pdf, as_png, draw
-from tests.report.tables import HOSTILE, make_table
+from tests.support.report_tables import HOSTILE, make_table
 
 
 def test_figures_show_the_numbers_of_the_table():

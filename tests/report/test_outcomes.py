@@ -18,7 +18,7 @@ from mergekern.report.contents import gather
 from mergekern.report.figures import draw
 from mergekern.report.page import number, percent, render
 from tests.report.parsed import Page
-from tests.report.tables import HOSTILE, make_scores, make_table, write_scores
+from tests.support.report_tables import HOSTILE, make_scores, make_table, write_scores
 
 METRICS = ["task_vector_cosine_similarity", "effective_rank", "subspace_overlap", "stable_rank", "spectral_gap"]
 

@@ -13,7 +13,7 @@ from mergekern.report import contents, page, write_report
 from mergekern.report.contents import QUANTILES, gather
 from mergekern.report.page import number, render
 from tests.report.parsed import Page
-from tests.report.tables import HOSTILE, make_table
+from tests.support.report_tables import HOSTILE, make_table
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "json", "csv"])

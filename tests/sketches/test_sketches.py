@@ -12,7 +12,7 @@ from mergekern import MismatchError, NonFiniteError, OptionError, Sketches, Stat
 from mergekern.cli import main
 from mergekern.sketches.measure import sketch
 from mergekern.sketches.sketches import ESTIMATED
-from tests.adapters import adapt, llama, seeded, state
+from tests.support.adapters import adapt, llama, seeded, state
 
 SHAPES = {"embed": (40, 24), "norm": (24,), "up": (36, 24), "kernel": (3, 2, 2, 2), "scale": ()}
 

@@ -1,6 +1,4 @@
-"""Work is shared without gap or overlap, and statistics are put together from any blocks that have all pairs."""
-
-import itertools
+"""Statistics are put together from any blocks that have all pairs."""
 
 import numpy as np
 import pytest
@@ -9,40 +7,12 @@ from hypothesis import strategies as st
 
 import mergekern
 from mergekern import ZooStatistics
-from mergekern.measurement.tiles import Item, cost, share, tiles
 from mergekern.statistics.assembly import Coverage
 from mergekern.statistics.keys import BlockKey
 from mergekern.statistics.layer_block import LayerBlock
-from tests.statistics.test_one_table import assert_same
+from tests.support.zoos import assert_same, paths
 
 GEOMETRY = ["task-vector geometry"]
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.floats(1, 100), min_size=1, max_size=5), min_size=1, max_size=12), st.integers(1, 20))
-def test_shares_have_every_item_once_and_are_balanced(costs, count):
-    shares = [share(costs, index, count) for index in range(count)]
-    every = [Item(tensor, tile) for tensor, row in enumerate(costs) for tile in range(len(row))]
-    assert sorted(item for part in shares for item in part) == every
-    loads = [sum(costs[item.tensor][item.tile] for item in part) for part in shares]
-    # No share has more than the least by more than one item, the largest.
-    assert max(loads) - min(loads) <= max(itertools.chain(*costs)) + 1e-9
-
-
-@settings(deadline=None)
-@given(st.integers(0, 12), st.integers(1, 12), st.integers(1, 6))
-def test_tiles_have_every_new_pair_once(known, new, size):
-    models = range(known, known + new)
-    found = np.zeros((known + new, known + new), dtype=int)
-    for tile in tiles(range(known), models, size):
-        assert max(len(tile.rows), len(tile.columns)) <= size
-        assert cost((3, 2), tile, with_spectrum=True) > 0
-        found[np.ix_(tile.rows, tile.columns or tile.rows)] += 1
-        if tile.columns:
-            found[np.ix_(tile.columns, tile.rows)] += 1
-    assert (found[:known, :known] == 0).all()
-    assert (found[known:] == 1).all()
-    assert (found[:, known:] == 1).all()
 
 
 def test_the_same_content_on_both_sides_of_a_block_has_no_spectra_there():
@@ -132,3 +102,12 @@ def test_only_blocks_of_the_models_are_read(tmp_path):
     for names in (None, ["m0", "m2"]):
         with pytest.raises(mergekern.StatisticsError, match="checksum"):
             ZooStatistics.load(tmp_path / "s", names)
+
+
+@pytest.mark.parametrize("names", ["ab", "gca", "fedcba"])
+def test_any_subset_in_any_order(zoo, tmp_path, names):
+    folder = tmp_path / "s"
+    whole = mergekern.measure(zoo, statistics=folder)
+    alone = mergekern.compute_all(paths(zoo, names), zoo / "base.safetensors", per_layer=True)
+    assert_same(ZooStatistics.load(folder, list(names)), alone)
+    assert_same(whole.select(list(names)), alone)

@@ -27,9 +27,9 @@ from threadpoolctl import threadpool_limits
 import mergekern
 from mergekern.cli import main as commands
 from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, recommend
-from tests.adapters import adapt, seeded
-from tests.encoders import make_case
 from tests.golden.zoo import SPECS, make_zoo
+from tests.support.adapters import adapt, seeded
+from tests.support.encoders import make_case
 
 # The checksum of a manifest is also of the folder that it names.
 MASKED = {"versions", "seconds", "time", "checksum"}

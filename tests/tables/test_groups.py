@@ -9,7 +9,7 @@ import torch
 import mergekern
 from mergekern.metrics.effective_rank import pair_values, stack_values
 from mergekern.metrics.geometry import Geometry
-from tests.tolerances import GEOMETRY
+from tests.support.tolerances import GEOMETRY
 
 NAMES = "abcdef"
 STACK_METRICS = (

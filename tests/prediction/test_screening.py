@@ -12,7 +12,7 @@ from mergekern import MetricTable
 from mergekern.cli import main
 from mergekern.prediction import MergePredictor, recommend
 from mergekern.prediction.screening import screen
-from tests.statistics.zoos import write_zoo
+from tests.support.zoos import write_zoo
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,17 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import tempfile
 from pathlib import Path
+
+import mergekern
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_RDONLY, MS_REMOUNT, MS_REC, MS_PRIVATE = 1, 0x20, 0x4000, 0x40000
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["mergekern", "tests.statistics.faults"])
+context.set_forkserver_preload(["mergekern", "tests.support.faults"])
 
 
 def run(function, *arguments):
@@ -106,3 +109,22 @@ def flip(path, bit):
 def owner(folder):
     """Return who has the lock of a folder."""
     return json.loads((folder / ".lock-owner").read_text())
+
+
+def files_of(folder):
+    return sorted(path for path in folder.glob("*/*.safetensors"))
+
+
+def measure(zoo, folder, **options):
+    mergekern.measure(zoo, statistics=folder, **options)
+
+
+def stopped(zoo, folder, how):
+    """Run until the second tensor, and be stopped there."""
+
+    def progress(step):
+        if step.tensors_done == 2:
+            os.kill(os.getpid(), how)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    mergekern.measure(zoo, statistics=folder, progress=progress, max_memory=20_000)

@@ -1,7 +1,13 @@
 """A zoo in files that has a matrix of either form, a vector, a frozen tensor, a tensor that two models share."""
 
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import save_file
+
+from mergekern import MetricTable, ZooStatistics
 
 SHAPES = {"embed": (24, 10), "block.weight": (18, 32), "block.bias": (18,), "head": (7, 18), "conv": (4, 3, 2, 2)}
 NAMES = tuple("abcdefg")
@@ -28,3 +34,19 @@ def write_zoo(folder, names=NAMES, seed=0, dtype=torch.float32, blocks=0):
 def paths(folder, names=NAMES):
     """Return the models by name."""
     return {name: folder / f"{name}.safetensors" for name in names}
+
+
+def assert_same(found, expected):
+    """Tables are equal to the last bit, in every layer, with their notes and provenance."""
+    if isinstance(found, Path):
+        found = ZooStatistics.load(found)
+    if not isinstance(found, MetricTable):
+        found = MetricTable.from_statistics(found, per_layer=True)
+    assert found.models == expected.models
+    assert found.metrics == expected.metrics
+    pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas(), check_exact=True)
+    for metric in expected.metrics:
+        pd.testing.assert_frame_equal(found.per_layer(metric), expected.per_layer(metric), check_exact=True)
+        np.testing.assert_array_equal(found.matrix(metric), expected.matrix(metric))
+    assert found.notes == expected.notes
+    assert found.provenance == expected.provenance

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mergekern
 from mergekern import regularizers
-from tests.encoders import Convolutions
+from tests.support.encoders import Convolutions
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])

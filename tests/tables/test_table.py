@@ -7,7 +7,7 @@ import pytest
 import mergekern
 from mergekern import MetricTable, OptionError, StatisticsError
 from tests.golden.zoo import SPECS, make_zoo
-from tests.names import OF_WEIGHTS
+from tests.support.names import OF_WEIGHTS
 
 
 @pytest.fixture(scope="module")

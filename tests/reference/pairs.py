@@ -1,7 +1,7 @@
-"""The plain per-pair implementation, to compare against: two task vectors in memory, a full SVD of every matrix.
+"""The 28 metrics of one pair by plain PyTorch: two task vectors in memory, a full SVD of every matrix.
 
-It follows the formulas literally and shares no code with the package. `pair_metrics` is also what the whole package
-is tested against, in float64; benchmarks run it in float32, as research code does.
+The formulas are followed literally, and no code is shared with the package. Tests compare the package with them in
+float64; benchmarks time them in float32, as research code does.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 import mergekern
 from mergekern.distributed import cluster as cluster_module
 from mergekern.distributed.cluster import measure_on_cluster
-from tests.statistics.test_one_table import assert_same
-from tests.statistics.zoos import write_zoo
+from tests.support.zoos import assert_same, write_zoo
 
 ray = pytest.importorskip("ray")
 

@@ -1,6 +1,7 @@
+"""compute_all and measure: what is computed, left out, noted and kept, and what a call leaves unchanged."""
+
 import dataclasses
 import random
-import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,12 +13,11 @@ from threadpoolctl import threadpool_info
 
 import mergekern
 from mergekern import OptionError, ZooStatistics
-from mergekern.checkpoints import Layer
 from mergekern.kernels import dispatch
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import CATALOGUE
 from tests.golden.zoo import SPECS, make_zoo
-from tests.names import OF_WEIGHTS
+from tests.support.names import OF_WEIGHTS
 
 SUBSPACE_METRICS = [name for name, metric in CATALOGUE.items() if metric.needs == "spectra"]
 
@@ -227,55 +227,6 @@ def test_bits_do_not_depend_on_run_threads_or_budget(mixed):
             pd.testing.assert_frame_equal(frame(zoo, base), expected, check_exact=True)
     finally:
         torch.set_num_threads(before)
-
-
-def test_a_layer_is_read_while_another_is_factorised(monkeypatch):
-    draw = torch.Generator().manual_seed(0)
-    base, *tuned = ({name: torch.randn(9, 6, generator=draw) for name in ("first", "second")} for _ in range(3))
-    second_was_read, factorised = threading.Event(), []
-    backend, hashes = dispatch.choose(), Layer.content_hashes
-
-    def spectrum(*arguments):
-        assert second_was_read.wait(30)
-        factorised.append(arguments)
-        return backend.spectrum(*arguments)
-
-    def content_hashes(layer, *arguments):
-        found = hashes(layer, *arguments)
-        if layer.tensor.name == "second":
-            assert not factorised
-            second_was_read.set()
-        return found
-
-    monkeypatch.setattr(dispatch, "choose", lambda device: dataclasses.replace(backend, spectrum=spectrum))
-    monkeypatch.setattr(Layer, "content_hashes", content_hashes)
-    mergekern.compute_all(tuned, base)
-    assert len(factorised) == 4
-
-
-@pytest.mark.parametrize("layers", [1, 2, 4])
-def test_layers_in_flight_stay_in_the_budget(layers, monkeypatch):
-    base = {f"w{index}": torch.randn(8, 8, generator=torch.Generator().manual_seed(index)) for index in range(9)}
-    models = {name: {key: value * (1 + index) for key, value in base.items()} for index, name in enumerate("ab", 1)}
-    expected = frame(models, base)
-    budget = layers * 3 * 8 * 8 * 4 + 1
-    held, most = set(), []
-    whole, release = Layer._whole, Layer.release
-
-    def hold(layer):
-        held.add(layer.tensor.name)
-        most.append(len(held))
-        return whole(layer)
-
-    def let_go(layer):
-        held.discard(layer.tensor.name)
-        release(layer)
-
-    monkeypatch.setattr(Layer, "_whole", hold)
-    monkeypatch.setattr(Layer, "release", let_go)
-    pd.testing.assert_frame_equal(frame(models, base, max_memory=budget), expected, check_exact=True)
-    assert max(most) <= layers
-    assert not held
 
 
 def test_leaves_no_global_state_changed(mixed):

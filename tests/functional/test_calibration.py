@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mergekern import Calibration, CalibrationError, MergekernError, OptionError
-from tests.encoders import make_case
+from tests.support.encoders import make_case
 
 INPUTS, LABELS = torch.ones(6, 4), torch.arange(6) % 3
 HEAD = (torch.ones(3, 5), torch.zeros(3))

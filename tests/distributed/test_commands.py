@@ -10,9 +10,8 @@ from click.testing import CliRunner
 import mergekern
 from mergekern import MetricTable, ZooStatistics
 from mergekern.cli import main
-from tests.statistics.faults import flip
-from tests.statistics.test_one_table import assert_same
-from tests.statistics.zoos import NAMES, paths, write_zoo
+from tests.support.faults import flip
+from tests.support.zoos import NAMES, assert_same, paths, write_zoo
 
 
 @pytest.fixture(scope="module")

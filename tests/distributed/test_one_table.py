@@ -1,44 +1,16 @@
-"""One table, to the last bit, however its statistics came about."""
+"""One table, to the last bit, whether models are measured together, in shards, or added and removed."""
 
 import itertools
-import multiprocessing
 import os
-import signal
-import time
-from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 import mergekern
-from mergekern import MetricTable, ZooStatistics
+from mergekern import ZooStatistics
 from mergekern._internal.locks import locked
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.statistics.layer_block import LayerBlock
-from mergekern.statistics.manifest import Manifest
-from tests.statistics.zoos import NAMES, paths, write_zoo
-
-
-def assert_same(found, expected):
-    """Tables are equal to the last bit, in every layer, with their notes and provenance."""
-    if isinstance(found, Path):
-        found = ZooStatistics.load(found)
-    if not isinstance(found, MetricTable):
-        found = MetricTable.from_statistics(found, per_layer=True)
-    assert found.models == expected.models
-    assert found.metrics == expected.metrics
-    pd.testing.assert_frame_equal(found.to_pandas(), expected.to_pandas(), check_exact=True)
-    for metric in expected.metrics:
-        pd.testing.assert_frame_equal(found.per_layer(metric), expected.per_layer(metric), check_exact=True)
-        np.testing.assert_array_equal(found.matrix(metric), expected.matrix(metric))
-    assert found.notes == expected.notes
-    assert found.provenance == expected.provenance
-
-
-def test_a_folder_of_one_run(zoo, expected, tmp_path):
-    assert_same(mergekern.measure(zoo, statistics=tmp_path / "s"), expected)
-    assert_same(ZooStatistics.load(tmp_path / "s"), expected)
+from tests.support.zoos import NAMES, assert_same, paths
 
 
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1], "dagcfbe"], ids="".join)
@@ -61,15 +33,6 @@ def test_models_removed_and_added_again(zoo, expected, tmp_path):
     )
     mergekern.add_models([zoo / "f.safetensors", zoo / "b.safetensors"], folder)
     assert_same(ZooStatistics.load(folder, list(NAMES)), expected)
-
-
-@pytest.mark.parametrize("names", ["ab", "gca", "fedcba"])
-def test_any_subset_in_any_order(zoo, tmp_path, names):
-    folder = tmp_path / "s"
-    whole = mergekern.measure(zoo, statistics=folder)
-    alone = mergekern.compute_all(paths(zoo, names), zoo / "base.safetensors", per_layer=True)
-    assert_same(ZooStatistics.load(folder, list(names)), alone)
-    assert_same(whole.select(list(names)), alone)
 
 
 @pytest.mark.parametrize("block_size", [512, 3, 1])
@@ -103,51 +66,6 @@ def test_models_added_to_combined_shards(zoo, expected, tmp_path):
     )
 
 
-def measure(zoo, folder, begun):
-    """Run in a process that may be killed."""
-    begun.set()
-    mergekern.measure(zoo, statistics=folder)
-
-
-def test_killed_at_twenty_moments_and_resumed(tmp_path):
-    """Runs on a folder are killed until one gets to its end, then the next is begun; each ends as if none had been."""
-    zoo = write_zoo(tmp_path / "zoo", [f"m{index:02d}" for index in range(30)], blocks=6)
-    expected = mergekern.compute_all(zoo, per_layer=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.statistics.test_one_table"])
-
-    def start(folder):
-        begun = context.Event()
-        process = context.Process(target=measure, args=(zoo, folder, begun))
-        process.start()
-        assert begun.wait(60)
-        return process
-
-    start(tmp_path / "first").join()
-    began = time.perf_counter()
-    start(tmp_path / "timed").join()
-    seconds = time.perf_counter() - began
-    killed = folders = 0
-    for attempt in range(200):
-        process = start(tmp_path / f"s{folders}")
-        time.sleep(seconds * (attempt * 0.618 % 1))  # an irrational step meets every stage
-        process.kill()
-        process.join()
-        killed += process.exitcode == -signal.SIGKILL
-        folders += process.exitcode == 0
-        if killed == 20:
-            break
-    assert killed == 20
-    for folder in tmp_path.glob("s?"):
-        assert_same(mergekern.measure(zoo, statistics=folder), expected)
-        assert not mergekern.verify(folder)
-        # Nothing of the killed ones is left.
-        keys = Manifest.read(folder).keys
-        left = {path for path in folder.rglob("*") if path.is_file()} - {folder / "manifest.json", folder / ".lock"}
-        assert {path.stem for path in left} == keys
-        assert {path.suffix for path in left} == {".safetensors"}
-
-
 def test_blocks_are_those_of_every_way(zoo, tmp_path):
     """The files of a run are byte for byte those of its shards."""
     mergekern.measure(zoo, statistics=tmp_path / "run")
@@ -173,7 +91,7 @@ def test_only_what_is_new_is_measured(zoo, tmp_path, monkeypatch):
     mergekern.add_models(zoo / "g.safetensors", folder)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     new = [LayerBlock.read(folder, path.stem) for path in (folder / "blocks").iterdir() if path not in before]
-    assert sorted((len(block.of.rows), len(block.of.columns)) for block in new) == [(1, 0)] * 5 + [(6, 1)] * 5
+    assert sorted((len(block.key.rows), len(block.key.columns)) for block in new) == [(1, 0)] * 5 + [(6, 1)] * 5
 
 
 def test_nobody_else_writes_while_models_are_added(zoo, tmp_path):

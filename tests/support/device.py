@@ -8,7 +8,7 @@ import torch
 
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
-from tests.kernels.cuda_on_host import HostCudaModule
+from tests.support.cuda_on_host import HostCudaModule
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TRITON = [
