@@ -127,4 +127,4 @@ def stopped(zoo, folder, how):
             os.kill(os.getpid(), how)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
-    mergekern.measure(zoo, statistics=folder, progress=progress, max_memory=20_000)
+    mergekern.measure(zoo, statistics=folder, progress=progress, options=mergekern.MeasureOptions(max_memory=20_000))
