@@ -142,9 +142,9 @@ def test_killed_at_twenty_moments_and_resumed(tmp_path):
         assert_same(mergekern.measure(zoo, statistics=folder), expected)
         assert not mergekern.verify(folder)
         # Nothing of the killed ones is left.
-        keys = Manifest.read(folder).keys
+        names = Manifest.read(folder).file_names
         left = {path for path in folder.rglob("*") if path.is_file()} - {folder / "manifest.json", folder / ".lock"}
-        assert {path.stem for path in left} == keys
+        assert {path.stem for path in left} == names
         assert {path.suffix for path in left} == {".safetensors"}
 
 
@@ -173,7 +173,7 @@ def test_only_what_is_new_is_measured(zoo, tmp_path, monkeypatch):
     mergekern.add_models(zoo / "g.safetensors", folder)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     new = [LayerBlock.read(folder, path.stem) for path in (folder / "blocks").iterdir() if path not in before]
-    assert sorted((len(block.of.rows), len(block.of.columns)) for block in new) == [(1, 0)] * 5 + [(6, 1)] * 5
+    assert sorted((len(block.key.rows), len(block.key.columns)) for block in new) == [(1, 0)] * 5 + [(6, 1)] * 5
 
 
 def test_nobody_else_writes_while_models_are_added(zoo, tmp_path):
