@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ class BlockKey:
     columns: tuple[str, ...]
 
     @property
-    def described(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """Its attributes by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
@@ -54,9 +54,25 @@ class BlockKey:
 
     @staticmethod
     def read(folder: Path, file_name: str) -> BlockKey:
-        """Read what a block is of from a folder of statistics, and none of its values; errors as `LayerBlock.read`."""
+        """Read the key of a block from a folder of statistics, and none of its values; errors as `LayerBlock.read`."""
         path = block_path(folder, file_name)
-        return key_of(path, file_name, read_description(path))
+        return BlockKey.from_description(path, read_description(path))
+
+    @staticmethod
+    def from_description(path: Path, description: Mapping[str, Any]) -> BlockKey:
+        """Return the key of the block in a file, from the description in it.
+
+        Raises:
+            StatisticsError: the description is something else, or of another block than the name of the file says.
+        """
+        try:
+            said = {field.name: description[field.name] for field in dataclasses.fields(BlockKey)}
+            key = BlockKey(**said | {name: tuple(said[name]) for name in ("shape", "rows", "columns")})
+        except (KeyError, TypeError) as error:
+            raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
+        if key.file_name != path.stem:
+            raise StatisticsError(f"{path}: a block of other models or of another tensor, {key.name!r}")
+        return key
 
     @property
     def is_diagonal(self) -> bool:
@@ -72,18 +88,6 @@ class BlockKey:
         """Name of the block's files."""
         content = [FORMAT, self.name, self.shape, self.how, self.base, self.rows, self.columns]
         return xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
-
-
-def key_of(path: Path, file_name: str, description: dict[str, Any]) -> BlockKey:
-    """Return what a block is of, by its description; StatisticsError where that is not what its name says."""
-    try:
-        said = {field.name: description[field.name] for field in dataclasses.fields(BlockKey)}
-        key = BlockKey(**said | {name: tuple(said[name]) for name in ("shape", "rows", "columns")})
-    except (KeyError, TypeError) as error:
-        raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
-    if key.file_name != file_name:
-        raise StatisticsError(f"{path}: a block of other models or of another tensor, {key.name!r}")
-    return key
 
 
 def block_path(folder: Path, file_name: str) -> Path:

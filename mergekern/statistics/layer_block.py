@@ -16,7 +16,7 @@ import numpy as np
 
 from mergekern.errors import StatisticsError
 from mergekern.statistics.blocks import read_block, write_block
-from mergekern.statistics.keys import BlockKey, bases_path, block_path, key_of
+from mergekern.statistics.keys import BlockKey, bases_path, block_path
 from mergekern.statistics.layers import Bases, LayerStatistics
 
 
@@ -33,10 +33,19 @@ OVERLAPS_IN_FILE = ("overlap.left_top", "overlap.right_top", "overlap.right_bott
 
 
 class Spectra(NamedTuple):
-    """Leading singular values (R, s) of R models, and ranks (R,)."""
+    """Spectra of one tensor of R models.
+
+    Attributes:
+        values: (R, s) float64 leading singular values, descending.
+        rank: (R,) number of singular values above 1e-7·σ₁.
+        k: dimension of the subspaces that the models' bases span.
+        bases: singular vectors of the models. They have a file of their own, and are None in a block that was read.
+    """
 
     values: np.ndarray
     rank: np.ndarray
+    k: int
+    bases: Bases | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,10 @@ class LayerBlock:
 
     Attributes:
         key: the tensor and the models.
-        inner, squared_distance: (R, C) float64.
-        overlaps: of subspaces, where spectra were wanted; None for pairs whose bases have not met yet.
-        spectra: of the models of a diagonal block.
-        k: dimension of the subspaces; 0 where no spectra were wanted.
-        bases: singular vectors of the models of a diagonal block, in a file of their own; here until it is written.
+        inner, squared_distance: (R, C) float64 inner products of the task vectors, and squared distances between them.
+        overlaps: of the models' subspaces. None without spectra, and for pairs on the two sides of a block until
+            `with_overlaps` adds those of their bases.
+        spectra: of the models of a diagonal block; it has them where it has overlaps.
     """
 
     key: BlockKey
@@ -57,18 +65,16 @@ class LayerBlock:
     squared_distance: np.ndarray
     overlaps: Overlaps | None = None
     spectra: Spectra | None = None
-    k: int = 0
-    bases: Bases | None = None
 
     @staticmethod
     def from_layer(key: BlockKey, layer: LayerStatistics) -> LayerBlock:
-        """Return the block of models among themselves."""
-        spectrum = layer.spectrum
-        if spectrum is None:
-            return LayerBlock(key, layer.inner, layer.squared_distance)
+        """Return the block of models among themselves, from the statistics of a tensor of these models."""
+        block = LayerBlock(key, layer.inner, layer.squared_distance)
+        if (spectrum := layer.spectrum) is None:
+            return block
         overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
-        spectra = Spectra(spectrum.values, spectrum.rank)
-        return LayerBlock(key, layer.inner, layer.squared_distance, overlaps, spectra, spectrum.k, spectrum.bases)
+        spectra = Spectra(spectrum.values, spectrum.rank, spectrum.k, spectrum.bases)
+        return dataclasses.replace(block, overlaps=overlaps, spectra=spectra)
 
     @property
     def has_spectra(self) -> bool:
@@ -80,33 +86,37 @@ class LayerBlock:
         return dataclasses.replace(self, overlaps=overlaps)
 
     def write(self, folder: Path) -> None:
-        """Write to the folder of statistics: singular vectors first, since the block says that they are there."""
-        if self.bases is not None:
-            write_block(bases_path(folder, self.key.file_name), self.bases._asdict(), {})
-        arrays = {"inner": self.inner, "squared_distance": self.squared_distance}
+        """Write to a folder of statistics.
+
+        The singular vectors are written first, so that they are there whenever the block is.
+        """
+        arrays, k = {"inner": self.inner, "squared_distance": self.squared_distance}, 0
         if self.overlaps is not None:
             arrays |= dict(zip(OVERLAPS_IN_FILE, self.overlaps, strict=True))
         if self.spectra is not None:
-            arrays |= self.spectra._asdict()
-        write_block(block_path(folder, self.key.file_name), arrays, {**self.key.described, "k": self.k})
+            arrays |= {"values": self.spectra.values, "rank": self.spectra.rank}
+            k = self.spectra.k
+            if self.spectra.bases is not None:
+                write_block(bases_path(folder, self.key.file_name), self.spectra.bases._asdict(), {})
+        write_block(block_path(folder, self.key.file_name), arrays, {**self.key.description, "k": k})
 
     @staticmethod
     def read(folder: Path, file_name: str) -> LayerBlock:
-        """Read from a folder of statistics, without the singular vectors.
+        """Read a block from a folder of statistics, without the singular vectors.
 
         Raises:
             StatisticsError: the file is missing, damaged or something else.
         """
         path = block_path(folder, file_name)
         arrays, description = read_block(path)
-        key = key_of(path, file_name, description)
+        key = BlockKey.from_description(path, description)
         try:
-            overlaps = spectra = None
+            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"])
             if OVERLAPS_IN_FILE[0] in arrays:
-                overlaps = Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
-            if "values" in arrays:
-                spectra = Spectra(arrays["values"], arrays["rank"])
-            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
+                block = block.with_overlaps(Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE)))
+            if block.has_spectra and key.is_diagonal:
+                spectra = Spectra(arrays["values"], arrays["rank"], description["k"])
+                block = dataclasses.replace(block, spectra=spectra)
         except (KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
         return block

@@ -155,7 +155,8 @@ class ZooStatistics:
             try:
                 if models is not None and len(blocks) > 1:
                     blocks = [name for name in blocks if BlockKey.read(folder, name).has_pairs_of(hashes)]
-                layers.append(assemble((LayerBlock.read(folder, name) for name in blocks), entry.hashes[1:]))
+                read = (LayerBlock.read(folder, name) for name in blocks)
+                layers.append(assemble(entry.name, entry.shape, read, entry.hashes[1:]))
             except StatisticsError as error:
                 raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
         functional = FunctionalStatistics()
