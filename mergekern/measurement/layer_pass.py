@@ -170,6 +170,7 @@ class Run:
     ) -> _Part:
         assert self.store is not None
         of = self._of(layer, hashes, tile)
+        self.store.borrow(of.file_name)
         found = self.store.get(of.file_name, self._is_factorised(layer))
         if found is not None and (not self._is_factorised(layer) or tile.columns or self.store.has_bases(of)):
             return _Part(of, is_there=True, has_spectra=found.has_spectra)

@@ -36,6 +36,10 @@ Read = TypeVar("Read")
 class Store:
     """The blocks of one folder, as a run reads and writes them; nobody else does while it has the lock.
 
+    Args:
+        path: the folder.
+        lender: another folder of statistics, from which `borrow` brings blocks.
+
     Raises:
         StatisticsError: the path is something else than a statistics folder.
     """
@@ -52,33 +56,51 @@ class Store:
         self._entries = {} if self.manifest is None else {entry.name: entry for entry in self.manifest.layers}
 
     def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[BlockKey]:
-        """Return what the blocks of one tensor are of, that the manifest names and that are whole and hold what is
-        needed.
-        """
-        if name not in self._entries:
-            return []
-        blocks = (self.get(file_name, with_spectrum) for file_name in self._entries[name].blocks)
-        return [
-            block.key
-            for block in blocks
-            if block is not None
-            and (block.key.base, block.key.how) == (base, how)
-            and (block.has_spectra or not with_spectrum)
-        ]
+        """Return the keys of the blocks of one tensor that an earlier run left in the folder and that are of use.
 
-    def get(self, file_name: str, with_spectrum: bool) -> LayerBlock | None:
-        """Return a block if it is there, whole, and holds what is needed: of pairs without overlaps these can be made.
+        A block is of use if it is whole, was measured in the same way against the same base, and has spectra where
+        they are needed.
 
         Args:
-            file_name: of the block, without suffix.
-            with_spectrum: whether spectra are needed, and the singular vectors that they come with.
+            name: the tensor.
+            base: content hash of the tensor in the base.
+            how: as in `BlockKey`.
+            with_spectrum: whether spectra are needed.
         """
-        if not block_path(self.path, file_name).exists():
-            if self._lender is None or not block_path(self._lender, file_name).exists():
-                return None
+        keys = []
+        for file_name in self._entries[name].blocks if name in self._entries else ():
+            block = self.get(file_name, with_spectrum)
+            if block is None or (block.key.base, block.key.how) != (base, how):
+                continue
+            if block.has_spectra or not with_spectrum:
+                keys.append(block.key)
+        return keys
+
+    def borrow(self, file_name: str) -> None:
+        """Bring a block and its singular vectors from the lender, if this folder lacks it and the lender has it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self._lender is None or block_path(self.path, file_name).exists():
+            return
+        if block_path(self._lender, file_name).exists():
+            # The singular vectors first, so that they are there whenever the block is.
             for path_in in (bases_path, block_path):
                 if path_in(self._lender, file_name).exists():
                     self.bring(path_in(self._lender, file_name), path_in(self.path, file_name))
+
+    def get(self, file_name: str, with_spectrum: bool) -> LayerBlock | None:
+        """Return a block of the folder, or None if it is missing, is damaged or lacks the spectra that are needed.
+
+        A block of pairs is returned without its overlaps too: they can be made from singular vectors.
+
+        Args:
+            file_name: of the block, without suffix.
+            with_spectrum: whether a diagonal block needs spectra, with their singular vectors.
+        """
+        if not block_path(self.path, file_name).exists():
+            return None
         block = self._attempt(LayerBlock.read, self.path, file_name)
         if block is None or not (with_spectrum and block.key.is_diagonal):
             return block
@@ -182,8 +204,11 @@ class Store:
 def writing(folder: str | os.PathLike[str] | Store, lender: Path | None = None) -> Iterator[Store]:
     """Give a folder's store, locked; what was written is removed again if the input turns out to be bad.
 
-    A store that is given is the caller's, who has the lock. What the store lacks and `lender`, another folder of
-    statistics, has, is taken from there.
+    A store that is given is the caller's, who has the lock.
+
+    Args:
+        folder: the folder, or its store.
+        lender: another folder of statistics, from which the store may borrow blocks.
 
     Raises:
         StatisticsError: the path is something else than a statistics folder.
