@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from mergekern.errors import StatisticsError
 from mergekern.statistics.blocks import read_block, write_block
-from mergekern.statistics.layers import LayerStatistics
+from mergekern.statistics.layers import LayerStatistics, LayerSums
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class ActivationStatistics:
 
 
 @dataclass(frozen=True)
-class EncoderGradientStatistics:
+class EncoderGradientStatistics(LayerSums):
     """Of the gradients of N models, each on its own task, with respect to the parameters.
 
     Attributes:
@@ -59,16 +58,6 @@ class EncoderGradientStatistics:
     """
 
     layers: tuple[LayerStatistics, ...]
-
-    @cached_property
-    def inner(self) -> np.ndarray:
-        """(N, N) inner products of the whole gradients: the sum over all parameters."""
-        return read_only(reduce(np.add, (layer.inner for layer in self.layers)))
-
-    @cached_property
-    def squared_distance(self) -> np.ndarray:
-        """(N, N) squared distances between the whole gradients."""
-        return read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
 
     def select(self, models: Sequence[int]) -> EncoderGradientStatistics:
         """Return those of some of the models."""
@@ -157,11 +146,3 @@ def _block(path: Path) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]
         yield arrays, description
     except (KeyError, TypeError, ValueError) as error:
         raise StatisticsError(f"{path}: not a block of these statistics ({type(error).__name__}: {error})") from error
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    """Return a view that no metric can change."""
-    # A view, since a single layer's own array comes through here.
-    view = array.view()
-    view.flags.writeable = False
-    return view

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -84,3 +85,26 @@ class LayerStatistics:
         if self.spectrum is None:
             return self
         return dataclasses.replace(self, spectrum=dataclasses.replace(self.spectrum, bases=None))
+
+
+class LayerSums:
+    """Inner products and squared distances of N whole vectors, which are the sums of those of their layers."""
+
+    layers: tuple[LayerStatistics, ...]
+
+    @cached_property
+    def inner(self) -> np.ndarray:
+        """(N, N) inner products of the whole vectors: the sum over all layers. Read-only."""
+        return _read_only(reduce(np.add, (layer.inner for layer in self.layers)))
+
+    @cached_property
+    def squared_distance(self) -> np.ndarray:
+        """(N, N) squared distances between the whole vectors. Read-only."""
+        return _read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    # A view, since the sum over a single layer is that layer's own array.
+    view = array.view()
+    view.flags.writeable = False
+    return view

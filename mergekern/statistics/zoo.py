@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from mergekern._internal.files import not_written
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.statistics.assembly import assemble
-from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
+from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics
 from mergekern.statistics.keys import BLOCKS, SAVED, BlockKey, block_path
 from mergekern.statistics.layer_block import LayerBlock
-from mergekern.statistics.layers import LayerStatistics
+from mergekern.statistics.layers import LayerStatistics, LayerSums
 from mergekern.statistics.manifest import LayerEntry, Manifest, provenance_of
 
 
 @dataclass(frozen=True)
-class ZooStatistics:
+class ZooStatistics(LayerSums):
     """Statistics of every tensor of a zoo.
 
     Attributes:
@@ -48,16 +46,6 @@ class ZooStatistics:
     skipped: tuple[str, ...] = ()
     provenance: dict[str, Any] | None = None
     functional: FunctionalStatistics = field(default_factory=FunctionalStatistics)
-
-    @cached_property
-    def inner(self) -> np.ndarray:
-        """(N, N) inner products of the whole task vectors: the sum over all tensors."""
-        return read_only(reduce(np.add, (layer.inner for layer in self.layers)))
-
-    @cached_property
-    def squared_distance(self) -> np.ndarray:
-        """(N, N) squared distances between the whole task vectors."""
-        return read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
 
     @property
     def has_spectra(self) -> bool:
