@@ -1,8 +1,8 @@
-"""Blocks: what was measured of one tensor for some pairs of models, as it is kept on disk.
+"""Blocks of a layer: the statistics of one tensor for some pairs of models, as they are kept on disk.
 
-Models are told by the content of the tensor, and no value of a pair depends on any other model. So a block serves every
-zoo in which its models appear, in any order and under any names, and the statistics of a zoo are put together from
-whatever blocks have its pairs.
+A model is identified by the content of its tensor, and the values of a pair depend on no other model. So a block serves
+every zoo that has its models, in any order and under any names, and the statistics of a zoo are assembled from all
+blocks that have its pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mergekern.statistics.layers import Bases, LayerStatistics
 
 
 class Overlaps(NamedTuple):
-    """Squared Frobenius norms of the products of k-dimensional bases, (R, C) each."""
+    """Overlaps of k-dimensional subspaces, (R, C) each: squared Frobenius norms of the products of two bases."""
 
     left_top_overlap: np.ndarray
     right_top_overlap: np.ndarray
@@ -53,7 +53,7 @@ class LayerBlock:
     """Statistics of one tensor for R × C pairs of models.
 
     Attributes:
-        key: the tensor and the models.
+        key: what the values depend on: the tensor, the models and more.
         inner, squared_distance: (R, C) float64 inner products of the task vectors, and squared distances between them.
         overlaps: of the models' subspaces. None without spectra, and for pairs on the two sides of a block until
             `with_overlaps` adds those of their bases.
@@ -78,11 +78,11 @@ class LayerBlock:
 
     @property
     def has_spectra(self) -> bool:
-        """Whether it has all that the metrics of subspaces read."""
+        """Whether the block has everything that the metrics of spectra and subspaces read."""
         return self.overlaps is not None
 
     def with_overlaps(self, overlaps: Overlaps) -> LayerBlock:
-        """Return a block of pairs with the overlaps of their subspaces."""
+        """Return the same block with overlaps."""
         return dataclasses.replace(self, overlaps=overlaps)
 
     def write(self, folder: Path) -> None:
@@ -105,7 +105,7 @@ class LayerBlock:
         """Read a block from a folder of statistics, without the singular vectors.
 
         Raises:
-            StatisticsError: the file is missing, damaged or something else.
+            StatisticsError: the file is missing, is damaged or holds something else.
         """
         path = block_path(folder, file_name)
         arrays, description = read_block(path)
@@ -126,7 +126,7 @@ def read_bases(folder: Path, file_name: str) -> Bases:
     """Return the singular vectors of a diagonal block.
 
     Raises:
-        StatisticsError: the file is missing, damaged or something else.
+        StatisticsError: the file is missing, is damaged or holds something else.
     """
     path = bases_path(folder, file_name)
     arrays, _ = read_block(path)

@@ -1,4 +1,4 @@
-"""Checking a folder of statistics: every block that its manifest names, against its checksum."""
+"""Verification of a folder of statistics: every block that its manifest names is checked against its checksum."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from mergekern.statistics.manifest import Manifest
 
 
 class Damage(NamedTuple):
-    """A file that is missing or not what it was, and how that shows."""
+    """A missing or damaged file.
+
+    Attributes:
+        path: the file.
+        what: what is wrong, in words.
+    """
 
     path: Path
     what: str
 
 
 def verify(statistics: str | os.PathLike[str]) -> list[Damage]:
-    """Return what is damaged in a folder of statistics, nothing if it is whole.
+    """Return the missing and damaged files of a folder of statistics: an empty list if it is whole.
 
-    A run of the same models on the folder computes damaged and missing blocks again; damaged singular vectors, which
-    only added models need, if their files are deleted first.
+    A run with the same models on the folder computes missing and damaged blocks again. Singular vectors are needed only
+    where models are added; a run computes damaged ones again after their files have been deleted.
 
     Raises:
-        StatisticsError: there is no manifest, or it is damaged itself.
+        StatisticsError: there is no manifest, or the manifest is damaged.
 
     >>> import tempfile, mergekern, numpy as np
     >>> models = {"a": {"w": np.ones((2, 2))}, "b": {"w": np.eye(2)}}

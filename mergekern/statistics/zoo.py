@@ -24,12 +24,12 @@ class ZooStatistics(LayerSums):
     """Statistics of every tensor of a zoo.
 
     Attributes:
-        models: their names, in the order of every (N, N) matrix here.
-        layers: one for each tensor, in file order.
+        models: names of the models, in the order of every (N, N) matrix.
+        layers: statistics of each tensor, in file order.
         top_k, spectrum_k: sizes of the subspaces and of the spectra.
         skipped: tensors left out because the checkpoints do not match in them.
         provenance: versions, backend, dtypes, content hashes.
-        functional: what running the models on calibration data gave, if they were.
+        functional: functional statistics; empty where the models were not run.
 
     >>> import mergekern
     >>> models = {"a": {"w": np.ones((2, 2))}, "b": {"w": np.eye(2)}}
@@ -49,20 +49,20 @@ class ZooStatistics(LayerSums):
 
     @property
     def has_spectra(self) -> bool:
-        """Whether every matrix has its spectrum, which the subspace metrics need."""
+        """Whether every matrix has a spectrum, which the subspace metrics need."""
         return all(layer.spectrum is not None for layer in self.layers if layer.is_matrix)
 
     def only(self, layer: LayerStatistics) -> ZooStatistics:
-        """Return the statistics of a zoo of the same models with this one tensor."""
+        """Return the statistics of a zoo of the same models that has this one tensor."""
         return ZooStatistics(self.models, (layer,), self.top_k, self.spectrum_k)
 
     def select(self, models: Sequence[str]) -> ZooStatistics:
-        """Return the statistics of some of the models, in this order: those that a zoo of them alone would have.
+        """Return the statistics of some of the models, in this order, as a zoo of these models alone would have them.
 
-        What running the models gave is of the samples of all tasks, and stays so.
+        Functional statistics are still of the samples of all tasks.
 
         Raises:
-            OptionError: an unknown model, or one given twice.
+            OptionError: a model is unknown or is given twice.
         """
         at = positions(self.models, models)
         return ZooStatistics(
@@ -76,7 +76,7 @@ class ZooStatistics(LayerSums):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics to a folder (without singular vectors, so that no models can be added to them).
+        """Write the statistics to a folder, without singular vectors: models cannot be added to them.
 
         Raises:
             OutputError: the folder cannot be written to.
@@ -91,7 +91,7 @@ class ZooStatistics(LayerSums):
         (folder / BLOCKS).mkdir(parents=True, exist_ok=True)
         contents = (self.provenance or {}).get("content_hashes", {})
         for layer in self.layers:
-            # The content of single tensors is not known here: told by that of the models.
+            # Content hashes of single tensors are not known here; those of whole models stand in for them.
             base, *hashes = (
                 xxhash.xxh3_128_hexdigest(f"{layer.name}\0{name}\0{contents.get(name)}".encode())
                 for name in ("base", *self.models)
@@ -116,16 +116,16 @@ class ZooStatistics(LayerSums):
 
     @staticmethod
     def load(path: str | Path, models: Sequence[str] | None = None) -> ZooStatistics:
-        """Read statistics from a folder that `save` or `compute_all(statistics=...)` wrote, checking what is read.
+        """Read statistics from a folder that `save` or `compute_all(statistics=...)` wrote, and check them.
 
         Args:
             path: the folder.
-            models: names of those that are wanted, in this order; by default all. Memory is that of these alone, and
-                only blocks that have pairs of them are read.
+            models: names of the models to read, in this order; by default all. Only blocks that have pairs of these
+                models are read, and memory is needed for these models alone.
 
         Raises:
-            StatisticsError: missing, damaged or foreign files.
-            OptionError: an unknown model, or one given twice.
+            StatisticsError: files are missing, damaged or not statistics.
+            OptionError: a model is unknown or is given twice.
         """
         folder = Path(path)
         manifest = Manifest.read(folder)
@@ -165,10 +165,10 @@ class ZooStatistics(LayerSums):
 
 
 def positions(known: Sequence[str], models: Sequence[str]) -> list[int]:
-    """Return where models are among the known ones.
+    """Return the positions of models among the known models.
 
     Raises:
-        OptionError: an unknown model, or one given twice.
+        OptionError: a model is unknown or is given twice.
     """
     at = {name: position for position, name in enumerate(known)}
     if unknown := [name for name in models if name not in at]:
