@@ -92,7 +92,7 @@ class BlockKey:
 
     def has_pairs_of(self, models: Collection[str]) -> bool:
         """Tell whether the block has a pair of these models, given by content hashes, or a model with itself."""
-        return all(any(digest in models for digest in side) for side in (self.rows, self.columns or self.rows))
+        return all(any(content in models for content in side) for side in (self.rows, self.columns or self.rows))
 
     @cached_property
     def file_name(self) -> str:

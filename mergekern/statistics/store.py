@@ -124,14 +124,14 @@ class Store:
         parts: dict[int, Bases] = {}
         left = dict.fromkeys(models)
         for key in blocks:
-            rows = {digest: row for row, digest in enumerate(key.rows) if digest in left}
+            rows = {content: row for row, content in enumerate(key.rows) if content in left}
             if not key.is_diagonal or not rows:
                 continue
             every = read_bases(self.path, key.file_name)
-            for position, digest in enumerate(models):
-                if digest in rows:
-                    parts[position] = Bases(*(side[rows[digest]] for side in every))
-            left = {digest: None for digest in left if digest not in rows}
+            for position, content in enumerate(models):
+                if content in rows:
+                    parts[position] = Bases(*(side[rows[content]] for side in every))
+            left = {content: None for content in left if content not in rows}
         if left:
             raise StatisticsError(f"{self.path}: no singular vectors of {len(left)} models")
         return Bases(*(np.stack(side) for side in zip(*(parts[i] for i in range(len(models))), strict=True)))
