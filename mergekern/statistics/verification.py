@@ -53,7 +53,7 @@ def verify(statistics: str | os.PathLike[str]) -> list[Damage]:
 
 def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     for entry in manifest.layers:
-        coverage, is_whole = Coverage([digest for digest in entry.hashes[1:] if digest]), True
+        coverage, is_whole = Coverage([content for content in entry.hashes[1:] if content]), True
         for file_name in entry.blocks:
             block = _attempt(LayerBlock.read, folder, file_name)
             if isinstance(block, str):
@@ -61,15 +61,20 @@ def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
                 yield Damage(block_path(folder, file_name), block)
                 continue
             coverage.add(block.key)
-            vectors = bases_path(folder, file_name)
-            if not vectors.exists() and block.key.is_diagonal and block.has_spectra and block.key.how != SAVED:
-                yield Damage(vectors, f"{vectors}: is missing; models cannot be added to those of this block")
-            if vectors.exists():
-                bases = _attempt(read_bases, folder, file_name)
-                if isinstance(bases, str):
-                    yield Damage(bases_path(folder, file_name), bases)
-        if is_whole and manifest.part == (1, 1) and not coverage.pairs.all():
+            yield from _bases(folder, block)
+        if is_whole and manifest.part == (1, 1) and not coverage.is_complete:
             yield Damage(folder, f"tensor {entry.name!r}: pairs of models are in no block")
+
+
+def _bases(folder: Path, block: LayerBlock) -> Iterator[Damage]:
+    """Yield the file of a block's singular vectors if it is missing or damaged."""
+    path = bases_path(folder, block.key.file_name)
+    if path.exists():
+        bases = _attempt(read_bases, folder, block.key.file_name)
+        if isinstance(bases, str):
+            yield Damage(path, bases)
+    elif block.spectra is not None and block.key.how != SAVED:
+        yield Damage(path, f"{path}: is missing; models cannot be added to those of this block")
 
 
 def _functional(folder: Path, manifest: Manifest) -> Iterator[Damage]:
