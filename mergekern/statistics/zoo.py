@@ -137,31 +137,35 @@ class ZooStatistics(LayerSums):
         if models is not None:
             positions(manifest.models, models)
             manifest = manifest.select(models)
-        layers = []
-        for entry in manifest.layers:
-            blocks, hashes = list(entry.blocks), set(entry.hashes[1:])
-            try:
-                if models is not None and len(blocks) > 1:
-                    blocks = [name for name in blocks if BlockKey.read(folder, name).has_pairs_of(hashes)]
-                read = (LayerBlock.read(folder, name) for name in blocks)
-                layers.append(assemble(entry.name, entry.shape, read, entry.hashes[1:]))
-            except StatisticsError as error:
-                raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
-        functional = FunctionalStatistics()
-        if set(manifest.models) <= set(manifest.functional_models):
-            found = {
-                kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()
-            }
-            functional = FunctionalStatistics(**found).select(positions(manifest.functional_models, manifest.models))
         return ZooStatistics(
             manifest.models,
-            tuple(layers),
+            tuple(_read_layer(folder, entry, models is not None) for entry in manifest.layers),
             manifest.top_k,
             manifest.spectrum_k,
             manifest.skipped,
             manifest.provenance,
-            functional,
+            _read_functional(folder, manifest),
         )
+
+
+def _read_layer(folder: Path, entry: LayerEntry, is_selection: bool) -> LayerStatistics:
+    """Read one tensor; of a selection of models, not all blocks may be needed."""
+    blocks, models = entry.blocks, entry.hashes[1:]
+    try:
+        if is_selection and len(blocks) > 1:
+            wanted = set(models)
+            blocks = tuple(name for name in blocks if BlockKey.read(folder, name).has_pairs_of(wanted))
+        return assemble(entry.name, entry.shape, (LayerBlock.read(folder, name) for name in blocks), models)
+    except StatisticsError as error:
+        raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
+
+
+def _read_functional(folder: Path, manifest: Manifest) -> FunctionalStatistics:
+    """Read the functional statistics, if they are of all models."""
+    if not set(manifest.models) <= set(manifest.functional_models):
+        return FunctionalStatistics()
+    found = {kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()}
+    return FunctionalStatistics(**found).select(positions(manifest.functional_models, manifest.models))
 
 
 def positions(known: Sequence[str], models: Sequence[str]) -> list[int]:
