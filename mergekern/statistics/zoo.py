@@ -31,7 +31,7 @@ class ZooStatistics(LayerSums):
         provenance: versions, backend, dtypes, content hashes.
         functional: functional statistics; empty where the models were not run.
 
-    >>> import mergekern
+    >>> import mergekern, numpy as np
     >>> models = {"a": {"w": np.ones((2, 2))}, "b": {"w": np.eye(2)}}
     >>> statistics = mergekern.measure(models, base={"w": np.zeros((2, 2))})
     >>> statistics.layers[0].inner
