@@ -207,7 +207,7 @@ def _combine_layer(
     coverage = Coverage(hashes[1:])
     for of in blocks:
         coverage.add(of)
-    if not coverage.pairs.all():
+    if not coverage.is_complete:
         raise StatisticsError(
             f"{store.path}: tensor {name!r}: the shards do not have all pairs of models; run all shards "
             "with the same metrics and block size"

@@ -142,6 +142,7 @@ class InStore(Destination[_LayerInStore]):
     ) -> _MeasuredTile | _StoredTile:
         tensor, is_factorised = layer.tensor, self._is_factorised(layer)
         key = BlockKey.from_tile(tensor.name, tensor.shape, self._how, hashes, tile.rows, tile.columns)
+        self.store.borrow(key.file_name)
         stored = self.store.get(key.file_name, is_factorised)
         if stored is not None and (not is_factorised or tile.columns or self.store.has_bases(key)):
             return _StoredTile(key, stored.has_spectra)

@@ -1,8 +1,9 @@
-"""Putting the statistics of one tensor together from blocks: which pairs they have, and where their values go."""
+"""Assembly of the statistics of one tensor from blocks: which pairs they cover, and where their values go."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,30 +13,97 @@ from mergekern.statistics.layer_block import LayerBlock, Overlaps, Spectra
 from mergekern.statistics.layers import LayerStatistics, SpectrumStatistics
 
 
-class Coverage:
-    """Which pairs of N models some blocks of one tensor have.
+def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatistics:
+    """Return the statistics of one tensor of N models, assembled from blocks that cover all of their pairs.
 
     Args:
-        models: content hashes of the tensor in the models.
+        name, shape: of the tensor.
+        blocks: of this tensor; one at a time is held.
+        models: content hash of the tensor in each model.
+
+    Raises:
+        StatisticsError: no block has some pair.
+    """
+    products, overlaps = _PairMatrices(2, models), _PairMatrices(len(Overlaps._fields), models)
+    spectra: list[tuple[np.ndarray, Spectra]] = []
+    for block in blocks:
+        placement = products.add(block.key, (block.inner, block.squared_distance))
+        if block.overlaps is not None:
+            overlaps.add(block.key, block.overlaps)
+        if block.spectra is not None:
+            spectra.append((placement.rows, block.spectra))
+    if not products.coverage.is_complete:
+        raise StatisticsError("a block is missing")
+    spectrum = None
+    # Models that were added for metrics without spectra have no overlaps: then the overlaps of the others are no use.
+    if overlaps.coverage.is_complete:
+        values, rank, k, _ = _gathered(spectra, len(models))
+        spectrum = SpectrumStatistics(values, rank, *Overlaps(*overlaps.matrices), k)
+    inner, squared_distance = products.matrices
+    return LayerStatistics(name, shape, inner, squared_distance, spectrum)
+
+
+class Placement(NamedTuple):
+    """Where N models are in a block.
+
+    Attributes:
+        rows, columns: (N,) position of each model among the rows and among the columns, −1 where it is not among them.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+    @staticmethod
+    def from_key(key: BlockKey, models: Sequence[str]) -> Placement:
+        """Return where models, given by content hashes, are in the block of a key."""
+        rows = _positions(models, key.rows)
+        return Placement(rows, rows if key.is_diagonal else _positions(models, key.columns))
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """(N, N) bool, not symmetric: the pairs of a model among the rows and a model among the columns."""
+        return np.logical_and.outer(self.rows >= 0, self.columns >= 0)
+
+    def copy(self, part: np.ndarray, whole: np.ndarray) -> None:
+        """Copy the (R, C) values of the block into an (N, N) matrix, on both sides of its diagonal."""
+        in_rows, in_columns = np.flatnonzero(self.rows >= 0), np.flatnonzero(self.columns >= 0)
+        values = part[np.ix_(self.rows[in_rows], self.columns[in_columns])]
+        whole[np.ix_(in_rows, in_columns)] = values
+        whole[np.ix_(in_columns, in_rows)] = values.T
+
+
+class Coverage:
+    """The pairs of N models that some blocks of one tensor have.
+
+    Args:
+        models: content hash of the tensor in each model.
+
+    Attributes:
+        pairs: (N, N) bool, symmetric: whether a block has the pair; on the diagonal, whether one has the model's own
+            values.
     """
 
     def __init__(self, models: Sequence[str]) -> None:
         self.models = models
         self.pairs = np.zeros((len(models), len(models)), dtype=bool)
 
-    def add(self, key: BlockKey) -> tuple[np.ndarray, np.ndarray]:
-        """Count in a block, and return the positions of its rows and columns at each model: −1 where it has none."""
-        rows = _positions(key.rows, self.models)
-        columns = rows if key.is_diagonal else _positions(key.columns, self.models)
-        pairs = np.logical_and.outer(rows >= 0, columns >= 0)
+    def add(self, key: BlockKey) -> Placement:
+        """Add the pairs of a block, and return where the models are in it."""
+        placement = Placement.from_key(key, self.models)
+        pairs = placement.pairs
         if not key.is_diagonal:
-            # A model that is on both sides, as the same content under two names, has its spectra elsewhere.
+            # A model is on both sides where another has the same content; its own values are in a diagonal block.
             np.fill_diagonal(pairs, False)
         self.pairs |= pairs | pairs.T
-        return rows, columns
+        return placement
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all pairs are covered."""
+        return bool(self.pairs.all())
 
     def known(self) -> list[int]:
-        """Return models, as many as a look at one after the other finds, all of whose pairs are there."""
+        """Return a set of models whose pairs are all covered. Greedy: not necessarily the largest such set."""
         found: list[int] = []
         for model in range(len(self.models)):
             if self.pairs[model, model] and self.pairs[model, found].all():
@@ -43,57 +111,32 @@ class Coverage:
         return found
 
 
-def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatistics:
-    """Return the statistics of one tensor of N models from blocks that have all of their pairs.
+class _PairMatrices:
+    """(N, N) matrices that are filled with the values of blocks, and the pairs that have been filled so far."""
 
-    Args:
-        blocks: of one tensor, one at least.
-        models: content hashes of the tensor in the models.
+    def __init__(self, count: int, models: Sequence[str]) -> None:
+        self.matrices = [np.empty((len(models), len(models))) for _ in range(count)]
+        self.coverage = Coverage(models)
 
-    Raises:
-        StatisticsError: a pair is in none of them.
-    """
-    coverage, of_overlaps, count = Coverage(models), Coverage(models), len(models)
-    inner, squared_distance = np.empty((count, count)), np.empty((count, count))
-    overlaps, spectra, k, block = None, None, 0, None
-    for block in blocks:
-        rows, columns = coverage.add(block.key)
-        put = _Put(rows, columns)
-        put(inner, block.inner)
-        put(squared_distance, block.squared_distance)
-        if block.overlaps is not None:
-            of_overlaps.add(block.key)
-            overlaps = overlaps or Overlaps(*(np.empty((count, count)) for _ in Overlaps._fields))
-            for whole, part in zip(overlaps, block.overlaps, strict=True):
-                put(whole, part)
-        if block.spectra is not None:
-            values, rank = block.spectra
-            spectra = spectra or Spectra(np.empty((count, values.shape[1])), np.empty(count, dtype=rank.dtype))
-            k, mine = block.k, rows >= 0
-            spectra.values[mine], spectra.rank[mine] = values[rows[mine]], rank[rows[mine]]
-    if block is None or not coverage.pairs.all():
-        raise StatisticsError("a block is missing")
-    spectrum = None
-    # Where models were added for metrics that need no spectra, those of the others are not enough.
-    if overlaps is not None and spectra is not None and of_overlaps.pairs.all():
-        spectrum = SpectrumStatistics(spectra.values, spectra.rank, *overlaps, k)
-    return LayerStatistics(block.key.name, block.key.shape, inner, squared_distance, spectrum)
+    def add(self, key: BlockKey, parts: Iterable[np.ndarray]) -> Placement:
+        """Copy the values of a block, one (R, C) array for each matrix, and return where the models are in it."""
+        placement = self.coverage.add(key)
+        for part, matrix in zip(parts, self.matrices, strict=True):
+            placement.copy(part, matrix)
+        return placement
 
 
-def _positions(hashes: Sequence[str], models: Sequence[str]) -> np.ndarray:
-    at = {digest: position for position, digest in reversed(list(enumerate(hashes)))}
-    return np.array([at.get(digest, -1) for digest in models], dtype=np.int64)
+def _gathered(parts: Sequence[tuple[np.ndarray, Spectra]], models: int) -> Spectra:
+    """Return the spectra of all models from those of diagonal blocks, each with the rows of all models in it."""
+    first = parts[0][1]
+    values, rank = np.empty((models, first.values.shape[1])), np.empty(models, dtype=first.rank.dtype)
+    for rows, spectra in parts:
+        here = rows >= 0
+        values[here], rank[here] = spectra.values[rows[here]], spectra.rank[rows[here]]
+    return Spectra(values, rank, first.k)
 
 
-class _Put:
-    """Copies the values of a block to where its pairs are in (N, N) matrices, on both sides of the diagonal."""
-
-    def __init__(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        at_rows, at_columns = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
-        self._there = np.ix_(at_rows, at_columns)
-        self._here = np.ix_(rows[at_rows], columns[at_columns])
-
-    def __call__(self, whole: np.ndarray, part: np.ndarray) -> None:
-        values = part[self._here]
-        whole[self._there] = values
-        whole.T[self._there] = values
+def _positions(models: Sequence[str], side: Sequence[str]) -> np.ndarray:
+    """Return the first position of each model in one side of a block, −1 where it is not there."""
+    at = {content: position for position, content in reversed(list(enumerate(side)))}
+    return np.array([at.get(content, -1) for content in models], dtype=np.int64)

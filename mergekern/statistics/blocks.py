@@ -1,4 +1,4 @@
-"""Named arrays in one file, written whole or not at all and checked when read: what statistics are kept in."""
+"""Blocks: files of named arrays, which hold statistics. They are written whole or not at all, and checked when read."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def write_block(path: Path, arrays: Mapping[str, np.ndarray], description: Mappi
 
 
 def read_block(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return what `write_block` wrote.
+    """Return the arrays and the description that `write_block` wrote.
 
     Raises:
-        StatisticsError: the file is missing, damaged or something else.
+        StatisticsError: the file is missing, is damaged or is not a block.
     """
     with _opened(path) as (file, header):
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -40,10 +40,12 @@ def read_block(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Return the description that `write_block` wrote, which no checksum is checked for: that is of the arrays too.
+    """Return the description that `write_block` wrote, without reading the arrays.
+
+    The checksum covers the arrays too, so it is not checked here.
 
     Raises:
-        StatisticsError: as for `read_block`, where that shows.
+        StatisticsError: the file is missing or is not a block; damage is noticed only where it makes this unreadable.
     """
     with _opened(path) as (_, header):
         return json.loads(header["description"])

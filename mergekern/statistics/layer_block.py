@@ -1,8 +1,8 @@
-"""Blocks: what was measured of one tensor for some pairs of models, as it is kept on disk.
+"""Blocks of a layer: the statistics of one tensor for some pairs of models, as they are kept on disk.
 
-Models are told by the content of the tensor, and no value of a pair depends on any other model. So a block serves every
-zoo in which its models appear, in any order and under any names, and the statistics of a zoo are put together from
-whatever blocks have its pairs.
+A model is identified by the content of its tensor, and the values of a pair depend on no other model. So a block serves
+every zoo that has its models, in any order and under any names, and the statistics of a zoo are assembled from all
+blocks that have its pairs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 
 from mergekern.errors import StatisticsError
 from mergekern.statistics.blocks import read_block, write_block
-from mergekern.statistics.keys import BlockKey, bases_path, block_path, key_of
+from mergekern.statistics.keys import BlockKey, bases_path, block_path
 from mergekern.statistics.layers import Bases, LayerStatistics
 
 
 class Overlaps(NamedTuple):
-    """Squared Frobenius norms of the products of k-dimensional bases, (R, C) each."""
+    """Overlaps of k-dimensional subspaces, (R, C) each: squared Frobenius norms of the products of two bases."""
 
     left_top_overlap: np.ndarray
     right_top_overlap: np.ndarray
@@ -33,10 +33,19 @@ OVERLAPS_IN_FILE = ("overlap.left_top", "overlap.right_top", "overlap.right_bott
 
 
 class Spectra(NamedTuple):
-    """Leading singular values (R, s) of R models, and ranks (R,)."""
+    """Spectra of one tensor of R models.
+
+    Attributes:
+        values: (R, s) float64 leading singular values, descending.
+        rank: (R,) number of singular values above 1e-7·σ₁.
+        k: dimension of the subspaces that the models' bases span.
+        bases: singular vectors of the models. They have a file of their own, and are None in a block that was read.
+    """
 
     values: np.ndarray
     rank: np.ndarray
+    k: int
+    bases: Bases | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,11 @@ class LayerBlock:
     """Statistics of one tensor for R × C pairs of models.
 
     Attributes:
-        key: the tensor and the models.
-        inner, squared_distance: (R, C) float64.
-        overlaps: of subspaces, where spectra were wanted; None for pairs whose bases have not met yet.
-        spectra: of the models of a diagonal block.
-        k: dimension of the subspaces; 0 where no spectra were wanted.
-        bases: singular vectors of the models of a diagonal block, in a file of their own; here until it is written.
+        key: what the values depend on: the tensor, the models and more.
+        inner, squared_distance: (R, C) float64 inner products of the task vectors, and squared distances between them.
+        overlaps: of the models' subspaces. None without spectra, and for pairs on the two sides of a block until
+            `with_overlaps` adds those of their bases.
+        spectra: of the models of a diagonal block; it has them where it has overlaps.
     """
 
     key: BlockKey
@@ -57,56 +65,58 @@ class LayerBlock:
     squared_distance: np.ndarray
     overlaps: Overlaps | None = None
     spectra: Spectra | None = None
-    k: int = 0
-    bases: Bases | None = None
 
     @staticmethod
     def from_layer(key: BlockKey, layer: LayerStatistics) -> LayerBlock:
-        """Return the block of models among themselves."""
-        spectrum = layer.spectrum
-        if spectrum is None:
-            return LayerBlock(key, layer.inner, layer.squared_distance)
+        """Return the block of models among themselves, from the statistics of a tensor of these models."""
+        block = LayerBlock(key, layer.inner, layer.squared_distance)
+        if (spectrum := layer.spectrum) is None:
+            return block
         overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
-        spectra = Spectra(spectrum.values, spectrum.rank)
-        return LayerBlock(key, layer.inner, layer.squared_distance, overlaps, spectra, spectrum.k, spectrum.bases)
+        spectra = Spectra(spectrum.values, spectrum.rank, spectrum.k, spectrum.bases)
+        return dataclasses.replace(block, overlaps=overlaps, spectra=spectra)
 
     @property
     def has_spectra(self) -> bool:
-        """Whether it has all that the metrics of subspaces read."""
+        """Whether the block has everything that the metrics of spectra and subspaces read."""
         return self.overlaps is not None
 
     def with_overlaps(self, overlaps: Overlaps) -> LayerBlock:
-        """Return a block of pairs with the overlaps of their subspaces."""
+        """Return the same block with overlaps."""
         return dataclasses.replace(self, overlaps=overlaps)
 
     def write(self, folder: Path) -> None:
-        """Write to the folder of statistics: singular vectors first, since the block says that they are there."""
-        if self.bases is not None:
-            write_block(bases_path(folder, self.key.file_name), self.bases._asdict(), {})
-        arrays = {"inner": self.inner, "squared_distance": self.squared_distance}
+        """Write to a folder of statistics.
+
+        The singular vectors are written first, so that they are there whenever the block is.
+        """
+        arrays, k = {"inner": self.inner, "squared_distance": self.squared_distance}, 0
         if self.overlaps is not None:
             arrays |= dict(zip(OVERLAPS_IN_FILE, self.overlaps, strict=True))
         if self.spectra is not None:
-            arrays |= self.spectra._asdict()
-        write_block(block_path(folder, self.key.file_name), arrays, {**self.key.described, "k": self.k})
+            arrays |= {"values": self.spectra.values, "rank": self.spectra.rank}
+            k = self.spectra.k
+            if self.spectra.bases is not None:
+                write_block(bases_path(folder, self.key.file_name), self.spectra.bases._asdict(), {})
+        write_block(block_path(folder, self.key.file_name), arrays, {**self.key.description, "k": k})
 
     @staticmethod
     def read(folder: Path, file_name: str) -> LayerBlock:
-        """Read from a folder of statistics, without the singular vectors.
+        """Read a block from a folder of statistics, without the singular vectors.
 
         Raises:
-            StatisticsError: the file is missing, damaged or something else.
+            StatisticsError: the file is missing, is damaged or holds something else.
         """
         path = block_path(folder, file_name)
         arrays, description = read_block(path)
-        key = key_of(path, file_name, description)
+        key = BlockKey.from_description(path, description)
         try:
-            overlaps = spectra = None
+            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"])
             if OVERLAPS_IN_FILE[0] in arrays:
-                overlaps = Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
-            if "values" in arrays:
-                spectra = Spectra(arrays["values"], arrays["rank"])
-            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
+                block = block.with_overlaps(Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE)))
+            if block.has_spectra and key.is_diagonal:
+                spectra = Spectra(arrays["values"], arrays["rank"], description["k"])
+                block = dataclasses.replace(block, spectra=spectra)
         except (KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
         return block
@@ -116,7 +126,7 @@ def read_bases(folder: Path, file_name: str) -> Bases:
     """Return the singular vectors of a diagonal block.
 
     Raises:
-        StatisticsError: the file is missing, damaged or something else.
+        StatisticsError: the file is missing, is damaged or holds something else.
     """
     path = bases_path(folder, file_name)
     arrays, _ = read_block(path)

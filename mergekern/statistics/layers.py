@@ -1,17 +1,24 @@
-"""Statistics of one tensor of N models."""
+"""Statistics of one tensor of N models, a layer, and sums over layers."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Bases(NamedTuple):
-    """Singular vectors of one tensor of all models: (N, m, k), (N, n, k), (N, n, k) float32."""
+    """Singular vectors of one tensor of N models, an orthonormal basis for each model: float32.
+
+    Attributes:
+        left_top: (N, m, k) of the k largest singular values.
+        right_top: (N, n, k) of the k largest singular values.
+        right_bottom: (N, n, k) of the k smallest of all min(m, n).
+    """
 
     left_top: np.ndarray
     right_top: np.ndarray
@@ -20,15 +27,15 @@ class Bases(NamedTuple):
 
 @dataclass(frozen=True)
 class SpectrumStatistics:
-    """Of one matrix of N models, r = min(m, n), k = min(top_k, r).
+    """Spectra of one m × n matrix of N models, and overlaps of their subspaces; r = min(m, n), k = min(top_k, r).
 
     Attributes:
         values: (N, min(spectrum_k, r)) leading singular values, float64, descending.
-        rank: (N,) number of singular values above 1e-7·σ₁.
+        rank: (N,) numbers of singular values above 1e-7·σ₁.
         left_top_overlap, right_top_overlap, right_bottom_overlap: (N, N) squared Frobenius norms of the products of
             k-dimensional bases.
         k: dimension of the subspaces.
-        bases: the singular vectors themselves, kept only in files.
+        bases: the singular vectors; None where they are not wanted, and once they are in a file.
     """
 
     values: np.ndarray
@@ -40,7 +47,7 @@ class SpectrumStatistics:
     bases: Bases | None = None
 
     def select(self, models: Sequence[int]) -> SpectrumStatistics:
-        """Return those of some of the models, without singular vectors."""
+        """Return the statistics of some of the models, in this order, without singular vectors."""
         pairs = np.ix_(models, models)
         overlaps = self.left_top_overlap[pairs], self.right_top_overlap[pairs], self.right_bottom_overlap[pairs]
         return SpectrumStatistics(self.values[models], self.rank[models], *overlaps, self.k)
@@ -48,13 +55,13 @@ class SpectrumStatistics:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Of one tensor of N models.
+    """Statistics of one tensor of N models.
 
     Attributes:
-        name, shape: of the tensor.
+        name, shape: name and shape of the tensor.
         inner: (N, N) float64 inner products of the task vectors (the Gram matrix).
         squared_distance: (N, N) float64 squared distances between them.
-        spectrum: for matrices, where a metric asked for it.
+        spectrum: None for tensors that are not matrices, and where no metric needs it.
     """
 
     name: str
@@ -65,22 +72,45 @@ class LayerStatistics:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether singular values and vectors are defined for it."""
+        """Whether the tensor is 2-D, so that it has singular values and vectors."""
         return len(self.shape) == 2
 
     @property
     def unchanged(self) -> np.ndarray:
-        """(N,) bool: the models whose tensor equals that of the base."""
+        """(N,) bool: whether the tensor of a model equals that of the base."""
         return np.diagonal(self.inner) == 0.0
 
     def select(self, models: Sequence[int]) -> LayerStatistics:
-        """Return those of some of the models, in this order."""
+        """Return the statistics of some of the models, in this order."""
         pairs = np.ix_(models, models)
         spectrum = None if self.spectrum is None else self.spectrum.select(models)
         return LayerStatistics(self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum)
 
     def without_bases(self) -> LayerStatistics:
-        """Return the same without singular vectors, which take N·(m + 2n)·k·4 bytes and no metric reads."""
+        """Return the same statistics without singular vectors, which take N·(m + 2n)·k·4 bytes and no metric reads."""
         if self.spectrum is None:
             return self
         return dataclasses.replace(self, spectrum=dataclasses.replace(self.spectrum, bases=None))
+
+
+class LayerSums:
+    """Inner products and squared distances of N whole vectors, which are the sums of those of their layers."""
+
+    layers: tuple[LayerStatistics, ...]
+
+    @cached_property
+    def inner(self) -> np.ndarray:
+        """(N, N) inner products of the whole vectors: the sum over all layers. Read-only."""
+        return _read_only(reduce(np.add, (layer.inner for layer in self.layers)))
+
+    @cached_property
+    def squared_distance(self) -> np.ndarray:
+        """(N, N) squared distances between the whole vectors. Read-only."""
+        return _read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    # A view, since the sum over a single layer is that layer's own array.
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,8 +1,8 @@
-"""The manifest of a folder of statistics: which models it is of, and which blocks have their pairs.
+"""The manifest of a folder of statistics: its models, and the blocks that have their pairs.
 
-manifest.json            the models, the tensors with their content hashes and blocks, options, provenance
-blocks/NAME.safetensors   a block each; and one for each kind of what running the models gave
-bases/NAME.safetensors    the singular vectors of a block
+manifest.json             the models, the tensors with their content hashes and blocks, options, provenance
+blocks/NAME.safetensors   one block of a tensor, or one kind of functional statistics
+bases/NAME.safetensors    the singular vectors of the block of the same name
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """One tensor.
+    """Entry of one tensor in a manifest.
 
     Attributes:
-        name, shape: of the tensor.
-        hashes: of its content in the base, then in each model.
-        blocks: file names of those that have the pairs, without suffix.
+        name, shape: name and shape of the tensor.
+        hashes: content hashes of the tensor in the base, then in each model; empty where a shard did not read it.
+        blocks: file names, without suffix, of the blocks that have the pairs.
     """
 
     name: str
@@ -41,19 +41,19 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of statistics holds.
+    """Manifest of a folder of statistics.
 
     Attributes:
-        models: names, in the order of the hashes.
-        layers: in file order.
+        models: names of the models, in the order of the hashes.
+        layers: entry of each tensor, in file order.
         top_k, spectrum_k: sizes of the subspaces and of the spectra.
         skipped: tensors left out because the checkpoints do not match in them.
         provenance: versions, backend, dtypes, content hashes.
-        sources: where base and models were read from, by name; None for what was in memory.
-        functional: file names of the blocks of what running the models gave, by kind.
-        functional_models: the models that these are of.
-        part: which of how many parts of the work on the zoo this is, from 1; the tensors of a part have no hashes and
-            blocks of what is left to others.
+        sources: where the base and the models were read from, by name; None for a model that was in memory.
+        functional: file names, without suffix, of the functional statistics, by kind.
+        functional_models: names of the models in the functional statistics, in their order.
+        part: number of this part of the work on the zoo, from 1, and the number of parts. The entries of a part lack
+            the hashes and blocks that belong to other parts only.
     """
 
     models: tuple[str, ...]
@@ -73,7 +73,7 @@ class Manifest:
         return {file_name for layer in self.layers for file_name in layer.blocks} | set(self.functional.values())
 
     def select(self, models: Sequence[str]) -> Manifest:
-        """Return the manifest of some of the models; the blocks are the same."""
+        """Return the manifest of some of the models, in this order, with the same blocks."""
         at = [0, *(1 + self.models.index(model) for model in models)]
         layers = (dataclasses.replace(e, hashes=tuple(e.hashes[i] for i in at)) for e in self.layers)
         return dataclasses.replace(
@@ -85,7 +85,7 @@ class Manifest:
         )
 
     def write(self, folder: Path) -> None:
-        """Write to the folder."""
+        """Write the manifest to a folder of statistics."""
         content: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(self)}
         # As one string a layer: a list of 500 models has 15 characters of layout for each 32 of content.
         content["layers"] = [{**layer, "hashes": ",".join(layer["hashes"])} for layer in content["layers"]]
@@ -94,10 +94,10 @@ class Manifest:
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """Read from the folder.
+        """Read the manifest of a folder of statistics.
 
         Raises:
-            StatisticsError: there is none, or it is damaged, or of another version.
+            StatisticsError: there is none, it is damaged, or it is of another format.
         """
         path = folder / MANIFEST
         try:
@@ -138,7 +138,7 @@ class Manifest:
 
 
 def provenance_of(provenance: dict[str, Any] | None, models: Sequence[str]) -> dict[str, Any] | None:
-    """Return provenance without what it says of other models."""
+    """Return the provenance of some of the models: entries of other models are left out."""
     if provenance is None:
         return None
     names = {"base", *models}
@@ -151,7 +151,7 @@ def provenance_of(provenance: dict[str, Any] | None, models: Sequence[str]) -> d
 
 
 def is_statistics_folder(folder: Path) -> bool:
-    """Tell whether a folder has been used for statistics."""
+    """Tell whether a folder has been used for statistics, finished or not."""
     return (folder / BLOCKS).is_dir()
 
 

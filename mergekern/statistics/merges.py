@@ -1,4 +1,4 @@
-"""What merging N models by one method gave on samples of their tasks: everything that merge probes need."""
+"""Statistics of the merges of N models by one method, from which the merge probes are computed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class MergeStatistics:
-    """Mean loss and accuracy, the last axis of every array, of models on calibration samples of their own tasks.
+    """Mean loss and accuracy of models and of their merges on calibration samples.
 
-    NaN where nothing was measured; a loss that is not finite is ∞. Accuracy is NaN where labels are no classes.
+    The last axis of every array is (loss, accuracy). Values that were not measured are NaN. A loss that is not finite
+    is ∞. The accuracy is NaN where labels are not classes.
 
     Attributes:
-        single: (N, 2) of each model as it is.
-        solo: (N, 2) of its merge with the base, which has a task vector of zero.
-        direct: (N, N, 2): [i, j] is of the merge of models i and j, on the task of i.
+        single: (N, 2) float64, each model on its own task.
+        solo: (N, 2) float64, each model merged with the base, on the model's task. The base has a task vector of zero.
+        direct: (N, N, 2) float64; [i, j] is the merge of models i and j on the task of i.
     """
 
     single: np.ndarray
@@ -33,18 +34,22 @@ class MergeStatistics:
 
     @staticmethod
     def empty(models: int) -> MergeStatistics:
-        """Return what is known of N models before anything is measured."""
+        """Return the statistics of N models before anything is measured: NaN everywhere."""
         return MergeStatistics(*(np.full((*shape, 2), np.nan) for shape in ((models,), (models,), (models, models))))
 
     def write(self, path: Path, description: Mapping[str, Any]) -> None:
-        """Write to a file, with what these statistics are of."""
+        """Write the statistics to a file, with a description of what was merged and how."""
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"single": self.single, "solo": self.solo, "direct": self.direct}
         write_block(path, arrays, {"format": FORMAT, **description})
 
     @staticmethod
     def read(path: Path) -> tuple[MergeStatistics, dict[str, Any]]:
-        """Read from a file; StatisticsError if it is missing, damaged or something else."""
+        """Return the statistics in a file, and their description.
+
+        Raises:
+            StatisticsError: the file is missing, is damaged or holds something else.
+        """
         arrays, description = read_block(path)
         if description.get("format") != FORMAT or arrays.keys() != {"single", "solo", "direct"}:
             raise StatisticsError(f"{path}: not a block of statistics of merges in format {FORMAT}")

@@ -1,8 +1,9 @@
-"""The statistics folder of a run: what is there for the same inputs is used, what is missing is written.
+"""The store of a run: a folder of statistics whose blocks are used where they fit, and which gets those that are new.
 
-Blocks are named by what they were computed from (content hashes of the tensor in the base and in the models, options,
-backend and version), so that a changed input never meets a stale one. They are written whole or not at all: a run that
-is killed at any moment continues from them. What an earlier run measured of some of the models is found by content too.
+A block is named by a hash of everything that it was computed from: content of the tensor in the base and in the models,
+options, backend and version. So a changed input never meets a stale block. Blocks are written whole or not at all, so
+that a run that was killed at any moment continues from them. Blocks of an earlier run with other models are found too:
+by the content of the models that both runs have.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ Read = TypeVar("Read")
 
 
 class Store:
-    """The blocks of one folder, as a run reads and writes them; nobody else does while it has the lock.
+    """Blocks of one folder of statistics, which a run reads and writes while it has the lock of the folder.
+
+    Args:
+        path: the folder.
+        lender: another folder of statistics, from which `borrow` brings blocks.
 
     Raises:
-        StatisticsError: the path is something else than a statistics folder.
+        StatisticsError: the path is not a folder of statistics, and not new or empty.
     """
 
     def __init__(self, path: Path, lender: Path | None = None) -> None:
@@ -52,81 +57,105 @@ class Store:
         self._entries = {} if self.manifest is None else {entry.name: entry for entry in self.manifest.layers}
 
     def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[BlockKey]:
-        """Return what the blocks of one tensor are of, that the manifest names and that are whole and hold what is
-        needed.
-        """
-        if name not in self._entries:
-            return []
-        blocks = (self.get(file_name, with_spectrum) for file_name in self._entries[name].blocks)
-        return [
-            block.key
-            for block in blocks
-            if block is not None
-            and (block.key.base, block.key.how) == (base, how)
-            and (block.has_spectra or not with_spectrum)
-        ]
+        """Return the keys of the blocks of one tensor that an earlier run left in the folder and that are of use.
 
-    def get(self, file_name: str, with_spectrum: bool) -> LayerBlock | None:
-        """Return a block if it is there, whole, and holds what is needed: of pairs without overlaps these can be made.
+        A block is of use if it is whole, was measured in the same way against the same base, and has spectra where
+        they are needed.
 
         Args:
-            file_name: of the block, without suffix.
-            with_spectrum: whether spectra are needed, and the singular vectors that they come with.
+            name: the tensor.
+            base: content hash of the tensor in the base.
+            how: as in `BlockKey`.
+            with_spectrum: whether spectra are needed.
         """
-        if not block_path(self.path, file_name).exists():
-            if self._lender is None or not block_path(self._lender, file_name).exists():
-                return None
+        keys = []
+        for file_name in self._entries[name].blocks if name in self._entries else ():
+            block = self.get(file_name, with_spectrum)
+            if block is None or (block.key.base, block.key.how) != (base, how):
+                continue
+            if block.has_spectra or not with_spectrum:
+                keys.append(block.key)
+        return keys
+
+    def borrow(self, file_name: str) -> None:
+        """Bring a block and its singular vectors from the lender, if this folder lacks it and the lender has it.
+
+        Raises:
+            OutputError: the files cannot be written.
+        """
+        if self._lender is None or block_path(self.path, file_name).exists():
+            return
+        if block_path(self._lender, file_name).exists():
+            # The singular vectors first, so that they are there whenever the block is.
             for path_in in (bases_path, block_path):
                 if path_in(self._lender, file_name).exists():
                     self.bring(path_in(self._lender, file_name), path_in(self.path, file_name))
+
+    def get(self, file_name: str, with_spectrum: bool) -> LayerBlock | None:
+        """Return a block of the folder, or None if it is missing, is damaged or lacks the spectra that are needed.
+
+        A block of pairs is returned without its overlaps too: they can be made from singular vectors.
+
+        Args:
+            file_name: of the block, without suffix.
+            with_spectrum: whether a diagonal block needs spectra, with their singular vectors.
+        """
+        if not block_path(self.path, file_name).exists():
+            return None
         block = self._attempt(LayerBlock.read, self.path, file_name)
         if block is None or not (with_spectrum and block.key.is_diagonal):
             return block
         return block if block.has_spectra and bases_path(self.path, file_name).exists() else None
 
     def has_bases(self, key: BlockKey) -> bool:
-        """Tell whether the singular vectors of a diagonal block are whole."""
+        """Tell whether the singular vectors of a diagonal block are in the folder, undamaged."""
         return self._attempt(read_bases, self.path, key.file_name) is not None
 
     def bases(self, models: Sequence[str], blocks: Sequence[BlockKey]) -> Bases:
-        """Return the singular vectors of models from the diagonal blocks that have them.
+        """Return the singular vectors of one tensor of some models, from the diagonal blocks that have them.
 
         Args:
-            models: content hashes of the tensor.
-            blocks: of this tensor.
+            models: content hash of the tensor in each model.
+            blocks: keys of the blocks of this tensor.
 
         Raises:
-            StatisticsError: a file is damaged, or no block has a model.
+            StatisticsError: a file is missing or damaged, or no diagonal block has one of the models.
         """
         parts: dict[int, Bases] = {}
         left = dict.fromkeys(models)
         for key in blocks:
-            rows = {digest: row for row, digest in enumerate(key.rows) if digest in left}
+            rows = {content: row for row, content in enumerate(key.rows) if content in left}
             if not key.is_diagonal or not rows:
                 continue
             every = read_bases(self.path, key.file_name)
-            for position, digest in enumerate(models):
-                if digest in rows:
-                    parts[position] = Bases(*(side[rows[digest]] for side in every))
-            left = {digest: None for digest in left if digest not in rows}
+            for position, content in enumerate(models):
+                if content in rows:
+                    parts[position] = Bases(*(side[rows[content]] for side in every))
+            left = {content: None for content in left if content not in rows}
         if left:
             raise StatisticsError(f"{self.path}: no singular vectors of {len(left)} models")
         return Bases(*(np.stack(side) for side in zip(*(parts[i] for i in range(len(models))), strict=True)))
 
     def put(self, block: LayerBlock) -> None:
-        """Write a block; one that is there with less in it is replaced.
+        """Write a block; it replaces a block of the same key.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the block cannot be written.
         """
         self._write(block_path(self.path, block.key.file_name), lambda: block.write(self.path))
 
     def functional_file_name(self, kind: str, hashes: Sequence[str], how: Sequence[object]) -> str:
-        """Return the name of the block of one functional kind, from the models' content and from how they are run."""
+        """Return the file name, without suffix, of one kind of functional statistics.
+
+        Args:
+            kind: a name in `FUNCTIONAL`.
+            hashes: content hashes of the models.
+            how: everything else that the values depend on.
+        """
         return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, kind, list(hashes), list(how)]).encode())
 
     def get_functional(self, file_names: Mapping[str, str]) -> FunctionalStatistics:
-        """Return those of the functional kinds whose blocks are there and whole."""
+        """Return the functional statistics that are in the folder, undamaged; `file_names` are by kind."""
         found = {}
         for kind, file_name in file_names.items():
             path = block_path(self.path, file_name)
@@ -135,23 +164,35 @@ class Store:
         return FunctionalStatistics(**found)
 
     def put_functional(self, statistics: FunctionalStatistics, file_names: Mapping[str, str]) -> None:
-        """Write the blocks of what running the models gave; OutputError as for `put`."""
+        """Write functional statistics, to file names by kind.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
         for kind, part in statistics.kinds.items():
             path = block_path(self.path, file_names[kind])
             self._write(path, partial(part.write, path))
 
     def bring(self, source: Path, target: Path) -> None:
-        """Make a file of another folder one of this one: by a link where the disk is the same, or by a copy."""
+        """Bring a file of another folder into this one: by a link on the same disk, by a copy otherwise.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         self._write(target, lambda: link_or_copy(source, target))
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest and remove the blocks that it does not name: what was written stays from now on."""
+        """Write the manifest and remove the blocks that it does not name. After this, `undo` removes nothing.
+
+        Raises:
+            OutputError: the manifest cannot be written.
+        """
         self._write(self.path / MANIFEST, lambda: manifest.write(self.path))
         self._written, self._is_new = [], False
         remove_others(self.path, manifest.file_names)
 
     def undo(self) -> None:
-        """Remove what this run wrote: its input turned out to be bad."""
+        """Remove everything that this run wrote, because its input turned out to be bad."""
         for path in self._written:
             path.unlink(missing_ok=True)
         if self._is_new:
@@ -180,14 +221,17 @@ class Store:
 
 @contextmanager
 def writing(folder: str | os.PathLike[str] | Store, lender: Path | None = None) -> Iterator[Store]:
-    """Give a folder's store, locked; what was written is removed again if the input turns out to be bad.
+    """Give the store of a folder, with the folder locked. If the input turns out to be bad, new files are removed.
 
-    A store that is given is the caller's, who has the lock. What the store lacks and `lender`, another folder of
-    statistics, has, is taken from there.
+    A store may be given instead of a folder: then the caller has the lock.
+
+    Args:
+        folder: the folder, or its store.
+        lender: another folder of statistics, from which the store may borrow blocks.
 
     Raises:
-        StatisticsError: the path is something else than a statistics folder.
-        OutputError: another process has it, or it cannot be written to.
+        StatisticsError: the path is not a folder of statistics, and not new or empty.
+        OutputError: another process has the lock, or the folder cannot be written to.
     """
     if isinstance(folder, Store):
         yield folder
@@ -210,7 +254,7 @@ def writing(folder: str | os.PathLike[str] | Store, lender: Path | None = None) 
 
 
 def check_folder(path: Path) -> None:
-    """Raise StatisticsError if a path is there and is no folder of statistics, nor empty."""
+    """Raise StatisticsError if a path exists and is neither a folder of statistics nor an empty folder."""
     if path.exists() and not path.is_dir():
         raise StatisticsError(f"{path}: is a file; statistics are kept in a folder")
     if path.exists() and not is_statistics_folder(path) and _content(path):
@@ -218,12 +262,12 @@ def check_folder(path: Path) -> None:
 
 
 def shard_folder(folder: Path, index: int, count: int) -> Path:
-    """Return where a shard's own statistics lie, in a folder of statistics."""
+    """Return the folder of a shard's own statistics inside a folder of statistics."""
     return folder / f"shard-{index}-of-{count}"
 
 
 def remove_others(folder: Path, file_names: Collection[str]) -> None:
-    """Remove blocks with other names from a folder of statistics, and what killed runs left of unfinished ones."""
+    """Remove the blocks with other file names from a folder of statistics, and unfinished files of killed runs."""
     for kind in (BLOCKS, BASES):
         if (folder / kind).is_dir():
             for path in (folder / kind).iterdir():

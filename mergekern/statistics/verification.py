@@ -1,4 +1,4 @@
-"""Checking a folder of statistics: every block that its manifest names, against its checksum."""
+"""Verification of a folder of statistics: every block that its manifest names is checked against its checksum."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from mergekern.statistics.manifest import Manifest
 
 
 class Damage(NamedTuple):
-    """A file that is missing or not what it was, and how that shows."""
+    """A missing or damaged file.
+
+    Attributes:
+        path: the file.
+        what: what is wrong, in words.
+    """
 
     path: Path
     what: str
 
 
 def verify(statistics: str | os.PathLike[str]) -> list[Damage]:
-    """Return what is damaged in a folder of statistics, nothing if it is whole.
+    """Return the missing and damaged files of a folder of statistics: an empty list if it is whole.
 
-    A run of the same models on the folder computes damaged and missing blocks again; damaged singular vectors, which
-    only added models need, if their files are deleted first.
+    A run with the same models on the folder computes missing and damaged blocks again. Singular vectors are needed only
+    where models are added; a run computes damaged ones again after their files have been deleted.
 
     Raises:
-        StatisticsError: there is no manifest, or it is damaged itself.
+        StatisticsError: there is no manifest, or the manifest is damaged.
 
     >>> import tempfile, mergekern, numpy as np
     >>> models = {"a": {"w": np.ones((2, 2))}, "b": {"w": np.eye(2)}}
@@ -48,7 +53,7 @@ def verify(statistics: str | os.PathLike[str]) -> list[Damage]:
 
 def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     for entry in manifest.layers:
-        coverage, is_whole = Coverage([digest for digest in entry.hashes[1:] if digest]), True
+        coverage, is_whole = Coverage([content for content in entry.hashes[1:] if content]), True
         for file_name in entry.blocks:
             block = _attempt(LayerBlock.read, folder, file_name)
             if isinstance(block, str):
@@ -56,15 +61,20 @@ def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
                 yield Damage(block_path(folder, file_name), block)
                 continue
             coverage.add(block.key)
-            vectors = bases_path(folder, file_name)
-            if not vectors.exists() and block.key.is_diagonal and block.has_spectra and block.key.how != SAVED:
-                yield Damage(vectors, f"{vectors}: is missing; models cannot be added to those of this block")
-            if vectors.exists():
-                bases = _attempt(read_bases, folder, file_name)
-                if isinstance(bases, str):
-                    yield Damage(bases_path(folder, file_name), bases)
-        if is_whole and manifest.part == (1, 1) and not coverage.pairs.all():
+            yield from _bases(folder, block)
+        if is_whole and manifest.part == (1, 1) and not coverage.is_complete:
             yield Damage(folder, f"tensor {entry.name!r}: pairs of models are in no block")
+
+
+def _bases(folder: Path, block: LayerBlock) -> Iterator[Damage]:
+    """Yield the file of a block's singular vectors if it is missing or damaged."""
+    path = bases_path(folder, block.key.file_name)
+    if path.exists():
+        bases = _attempt(read_bases, folder, block.key.file_name)
+        if isinstance(bases, str):
+            yield Damage(path, bases)
+    elif block.spectra is not None and block.key.how != SAVED:
+        yield Damage(path, f"{path}: is missing; models cannot be added to those of this block")
 
 
 def _functional(folder: Path, manifest: Manifest) -> Iterator[Damage]:

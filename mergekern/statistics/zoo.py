@@ -4,36 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from mergekern._internal.files import not_written
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
 from mergekern.statistics.assembly import assemble
-from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
+from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics
 from mergekern.statistics.keys import BLOCKS, SAVED, BlockKey, block_path
 from mergekern.statistics.layer_block import LayerBlock
-from mergekern.statistics.layers import LayerStatistics
+from mergekern.statistics.layers import LayerStatistics, LayerSums
 from mergekern.statistics.manifest import LayerEntry, Manifest, provenance_of
 
 
 @dataclass(frozen=True)
-class ZooStatistics:
+class ZooStatistics(LayerSums):
     """Statistics of every tensor of a zoo.
 
     Attributes:
-        models: their names, in the order of every (N, N) matrix here.
-        layers: one for each tensor, in file order.
+        models: names of the models, in the order of every (N, N) matrix.
+        layers: statistics of each tensor, in file order.
         top_k, spectrum_k: sizes of the subspaces and of the spectra.
         skipped: tensors left out because the checkpoints do not match in them.
         provenance: versions, backend, dtypes, content hashes.
-        functional: what running the models on calibration data gave, if they were.
+        functional: functional statistics; empty where the models were not run.
 
-    >>> import mergekern
+    >>> import mergekern, numpy as np
     >>> models = {"a": {"w": np.ones((2, 2))}, "b": {"w": np.eye(2)}}
     >>> statistics = mergekern.measure(models, base={"w": np.zeros((2, 2))})
     >>> statistics.layers[0].inner
@@ -49,32 +47,22 @@ class ZooStatistics:
     provenance: dict[str, Any] | None = None
     functional: FunctionalStatistics = field(default_factory=FunctionalStatistics)
 
-    @cached_property
-    def inner(self) -> np.ndarray:
-        """(N, N) inner products of the whole task vectors: the sum over all tensors."""
-        return read_only(reduce(np.add, (layer.inner for layer in self.layers)))
-
-    @cached_property
-    def squared_distance(self) -> np.ndarray:
-        """(N, N) squared distances between the whole task vectors."""
-        return read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
-
     @property
     def has_spectra(self) -> bool:
-        """Whether every matrix has its spectrum, which the subspace metrics need."""
+        """Whether every matrix has a spectrum, which the subspace metrics need."""
         return all(layer.spectrum is not None for layer in self.layers if layer.is_matrix)
 
     def only(self, layer: LayerStatistics) -> ZooStatistics:
-        """Return the statistics of a zoo of the same models with this one tensor."""
+        """Return the statistics of a zoo of the same models that has this one tensor."""
         return ZooStatistics(self.models, (layer,), self.top_k, self.spectrum_k)
 
     def select(self, models: Sequence[str]) -> ZooStatistics:
-        """Return the statistics of some of the models, in this order: those that a zoo of them alone would have.
+        """Return the statistics of some of the models, in this order, as a zoo of these models alone would have them.
 
-        What running the models gave is of the samples of all tasks, and stays so.
+        Functional statistics are still of the samples of all tasks.
 
         Raises:
-            OptionError: an unknown model, or one given twice.
+            OptionError: a model is unknown or is given twice.
         """
         at = positions(self.models, models)
         return ZooStatistics(
@@ -88,7 +76,7 @@ class ZooStatistics:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics to a folder (without singular vectors, so that no models can be added to them).
+        """Write the statistics to a folder, without singular vectors: models cannot be added to them.
 
         Raises:
             OutputError: the folder cannot be written to.
@@ -103,7 +91,7 @@ class ZooStatistics:
         (folder / BLOCKS).mkdir(parents=True, exist_ok=True)
         contents = (self.provenance or {}).get("content_hashes", {})
         for layer in self.layers:
-            # The content of single tensors is not known here: told by that of the models.
+            # Content hashes of single tensors are not known here; those of whole models stand in for them.
             base, *hashes = (
                 xxhash.xxh3_128_hexdigest(f"{layer.name}\0{name}\0{contents.get(name)}".encode())
                 for name in ("base", *self.models)
@@ -128,16 +116,16 @@ class ZooStatistics:
 
     @staticmethod
     def load(path: str | Path, models: Sequence[str] | None = None) -> ZooStatistics:
-        """Read statistics from a folder that `save` or `compute_all(statistics=...)` wrote, checking what is read.
+        """Read statistics from a folder that `save` or `compute_all(statistics=...)` wrote, and check them.
 
         Args:
             path: the folder.
-            models: names of those that are wanted, in this order; by default all. Memory is that of these alone, and
-                only blocks that have pairs of them are read.
+            models: names of the models to read, in this order; by default all. Only blocks that have pairs of these
+                models are read, and memory is needed for these models alone.
 
         Raises:
-            StatisticsError: missing, damaged or foreign files.
-            OptionError: an unknown model, or one given twice.
+            StatisticsError: files are missing, damaged or not statistics.
+            OptionError: a model is unknown or is given twice.
         """
         folder = Path(path)
         manifest = Manifest.read(folder)
@@ -149,37 +137,42 @@ class ZooStatistics:
         if models is not None:
             positions(manifest.models, models)
             manifest = manifest.select(models)
-        layers = []
-        for entry in manifest.layers:
-            blocks, hashes = list(entry.blocks), set(entry.hashes[1:])
-            try:
-                if models is not None and len(blocks) > 1:
-                    blocks = [name for name in blocks if BlockKey.read(folder, name).has_pairs_of(hashes)]
-                layers.append(assemble((LayerBlock.read(folder, name) for name in blocks), entry.hashes[1:]))
-            except StatisticsError as error:
-                raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
-        functional = FunctionalStatistics()
-        if set(manifest.models) <= set(manifest.functional_models):
-            found = {
-                kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()
-            }
-            functional = FunctionalStatistics(**found).select(positions(manifest.functional_models, manifest.models))
         return ZooStatistics(
             manifest.models,
-            tuple(layers),
+            tuple(_read_layer(folder, entry, models is not None) for entry in manifest.layers),
             manifest.top_k,
             manifest.spectrum_k,
             manifest.skipped,
             manifest.provenance,
-            functional,
+            _read_functional(folder, manifest),
         )
 
 
+def _read_layer(folder: Path, entry: LayerEntry, is_selection: bool) -> LayerStatistics:
+    """Read one tensor; of a selection of models, not all blocks may be needed."""
+    blocks, models = entry.blocks, entry.hashes[1:]
+    try:
+        if is_selection and len(blocks) > 1:
+            wanted = set(models)
+            blocks = tuple(name for name in blocks if BlockKey.read(folder, name).has_pairs_of(wanted))
+        return assemble(entry.name, entry.shape, (LayerBlock.read(folder, name) for name in blocks), models)
+    except StatisticsError as error:
+        raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
+
+
+def _read_functional(folder: Path, manifest: Manifest) -> FunctionalStatistics:
+    """Read the functional statistics, if they are of all models."""
+    if not set(manifest.models) <= set(manifest.functional_models):
+        return FunctionalStatistics()
+    found = {kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()}
+    return FunctionalStatistics(**found).select(positions(manifest.functional_models, manifest.models))
+
+
 def positions(known: Sequence[str], models: Sequence[str]) -> list[int]:
-    """Return where models are among the known ones.
+    """Return the positions of models among the known models.
 
     Raises:
-        OptionError: an unknown model, or one given twice.
+        OptionError: a model is unknown or is given twice.
     """
     at = {name: position for position, name in enumerate(known)}
     if unknown := [name for name in models if name not in at]:

@@ -54,7 +54,7 @@ def test_killed_at_twenty_moments_and_resumed(tmp_path):
         assert_same(mergekern.measure(zoo, statistics=folder), expected)
         assert not mergekern.verify(folder)
         # Nothing of the killed ones is left.
-        keys = Manifest.read(folder).keys
+        keys = Manifest.read(folder).file_names
         left = {path for path in folder.rglob("*") if path.is_file()} - {folder / "manifest.json", folder / ".lock"}
         assert {path.stem for path in left} == keys
         assert {path.suffix for path in left} == {".safetensors"}
