@@ -54,7 +54,7 @@ def merge(
             for checkpoint, source in zip(opened.checkpoints, sources, strict=True)
         ]
         text = mergekern.mergekit_config(
-            sources[1:], sources[0], method, weights=by_model, dtype=how["dtype"] or "float32", **options
+            sources[1:], sources[0], method, options=options, weights=by_model, dtype=how["dtype"] or "float32"
         )
         if out.exists() and not how["overwrite"]:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
@@ -62,7 +62,7 @@ def merge(
     else:
         with progress_display() as progress:
             mergekern.merge(
-                checkpoints, base, method, output=out, weights=by_model, progress=progress, **how, **options
+                checkpoints, base, method, options=options, output=out, weights=by_model, progress=progress, **how
             )
     click.echo(f"wrote {out}")
 

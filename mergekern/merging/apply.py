@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 import math
 import os
@@ -47,6 +46,7 @@ def merge(
     base: Any = None,
     method: str = "task_arithmetic",
     *,
+    options: Mapping[str, Any] | None = None,
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     weights: Weights = None,
@@ -56,7 +56,6 @@ def merge(
     on_mismatch: OnMismatch = "error",
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
-    **options: Any,
 ) -> StateDict | Path:
     """Merge two or more models fine-tuned from one base.
 
@@ -65,6 +64,8 @@ def merge(
             name -> checkpoint; see `compute_all`.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one.
         method: one of `mergekern.METHODS`.
+        options: of the method, by name, such as `{"density": 0.5}`; what is not given has the value that
+            `mergekern.METHODS[method].defaults` lists.
         output: a `.safetensors` file, or, under any other name and where the base is a folder, a folder: then
             configuration and tokenizer files are copied and the shards are those of the base. None returns the tensors.
         overwrite: whether `output` is replaced if it is there.
@@ -80,7 +81,6 @@ def merge(
         on_mismatch: "error", or "skip", which takes tensors that not all checkpoints share from the base.
         progress: called with a `Progress` at the start of every tensor and at the end.
         io: "mmap" maps the files; "pread" reads them.
-        **options: of the method; see `mergekern.METHODS[method].defaults`.
 
     Returns:
         The merged state dict, name -> tensor, with every name of the base (integer buffers are the base's, tied names
@@ -96,8 +96,10 @@ def merge(
     >>> models = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([3.0, 2.0])}}
     >>> merge(models, {"w": torch.ones(2)}, "weight_average")
     {'w': tensor([2., 1.])}
+    >>> merge(models, {"w": torch.ones(2)}, "task_arithmetic", options={"scale": 1.0})
+    {'w': tensor([3., 1.])}
     """
-    chosen, resolved = find_method(method, options, inspect.signature(merge).parameters)
+    chosen, resolved = find_method(method, options)
     route = _route(device, max_memory)
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
     stream = LayerStream(zoo, route.max_memory)
@@ -140,7 +142,7 @@ def merge_all(
             `checkpoints` may also be a `Zoo`, whose base and whose way of reading then hold.
         methods: one name or several.
         groups: names of the models of each merge; every pair by default.
-        options: of the methods, by method.
+        options: of the methods, by method and name, such as `{"ties": {"density": 0.5}}`.
         output: a folder; merges are written to `output/method/first+second.safetensors` (a folder of that name without
             the suffix where the base is a folder).
         callback: called with (group, method, merged state dict) for each merge; the dict is its own.

@@ -45,7 +45,7 @@ def isotropic(
     tensor([[2.5000, 0.0000],
             [0.0000, 2.5000]], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, scale=scale, truncate=truncate)
+    return merge_matrix(base, deltas, METHOD, weights, {"scale": scale, "truncate": truncate})
 
 
 METHOD = Method(

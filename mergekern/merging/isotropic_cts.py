@@ -78,7 +78,7 @@ def isotropic_cts(
     >>> isotropic_cts(torch.zeros(4, 4), deltas, common_fraction=0.5).diag()
     tensor([1.8750, 1.8750, 1.8750, 0.0000], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, scale=scale, common_fraction=common_fraction)
+    return merge_matrix(base, deltas, METHOD, weights, {"scale": scale, "common_fraction": common_fraction})
 
 
 METHOD = Method(

@@ -20,9 +20,9 @@ def mergekit_config(
     base: str,
     method: str,
     *,
+    options: Mapping[str, Any] | None = None,
     weights: Sequence[float] | None = None,
     dtype: str = "float32",
-    **options: Any,
 ) -> str:
     """Return the YAML of a mergekit configuration.
 
@@ -30,14 +30,14 @@ def mergekit_config(
         models: their paths or names on a hub.
         base: that of the base.
         method: one that mergekit has as well: weight_average, task_arithmetic, ties, dare, dare_ties.
+        options: of the method, by name, as for `mergekern.merge`. Random masks are mergekit's own: `seed` is left out.
         weights: one for each model.
         dtype: in which mergekit computes and writes; sums in bfloat16 lose what they add.
-        **options: of the method. Random masks are mergekit's own, so `seed` has no counterpart.
 
     Raises:
         OptionError: a method or option that mergekit does not have.
 
-    >>> print(mergekit_config(["a", "b"], "base", "ties", density=0.5))
+    >>> print(mergekit_config(["a", "b"], "base", "ties", options={"density": 0.5}))
     merge_method: "ties"
     base_model: "base"
     models:

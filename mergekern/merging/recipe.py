@@ -148,7 +148,11 @@ def merge_elements(
 
 
 def merge_matrix(
-    base: torch.Tensor, deltas: Sequence[torch.Tensor], method: Method, weights: Sequence[float] | None, **options: Any
+    base: torch.Tensor,
+    deltas: Sequence[torch.Tensor],
+    method: Method,
+    weights: Sequence[float] | None,
+    options: Mapping[str, Any],
 ) -> torch.Tensor:
     """Merge one tensor by a method of matrices; others than matrices element by element. Float64."""
     if base.dim() != 2 or method.matrix is None:

@@ -39,7 +39,7 @@ def tsv(
     tensor([[3., 0.],
             [0., 2.]], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, scale=scale)
+    return merge_matrix(base, deltas, METHOD, weights, {"scale": scale})
 
 
 METHOD = Method(

@@ -44,7 +44,7 @@ def unskewed(published, base, tuned):
 def test_agrees_with_the_published_code(group, case, max_memory):
     base, models = mixed(GROUPS[group])
     method, options = CASES[case]
-    merged = mergekern.merge(models, base, method, max_memory=max_memory, **options)
+    merged = mergekern.merge(models, base, method, max_memory=max_memory, options=options)
     assert list(merged) == list(base)
     assert torch.equal(merged["embed.position_ids"], torch.from_numpy(base["embed.position_ids"]))
     for name, values in expected(group, case).items():
@@ -65,9 +65,9 @@ def test_the_pure_function_is_what_is_streamed(case):
     if name in ("dare", "dare_ties") and resolved["mask"] == "random":
         resolved["rate"] = 0.0  # The masks are those of other keys.
         options = {**options, "rate": 0.0}
-    merged = mergekern.merge(models, base, name, **options)
+    merged = mergekern.merge(models, base, name, options=options)
     for tensor in ("blocks.0.attn.weight", "blocks.0.attn.bias", "embed.conv.weight", "head.small.weight"):
         origin = torch.from_numpy(base[tensor]).double()
         deltas = [torch.from_numpy(model[tensor]).double() - origin for model in models.values()]
-        values = merge_matrix(origin, deltas, method, None, **resolved)
+        values = merge_matrix(origin, deltas, method, None, resolved)
         torch.testing.assert_close(merged[tensor], values.float(), rtol=0, atol=1e-7)
