@@ -17,7 +17,7 @@ from .errors import (
 )
 from .functional.calibration import Calibration
 from .functional.merge_probing import merge_probes
-from .merging.apply import merge, merge_all
+from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES

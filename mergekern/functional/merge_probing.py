@@ -26,8 +26,8 @@ from mergekern.functional.calibration import Calibration
 from mergekern.functional.forward import Forward, Outcome
 from mergekern.functional.plan import Probes, content_hash
 from mergekern.kernels import dispatch
-from mergekern.merging.apply import MERGED_BYTES, merge_all
-from mergekern.merging.recipe import Method
+from mergekern.merging.merge import MERGED_BYTES, merge_all
+from mergekern.merging.method import Method
 from mergekern.merging.registry import find_methods
 from mergekern.metrics import MERGE_PROBES
 from mergekern.progress import Progress

@@ -11,7 +11,9 @@ import torch
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 from mergekern.kernels.truncation import Triplets
 from mergekern.merging.matrices import Matrices, weighted_sum
-from mergekern.merging.recipe import Method, Recipe, merge_matrix, number
+from mergekern.merging.method import Method, merge_tensor
+from mergekern.merging.option_checks import number
+from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 1.0, "common_fraction": 0.8}
 
@@ -78,7 +80,7 @@ def isotropic_cts(
     >>> isotropic_cts(torch.zeros(4, 4), deltas, common_fraction=0.5).diag()
     tensor([1.8750, 1.8750, 1.8750, 0.0000], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, {"scale": scale, "common_fraction": common_fraction})
+    return merge_tensor(base, deltas, METHOD, weights, {"scale": scale, "common_fraction": common_fraction})
 
 
 METHOD = Method(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergekern.errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
-    from mergekern.merging.recipe import Method
+    from mergekern.merging.method import Method
 
 
 class Methods(Mapping[str, "Method"]):

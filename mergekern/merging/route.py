@@ -1,22 +1,17 @@
-"""Where merges are computed: what of merging depends on it, and the processor's way."""
+"""What of merging depends on where it is computed: the kernels of a processor or a device, and the way there."""
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from mergekern.checkpoints import Layer
 from mergekern.kernels.combine import Rule, Tally
-from mergekern.kernels.combine.on_cpu import combine
-from mergekern.kernels.native import difference
-from mergekern.kernels.trim.on_cpu import kth_largest
-from mergekern.merging.matrices import ON_CPU, MatrixKernels
+from mergekern.merging.matrices import MatrixKernels
 
 Block = tuple[torch.Tensor, list[torch.Tensor]]
 Layers = Callable[[], Iterable[Layer]]
@@ -65,47 +60,3 @@ class Route(ABC):
     def fetched(self, values: torch.Tensor) -> torch.Tensor:
         """Return what the kernels gave, on the host."""
         return values
-
-
-class CpuRoute(Route):
-    """The kernels of the processor."""
-
-    description = "cpu"
-    kernels = ON_CPU
-
-    def __init__(self, max_memory: int | None) -> None:
-        self.max_memory = max_memory
-
-    def blocks(self, layer: Layer, models: Sequence[int]) -> Iterator[Block]:
-        """See `Route`."""
-        for base, tuned in layer.blocks():
-            yield base, [tuned[model] for model in models]
-            del base, tuned
-
-    def kth_largest(self, layers: Layers, models: Sequence[int], count: int, k: int, threads: int) -> list[float]:
-        """See `Route`; one model after the other, of which no other is read."""
-        return [kth_largest(partial(self._blocks_of, layers, model), count, k, threads) for model in models]
-
-    def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
-        threads: int,
-    ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
-        """See `Route`."""
-        out = torch.empty(base.numel(), dtype=dtype)
-        return out, combine(base, tuned, rule, out, start, threads)
-
-    def base(self, layer: Layer) -> torch.Tensor:
-        """See `Route`."""
-        ((_, base, _),) = layer.matrix_blocks(0, 0, layer.tensor.shape[0])
-        return base
-
-    def delta(self, layer: Layer, model: int) -> np.ndarray:
-        """See `Route`."""
-        out = np.empty(layer.tensor.shape)
-        for start, base, tuned in layer.matrix_blocks(model, 0, len(out)):
-            difference(base, tuned, out[start : start + len(base)])
-        return out
-
-    def _blocks_of(self, layers: Layers, model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for layer in layers():
-            yield from layer.blocks_of(model)

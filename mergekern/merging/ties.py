@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergekern.merging.recipe import Method, Recipe, Scope, Trim, merge_elements, number, one_of
+from mergekern.merging.method import Method, merge_elements
+from mergekern.merging.option_checks import number, one_of
+from mergekern.merging.recipe import Recipe, Scope, Trim
 
 DEFAULTS = {"density": 0.2, "scale": 0.3, "scope": "tensor"}
 
@@ -42,4 +44,5 @@ def ties(
 METHOD = Method(
     "ties", "arXiv 2306.01708", "θ₀ + scale·(trimmed, sign-elected, disjoint mean of τ)", DEFAULTS, elements,
     checks={"density": number(0, 1, open_low=True), "scale": number(-np.inf), "scope": one_of("tensor", "model")},
+    mergekit="ties",
 )  # fmt: skip

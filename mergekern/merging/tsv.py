@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from mergekern.merging.matrices import Matrices
-from mergekern.merging.recipe import Method, Recipe, merge_matrix, number
+from mergekern.merging.method import Method, merge_tensor
+from mergekern.merging.option_checks import number
+from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 1.0}
 
@@ -39,7 +41,7 @@ def tsv(
     tensor([[3., 0.],
             [0., 2.]], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, {"scale": scale})
+    return merge_tensor(base, deltas, METHOD, weights, {"scale": scale})
 
 
 METHOD = Method(
