@@ -16,7 +16,7 @@ from .errors import (
     StatisticsError,
 )
 from .functional.calibration import Calibration
-from .functional.merge_probing import merge_probes
+from .functional.merge_probes import merge_probes
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS

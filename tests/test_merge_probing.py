@@ -14,7 +14,7 @@ from torch import nn
 import mergekern
 from mergekern import METHODS, CalibrationError, MetricTable, MismatchError, OptionError, StatisticsError
 from mergekern.cli import main
-from mergekern.functional.merge_probing import merge_probes
+from mergekern.functional.merge_probes import merge_probes
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, is_metric, metric_of
 from mergekern.prediction import ablate_categories
 from mergekern.report import write_report
@@ -133,14 +133,14 @@ def test_alone_dare_keeps_the_elements_that_it_keeps_in_a_pair(method, monkeypat
 
 def catch_merges(monkeypatch):
     """Let merged tensors be kept by (method, models) as they are handed over."""
-    caught, real = {}, mergekern.functional.merge_probing.open_checkpoint
+    caught, real = {}, mergekern.functional.merge_probes.open_checkpoint
 
     def catch(state, what):
         method, _, models = what.partition(" of ")
         caught[method, models] = state
         return real(state, what)
 
-    monkeypatch.setattr(mergekern.functional.merge_probing, "open_checkpoint", catch)
+    monkeypatch.setattr(mergekern.functional.merge_probes, "open_checkpoint", catch)
     return caught
 
 
@@ -271,7 +271,7 @@ def test_a_run_that_was_killed_continues(tmp_path, monkeypatch):
     arguments = {"methods": ["tsv", "weight_average"], "direct": True}
     whole = run(case, **arguments).to_pandas()
     measured = catch_merges(monkeypatch)
-    taken, real = [], mergekern.functional.merge_probing._Work.put
+    taken, real = [], mergekern.functional.merge_probes._MethodProbes.put
 
     def killed(self, *arguments):
         taken.append(arguments)
@@ -280,7 +280,7 @@ def test_a_run_that_was_killed_continues(tmp_path, monkeypatch):
         real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mergekern.functional.merge_probing._Work, "put", killed)
+        patch.setattr(mergekern.functional.merge_probes._MethodProbes, "put", killed)
         with pytest.raises(KeyboardInterrupt):
             run(case, statistics=folder, **arguments)
     assert sorted(path.name for path in folder.iterdir()) == ["tsv.safetensors", "weight_average.safetensors"]
