@@ -1,4 +1,4 @@
-"""Penalties for fine-tuning models that are to be merged: each is one term to add to the loss of any training loop.
+"""Regularizers for models that are to be merged: each is one term to add to the loss of any training loop.
 
     loss = cross_entropy(head(encoder(inputs)), labels)
     loss = loss + 0.1 * regularizers.distance_from_base(encoder, base)
@@ -26,7 +26,7 @@ Tensors = Mapping[str, Tensor]
 def distance_from_base(model: nn.Module, base: Tensors) -> Tensor:
     """Return ‖θ − θ₀‖², which keeps fine-tuning near the base.
 
-    A penalty λ‖θ − θ₀‖² pulls with 2λ(θ − θ₀): L2-SP of Li, Grandvalet and Davoine (arXiv 1802.01483).
+    λ‖θ − θ₀‖² in the loss pulls with 2λ(θ − θ₀): L2-SP of Li, Grandvalet and Davoine (arXiv 1802.01483).
 
     Args:
         model: what is trained and shared with the base: the encoder without its head.
@@ -37,8 +37,8 @@ def distance_from_base(model: nn.Module, base: Tensors) -> Tensor:
         MismatchError: a trainable parameter has no tensor in the base, or one of another shape.
         OptionError: nothing is trainable; the base shares memory with the model, and would follow it.
 
-    >>> model = nn.Linear(2, 1, bias=False)
-    >>> base = {"weight": model.weight.detach() - torch.tensor([[3.0, 4.0]])}
+    >>> model, base = nn.Linear(2, 1, bias=False), {"weight": torch.zeros(1, 2)}
+    >>> model.weight.data[:] = torch.tensor([[3.0, 4.0]])
     >>> distance_from_base(model, base).item()
     25.0
     """
@@ -87,7 +87,7 @@ def subspace_distance(
     Args:
         model, base: as for `distance_from_base`.
         subspaces: name of a matrix -> (m, k) orthonormal columns, from `leading_subspaces`; the other parameters are
-            not penalised.
+            left alone.
         side: "outside" or "inside".
 
     Raises:

@@ -382,13 +382,13 @@ def test_regularized_finetuning_stays_nearer_to_the_base(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("penalty", ["gradient_magnitude", "subspace_distance"])
-def test_penalties_change_what_is_learned(penalty):
+@pytest.mark.parametrize("regularizer", ["gradient_magnitude", "subspace_distance"])
+def test_regularizers_change_what_is_learned(regularizer):
     losses = {}
     for weight in (0.0, 10.0):
         encoder = making.build("vit")
         making.initialise(encoder, torch.Generator().manual_seed(0))
-        recipe = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "penalties": {penalty: weight}}
+        recipe = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "regularizers": {regularizer: weight}}
         inputs, labels = making.DIGITS.load()
         with making.sdpa_kernel(making.SDPBackend.MATH):
             model = torch.nn.Sequential(encoder, torch.nn.Linear(64, 10))
