@@ -45,7 +45,7 @@ def matrix(matrices: Matrices, weights: Sequence[float], scale: float, common_fr
         rest -= common.left @ (common.left.T @ rest)
         own.append(_above(kernels.leading(rest, own_size), sizes[model]))
     mean = (float(common.values.sum()) + sum(float(part.values.sum()) for part in own)) / rank
-    # What is left of a task is orthogonal to the common left subspace, so that its own part alone is to be resolved.
+    # The rest of a task is orthogonal to the common left subspace: only the own parts need a polar factor.
     left = kernels.stacked([common.left, kernels.polar(kernels.stacked([part.left for part in own]))])
     right = kernels.polar(kernels.stacked([common.right, *(part.right for part in own)]))
     return (scale * mean * left) @ right.T
@@ -56,7 +56,7 @@ def _norm(matrix: Any) -> float:
 
 
 def _above(triplets: Triplets, size: float) -> Triplets:
-    """Leave out what rounding alone left of matrices of a size."""
+    """Leave out triplets that are rounding errors of matrices of a size."""
     rank = int((triplets.values > RANK_TOLERANCE * size).sum())
     return Triplets(triplets.left[:, :rank], triplets.values[:rank], triplets.right[:, :rank])
 
@@ -73,8 +73,8 @@ def isotropic_cts(
 
     The leading directions of Σ τ, `common_fraction` of the rank, are kept; the rest is divided among the tasks, each
     of which adds the leading directions of what the common left subspace does not hold of it. Left and right directions
-    are replaced by the nearest orthonormal ones, and every singular value by the mean. Other tensors
-    are averaged.
+    are replaced by the nearest orthonormal ones, and every singular value by the mean. Tensors that
+    are not matrices are averaged.
 
     >>> deltas = [torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])), torch.diag(torch.tensor([1.0, 2.0, 0.5, 0.2]))]
     >>> isotropic_cts(torch.zeros(4, 4), deltas, common_fraction=0.5).diag()

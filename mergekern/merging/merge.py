@@ -29,8 +29,9 @@ from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.route import Route
 from mergekern.progress import Progress
 
-# Merged models that merge_all makes for a callback in one pass over the zoo: as many as fit in memory.
+# Bytes of merged models that merge_all makes for a callback in one pass over the zoo.
 MERGED_BYTES = 4 << 30
+# Keeps the place of a hash in the record until all tensors have been read.
 _UNKNOWN_HASH = "0" * 32
 
 
@@ -61,17 +62,17 @@ def merge(
             `mergekern.METHODS[method].defaults` lists.
         output: a `.safetensors` file, or, under any other name and where the base is a folder, a folder: then
             configuration and tokenizer files are copied and the shards are those of the base. None returns the tensors.
-        overwrite: whether `output` is replaced if it is there.
-        weights: of the models, by name or in their order; 1 each by default. Means are weighted means; otherwise
-            each task vector is multiplied by its weight. Only task_arithmetic takes negative ones.
+        overwrite: whether an `output` that exists is replaced.
+        weights: one for each model, by name or in their order; 1 by default. Means are weighted means; otherwise
+            each task vector is multiplied by its weight. Only task_arithmetic takes negative weights.
         dtype: "float64", "float32", "float16" or "bfloat16", of all float tensors of the result; by default each has
             the base's.
         device: "cpu", a CUDA device such as "cuda:1", or "auto": the current CUDA device if its kernels can be had.
-            What is merged element by element has the same bits everywhere; by singular vectors, to 1e-8 of the task
-            matrices.
-        max_memory: bytes of weights held at a time, on the device if there is one; larger tensors are merged in blocks
-            where the method works element by element, and whole where it needs a matrix. Default 1 GiB, and on a CUDA
-            device 2/5 of what is free there.
+            Methods that merge element by element give the same bits everywhere; methods of singular vectors agree
+            to 1e-8 of the task matrices.
+        max_memory: bytes of weights held at a time, on the device if there is one. Larger tensors are merged in blocks
+            by methods that work element by element, and whole by methods that need matrices. Default 1 GiB, and on a
+            CUDA device 2/5 of its free memory.
         on_mismatch: "error", or "skip", which takes tensors that not all checkpoints share from the base.
         progress: called with a `Progress` at the start of every tensor and at the end.
         io: "mmap" maps the files; "pread" reads them.
@@ -82,7 +83,7 @@ def merge(
 
     Raises:
         OptionError: an unknown method, option, dtype or device; a value out of range.
-        OutputError: the output is there, or cannot be written.
+        OutputError: the output exists already, or cannot be written.
         CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.
 
     The result does not depend on the order of the models, nor on memory, threads or blocks, to the last bit.
@@ -133,22 +134,22 @@ def merge_all(
 
     Args:
         checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io: as for `merge`;
-            `checkpoints` may also be a `Zoo`, whose base and whose way of reading then hold.
+            `checkpoints` may also be a `Zoo`, which then decides the base and how files are read.
         methods: one name or several.
         groups: names of the models of each merge; every pair by default.
         options: of the methods, by method and name, such as `{"ties": {"density": 0.5}}`.
         output: a folder; merges are written to `output/method/first+second.safetensors` (a folder of that name without
             the suffix where the base is a folder).
-        callback: called with (group, method, merged state dict) for each merge; the dict is its own.
-        merged_memory: bytes of merged models made in one pass over the zoo, for the callback: a model is handed over
-            when its last tensor is merged, so that all of a pass are held. Files are made in one pass, however many.
+        callback: called with (group, method, merged state dict) for each merge; it may keep or change the dict.
+        merged_memory: bytes of merged models held for the callback. More merges take more passes over the zoo, as all
+            models of a pass are held until its last tensor is merged. Files are always made in one pass.
 
     Returns:
         The paths written.
 
     Raises:
         OptionError: neither or both of output and callback; an unknown method, option or model.
-        OutputError: an output is there, or cannot be written.
+        OutputError: an output exists already, or cannot be written.
 
     >>> models = {name: {"w": torch.full((2,), float(value))} for value, name in enumerate("abc")}
     >>> show = lambda group, method, merged: print(*group, method, merged["w"].tolist())

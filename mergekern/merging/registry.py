@@ -60,7 +60,7 @@ def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Me
     """Return a method and all its options, checked.
 
     Args:
-        name: of the method.
+        name: one of `METHODS`.
         options: values of its options, by name; the others have their defaults.
 
     Raises:
@@ -87,7 +87,7 @@ def find_methods(
     """Return several methods, each with its own options, checked.
 
     Raises:
-        OptionError: as for `find_method`; none at all, one twice, or options of another.
+        OptionError: as for `find_method`; no method is given, or one twice, or options for another.
 
     >>> [method.name for method, _ in find_methods(["ties", "tsv"], {"ties": {"density": 0.5}})]
     ['ties', 'tsv']

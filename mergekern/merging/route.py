@@ -21,9 +21,9 @@ class Route(ABC):
     """The kernels of one device, and the way there and back; several threads use it at a time.
 
     Attributes:
-        description: of the device; kept in the record of a merge.
+        description: names the device in the record of a merge.
         max_memory: bytes of weights held at a time; None for the default.
-        kernels: for task matrices as `delta` gives them.
+        kernels: take task matrices as `delta` returns them.
     """
 
     description: str
@@ -31,32 +31,32 @@ class Route(ABC):
     kernels: MatrixKernels
 
     def on_this_thread(self) -> contextlib.AbstractContextManager[object]:
-        """Let the calling thread have its own queue of work; what follows is called within."""
+        """Return a context in which the calling thread has its own queue of work; all else is called within."""
         return contextlib.nullcontext()
 
     @abstractmethod
     def blocks(self, layer: Layer, models: Sequence[int]) -> Iterator[Block]:
-        """Yield (base, [tuned of each of the models]) as `Layer.blocks` does, where the kernels take them."""
+        """Yield (base, [tuned of each model]) as `Layer.blocks` does, in the memory that the kernels read."""
 
     @abstractmethod
     def kth_largest(self, layers: Layers, models: Sequence[int], count: int, k: int, threads: int) -> list[float]:
-        """Return the k-th largest magnitude, of `count` in all layers together, of each of the models."""
+        """Return the k-th largest magnitude of each model's task vector over all layers, `count` elements."""
 
     @abstractmethod
     def combine(
         self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
         threads: int,
     ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
-        """Return the merged elements, float32 or float64 where the kernels leave them, and the tally."""
+        """Return the merged elements in a dtype, float32 or float64, where the kernels leave them; and the tally."""
 
     @abstractmethod
     def base(self, layer: Layer) -> torch.Tensor:
-        """Return the whole base of a matrix, where `delta` gives task matrices."""
+        """Return the whole base of a matrix, in the memory where `delta` returns task matrices."""
 
     @abstractmethod
     def delta(self, layer: Layer, model: int) -> Any:
         """Return the whole task matrix of a model, (m, n) float64, for `kernels`."""
 
     def fetched(self, values: torch.Tensor) -> torch.Tensor:
-        """Return what the kernels gave, on the host."""
+        """Return results of the kernels in the memory of the host."""
         return values

@@ -12,7 +12,7 @@ import numpy as np
 from mergekern.metrics.geometry import Geometry
 from mergekern.statistics import ZooStatistics
 
-# The study leaves out tensors in which a task vector is shorter than this.
+# As the study does, tensors in which a task vector is shorter than this are left out.
 SHORTEST = 1e-10
 
 
@@ -100,9 +100,9 @@ def layerwise_rank(
     """Return Σ_l w_l er_l / Σ_l w_l over the tensors in which no model of a group is shorter than 1e-10.
 
     Args:
-        statistics: of the zoo.
-        rank: from the geometry of one tensor to the effective rank of every group.
-        total: from lengths (N,) of one tensor's task vectors to their sum w_l over every group.
+        statistics: the layers of a zoo.
+        rank: geometry of one tensor -> effective rank of every group.
+        total: lengths (N,) of one tensor's task vectors -> their sum w_l over every group.
     """
     numerator, denominator = np.zeros(()), np.zeros(())
     for layer in statistics.layers:
