@@ -139,7 +139,7 @@ def test_nearly_equal_models_keep_their_differences():
 
 
 def test_stacks_of_two_are_those_of_the_closed_form(statistics):
-    geometry = Geometry.of(statistics)
+    geometry = Geometry.from_statistics(statistics)
     i, j = np.triu_indices(6, 1)
     general = stack_values(geometry, np.stack([i, j], axis=1))
     np.testing.assert_allclose(general, pair_values(geometry)[i, j], rtol=1e-12)

@@ -106,7 +106,7 @@ def layerwise_rank(
     """
     numerator, denominator = np.zeros(()), np.zeros(())
     for layer in statistics.layers:
-        geometry = Geometry.of(layer)
+        geometry = Geometry.from_statistics(layer)
         share = total(np.where(geometry.norm >= SHORTEST, geometry.norm, -np.inf))
         share = np.where(np.isfinite(share), share, 0.0)
         numerator = numerator + np.where(share > 0, share * rank(geometry), 0.0)
@@ -117,7 +117,7 @@ def layerwise_rank(
 
 def effective_rank(statistics: ZooStatistics) -> np.ndarray:
     """exp(−Σ p ln p), in [1, 2]."""
-    return rank_of_values(pair_values(Geometry.of(statistics)))
+    return rank_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def effective_rank_mergeability_score(statistics: ZooStatistics) -> np.ndarray:
@@ -127,17 +127,17 @@ def effective_rank_mergeability_score(statistics: ZooStatistics) -> np.ndarray:
 
 def stable_rank(statistics: ZooStatistics) -> np.ndarray:
     """(Σs)²/Σs², the study's definition (not ‖A‖_F²/σ₁²)."""
-    return stable_rank_of_values(pair_values(Geometry.of(statistics)))
+    return stable_rank_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def spectral_gap(statistics: ZooStatistics) -> np.ndarray:
     """(s₁ − s₂)/s₁."""
-    return gap_of_values(pair_values(Geometry.of(statistics)))
+    return gap_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def singular_value_ratio(statistics: ZooStatistics) -> np.ndarray:
     """s₂/s₁."""
-    return ratio_of_values(pair_values(Geometry.of(statistics)))
+    return ratio_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def layerwise_effective_rank(statistics: ZooStatistics) -> np.ndarray:

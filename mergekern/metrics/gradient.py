@@ -15,12 +15,12 @@ from mergekern.statistics import ZooStatistics
 
 def _encoder(statistics: ZooStatistics) -> Geometry:
     assert statistics.functional.encoder_gradients is not None
-    return Geometry.of(statistics.functional.encoder_gradients)
+    return Geometry.from_statistics(statistics.functional.encoder_gradients)
 
 
 def _input(statistics: ZooStatistics) -> Geometry:
     assert statistics.functional.input_gradients is not None
-    return Geometry.of(statistics.functional.input_gradients)
+    return Geometry.from_statistics(statistics.functional.input_gradients)
 
 
 def encoder_gradient_cosine_similarity(statistics: ZooStatistics) -> np.ndarray:
