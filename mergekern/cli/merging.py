@@ -12,7 +12,7 @@ from mergekern._internal.files import write_atomically
 from mergekern.cli.display import progress_display
 from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
 
-# What all merges have.
+# Options of both commands.
 merge_options = with_options(
     click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
                  "[default: base.* in a folder ZOO]."),
@@ -21,7 +21,7 @@ merge_options = with_options(
     click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
     click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1."),
     click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G; on a GPU "
-                 "2/5 of what is free there]."),
+                 "2/5 of its free memory]."),
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
     io_option,

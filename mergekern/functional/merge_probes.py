@@ -74,7 +74,7 @@ def merge_probes(
         calibration: the model, samples and heads that merges are measured with.
         methods: one merge method or several, of `mergekern.METHODS`.
         direct: also merge and measure every pair.
-        options: of the methods, by method and name.
+        options: options of each method: method -> option -> value.
         device, max_memory, merged_memory: as for `merge_all`; the models run on this device too.
         statistics: a folder in which what was measured is kept, a file for each method: a run that was killed continues
             from there. What was measured of other inputs (by content hash), options or versions is measured again.
@@ -131,13 +131,13 @@ def _keys(plan: Probes, chosen: Iterable[tuple[Method, dict[str, Any]]], device:
 
 
 class _MethodProbes:
-    """What is measured of the merges by one method, kept in a file as it grows.
+    """Statistics of the merges by one method, kept in a file as they grow.
 
     Args:
         method: how models are merged.
         options: all options of the method.
         path: the file; None keeps nothing.
-        key: of the inputs; what a file holds under another key is measured again.
+        key: hash of all inputs; what a file holds under another key is measured again.
         models: how many there are.
 
     Attributes:

@@ -24,7 +24,7 @@ from mergekern.merging.shared_layer import SharedLayer
 
 @dataclass(frozen=True)
 class WholeModel:
-    """What `scope="model"` needs to know of all tensors together.
+    """Thresholds and signs over all tensors together, for merges whose scope is the model.
 
     Attributes:
         thresholds: model -> the least magnitude kept; empty where nothing is trimmed.

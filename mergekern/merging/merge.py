@@ -58,8 +58,8 @@ def merge(
             name -> checkpoint; see `compute_all`.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one.
         method: one of `mergekern.METHODS`.
-        options: of the method, by name, such as `{"density": 0.5}`; what is not given has the value that
-            `mergekern.METHODS[method].defaults` lists.
+        options: values of the method's options, such as `{"density": 0.5}`; the others have their value in
+            `mergekern.METHODS[method].defaults`.
         output: a `.safetensors` file, or, under any other name and where the base is a folder, a folder: then
             configuration and tokenizer files are copied and the shards are those of the base. None returns the tensors.
         overwrite: whether an `output` that exists is replaced.
@@ -137,7 +137,7 @@ def merge_all(
             `checkpoints` may also be a `Zoo`, which then decides the base and how files are read.
         methods: one name or several.
         groups: names of the models of each merge; every pair by default.
-        options: of the methods, by method and name, such as `{"ties": {"density": 0.5}}`.
+        options: options of each method, such as `{"ties": {"density": 0.5}}`.
         output: a folder; merges are written to `output/method/first+second.safetensors` (a folder of that name without
             the suffix where the base is a folder).
         callback: called with (group, method, merged state dict) for each merge; it may keep or change the dict.

@@ -1,4 +1,4 @@
-"""What a merge gives: which tensors its result has, and where they go, into memory or a file."""
+"""Results of merges: which tensors they have, and the sinks that take them, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class OutputPlan:
 
         Args:
             zoo: the base and the models that are merged.
-            dtype: of all float tensors; None for the base's.
+            dtype: dtype of all float tensors; None for that of each in the base.
 
         Raises:
             OptionError: the base is float8, in which nothing is written.

@@ -47,9 +47,9 @@ class Recipe:
         trim: by magnitude; None trims nothing.
         scope: whether thresholds and signs are those of each tensor alone or of the whole model.
         drop: probability that the random masks drop an element; 0 drops nothing.
-        seed: of the random masks.
-        share: of "agree": a model claims an element that exceeds this share of what the others add to it.
-        needed: of "agree": models that must claim an element; None for two, and for one where a pair is merged.
+        seed: seed of the random masks.
+        share: in "agree", a model claims an element that exceeds this share of what the others add to it.
+        needed: in "agree", how many models must claim an element; None for two, or one where a pair is merged.
     """
 
     consensus: Consensus
@@ -69,7 +69,7 @@ class Recipe:
         Args:
             weights: one for each model.
             thresholds: the least magnitude kept, one for each model; None trims nothing.
-            keys: of the random masks, one for each model.
+            keys: keys of the random masks, one for each model.
             majority: +1 or −1, the sign of elements whose sum is zero.
         """
         needed = self.needed if self.needed is not None else (1 if len(weights) == 2 else 2)

@@ -1,4 +1,4 @@
-"""What of merging depends on where it is computed: the kernels of a processor or a device, and the way there."""
+"""Routes: the kernels of the processor or a device that merge tensors, and the way of the tensors there and back."""
 
 from __future__ import annotations
 

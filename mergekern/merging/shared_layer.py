@@ -22,7 +22,7 @@ class SharedLayer:
         layer: the tensor of the base and of every model.
         zoo: the models.
         route: the kernels that merge it.
-        threads: that the element-wise kernels may use; no result depends on it.
+        threads: how many the element-wise kernels may use; no result depends on it.
         keep: bytes of truncated task matrices that are kept for other merges; the last used ones are.
 
     Attributes:
@@ -35,7 +35,7 @@ class SharedLayer:
         self.hashes = layer.content_hashes()
         self._keep = keep
         self._thresholds: dict[tuple[int, int], float] = {}
-        self._triplets: dict[tuple[int, int], Triplets] = {}  # the one that was used last is the last
+        self._triplets: dict[tuple[int, int], Triplets] = {}  # In the order of their last use.
 
     @property
     def name(self) -> str:

@@ -130,7 +130,7 @@ _Entry = tuple[str, str, tuple[float, float], Literal["higher", "lower"], Callab
 
 
 class _Kind(NamedTuple):
-    """What metrics of one category share that need the same statistics."""
+    """Properties that all metrics share which have one category and need the same statistics."""
 
     category: Category
     needs: Needs

@@ -68,8 +68,8 @@ def stack_values(geometry: Geometry, groups: np.ndarray) -> np.ndarray:
     """Return the singular values (G, n) of the stack of each group; NaN where a task vector of it is zero.
 
     Args:
-        geometry: of N vectors.
-        groups: (G, n) positions of the members.
+        geometry: N vectors.
+        groups: (G, n) positions of the members of each group.
 
     The stack is turned into √n times its mean and n − 1 differences, an orthogonal change that leaves its singular
     values as they are; the Gram matrix of the differences comes from the squared distances, in which nothing has
