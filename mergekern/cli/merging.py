@@ -40,19 +40,10 @@ def merge(
     models: tuple[Path, ...], base: Path | None, out: Path, method: str, options: dict[str, Any], weights: str | None,
     mergekit_config: bool, **how: Any,
 ) -> None:  # fmt: skip
-    from mergekern.checkpoints import open_zoo
-    from mergekern.checkpoints.adapter import Adapter
-
     by_model = _numbers(weights)
     checkpoints: Any = models[0] if len(models) == 1 else list(models)
     if mergekit_config:
-        opened = open_zoo(checkpoints, base)
-        sources = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened.checkpoints]
-        # mergekit's way to write a base with an adapter.
-        sources = [
-            f"{sources[0]}+{source}" if isinstance(checkpoint, Adapter) else source
-            for checkpoint, source in zip(opened.checkpoints, sources, strict=True)
-        ]
+        sources = _mergekit_sources(checkpoints, base)
         text = mergekern.mergekit_config(
             sources[1:], sources[0], method, options=options, weights=by_model, dtype=how["dtype"] or "float32"
         )
@@ -88,6 +79,20 @@ def _numbers(text: str | None) -> list[float] | None:
         return None if text is None else [float(value) for value in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None
+
+
+def _mergekit_sources(checkpoints: Any, base: Path | None) -> list[str]:
+    """Return the paths of the base and of the models, as mergekit writes them."""
+    from mergekern.checkpoints import open_zoo
+    from mergekern.checkpoints.adapter import Adapter
+
+    opened = open_zoo(checkpoints, base).checkpoints
+    paths = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened]
+    # A plus sign joins a base and an adapter.
+    return [
+        f"{paths[0]}+{path}" if isinstance(checkpoint, Adapter) else path
+        for checkpoint, path in zip(opened, paths, strict=True)
+    ]
 
 
 def _mergekit_path(source: str) -> Path:
