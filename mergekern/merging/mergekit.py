@@ -25,8 +25,9 @@ def mergekit_config(
     Args:
         models: paths of the models, or their names on a hub.
         base: path or name of the base.
-        method: one that mergekit has as well: weight_average, task_arithmetic, ties, dare, dare_ties.
-        options: values of the method's options, as for `mergekern.merge`. Random masks are mergekit's own: `seed` is left out.
+        method: one of `mergekern.METHODS` that mergekit has as well, as its attribute `mergekit` tells.
+        options: values of the method's options, as for `mergekern.merge`. Random masks are mergekit's own: `seed` is
+            left out.
         weights: one for each model.
         dtype: in which mergekit computes and writes; sums in bfloat16 lose what they add.
 
