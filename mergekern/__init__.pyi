@@ -16,10 +16,10 @@ from .errors import (
     StatisticsError,
 )
 from .functional.calibration import Calibration
-from .functional.merge_probing import merge_probes
+from .functional.merge_probes import merge_probes
 from .measurement.cost import Cost, estimate_cost
 from .measurement.options import MeasureOptions
-from .merging.apply import merge, merge_all
+from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES

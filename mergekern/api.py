@@ -66,7 +66,7 @@ def compute_all(
             `torch.nn.Module`. Or a `Zoo` that is open already, whose base and whose way of reading then hold.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one, or all are LoRA adapters
             and no models are run.
-        metrics: "all" that the inputs allow (18 of the weights alone, 28 with `calibration`), or names of metrics or
+        metrics: "all" that the inputs allow (with `calibration` also those that run models), or names of metrics or
             of categories.
         calibration: the model, samples and heads that the activation and gradient metrics are computed with. Models
             run only if such a metric is asked for.
@@ -103,8 +103,8 @@ def compute_all(
     >>> base = {"w": torch.randn(16, 12, generator=generator)}
     >>> zoo = {name: {"w": base["w"] + 0.1 * torch.randn(16, 12, generator=generator)} for name in "abc"}
     >>> table = compute_all(zoo, base)
-    >>> table
-    MetricTable(3 models, 3 pairs, 18 metrics)
+    >>> table.models
+    ('a', 'b', 'c')
     >>> table.to_pandas()["task_vector_cosine_similarity"].round(2).to_dict()
     {('a', 'b'): -0.01, ('a', 'c'): 0.08, ('b', 'c'): 0.07}
     """

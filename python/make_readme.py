@@ -1,4 +1,4 @@
-"""Write the tables of README.md anew: the metrics from the catalogue, the speed from the rows of benchmarks/results.
+"""Write the tables of README.md anew: metrics, merge methods, and the speed from the rows of benchmarks/results.
 
 `--check` only tells whether they are up to date.
 """
@@ -15,6 +15,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
 
 from benchmarks import rows
+from mergekern import METHODS
 from mergekern.metrics import CATALOGUE, MERGE_PROBES
 
 README = Path(__file__).parents[1] / "README.md"
@@ -44,6 +45,15 @@ def metric_table() -> str:
         low, high = ("∞" if v == math.inf else "−∞" if v == -math.inf else f"{v:g}" for v in metric.range)
         formula = metric.formula.replace("|", "\\|")
         lines.append(f"| `{metric.name}` | {formula} | [{low}, {high}] | {metric.more_mergeable} |")
+    return "\n".join(lines)
+
+
+def method_table() -> str:
+    """Return the merge methods as a Markdown table."""
+    lines = ["| method | result | options | from |", "|---|---|---|---|"]
+    for method in METHODS.values():
+        options = ", ".join(f"`{name}={value!r}`" for name, value in method.defaults.items())
+        lines.append(f"| `{method.name}` | {method.summary} | {options} | {method.paper} |")
     return "\n".join(lines)
 
 
@@ -127,6 +137,7 @@ def with_section(text: str, name: str, body: str) -> str:
 def with_tables(text: str, measured: list[rows.Row]) -> str:
     """Return the README's text with its tables made anew; the speed stays as it is where nothing was measured."""
     text = with_section(text, "metrics", metric_table())
+    text = with_section(text, "methods", method_table())
     speed = speed_table(rows.newest_of_one_device(measured, COMPUTE_ALL))
     return text if speed is None else with_section(text, "speed", speed)
 

@@ -1,10 +1,10 @@
-"""Merge-aware fine-tuning: the study repeated for several weights of a penalty on fine-tuning.
+"""Merge-aware fine-tuning: the study repeated for several weights of a regularizer on fine-tuning.
 
     python python/regularized_finetuning.py regularized
-    python python/regularized_finetuning.py regularized-flat --penalty gradient_magnitude --weights 0,0.001,0.01
+    python python/regularized_finetuning.py regularized-flat --regularizer gradient_magnitude --weights 0,0.001,0.01
 
-For every weight λ the same tasks are fine-tuned from the same base with λ times a penalty of `mergekern.regularizers`
-in the loss, and all pairs merged by every method. The paper (arXiv 2601.22285) found 0.55 points of normalised accuracy
+For every weight λ the same tasks are fine-tuned from the same base with λ times one of `mergekern.regularizers` in the
+loss, and all pairs merged by every method. The paper (arXiv 2601.22285) found 0.55 points of normalised accuracy
 at λ = 1. The folder gets a study for each λ (see mergeability_study.py), and
 
     accuracy.csv    method, weight, normalized_accuracy (mean over the pairs), gain (in points, over the smallest λ),
@@ -30,7 +30,7 @@ from mergeability_study import QUICK_TASKS, TARGET, TASKS, check_options, progre
 from mergekern._internal.files import write_atomically
 from mergekern.cli.parameters import parse_methods
 from zoos.encoders import CLASSES
-from zoos.making import PENALTIES, default_options
+from zoos.making import REGULARIZERS, default_options
 
 METHODS = "weight_average,task_arithmetic,ties,tsv,isotropic"
 WEIGHTS = "0,0.001,0.01,0.1,1"
@@ -101,7 +101,7 @@ def parse_weights(ctx: click.Context, param: click.Parameter, value: str) -> lis
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--penalty", type=click.Choice(list(PENALTIES)), default="distance_from_base", show_default=True)
+@click.option("--regularizer", type=click.Choice(list(REGULARIZERS)), default="distance_from_base", show_default=True)
 @click.option("--weights", default=WEIGHTS, callback=parse_weights, show_default=True, help="λ, several.")
 @click.option("--architecture", type=click.Choice(list(CLASSES)), default="vit", show_default=True)
 @click.option("--tasks", type=click.IntRange(3, TASKS), default=QUICK_TASKS, show_default=True)
@@ -109,15 +109,15 @@ def parse_weights(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.option("--seed", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Make everything anew, replacing what was made with other options.")
 def main(
-    out: Path, penalty: str, weights: list[float], architecture: str, tasks: int, methods: list[str], seed: int,
+    out: Path, regularizer: str, weights: list[float], architecture: str, tasks: int, methods: list[str], seed: int,
     force: bool,
 ) -> None:  # fmt: skip
-    """Repeat the study for several weights of a penalty on fine-tuning, in the folder OUT."""
+    """Repeat the study for several weights of a regularizer on fine-tuning, in the folder OUT."""
     scores, metrics, alone = {}, {}, {}
     with progress_bar() as bar:
         for weight in weights:
-            folder, options = out / f"{penalty}={weight:g}", default_options(architecture)
-            options["fine_tuning"]["penalties"] = {penalty: weight}
+            folder, options = out / f"{regularizer}={weight:g}", default_options(architecture)
+            options["fine_tuning"]["regularizers"] = {regularizer: weight}
             check_options(folder, {"seed": seed, "tasks": tasks, "methods": methods, "zoo": options}, force)
             bar.console.print(f"λ = {weight:g}")
             metrics[weight], scores[weight] = run_study(folder, options, tasks, methods, seed, bar)

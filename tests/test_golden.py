@@ -18,6 +18,10 @@ def backend(request, monkeypatch):
     return request.param
 
 
+def published_names(expected):
+    return set(next(iter(expected["pairs"].values())))
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("max_memory", [None, 4000], ids=["whole", "in blocks"])
 def test_agrees_with_the_published_code(spec, backend, max_memory):
@@ -30,9 +34,13 @@ def test_agrees_with_the_published_code(spec, backend, max_memory):
     frame = table.to_pandas()
     assert list(frame.columns) == OF_WEIGHTS
     assert len(frame) == len(expected["pairs"])
-    for name in OF_WEIGHTS:
+    published = published_names(expected)
+    assert len(published) == 18
+    assert published <= set(OF_WEIGHTS)
+    for name in published:
         layers = table.per_layer(name)
         for pair, values in expected["pairs"].items():
+            assert set(values) == published
             at = tuple(pair.split("-"))
             assert frame.loc[at, name] == pytest.approx(values[name], rel=PUBLISHED, abs=PUBLISHED), (pair, name)
             for tensor, value in expected["per_layer"][pair][name].items():
@@ -61,7 +69,10 @@ def test_agrees_with_the_published_code_where_models_run(backend):
     assert not table.notes
     frame = table.to_pandas()
     assert list(frame.columns) == [*OF_WEIGHTS, *OF_RUNS]
+    published = published_names(expected)
+    assert len(published) == 10
+    assert published <= set(OF_RUNS)
     for pair, values in expected["pairs"].items():
-        assert set(values) == set(OF_RUNS)
+        assert set(values) == published
         for name, value in values.items():
             assert frame.loc[tuple(pair.split("-")), name] == pytest.approx(value, rel=PUBLISHED, abs=PUBLISHED), name

@@ -61,7 +61,7 @@ Tally combine(const TensorView& base, const std::vector<TensorView>& tuned, cons
   const std::size_t n = tuned.size();
   if (out.dtype != DType::float32 && out.dtype != DType::float64)
     throw std::invalid_argument("the result is float32 or float64");
-  if (static_cast<unsigned>(rule.consensus) > static_cast<unsigned>(Consensus::agree))
+  if (static_cast<unsigned>(rule.consensus) > static_cast<unsigned>(kLastConsensus))
     throw std::invalid_argument("unknown consensus");
   threads = threads_for(count, threads);
   const std::size_t size = generic::combine_scratch(n);

@@ -12,7 +12,7 @@ from mergekern._internal.files import write_atomically
 from mergekern.cli.display import progress_display
 from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
 
-# What all merges have.
+# Options of both commands.
 merge_options = with_options(
     click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
                  "[default: base.* in a folder ZOO]."),
@@ -21,7 +21,7 @@ merge_options = with_options(
     click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
     click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1."),
     click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G; on a GPU "
-                 "2/5 of what is free there]."),
+                 "2/5 of its free memory]."),
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
     io_option,
@@ -40,21 +40,12 @@ def merge(
     models: tuple[Path, ...], base: Path | None, out: Path, method: str, options: dict[str, Any], weights: str | None,
     mergekit_config: bool, **how: Any,
 ) -> None:  # fmt: skip
-    from mergekern.checkpoints import open_zoo
-    from mergekern.checkpoints.adapter import Adapter
-
     by_model = _numbers(weights)
     checkpoints: Any = models[0] if len(models) == 1 else list(models)
     if mergekit_config:
-        opened = open_zoo(checkpoints, base)
-        sources = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened.checkpoints]
-        # mergekit's way to write a base with an adapter.
-        sources = [
-            f"{sources[0]}+{source}" if isinstance(checkpoint, Adapter) else source
-            for checkpoint, source in zip(opened.checkpoints, sources, strict=True)
-        ]
+        sources = _mergekit_sources(checkpoints, base)
         text = mergekern.mergekit_config(
-            sources[1:], sources[0], method, weights=by_model, dtype=how["dtype"] or "float32", **options
+            sources[1:], sources[0], method, options=options, weights=by_model, dtype=how["dtype"] or "float32"
         )
         if out.exists() and not how["overwrite"]:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
@@ -62,7 +53,7 @@ def merge(
     else:
         with progress_display() as progress:
             mergekern.merge(
-                checkpoints, base, method, output=out, weights=by_model, progress=progress, **how, **options
+                checkpoints, base, method, options=options, output=out, weights=by_model, progress=progress, **how
             )
     click.echo(f"wrote {out}")
 
@@ -88,6 +79,20 @@ def _numbers(text: str | None) -> list[float] | None:
         return None if text is None else [float(value) for value in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None
+
+
+def _mergekit_sources(checkpoints: Any, base: Path | None) -> list[str]:
+    """Return the paths of the base and of the models, as mergekit writes them."""
+    from mergekern.checkpoints import open_zoo
+    from mergekern.checkpoints.adapter import Adapter
+
+    opened = open_zoo(checkpoints, base).checkpoints
+    paths = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened]
+    # A plus sign joins a base and an adapter.
+    return [
+        f"{paths[0]}+{path}" if isinstance(checkpoint, Adapter) else path
+        for checkpoint, path in zip(opened, paths, strict=True)
+    ]
 
 
 def _mergekit_path(source: str) -> Path:

@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mergekern.merging.recipe import Method, Recipe, Scope, Trim, integer, merge_elements, number, one_of
+from mergekern.merging.method import Method, merge_elements
+from mergekern.merging.option_checks import integer, number, one_of
+from mergekern.merging.recipe import Recipe, Scope, Trim
 
 Mask = Literal["random", "magnitude"]
 
@@ -62,9 +64,9 @@ _CHECKS = {
 }  # fmt: skip
 METHOD = Method(
     "dare", "arXiv 2311.03099", "θ₀ + mean of τ with 90 % dropped and the rest rescaled", DEFAULTS, elements,
-    checks=_CHECKS,
+    checks=_CHECKS, mergekit="dare_linear",
 )  # fmt: skip
 DARE_TIES = Method(
     "dare_ties", "arXiv 2311.03099 with 2306.01708", "TIES of τ thinned by DARE", TIES_DEFAULTS, elements_of_ties,
-    checks=_CHECKS,
+    checks=_CHECKS, mergekit="dare_ties",
 )  # fmt: skip

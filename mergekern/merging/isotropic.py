@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from mergekern.merging.matrices import Matrices, weighted_sum
-from mergekern.merging.recipe import Method, Recipe, merge_matrix, number, one_of
+from mergekern.merging.method import Method, merge_tensor
+from mergekern.merging.option_checks import number, one_of
+from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 1.0, "truncate": True}
 
@@ -45,7 +47,7 @@ def isotropic(
     tensor([[2.5000, 0.0000],
             [0.0000, 2.5000]], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, scale=scale, truncate=truncate)
+    return merge_tensor(base, deltas, METHOD, weights, {"scale": scale, "truncate": truncate})
 
 
 METHOD = Method(

@@ -11,7 +11,9 @@ import torch
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 from mergekern.kernels.truncation import Triplets
 from mergekern.merging.matrices import Matrices, weighted_sum
-from mergekern.merging.recipe import Method, Recipe, merge_matrix, number
+from mergekern.merging.method import Method, merge_tensor
+from mergekern.merging.option_checks import number
+from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 1.0, "common_fraction": 0.8}
 
@@ -43,7 +45,7 @@ def matrix(matrices: Matrices, weights: Sequence[float], scale: float, common_fr
         rest -= common.left @ (common.left.T @ rest)
         own.append(_above(kernels.leading(rest, own_size), sizes[model]))
     mean = (float(common.values.sum()) + sum(float(part.values.sum()) for part in own)) / rank
-    # What is left of a task is orthogonal to the common left subspace, so that its own part alone is to be resolved.
+    # The rest of a task is orthogonal to the common left subspace: only the own parts need a polar factor.
     left = kernels.stacked([common.left, kernels.polar(kernels.stacked([part.left for part in own]))])
     right = kernels.polar(kernels.stacked([common.right, *(part.right for part in own)]))
     return (scale * mean * left) @ right.T
@@ -54,7 +56,7 @@ def _norm(matrix: Any) -> float:
 
 
 def _above(triplets: Triplets, size: float) -> Triplets:
-    """Leave out what rounding alone left of matrices of a size."""
+    """Leave out triplets that are rounding errors of matrices of a size."""
     rank = int((triplets.values > RANK_TOLERANCE * size).sum())
     return Triplets(triplets.left[:, :rank], triplets.values[:rank], triplets.right[:, :rank])
 
@@ -71,14 +73,14 @@ def isotropic_cts(
 
     The leading directions of Σ τ, `common_fraction` of the rank, are kept; the rest is divided among the tasks, each
     of which adds the leading directions of what the common left subspace does not hold of it. Left and right directions
-    are replaced by the nearest orthonormal ones, and every singular value by the mean. Other tensors
-    are averaged.
+    are replaced by the nearest orthonormal ones, and every singular value by the mean. Tensors that
+    are not matrices are averaged.
 
     >>> deltas = [torch.diag(torch.tensor([3.0, 1.0, 0.0, 0.0])), torch.diag(torch.tensor([1.0, 2.0, 0.5, 0.2]))]
     >>> isotropic_cts(torch.zeros(4, 4), deltas, common_fraction=0.5).diag()
     tensor([1.8750, 1.8750, 1.8750, 0.0000], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, scale=scale, common_fraction=common_fraction)
+    return merge_tensor(base, deltas, METHOD, weights, {"scale": scale, "common_fraction": common_fraction})
 
 
 METHOD = Method(

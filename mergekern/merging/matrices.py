@@ -47,8 +47,8 @@ class Matrices:
     """N task matrices of one shape.
 
     Args:
-        deltas: (m, n) float64 each.
-        kernels: for NumPy arrays or for tensors.
+        deltas: N task matrices, (m, n) float64.
+        kernels: for NumPy arrays or for tensors, as the matrices are.
 
     Attributes:
         shape: (m, n).
@@ -71,12 +71,12 @@ class Matrices:
         return self.kernels.leading(self.delta(model), k)
 
     def truncated_rank(self) -> int:
-        """Return ⌊min(m, n)/N⌋, at least 1: what each model gets of the rank there is."""
+        """Return ⌊min(m, n)/N⌋, at least 1: the share of the rank that each model gets."""
         return max(1, min(self.shape) // len(self))
 
 
 def weighted_sum(matrices: Matrices, weights: Sequence[float], truncate: bool) -> Any:
-    """Return Σ w_i·τ_i, in the order of the models, of the truncated or of the full task matrices."""
+    """Return Σ w_i·τ_i of the truncated or of the full task matrices, summed in the order of the models."""
     k = matrices.truncated_rank()
     total = None
     for model, weight in enumerate(weights):

@@ -1,4 +1,4 @@
-"""A configuration for mergekit that says what a merge here does, for people who go on there."""
+"""Configurations for mergekit that do what merges here do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekern.errors import OptionError
-from mergekern.merging.registry import find_method
-
-_NAMES = {
-    "weight_average": "linear", "task_arithmetic": "task_arithmetic", "ties": "ties", "dare": "dare_linear",
-    "dare_ties": "dare_ties",
-}  # fmt: skip
+from mergekern.merging.method import Method
+from mergekern.merging.registry import METHODS, find_method
 
 
 def mergekit_config(
@@ -20,24 +16,25 @@ def mergekit_config(
     base: str,
     method: str,
     *,
+    options: Mapping[str, Any] | None = None,
     weights: Sequence[float] | None = None,
     dtype: str = "float32",
-    **options: Any,
 ) -> str:
     """Return the YAML of a mergekit configuration.
 
     Args:
-        models: their paths or names on a hub.
-        base: that of the base.
-        method: one that mergekit has as well: weight_average, task_arithmetic, ties, dare, dare_ties.
+        models: paths of the models, or their names on a hub.
+        base: path or name of the base.
+        method: one of `mergekern.METHODS` that mergekit has as well, as its attribute `mergekit` tells.
+        options: values of the method's options, as for `mergekern.merge`. Random masks are mergekit's own: `seed` is
+            left out.
         weights: one for each model.
         dtype: in which mergekit computes and writes; sums in bfloat16 lose what they add.
-        **options: of the method. Random masks are mergekit's own, so `seed` has no counterpart.
 
     Raises:
         OptionError: a method or option that mergekit does not have.
 
-    >>> print(mergekit_config(["a", "b"], "base", "ties", density=0.5))
+    >>> print(mergekit_config(["a", "b"], "base", "ties", options={"density": 0.5}))
     merge_method: "ties"
     base_model: "base"
     models:
@@ -49,23 +46,24 @@ def mergekit_config(
     dtype: "float32"
     <BLANKLINE>
     """
-    _, resolved = find_method(method, options)
-    if method not in _NAMES:
-        raise OptionError(f"mergekit has no method like {method}; it has {', '.join(_NAMES)}")
+    chosen, resolved = find_method(method, options)
+    if chosen.mergekit is None:
+        known = [name for name, each in METHODS.items() if each.mergekit is not None]
+        raise OptionError(f"mergekit has no method like {method}; it has {', '.join(known)}")
     if resolved.get("scope", "tensor") != "tensor" or resolved.get("mask", "random") != "random":
         raise OptionError("mergekit trims each tensor alone, and drops at random: scope='tensor' and mask='random'")
     weights = [1.0] * len(models) if weights is None else weights
     if len(weights) != len(models):
         raise OptionError(f"{len(weights)} weights for {len(models)} models")
     # JSON is YAML; its quoting is exact for every path.
-    lines = [f"merge_method: {json.dumps(_NAMES[method])}"]
-    if method != "weight_average":
+    lines = [f"merge_method: {json.dumps(chosen.mergekit)}"]
+    if chosen.mergekit != "linear":  # which merges models, without a base
         lines.append(f"base_model: {json.dumps(base)}")
     lines.append("models:")
     for model, weight in zip(models, weights, strict=True):
         lines.append(f"  - model: {json.dumps(model)}")
         lines.append(f"    parameters: {json.dumps({'weight': float(weight), **_density(resolved)})}")
-    lines.append(f"parameters: {json.dumps(_whole(method, resolved))}")
+    lines.append(f"parameters: {json.dumps(_parameters(chosen, resolved))}")
     lines.append(f"dtype: {json.dumps(dtype)}")
     return "\n".join(lines) + "\n"
 
@@ -76,7 +74,7 @@ def _density(options: Mapping[str, Any]) -> dict[str, float]:
     return {"density": round(1.0 - options["rate"], 12)} if "rate" in options else {}
 
 
-def _whole(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    if method == "weight_average":
-        return {"normalize": True}
-    return {"normalize": method != "task_arithmetic", "lambda": options["scale"]}
+def _parameters(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the merge as a whole, which are not of one model."""
+    scale = {"lambda": options["scale"]} if "scale" in options else {}
+    return {"normalize": method.elements(**options).consensus != "sum", **scale}

@@ -23,16 +23,16 @@ from mergekern.kernels.transfer import Uploader, fetched, on_stream
 from mergekern.merging.matrices import ON_TORCH
 from mergekern.merging.route import Block, Layers, Route
 
-# Of the free memory of the device, for weights; task matrices, results and fragments have the rest.
+# Share of the free memory of the device that weights may take; task matrices, results and fragments need the rest.
 SHARE_OF_WEIGHTS = 0.4
 
 
 class DeviceRoute(Route):
-    """See `Route`.
+    """The kernels of a device; see `Route`.
 
     Args:
-        backend: the kernels.
-        max_memory: bytes of weights held at a time on the device; by default a share of what is free there.
+        backend: the kernels and their device.
+        max_memory: bytes of weights held at a time on the device; by default a share of its free memory.
     """
 
     kernels = ON_TORCH
@@ -43,23 +43,23 @@ class DeviceRoute(Route):
         self.max_memory = int(SHARE_OF_WEIGHTS * backend.free_memory()) if max_memory is None else max_memory
         self._uploader = Uploader(backend.device)
         self._copiers = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="mergekern-copier")
-        # Neither the buffers nor the compilers of kernels are for several threads; what waits holds none of these.
+        # Neither the upload buffers nor the compilers of kernels are thread-safe. Nothing that waits holds these locks.
         self._uploading, self._launching = threading.Lock(), threading.Lock()
-        self._there: weakref.WeakKeyDictionary[Layer, list[torch.Tensor]] = weakref.WeakKeyDictionary()
+        self._resident: weakref.WeakKeyDictionary[Layer, list[torch.Tensor]] = weakref.WeakKeyDictionary()
         self._streams = threading.local()
-        self._begun: torch.cuda.Event | None = None
+        self._given: torch.cuda.Event | None = None
         if self.device.type == "cuda":
-            # Weights that are there already may still be on their way from whatever the caller does.
-            self._begun = torch.cuda.current_stream(self.device).record_event()
-            # What torch has for matrices must not be loaded by several threads at a time.
+            # The caller's own work may still be writing weights that are on the device already.
+            self._given = torch.cuda.current_stream(self.device).record_event()
+            # Several threads must not load torch's libraries for matrices at a time.
             torch.linalg.eigh(torch.eye(2, dtype=torch.float64, device=self.device))
 
     @contextlib.contextmanager
     def on_this_thread(self) -> Iterator[None]:
-        """See `Route`; errors about memory say what to do."""
-        if self._begun is not None and not hasattr(self._streams, "own"):
+        """See `Route`; errors about memory tell what to do."""
+        if self._given is not None and not hasattr(self._streams, "own"):
             self._streams.own = torch.cuda.Stream(self.device)
-            self._streams.own.wait_event(self._begun)
+            self._streams.own.wait_event(self._given)
         with self.backend.explaining_memory(), on_stream(getattr(self._streams, "own", None)):
             yield
 
@@ -70,10 +70,10 @@ class DeviceRoute(Route):
             yield base, [tuned[model] for model in models]
             return
         for base, tuned in layer.blocks():
-            there = self._sent([base, *(tuned[model] for model in models)])
+            sent = self._sent([base, *(tuned[model] for model in models)])
             del base, tuned
-            yield there[0], there[1:]
-            del there
+            yield sent[0], sent[1:]
+            del sent
 
     def kth_largest(self, layers: Layers, models: Sequence[int], count: int, k: int, threads: int) -> list[float]:
         """See `Route`; all models together."""
@@ -118,11 +118,11 @@ class DeviceRoute(Route):
         return self._sent([base, tuned])
 
     def _whole(self, layer: Layer) -> list[torch.Tensor]:
-        """Return the tensors of a layer, which the host lets go of, and the device keeps while the layer is in use."""
-        if layer not in self._there:
-            self._there[layer] = self._sent(layer.tensors(self.device))
+        """Return the tensors of a layer on the device, where they stay while it is in use; the host frees them."""
+        if layer not in self._resident:
+            self._resident[layer] = self._sent(layer.tensors(self.device))
             layer.release()
-        return self._there[layer]
+        return self._resident[layer]
 
     def _sent(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return tensors on the device, for the stream of this thread."""

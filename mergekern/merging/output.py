@@ -1,10 +1,10 @@
-"""What a merge gives: the tensors of its result, collected in memory or written to a file."""
+"""Results of merges: which tensors they have, and the sinks that take them, in memory or in a file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 
@@ -16,19 +16,29 @@ from mergekern.errors import OptionError
 
 StateDict = dict[str, torch.Tensor]
 
-# Of the weights in a Hugging Face folder that is not sharded.
-_FOLDER_NAMES = ("model.safetensors", "pytorch_model.bin")
+# Names of the weights in a Hugging Face folder that is not sharded.
+_WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+
+
+class Sink(Protocol):
+    """Takes the merged tensors of one merge."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype in which a tensor is taken."""
+
+    def write(self, name: str, values: torch.Tensor, start: int = 0) -> None:
+        """Take elements [start, start + len) of a flattened tensor; a later call may replace them."""
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputPlan:
     """Every tensor of a result: merged, tied to a merged one, or taken from the base.
 
     Attributes:
         base: the checkpoint that the result is laid out like.
         entries: the tensors that are stored, by name.
-        aliases: tied names -> those that are stored.
-        copied: names of what is taken from the base.
+        aliases: tied name -> the name that is stored.
+        copied: names of the tensors that are taken from the base.
     """
 
     base: Checkpoint
@@ -37,8 +47,12 @@ class Output:
     copied: tuple[str, ...]
 
     @classmethod
-    def of(cls, zoo: Zoo, dtype: torch.dtype | None) -> Output:
-        """Return the plan of a zoo's merges, float tensors in a dtype, or each in the base's.
+    def like_base(cls, zoo: Zoo, dtype: torch.dtype | None) -> OutputPlan:
+        """Return the plan of a zoo's merges: laid out like the base.
+
+        Args:
+            zoo: the base and the models that are merged.
+            dtype: dtype of all float tensors; None for that of each in the base.
 
         Raises:
             OptionError: the base is float8, in which nothing is written.
@@ -71,21 +85,21 @@ class Output:
 
     @property
     def folder(self) -> Path | None:
-        """The Hugging Face folder that the base is, or the folder of its shards; None where it is a file."""
+        """Folder of the base, where that is a Hugging Face folder or in shards; None where it is a file."""
         path = Path(self.base.source)
-        is_whole = path.name in _FOLDER_NAMES and (path.parent / "config.json").is_file()
+        is_whole = path.name in _WEIGHTS_OF_FOLDERS and (path.parent / "config.json").is_file()
         return path.parent if path.name.endswith(".index.json") or is_whole else None
 
     def folder_of(self, path: Path) -> Path | None:
-        """Return the folder whose files go with a result at a path; None where that is to be a file."""
+        """Return the folder whose other files are copied to a result at a path; None where the result is a file."""
         return None if path.suffix == ".safetensors" else self.folder
 
     def in_memory(self) -> InMemory:
-        """Return what collects one merge."""
+        """Return a sink that collects one merge."""
         return InMemory(self)
 
-    def copy_to(self, sink: Any) -> None:
-        """Hand over what is taken from the base."""
+    def copy_to(self, sink: Sink) -> None:
+        """Write the tensors that are taken from the base."""
         for name in self.copied:
             if name in self.base.tensors:
                 sink.write(name, self.base.read(name).to(self.entries[name].dtype).reshape(-1))
@@ -94,9 +108,9 @@ class Output:
 
 
 class InMemory:
-    """Collects a merged state dict; a `Sink`."""
+    """A `Sink` that collects a merged state dict."""
 
-    def __init__(self, plan: Output) -> None:
+    def __init__(self, plan: OutputPlan) -> None:
         self._plan = plan
         self._tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in plan.entries.values()}
         plan.copy_to(self)
@@ -117,12 +131,16 @@ class InMemory:
 
 
 class ToFile:
-    """Writes a merged checkpoint; a `Sink`."""
+    """A `Sink` that writes a merged checkpoint."""
 
-    def __init__(self, plan: Output, writer: Writer) -> None:
-        self._entries, self.write = plan.entries, writer.write
+    def __init__(self, plan: OutputPlan, writer: Writer) -> None:
+        self._entries, self._writer = plan.entries, writer
         plan.copy_to(self)
 
     def dtype(self, name: str) -> torch.dtype:
         """See `Sink`."""
         return self._entries[name].dtype
+
+    def write(self, name: str, values: torch.Tensor, start: int = 0) -> None:
+        """See `Sink`."""
+        self._writer.write(name, values, start)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergekern.errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
-    from mergekern.merging.recipe import Method
+    from mergekern.merging.method import Method
 
 
 class Methods(Mapping[str, "Method"]):
@@ -56,13 +56,12 @@ METHODS = Methods(
 )
 
 
-def find_method(name: str, options: Mapping[str, Any], arguments: Iterable[str] = ()) -> tuple[Method, dict[str, Any]]:
+def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Method, dict[str, Any]]:
     """Return a method and all its options, checked.
 
     Args:
-        name: of the method.
-        options: its options, by name.
-        arguments: what an unknown option may be a misspelling of, beside the method's own.
+        name: one of `METHODS`.
+        options: values of its options, by name; the others have their defaults.
 
     Raises:
         OptionError: an unknown method or option, with the nearest name; a value that is out of range.
@@ -73,10 +72,11 @@ def find_method(name: str, options: Mapping[str, Any], arguments: Iterable[str] 
     method = METHODS.get(name)
     if method is None:
         raise OptionError(f"unknown merge method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
+    options = dict(options or {})
     for option in options:
         if option not in method.defaults:
             known = ", ".join(method.defaults) or "none"
-            nearest = did_you_mean(option, [*method.defaults, *arguments])
+            nearest = did_you_mean(option, method.defaults)
             raise OptionError(f"{name} has no option {option!r}{nearest}; its options: {known}")
     return method, method.resolve(options)
 
@@ -87,7 +87,7 @@ def find_methods(
     """Return several methods, each with its own options, checked.
 
     Raises:
-        OptionError: as for `find_method`; none at all, one twice, or options of another.
+        OptionError: as for `find_method`; no method is given, or one twice, or options for another.
 
     >>> [method.name for method, _ in find_methods(["ties", "tsv"], {"ties": {"density": 0.5}})]
     ['ties', 'tsv']

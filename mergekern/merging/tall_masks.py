@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergekern.merging.recipe import Method, Recipe, integer, merge_elements, number
+from mergekern.merging.method import Method, merge_elements
+from mergekern.merging.option_checks import integer, number
+from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"share": 0.4, "needed": None, "scale": 1.0}
 
 
-def elements(share: float, needed: int | None, scale: float, models: int = 2) -> Recipe:
-    """Return the recipe of a number of models."""
-    return Recipe("agree", scale, share=share, needed=needed or (1 if models == 2 else 2))
+def elements(share: float, needed: int | None, scale: float) -> Recipe:
+    """Return the recipe: agree × rescale."""
+    return Recipe("agree", scale, share=share, needed=needed)
 
 
 def tall_masks(
@@ -33,7 +35,7 @@ def tall_masks(
     >>> tall_masks(torch.zeros(2), [torch.tensor([4.0, 1.0]), torch.tensor([1.0, -1.0]), torch.tensor([-2.0, 0.1])])
     tensor([3.0000, 0.1000], dtype=torch.float64)
     """
-    return merge_elements(base, deltas, elements(share, needed, scale, len(deltas)), weights)
+    return merge_elements(base, deltas, elements(share, needed, scale), weights)
 
 
 METHOD = Method(

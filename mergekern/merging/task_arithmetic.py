@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergekern.merging.recipe import Method, Recipe, merge_elements, number
+from mergekern.merging.method import Method, merge_elements
+from mergekern.merging.option_checks import number
+from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 0.3}
 
@@ -30,5 +32,5 @@ def task_arithmetic(
 
 METHOD = Method(
     "task_arithmetic", "arXiv 2212.04089", "θ₀ + scale·Σ τ", DEFAULTS, elements,
-    any_weight=True, checks={"scale": number(-np.inf)},
+    any_weight=True, checks={"scale": number(-np.inf)}, mergekit="task_arithmetic",
 )  # fmt: skip

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergekern.merging.recipe import Method, Recipe, Scope, Trim, merge_elements, number, one_of
+from mergekern.merging.method import Method, merge_elements
+from mergekern.merging.option_checks import number, one_of
+from mergekern.merging.recipe import Recipe, Scope, Trim
 
 DEFAULTS = {"density": 0.2, "scale": 0.3, "scope": "tensor"}
 
@@ -27,10 +29,11 @@ def ties(
 ) -> torch.Tensor:
     """Return the TIES merge of one tensor, float64.
 
-    Of each τ the `density` largest by magnitude are kept (the ⌊density·d⌋-th and what equals it, at least one). Each
-    element takes the sign of the sum, a sum of zero that of the tensor's summed signs (+ if they are balanced); the
-    mean of the entries of that sign is scaled and added to the base. In a merge of whole models, `scope="model"` trims
-    and counts signs over the whole vector, as in the paper; "tensor" over each tensor, as in the study.
+    Each τ keeps its `density` largest elements by magnitude: the ⌊density·d⌋ largest, what equals the last of them, and
+    at least one. Each element takes the sign of its sum; where that is zero, the sign of the tensor's summed signs (+
+    if they are balanced). The mean of the entries of that sign is scaled and added to the base. In a merge of whole
+    models, `scope="model"` trims and counts signs over the whole vector, as in the paper; "tensor" over each tensor, as
+    in the study.
 
     >>> deltas = [torch.tensor([4.0, 1.0, -2.0, 0.0]), torch.tensor([2.0, -3.0, 0.5, 0.1])]
     >>> ties(torch.zeros(4), deltas, density=0.5, scale=1.0)
@@ -42,4 +45,5 @@ def ties(
 METHOD = Method(
     "ties", "arXiv 2306.01708", "θ₀ + scale·(trimmed, sign-elected, disjoint mean of τ)", DEFAULTS, elements,
     checks={"density": number(0, 1, open_low=True), "scale": number(-np.inf), "scope": one_of("tensor", "model")},
+    mergekit="ties",
 )  # fmt: skip

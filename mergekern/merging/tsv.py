@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from mergekern.merging.matrices import Matrices
-from mergekern.merging.recipe import Method, Recipe, merge_matrix, number
+from mergekern.merging.method import Method, merge_tensor
+from mergekern.merging.option_checks import number
+from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 1.0}
 
@@ -31,15 +33,16 @@ def tsv(
 ) -> torch.Tensor:
     """Return the TSV merge of one tensor, float64.
 
-    Of each task matrix the leading ⌊min(m, n)/N⌋ singular triplets (at least one, none of its null space) are stacked
-    side by side; U and V are replaced by the nearest matrices with orthonormal columns, and multiplied out. Weights are
-    of the singular values: a model of weight 0 still has its directions among the others. Other tensors are averaged.
+    The leading ⌊min(m, n)/N⌋ singular triplets of each task matrix (at least one, none of its null space) are stacked
+    side by side; U and V are replaced by the nearest matrices with orthonormal columns, and multiplied out. Weights
+    multiply singular values: a model of weight 0 still has its directions among the others. Tensors that are not
+    matrices are averaged.
 
     >>> tsv(torch.zeros(2, 2), [torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 2.0]))])
     tensor([[3., 0.],
             [0., 2.]], dtype=torch.float64)
     """
-    return merge_matrix(base, deltas, METHOD, weights, scale=scale)
+    return merge_tensor(base, deltas, METHOD, weights, {"scale": scale})
 
 
 METHOD = Method(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mergekern.merging.recipe import Method, Recipe, merge_elements
+from mergekern.merging.method import Method, merge_elements
+from mergekern.merging.recipe import Recipe
 
 
 def elements() -> Recipe:
@@ -25,4 +26,4 @@ def weight_average(
     return merge_elements(base, deltas, elements(), weights)
 
 
-METHOD = Method("weight_average", "arXiv 2203.05482", "θ₀ + mean τ", {}, elements)
+METHOD = Method("weight_average", "arXiv 2203.05482", "θ₀ + mean τ", {}, elements, mergekit="linear")

@@ -13,7 +13,7 @@ from mergekern.statistics import ZooStatistics
 
 def _geometry(statistics: ZooStatistics) -> Geometry:
     assert statistics.functional.activations is not None
-    return Geometry.of(statistics.functional.activations)
+    return Geometry.from_statistics(statistics.functional.activations)
 
 
 def activation_l2_distance(statistics: ZooStatistics) -> np.ndarray:

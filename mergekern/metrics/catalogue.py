@@ -1,8 +1,9 @@
 """The catalogue of metrics: the one place that lists them.
 
-The command line, the documentation and every table read it. To add a metric, write its function in the module of its
-category and give it an entry here. Everything that an entry says is a literal: nothing is read from a docstring, which
-`python -OO` strips.
+The command line, the documentation, the tests and every table read it. To add a metric, write its function in the
+module of its category, give it an entry here, and its value in closed form to `tests/metrics/test_closed_forms.py`;
+`make readme` then adds it to the table of the README. Every part of an entry is a literal: nothing is read from a
+docstring, which `python -OO` strips.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ A_i mean loss and accuracy on these samples, and M(τ_i, τ_j) the merge of two 
 Category = Literal[
     "task-vector geometry", "effective rank", "subspace overlap", "activation", "gradient", "merge probes"
 ]  # fmt: skip
-# Three are what running the models gives, attributes of FunctionalStatistics; the last is what running merges gives.
+# Activations and gradients come from running the models, and are attributes of FunctionalStatistics; merges come from
+# running merged models.
 Needs = Literal["inner products", "spectra", "activations", "encoder_gradients", "input_gradients", "merges"]
 
 
@@ -39,18 +41,18 @@ class Metric:
     """A pairwise metric.
 
     Attributes:
-        name: the published one; of a merge probe, ours.
-        category: of the study; a sixth are the merge probes.
+        name: the published name; merge probes have names of ours.
+        category: one of the five of the study, or merge probes.
         formula: in the symbols of `NOTATION`.
         range: smallest and largest value.
         more_mergeable: whether higher or lower values promise a better merge, as the study's authors expect.
         needs: the statistics it is computed from.
         undefined: why a pair can be without a value.
-        explanation: what the metrics of its category say, in a sentence.
-        function: statistics -> (N, N) matrix, NaN where undefined; metrics of spectra also take `frozen`, and those of
-            merges are of `MergeStatistics`.
-        symmetric: whether the order of the two models has no part in the value. A table has one row for each unordered
-            pair, so that it has room for no other metrics.
+        explanation: what the metrics of its category measure, in a sentence.
+        function: statistics -> (N, N) matrix, NaN where undefined. Metrics of spectra also take `frozen`; merge probes
+            take `MergeStatistics`.
+        symmetric: whether a pair has the same value in both orders. A table has one row for each unordered pair, so
+            it holds no other metrics.
     """
 
     name: str
@@ -76,7 +78,7 @@ class Metric:
         return self.function(statistics)
 
     def compute_layers(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> dict[str, np.ndarray]:
-        """Return the values of each tensor alone, of those for which the metric is defined.
+        """Return the values of each tensor alone, name -> (N, N), where the metric is defined for it.
 
         Raises:
             OptionError: as for `compute`.
@@ -108,12 +110,12 @@ class Metric:
 
     @property
     def runs_models(self) -> bool:
-        """Whether models must be run on calibration data for it."""
+        """Whether it needs models to be run on calibration data."""
         return self.needs in (*FUNCTIONAL, "merges")
 
     @property
     def every_tensor(self) -> bool:
-        """Whether it is defined for each tensor of the checkpoints alone."""
+        """Whether it is defined for each tensor alone, and not for matrices only."""
         return self.needs == "inner products"
 
     def is_possible(self, statistics: ZooStatistics) -> bool:
@@ -128,7 +130,7 @@ _Entry = tuple[str, str, tuple[float, float], Literal["higher", "lower"], Callab
 
 
 class _Kind(NamedTuple):
-    """What the metrics of a category share, or those of a part of it that needs other statistics."""
+    """Properties that all metrics share which have one category and need the same statistics."""
 
     category: Category
     needs: Needs
@@ -260,7 +262,7 @@ CATALOGUE: dict[str, Metric] = {
 
 _ADDED_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
 _KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "higher"
-# Of one merge method each, which a table names beside them: solo_loss_mean[tsv].
+# A table has one column of each for every merge method, which it names: solo_loss_mean[tsv].
 MERGE_PROBES: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -323,12 +325,12 @@ def in_order(columns: Iterable[str]) -> list[str]:
     return sorted(filter(is_metric, columns), key=lambda column: places[column.partition("[")[0]])
 
 
-# What pairs are ranked by where nobody says otherwise.
+# The metric that ranks pairs by default.
 RANKED_BY = "task_vector_cosine_similarity"
 
 
 def as_names(metrics: str | Iterable[str]) -> list[str]:
-    """Return the names in an argument that is one name or several.
+    """Return the names in an argument that may be one name or several.
 
     Raises:
         OptionError: it is neither.
@@ -361,7 +363,7 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
         matching = {m.name for m in CATALOGUE.values() if name in ("all", m.name, m.category)}
         if any(name in (m.name, m.category) for m in MERGE_PROBES.values()):
             raise OptionError(
-                f"{name}: of merge methods, which mergekern.merge_probes is told (--merge-probes on the command line)"
+                f"{name}: merge probes are measured by mergekern.merge_probes (--merge-probes on the command line)"
             )
         if not matching:
             raise OptionError(

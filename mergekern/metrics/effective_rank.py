@@ -12,7 +12,7 @@ import numpy as np
 from mergekern.metrics.geometry import Geometry
 from mergekern.statistics import ZooStatistics
 
-# The study leaves out tensors in which a task vector is shorter than this.
+# As the study does, tensors in which a task vector is shorter than this are left out.
 SHORTEST = 1e-10
 
 
@@ -68,8 +68,8 @@ def stack_values(geometry: Geometry, groups: np.ndarray) -> np.ndarray:
     """Return the singular values (G, n) of the stack of each group; NaN where a task vector of it is zero.
 
     Args:
-        geometry: of N vectors.
-        groups: (G, n) positions of the members.
+        geometry: N vectors.
+        groups: (G, n) positions of the members of each group.
 
     The stack is turned into √n times its mean and n − 1 differences, an orthogonal change that leaves its singular
     values as they are; the Gram matrix of the differences comes from the squared distances, in which nothing has
@@ -100,13 +100,13 @@ def layerwise_rank(
     """Return Σ_l w_l er_l / Σ_l w_l over the tensors in which no model of a group is shorter than 1e-10.
 
     Args:
-        statistics: of the zoo.
-        rank: from the geometry of one tensor to the effective rank of every group.
-        total: from lengths (N,) of one tensor's task vectors to their sum w_l over every group.
+        statistics: the layers of a zoo.
+        rank: geometry of one tensor -> effective rank of every group.
+        total: lengths (N,) of one tensor's task vectors -> their sum w_l over every group.
     """
     numerator, denominator = np.zeros(()), np.zeros(())
     for layer in statistics.layers:
-        geometry = Geometry.of(layer)
+        geometry = Geometry.from_statistics(layer)
         share = total(np.where(geometry.norm >= SHORTEST, geometry.norm, -np.inf))
         share = np.where(np.isfinite(share), share, 0.0)
         numerator = numerator + np.where(share > 0, share * rank(geometry), 0.0)
@@ -117,7 +117,7 @@ def layerwise_rank(
 
 def effective_rank(statistics: ZooStatistics) -> np.ndarray:
     """exp(−Σ p ln p), in [1, 2]."""
-    return rank_of_values(pair_values(Geometry.of(statistics)))
+    return rank_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def effective_rank_mergeability_score(statistics: ZooStatistics) -> np.ndarray:
@@ -127,17 +127,17 @@ def effective_rank_mergeability_score(statistics: ZooStatistics) -> np.ndarray:
 
 def stable_rank(statistics: ZooStatistics) -> np.ndarray:
     """(Σs)²/Σs², the study's definition (not ‖A‖_F²/σ₁²)."""
-    return stable_rank_of_values(pair_values(Geometry.of(statistics)))
+    return stable_rank_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def spectral_gap(statistics: ZooStatistics) -> np.ndarray:
     """(s₁ − s₂)/s₁."""
-    return gap_of_values(pair_values(Geometry.of(statistics)))
+    return gap_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def singular_value_ratio(statistics: ZooStatistics) -> np.ndarray:
     """s₂/s₁."""
-    return ratio_of_values(pair_values(Geometry.of(statistics)))
+    return ratio_of_values(pair_values(Geometry.from_statistics(statistics)))
 
 
 def layerwise_effective_rank(statistics: ZooStatistics) -> np.ndarray:

@@ -34,7 +34,7 @@ class Geometry:
     squared_distance: np.ndarray
 
     @staticmethod
-    def of(statistics: Vectors) -> Geometry:
+    def from_statistics(statistics: Vectors) -> Geometry:
         """Return the geometry of whole task vectors, of one tensor of them, or of any other vectors."""
         return Geometry(statistics.inner, np.sqrt(np.diagonal(statistics.inner)), statistics.squared_distance)
 
@@ -67,24 +67,24 @@ class Geometry:
 
 def task_vector_cosine_similarity(statistics: ZooStatistics) -> np.ndarray:
     """g_ij / √(g_ii g_jj)."""
-    return Geometry.of(statistics).cosine
+    return Geometry.from_statistics(statistics).cosine
 
 
 def task_vector_l2_distance(statistics: ZooStatistics) -> np.ndarray:
     """√(g_ii + g_jj − 2 g_ij)."""
-    return Geometry.of(statistics).distance
+    return Geometry.from_statistics(statistics).distance
 
 
 def task_vector_dot_product(statistics: ZooStatistics) -> np.ndarray:
     """g_ij."""
-    return Geometry.of(statistics).inner
+    return Geometry.from_statistics(statistics).inner
 
 
 def weight_space_angle(statistics: ZooStatistics) -> np.ndarray:
     """arccos of the cosine, in degrees; as 2 arcsin √((1 − cos)/2), which is accurate for small angles."""
-    return np.degrees(2.0 * np.arcsin(np.sqrt(Geometry.of(statistics).one_minus_cosine / 2.0)))
+    return np.degrees(2.0 * np.arcsin(np.sqrt(Geometry.from_statistics(statistics).one_minus_cosine / 2.0)))
 
 
 def task_vector_magnitude_ratio(statistics: ZooStatistics) -> np.ndarray:
     """Shorter length / longer length; NaN where a vector is zero."""
-    return Geometry.of(statistics).magnitude_ratio
+    return Geometry.from_statistics(statistics).magnitude_ratio

@@ -2,7 +2,7 @@
 
 The encoder gradient is that of the loss with respect to all parameters of the encoder. The input gradient is that with
 respect to the inputs, all samples flattened into one vector: it compares the first sample of one task with the first
-of the other, and so on. That has a meaning only for tasks with equally many samples of one shape; other pairs get NaN.
+of the other, and so on. Only tasks with equally many samples of one shape can be compared so; other pairs get NaN.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mergekern.statistics import ZooStatistics
 
 def _encoder(statistics: ZooStatistics) -> Geometry:
     assert statistics.functional.encoder_gradients is not None
-    return Geometry.of(statistics.functional.encoder_gradients)
+    return Geometry.from_statistics(statistics.functional.encoder_gradients)
 
 
 def _input(statistics: ZooStatistics) -> Geometry:
     assert statistics.functional.input_gradients is not None
-    return Geometry.of(statistics.functional.input_gradients)
+    return Geometry.from_statistics(statistics.functional.input_gradients)
 
 
 def encoder_gradient_cosine_similarity(statistics: ZooStatistics) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Merge probes: what a merge method does to two models on samples of their own tasks, each alone or both together.
 
 ℓ_i and A_i are the mean loss and the accuracy on the calibration samples of task i, with its head; M(τ_i, τ_j) is the
-merge of two models by the method, and M(τ_i, 0), the solo probe, its merge of one model with the base. Loss is what is
-added to that of the single model, θ_i; accuracy is a share of the single model's. Unlike all other metrics, these are
-of one merge method each.
+merge of two models by the method, and M(τ_i, 0), the solo probe, its merge of one model with the base. Loss is measured
+as the increase over the loss of the single model θ_i, accuracy as a share of its accuracy. Unlike all other metrics, a
+merge probe belongs to one merge method.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def _added_loss(merged: np.ndarray, single: np.ndarray) -> np.ndarray:
 
 
 def _kept_accuracy(merged: np.ndarray, single: np.ndarray) -> np.ndarray:
-    """Return A(merged) / A(single), NaN where the single model tells nothing right."""
+    """Return A(merged) / A(single), NaN where the single model classifies no sample correctly."""
     whole = np.where(single[..., ACCURACY] > 0, single[..., ACCURACY], np.nan)
     return merged[..., ACCURACY] / whole
 
 
 def _of_solo(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N, N) of the first model of each pair, and of the second."""
+    """Return the value of the first model of each pair, (N, N), and that of the second."""
     first = np.broadcast_to(values[:, None], (len(values),) * 2)
     return first, first.T
 

@@ -16,7 +16,7 @@ import numpy as np
 from mergekern.statistics import SpectrumStatistics, ZooStatistics
 
 Frozen = Literal["exclude", "include"]
-# The rank a task matrix needs to be measured: any but 0, the k of the top vectors, or full.
+# The rank that a task matrix needs to be measured: at least 1, at least the k of the top vectors, or full.
 Needed = Literal["any", "top", "full"]
 
 
@@ -44,7 +44,7 @@ def singular_value_overlap(statistics: ZooStatistics, frozen: Frozen = "exclude"
     def cosine(spectrum: SpectrumStatistics) -> np.ndarray:
         length = np.linalg.norm(spectrum.values, axis=1, keepdims=True)
         unit = spectrum.values / np.where(length > 0, length, 1.0)
-        # One sum a pair, whose last bits do not depend on the other models, as those of BLAS would.
+        # Sums of a pair whose last bits do not depend on the other models, as those of BLAS would.
         return np.einsum("ip,jp->ij", unit, unit, optimize=False)
 
     return _average(statistics, frozen, "any", cosine)

@@ -143,7 +143,7 @@ def _of_stacks(statistics: ZooStatistics, table: MetricTable, groups: np.ndarray
     wanted = [name for name in OF_STACKS if name in table.metrics]
     if size == 2:
         return {name: table.matrix(name)[groups[:, 0], groups[:, 1]] for name in wanted}
-    values = stack_values(Geometry.of(statistics), groups)
+    values = stack_values(Geometry.from_statistics(statistics), groups)
     found = {name: OF_VALUES[name](values) for name in wanted if name in OF_VALUES}
     if LAYERWISE in wanted or LAYERWISE_SCORE in wanted:
         rank = layerwise_rank(

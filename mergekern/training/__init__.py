@@ -1,4 +1,4 @@
-"""What helps while models are fine-tuned: penalties that keep them mergeable."""
+"""Training: regularizers that keep models mergeable while they are fine-tuned."""
 
 from mergekern.training import regularizers
 

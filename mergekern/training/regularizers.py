@@ -1,4 +1,4 @@
-"""Penalties for fine-tuning models that are to be merged: each is one term to add to the loss of any training loop.
+"""Regularizers for models that are to be merged: each is one term to add to the loss of any training loop.
 
     loss = cross_entropy(head(encoder(inputs)), labels)
     loss = loss + 0.1 * regularizers.distance_from_base(encoder, base)
@@ -26,10 +26,10 @@ Tensors = Mapping[str, Tensor]
 def distance_from_base(model: nn.Module, base: Tensors) -> Tensor:
     """Return ‖θ − θ₀‖², which keeps fine-tuning near the base.
 
-    A penalty λ‖θ − θ₀‖² pulls with 2λ(θ − θ₀): L2-SP of Li, Grandvalet and Davoine (arXiv 1802.01483).
+    λ‖θ − θ₀‖² in the loss pulls with 2λ(θ − θ₀): L2-SP of Li, Grandvalet and Davoine (arXiv 1802.01483).
 
     Args:
-        model: what is trained and shared with the base: the encoder without its head.
+        model: the part that is trained and shared with the base: the encoder without its head.
         base: name -> tensor, as `load_file` reads it or `{k: v.clone() for k, v in model.state_dict().items()}` keeps
             it before training; other names are ignored. On the model's device, or it is copied there in every step.
 
@@ -37,8 +37,8 @@ def distance_from_base(model: nn.Module, base: Tensors) -> Tensor:
         MismatchError: a trainable parameter has no tensor in the base, or one of another shape.
         OptionError: nothing is trainable; the base shares memory with the model, and would follow it.
 
-    >>> model = nn.Linear(2, 1, bias=False)
-    >>> base = {"weight": model.weight.detach() - torch.tensor([[3.0, 4.0]])}
+    >>> model, base = nn.Linear(2, 1, bias=False), {"weight": torch.zeros(1, 2)}
+    >>> model.weight.data[:] = torch.tensor([[3.0, 4.0]])
     >>> distance_from_base(model, base).item()
     25.0
     """
@@ -53,8 +53,8 @@ def gradient_magnitude(loss: Tensor, model: nn.Module) -> Tensor:
     backward pass is kept for the second.
 
     Args:
-        loss: scalar, of a forward pass of the model.
-        model: the trainable parameters of which are θ; those that the loss does not use have a gradient of zero.
+        loss: scalar, from a forward pass of the model.
+        model: its trainable parameters are θ; those that the loss does not use have a gradient of zero.
 
     Raises:
         OptionError: the loss is not a scalar with gradients; nothing is trainable; an operation of the forward pass has
@@ -87,7 +87,7 @@ def subspace_distance(
     Args:
         model, base: as for `distance_from_base`.
         subspaces: name of a matrix -> (m, k) orthonormal columns, from `leading_subspaces`; the other parameters are
-            not penalised.
+            left alone.
         side: "outside" or "inside".
 
     Raises:
@@ -125,7 +125,7 @@ def leading_subspaces(tensors: Tensors, k: int = 10) -> dict[str, Tensor]:
     """Return the leading left singular vectors of every matrix: name -> (m, min(k, m, n)) orthonormal columns.
 
     Args:
-        tensors: of the base, or the task vector of another model; what is not a floating-point matrix is left out.
+        tensors: name -> tensor of the base, or of the task vector of another model; only floating-point matrices count.
         k: dimension of the subspaces.
 
     Raises:

@@ -38,7 +38,7 @@ RECIPES = {
     "mlp": (160, 2e-3, 100, 1e-3),
     "text": (500, 4e-3, 200, 1e-3),
 }
-PENALTIES: dict[str, Callable[[Tensor, nn.Module, Mapping[str, Tensor]], Tensor]] = {
+REGULARIZERS: dict[str, Callable[[Tensor, nn.Module, Mapping[str, Tensor]], Tensor]] = {
     "distance_from_base": lambda loss, encoder, base: regularizers.distance_from_base(encoder, base),
     "gradient_magnitude": lambda loss, encoder, base: regularizers.gradient_magnitude(loss, encoder),
     "subspace_distance": lambda loss, encoder, base: regularizers.subspace_distance(
@@ -70,7 +70,7 @@ def learn(
     Args:
         task: what to learn.
         encoder: where to start; changed in place.
-        recipe: "steps", "batch_size" and "learning_rate"; "penalties" may have weights of `PENALTIES`, by name.
+        recipe: "steps", "batch_size" and "learning_rate"; "regularizers" may have weights of `REGULARIZERS`, by name.
         seed: of the zoo.
         domain: of the task.
         samples: of calibration, at most half of what is held out; all others are test samples.
@@ -79,7 +79,7 @@ def learn(
         The calibration data to be saved, and the entry of model.json.
 
     Raises:
-        click.ClickException: held-out accuracy, without penalties, is not even halfway from the share of the most
+        click.ClickException: held-out accuracy, without regularizers, is not even halfway from the share of the most
             frequent class to 1.
     """
     # Each task has its own stream of random numbers, so that it comes out the same whichever others are made.
@@ -101,8 +101,8 @@ def learn(
     with torch.no_grad():
         accuracy = (model(inputs[test]).argmax(dim=1) == labels[test]).double().mean().item()
     chance = labels[test].bincount().max().item() / len(test)
-    # A penalty that is too strong is a finding, not a mistake.
-    if accuracy < (1 + chance) / 2 and not recipe.get("penalties"):
+    # A regularizer that is too strong is a finding, not a mistake.
+    if accuracy < (1 + chance) / 2 and not recipe.get("regularizers"):
         raise click.ClickException(
             f"{task.name} was not learned: held-out accuracy is {accuracy:.3f}, where the most frequent class has a "
             f"share of {chance:.3f}; try another --seed"
@@ -116,17 +116,17 @@ def learn(
 
 
 def fit(model: nn.Sequential, inputs: Tensor, labels: Tensor, recipe: Mapping[str, Any], generator: Generator) -> None:
-    """Train an encoder followed by a head by a recipe, with its penalties on the encoder."""
+    """Train an encoder followed by a head by a recipe, with its regularizers on the encoder."""
     base = {name: tensor.clone() for name, tensor in model[0].state_dict().items()}
-    penalties = {name: weight for name, weight in recipe.get("penalties", {}).items() if weight}
+    weights = {name: weight for name, weight in recipe.get("regularizers", {}).items() if weight}
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["learning_rate"], fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["learning_rate"], total_steps=recipe["steps"])
     for _ in range(recipe["steps"]):
         rows = torch.randint(len(inputs), (recipe["batch_size"],), generator=generator)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(inputs[rows]), labels[rows])
-        penalty = sum(weight * PENALTIES[name](loss, model[0], base) for name, weight in penalties.items())
-        (loss + penalty).backward()
+        added = sum(weight * REGULARIZERS[name](loss, model[0], base) for name, weight in weights.items())
+        (loss + added).backward()
         optimizer.step()
         schedule.step()
 
@@ -226,8 +226,8 @@ def make_zoo(
             write_atomically(path, save(content))
         return task, record, f"accuracy {record['accuracy']:.3f}, {time.perf_counter() - began:.1f} s"
 
-    # A second derivative, for which fused attention has no formula, is needed by one penalty alone.
-    differentiable = "gradient_magnitude" in options["fine_tuning"].get("penalties", {})
+    # A second derivative, for which fused attention has no formula, is needed by one regularizer alone.
+    differentiable = "gradient_magnitude" in options["fine_tuning"].get("regularizers", {})
     # A model a thread: these tensors are too small to share, and the number of cores must not change the results.
     pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
     with pool, sdpa_kernel(SDPBackend.MATH) if differentiable else nullcontext():

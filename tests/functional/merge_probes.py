@@ -1,10 +1,10 @@
 """Merge probes of a case, and the merges that they run."""
 
 import torch
+from mergekern.functional.merge_probing import merge_probes
 from torch import nn
 
 import mergekern
-from mergekern.functional.merge_probing import merge_probes
 
 
 def run(case, methods, models=None, base=None, **options):
@@ -14,14 +14,14 @@ def run(case, methods, models=None, base=None, **options):
 
 def catch_merges(monkeypatch):
     """Let merged tensors be kept by (method, models) as they are handed over."""
-    caught, real = {}, mergekern.functional.merge_probing.open_checkpoint
+    caught, real = {}, mergekern.functional.merge_probes.open_checkpoint
 
     def catch(state, what):
         method, _, models = what.partition(" of ")
         caught[method, models] = state
         return real(state, what)
 
-    monkeypatch.setattr(mergekern.functional.merge_probing, "open_checkpoint", catch)
+    monkeypatch.setattr(mergekern.functional.merge_probes, "open_checkpoint", catch)
     return caught
 
 

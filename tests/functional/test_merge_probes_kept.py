@@ -21,7 +21,7 @@ def test_a_run_that_was_killed_continues(tmp_path, monkeypatch):
     arguments = {"methods": ["tsv", "weight_average"], "direct": True}
     whole = run(case, **arguments).to_pandas()
     measured = catch_merges(monkeypatch)
-    taken, real = [], mergekern.functional.merge_probing._Work.put
+    taken, real = [], mergekern.functional.merge_probes._MethodProbes.put
 
     def killed(self, *arguments):
         taken.append(arguments)
@@ -30,7 +30,7 @@ def test_a_run_that_was_killed_continues(tmp_path, monkeypatch):
         real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mergekern.functional.merge_probing._Work, "put", killed)
+        patch.setattr(mergekern.functional.merge_probes._MethodProbes, "put", killed)
         with pytest.raises(KeyboardInterrupt):
             run(case, statistics=folder, **arguments)
     assert sorted(path.name for path in folder.iterdir()) == ["tsv.safetensors", "weight_average.safetensors"]

@@ -77,7 +77,7 @@ struct Results {
         off_diagonal(kSize - 1),
         values(kSize),
         vectors(kVectors * kSize, 1.0),
-        merged(4, std::vector<double>(kCount)),
+        merged(static_cast<std::size_t>(mergekern::kLastConsensus) + 1, std::vector<double>(kCount)),
         counts(1 << 16) {}
 
   bool operator==(const Results& other) const {

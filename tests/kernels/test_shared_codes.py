@@ -17,7 +17,7 @@ import mergekern
 from mergekern.checkpoints import checkpoint, open_checkpoint, safetensors_file, stream, writer
 from mergekern.kernels import native
 from mergekern.kernels.combine import CONSENSUS, Consensus
-from mergekern.merging import apply
+from mergekern.merging import arguments
 
 CSRC = Path(__file__).parents[2] / "csrc"
 STUB = Path(mergekern.__file__).with_name("_native.pyi")
@@ -105,8 +105,8 @@ def test_dtypes_of_files_are_read_or_refused(tmp_path):
 def test_dtypes_that_are_written_are_those_that_are_read():
     names = safetensors_file._SAFETENSORS_DTYPES | safetensors_file._INTEGERS
     assert all(names[name] == dtype for dtype, name in writer._DTYPE_NAMES.items())
-    assert {*apply.DTYPES.values(), *safetensors_file._INTEGERS.values()} == set(writer._DTYPE_NAMES)
-    assert all(str(dtype) == f"torch.{name}" for name, dtype in apply.DTYPES.items())
+    assert {*arguments.DTYPES.values(), *safetensors_file._INTEGERS.values()} == set(writer._DTYPE_NAMES)
+    assert all(str(dtype) == f"torch.{name}" for name, dtype in arguments.DTYPES.items())
 
 
 @pytest.mark.parametrize("table", ["LOADED", "STORAGE"])

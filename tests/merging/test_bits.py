@@ -28,14 +28,14 @@ def threads():
 @pytest.mark.parametrize(("method", "options"), CASES, ids=lambda value: value if isinstance(value, str) else "")
 def test_same_bits(method, options, models, threads):
     base, tuned = drawn(models, SHAPES)
-    expected = mergekern.merge(tuned, base, method, **options)
+    expected = mergekern.merge(tuned, base, method, options=options)
     backwards = dict(reversed(tuned.items()))
-    assert_equal(mergekern.merge(backwards, base, method, **options), expected)
+    assert_equal(mergekern.merge(backwards, base, method, options=options), expected)
     renamed = {f"other_{i}": model for i, model in enumerate(backwards.values())}
-    assert_equal(mergekern.merge(renamed, base, method, max_memory=3001, **options), expected)
+    assert_equal(mergekern.merge(renamed, base, method, max_memory=3001, options=options), expected)
     for count in (1, 3):
         threads(count)
-        assert_equal(mergekern.merge(tuned, base, method, max_memory=50_000 * count, **options), expected)
+        assert_equal(mergekern.merge(tuned, base, method, max_memory=50_000 * count, options=options), expected)
 
 
 def test_weights_follow_their_models():
@@ -57,7 +57,7 @@ def test_same_files(tmp_path):
     bytes_of = []
     for index, order in enumerate((paths, paths[::-1])):
         out = tmp_path / f"out_{index}.safetensors"
-        options = {"max_memory": 4000 + 10**9 * index, "io": ("mmap", "pread")[index]}
-        mergekern.merge(order, tmp_path / "base.safetensors", "dare_ties", output=out, **options)
+        how = {"max_memory": 4000 + 10**9 * index, "io": ("mmap", "pread")[index]}
+        mergekern.merge(order, tmp_path / "base.safetensors", "dare_ties", output=out, **how)
         bytes_of.append(out.read_bytes())
     assert bytes_of[0] == bytes_of[1]

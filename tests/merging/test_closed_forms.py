@@ -20,10 +20,10 @@ A = torch.tensor([[8.0, -4.0, 2.0, 1.0], [0.5, 0.0, -6.0, 3.0], [0.25, -0.5, 1.5
 B = torch.tensor([[4.0, 4.0, -1.0, 3.0], [-2.0, 0.0, -5.0, -3.0], [7.0, 0.5, -1.5, 0.75], [1.0, -6.0, 2.0, -8.0]])
 
 
-def merged(method, *deltas, base=None, **options):
+def merged(method, *deltas, base=None, weights=None, **options):
     base = torch.ones_like(deltas[0]) if base is None else base
     models = {f"model_{i}": {"w": base + delta} for i, delta in enumerate(deltas)}
-    return mergekern.merge(models, {"w": base}, method, **options)["w"]
+    return mergekern.merge(models, {"w": base}, method, options=options, weights=weights)["w"]
 
 
 def test_weight_average():
@@ -93,7 +93,7 @@ def test_tall_masks_of_a_pair():
 
 def test_dare_at_random():
     models = [{"w": 1 + delta} for delta in (A, B)]
-    found = mergekern.merge(models, {"w": torch.ones(4, 4)}, "dare", rate=0.5, seed=3)["w"]
+    found = mergekern.merge(models, {"w": torch.ones(4, 4)}, "dare", options={"rate": 0.5, "seed": 3})["w"]
     content = [xxhash.xxh3_128(b"torch.float32(4, 4)" + model["w"].numpy().tobytes()).hexdigest() for model in models]
     drawn_numbers = [reference.uniform(mask_key(3, "w", digest), 0, 16).reshape(4, 4) / 2**53 for digest in content]
     kept = [torch.from_numpy(np.where(numbers >= 0.5, 2.0, 0.0)) for numbers in drawn_numbers]
@@ -155,7 +155,7 @@ def test_copies_of_one_model(models):
     copies = {f"copy_{i}": model for i in range(models)}
 
     def change(method, name="w", **options):
-        return mergekern.merge(copies, base, method, **options)[name].double() - origin[name]
+        return mergekern.merge(copies, base, method, options=options)[name].double() - origin[name]
 
     near = {"rtol": 0, "atol": 1e-6}
     for name in base:
@@ -243,8 +243,8 @@ def test_random_masks_drop_the_rate_and_are_independent():
 
 def test_dare_is_unbiased_and_seeded():
     base, tuned = drawn(2, {"w": (300, 300)}, scale=1.0)
-    first = mergekern.merge(tuned, base, "dare", rate=0.5, seed=1)["w"]
-    assert torch.equal(mergekern.merge(tuned, base, "dare", rate=0.5, seed=1)["w"], first)
-    assert not torch.equal(mergekern.merge(tuned, base, "dare", rate=0.5, seed=2)["w"], first)
+    first = mergekern.merge(tuned, base, "dare", options={"rate": 0.5, "seed": 1})["w"]
+    assert torch.equal(mergekern.merge(tuned, base, "dare", options={"rate": 0.5, "seed": 1})["w"], first)
+    assert not torch.equal(mergekern.merge(tuned, base, "dare", options={"rate": 0.5, "seed": 2})["w"], first)
     average = mergekern.merge(tuned, base, "weight_average")["w"]
     assert float((first - average).mean()) == pytest.approx(0, abs=0.02)

@@ -25,7 +25,7 @@ def test_merge_all_is_merge(zoo, tmp_path):
     assert len(found) == 6 * len(methods)
     for (group, method), merged in found.items():
         options = {"density": 0.5} if method == "ties" else {}
-        assert_equal(merged, mergekern.merge({name: tuned[name] for name in group}, base, method, **options))
+        assert_equal(merged, mergekern.merge({name: tuned[name] for name in group}, base, method, options=options))
 
 
 def test_merge_all_into_files(zoo, tmp_path):
@@ -84,7 +84,7 @@ def test_merge_all_of_whole_models_is_merge():
     )  # fmt: skip
     for (group, method), merged in found.items():
         options = {"mask": "magnitude", "rate": 0.5} if method == "dare_ties" else {}
-        alone = mergekern.merge({n: tuned[n] for n in group}, base, method, scope="model", **options)
+        alone = mergekern.merge({n: tuned[n] for n in group}, base, method, options={"scope": "model", **options})
         assert_equal(merged, alone)
 
 

@@ -55,9 +55,9 @@ def on_the_cpu(*arguments, **options):
 @pytest.mark.parametrize(("method", "options"), CASES, ids=lambda value: value if isinstance(value, str) else "")
 def test_same_as_on_the_cpu(on_the_device, method, options):
     base, tuned = drawn(3, SHAPES)
-    options = {"weights": [0.1, 0.7, 1.3], "dtype": "float64" if METHODS[method].matrix else None, **options}
-    expected = on_the_cpu(tuned, base, method, **options)
-    assert_same(on_the_device(mergekern.merge, tuned, base, method, **options), expected, method)
+    how = {"options": options, "weights": [0.1, 0.7, 1.3], "dtype": "float64" if METHODS[method].matrix else None}
+    expected = on_the_cpu(tuned, base, method, **how)
+    assert_same(on_the_device(mergekern.merge, tuned, base, method, **how), expected, method)
 
 
 @pytest.mark.parametrize("method", ["ties", "tsv"])
@@ -84,9 +84,9 @@ def test_signs_that_cancel(on_the_device):
         "a": {"w": torch.tensor([1.0, -4, -4, -4, 2, 0, 0, 0])},
         "b": {"w": torch.tensor([-1.0, -4, -4, 1, -2, 0, 0, 0])},
     }
-    expected = on_the_cpu(tuned, base, "ties", density=0.9)
+    expected = on_the_cpu(tuned, base, "ties", options={"density": 0.9})
     assert expected["w"][0] < 0
-    assert_equal(on_the_device(mergekern.merge, tuned, base, "ties", density=0.9), expected)
+    assert_equal(on_the_device(mergekern.merge, tuned, base, "ties", options={"density": 0.9}), expected)
 
 
 def test_every_tensor_is_sent_once_for_all_merges(on_the_device, monkeypatch):

@@ -1,8 +1,10 @@
 """What is written: like the base, whole or not at all, with a record; and what is refused."""
 
 import errno
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +23,9 @@ from tests.merging.zoos import BUFFERS, SHAPES, assert_equal, drawn
 from tests.support.checkpoint_files import write_shards
 
 
-def merge(zoo, output, method="ties", **options):
+def merge(zoo, output, method="ties", **how):
     models = sorted(zoo.glob("model_*"))
-    return mergekern.merge(models, next(zoo.glob("base*")), method, output=output, **options)
+    return mergekern.merge(models, next(zoo.glob("base*")), method, output=output, **how)
 
 
 def test_a_file_like_the_base(zoo, tmp_path):
@@ -169,12 +171,11 @@ def content(folder):
 REFUSED = {
     "method": (OptionError, "did you mean 'ties'", {"method": "tise"}),
     "capitals": (OptionError, "did you mean 'ties'", {"method": "TIES"}),
-    "argument": (OptionError, "did you mean 'weights'", {"weight": [1, 2]}),
     "one weight": (OptionError, "a number for each model", {"weights": 0.5}),
-    "option": (OptionError, "did you mean 'density'", {"densty": 0.1}),
-    "value": (OptionError, "density must be above 0 and at most 1", {"density": 0.0}),
-    "scope": (OptionError, "'tensor' or 'model'", {"scope": "layer"}),
-    "seed": (OptionError, "whole number", {"method": "dare", "seed": 0.5}),
+    "option": (OptionError, "did you mean 'density'", {"options": {"densty": 0.1}}),
+    "value": (OptionError, "density must be above 0 and at most 1", {"options": {"density": 0.0}}),
+    "scope": (OptionError, "'tensor' or 'model'", {"options": {"scope": "layer"}}),
+    "seed": (OptionError, "whole number", {"method": "dare", "options": {"seed": 0.5}}),
     "dtype": (OptionError, "did you mean 'float32'", {"dtype": "flaot32"}),
     "device": (OptionError, "device 'cuda:7' cannot be used", {"device": "cuda:7"}),
     "weight": (OptionError, "did you mean 'model_", {"weights": {"model_O": 1}}),
@@ -185,12 +186,24 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("error", "says", "options"), REFUSED.values(), ids=REFUSED)
-def test_bad_options(zoo, tmp_path, error, says, options):
+@pytest.mark.parametrize(("error", "says", "how"), REFUSED.values(), ids=REFUSED)
+def test_bad_options(zoo, tmp_path, error, says, how):
     before = content(tmp_path)
     with pytest.raises(MergekernError, match=says) as caught:
-        merge(zoo, tmp_path / "out.safetensors", **options)
+        merge(zoo, tmp_path / "out.safetensors", **how)
     assert type(caught.value) is error
+    assert content(tmp_path) == before
+
+
+def test_help_shows_every_argument(zoo, tmp_path):
+    before = content(tmp_path)
+    for function in (mergekern.merge, mergekern.merge_all, mergekern.mergekit_config):
+        parameters = inspect.signature(function).parameters.values()
+        assert not any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters)
+        described = inspect.getdoc(function).partition("Args:")[2].partition("Returns:")[0]
+        assert all(re.search(rf"\b{parameter.name}\b.*:", described) for parameter in parameters)
+    with pytest.raises(TypeError, match="'weight'"):
+        merge(zoo, tmp_path / "out.safetensors", weight=[1, 2])
     assert content(tmp_path) == before
 
 
@@ -219,11 +232,11 @@ def test_tensors_with_any_strides(tmp_path):
 
 
 def test_numbers_of_numpy_and_torch(zoo, tmp_path):
-    expected = merge(zoo, None, "dare", rate=0.5, seed=3, weights=[1, 2])
+    expected = merge(zoo, None, "dare", options={"rate": 0.5, "seed": 3}, weights=[1, 2])
     for weights in (np.array([1, 2]), np.array([1, 2], np.float32), torch.tensor([1, 2])):
         out = merge(
-            zoo, tmp_path / "out.safetensors", "dare", rate=np.float32(0.5), seed=np.int64(3), weights=weights,
-            overwrite=True,
+            zoo, tmp_path / "out.safetensors", "dare", weights=weights, overwrite=True,
+            options={"rate": np.float32(0.5), "seed": np.int64(3)},
         )  # fmt: skip
         assert_equal(load_file(out), expected)
 
@@ -309,4 +322,4 @@ mergekern.merge({[str(p) for p in sorted(zoo.glob("model_*"))]}, {str(zoo / "bas
 def test_float16_beyond_its_range(tmp_path):
     base, model = {"w": torch.zeros(2).half()}, {"w": torch.full((2,), 60000.0).half()}
     with pytest.raises(OptionError, match="beyond the range of float16"):
-        mergekern.merge([model, {"w": model["w"]}], base, "task_arithmetic", scale=1.0)
+        mergekern.merge([model, {"w": model["w"]}], base, "task_arithmetic", options={"scale": 1.0})

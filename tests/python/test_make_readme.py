@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mergekern import METHODS
 from mergekern.metrics import CATALOGUE, MERGE_PROBES
 
 SCRIPT = Path(__file__).parents[2] / "python" / "make_readme.py"
@@ -34,8 +35,9 @@ def test_examples_in_docstrings(script):
 
 def test_tables_of_the_readme_are_up_to_date(script, text):
     assert script.with_tables(text, script.rows.read()) == text, "run `make readme`"
-    assert all(f"`{name}`" in text for name in (*CATALOGUE, *MERGE_PROBES))
-    assert script.with_tables(text.replace("`stable_rank`", "`gone`"), script.rows.read()) == text
+    assert all(f"`{name}`" in text for name in (*CATALOGUE, *MERGE_PROBES, *METHODS))
+    for name in ("`stable_rank`", "| `isotropic_cts` |"):
+        assert script.with_tables(text.replace(name, "| `gone` |"), script.rows.read()) == text
 
 
 def test_speed_of_what_runs_models(script, text):

@@ -83,10 +83,10 @@ def test_task_effects_of_the_study(study):
 
 @pytest.fixture
 def made_up(tmp_path):
-    """Files as the study's: 8 tasks, a method, one pair without gradients and one without an accuracy."""
-    random = np.random.default_rng(0)
+    """Files as the study's: 8 tasks, 28 metrics, a method, one pair without gradients and one without an accuracy."""
+    random, names = np.random.default_rng(0), list(CATALOGUE)[:28]
     index = all_pairs(8)
-    metrics = pd.DataFrame(random.standard_normal((28, 28)), index=index, columns=list(CATALOGUE))
+    metrics = pd.DataFrame(random.standard_normal((28, 28)), index=index, columns=names)
     accuracy = {"tsv": metrics["stable_rank"] * 0.01 + 0.8}
     table = pd.concat(
         {name: pd.DataFrame({"accuracy": a}, index=index) for name, a in accuracy.items()}, names=["method"]
@@ -94,7 +94,7 @@ def made_up(tmp_path):
     metrics.iloc[0, -1] = np.nan
     metrics.to_csv(tmp_path / "metrics_vit_b16.csv")
     table.drop(("tsv", "task01", "task02")).to_csv(tmp_path / "accuracy_vit_b16.csv")
-    coefficients = pd.DataFrame(random.standard_normal((28, 3)), list(CATALOGUE), list("abc"))
+    coefficients = pd.DataFrame(random.standard_normal((28, 3)), names, list("abc"))
     coefficients.to_csv(tmp_path / "coefficients_l1_vit_b16_adamw.csv", index_label="metric")
     return tmp_path
 

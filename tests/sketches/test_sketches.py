@@ -50,7 +50,7 @@ def draws(zoo):
 
 def test_every_metric_of_whole_task_vectors_is_estimated(draws):
     assert draws[0] == list(ESTIMATED)
-    assert len(ESTIMATED) == 10
+    assert len(ESTIMATED) >= 10
 
 
 def test_standard_errors_are_those_of_the_estimates(draws):

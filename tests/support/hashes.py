@@ -35,10 +35,12 @@ from tests.support.encoders import make_case
 MASKED = {"versions", "seconds", "time", "checksum"}
 # What the defaults spend seconds on.
 PREDICTOR_OPTIONS = {"dense": {"solver": "exact"}, "sparse": {"solver": "exact"}, "forest": {"n_estimators": 5}}
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in mergekern.METHODS), ("ties", {"scope": "model"}), ("isotropic", {"truncate": None}),
-    ("dare", {"mask": "magnitude", "rate": 0.5}), ("dare_ties", {"scope": "model", "rate": 0.5}),
-    ("tsv", {"dtype": "bfloat16"}), ("weight_average", {"weights": [0.5, 1.0, 2.0]}),
+# Method, its options, and other arguments of a merge.
+VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *((name, {}, {}) for name in mergekern.METHODS), ("ties", {"scope": "model"}, {}),
+    ("isotropic", {"truncate": None}, {}), ("dare", {"mask": "magnitude", "rate": 0.5}, {}),
+    ("dare_ties", {"scope": "model", "rate": 0.5}, {}), ("tsv", {}, {"dtype": "bfloat16"}),
+    ("weight_average", {}, {"weights": [0.5, 1.0, 2.0]}),
 ]  # fmt: skip
 Product = tuple[str, Any]
 
@@ -107,9 +109,9 @@ def statistics(folder: Path) -> Iterator[Product]:
 def merges(folder: Path) -> Iterator[Product]:
     """Yield the tensors of merges by every method, and the file of one."""
     zoo = write_zoo(folder / "merged", "mixed", models=3)
-    for method, options in VARIANTS:
-        label = " ".join([method, *(f"{name}={value}" for name, value in options.items())])
-        yield label, of_tensors(mergekern.merge(zoo, method=method, **options))
+    for method, options, how in VARIANTS:
+        label = " ".join([method, *(f"{name}={value}" for name, value in {**options, **how}.items())])
+        yield label, of_tensors(mergekern.merge(zoo, method=method, options=options, **how))
     mergekern.merge(zoo, method="ties", output=folder / "ties.safetensors")
     yield "ties file", of_tensors(load_file(folder / "ties.safetensors"))
 

@@ -1,4 +1,4 @@
-"""Penalties for fine-tuning: closed forms, finite differences, tied and frozen parameters, whole training loops."""
+"""Regularizers of fine-tuning: closed forms, finite differences, tied and frozen parameters, whole training loops."""
 
 import pytest
 import torch
@@ -32,9 +32,9 @@ def loss_of(model, dtype=torch.float64):
     return nn.functional.cross_entropy(model(inputs), labels)
 
 
-def assert_gradients_are_those_of_differences(model, penalty):
-    """Compare the gradient of a penalty with central differences along random directions."""
-    gradients = torch.autograd.grad(penalty(), list(model.parameters()), materialize_grads=True)
+def assert_gradients_are_those_of_differences(model, regularizer):
+    """Compare the gradient of a regularizer with central differences along random directions."""
+    gradients = torch.autograd.grad(regularizer(), list(model.parameters()), materialize_grads=True)
     for seed in range(3):
         torch.manual_seed(seed)
         steps = [torch.randn_like(parameter) for parameter in model.parameters()]
@@ -43,18 +43,18 @@ def assert_gradients_are_those_of_differences(model, penalty):
             with torch.no_grad():
                 for parameter, step in zip(model.parameters(), steps, strict=True):
                     parameter += sign * 1e-5 * step
-            values.append(penalty().item())
+            values.append(regularizer().item())
         expected = sum((gradient * step).sum().item() for gradient, step in zip(gradients, steps, strict=True))
         assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-6)
 
 
 def test_distance_is_that_of_the_flat_vectors(dtype):
     model, base = network(dtype)
-    penalty = regularizers.distance_from_base(model, base)
-    assert penalty.dtype == dtype
+    regularizer = regularizers.distance_from_base(model, base)
+    assert regularizer.dtype == dtype
     flat = torch.cat([(value - base[name]).flatten() for name, value in model.state_dict().items()])
-    torch.testing.assert_close(penalty, flat.square().sum())
-    penalty.backward()
+    torch.testing.assert_close(regularizer, flat.square().sum())
+    regularizer.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * (parameter.detach() - base[name]))
 
@@ -89,17 +89,17 @@ def test_frozen_parameters_and_buffers_do_not_count():
 def test_sixteen_bit_parameters_are_summed_in_float32():
     model = nn.Linear(300, 300, bias=False).to(torch.bfloat16)
     nn.init.constant_(model.weight, 0.125)
-    penalty = regularizers.distance_from_base(model, {"weight": torch.zeros(300, 300)})
-    assert penalty.dtype == torch.float32
-    assert penalty.item() == pytest.approx(300 * 300 / 64, rel=1e-6)
+    regularizer = regularizers.distance_from_base(model, {"weight": torch.zeros(300, 300)})
+    assert regularizer.dtype == torch.float32
+    assert regularizer.item() == pytest.approx(300 * 300 / 64, rel=1e-6)
 
 
 def test_gradient_magnitude_is_that_of_autograd(dtype):
     model, _ = network(dtype)
-    penalty = regularizers.gradient_magnitude(loss_of(model, dtype), model)
-    assert penalty.dtype == dtype
+    regularizer = regularizers.gradient_magnitude(loss_of(model, dtype), model)
+    assert regularizer.dtype == dtype
     loss_of(model, dtype).backward()
-    torch.testing.assert_close(penalty.detach(), sum(p.grad.square().sum() for p in model.parameters()))
+    torch.testing.assert_close(regularizer.detach(), sum(p.grad.square().sum() for p in model.parameters()))
 
 
 def test_gradient_magnitude_by_finite_differences():
@@ -113,10 +113,10 @@ def test_gradient_magnitude_of_a_quadratic():
     torch.manual_seed(0)
     inputs = torch.randn(5, 3, dtype=torch.float64)
     loss = model(inputs).square().sum() / 2
-    penalty = regularizers.gradient_magnitude(loss, model)
+    regularizer = regularizers.gradient_magnitude(loss, model)
     square = inputs.T @ inputs
-    torch.testing.assert_close(penalty, (model.weight @ square).square().sum())
-    penalty.backward()
+    torch.testing.assert_close(regularizer, (model.weight @ square).square().sum())
+    regularizer.backward()
     torch.testing.assert_close(model.weight.grad, 2 * model.weight.detach() @ square @ square)
 
 
@@ -171,7 +171,7 @@ def test_subspace_distance_by_finite_differences(side):
     )
 
 
-def train(penalty, weight, steps=120):
+def train(regularizer, weight, steps=120):
     """Fine-tune from one base, and return the model and its base."""
     model, _ = network(seed=3)
     base = {name: value.clone() for name, value in model.state_dict().items()}
@@ -179,7 +179,7 @@ def train(penalty, weight, steps=120):
     for _ in range(steps):
         optimizer.zero_grad()
         loss = loss_of(model)
-        loss = loss + weight * penalty(loss, model, base)
+        loss = loss + weight * regularizer(loss, model, base)
         loss.backward()
         optimizer.step()
     return model, base
@@ -197,7 +197,7 @@ MEASURES = {
 @pytest.mark.parametrize(
     ("measure", "weights"), [("distance", (0, 0.03, 0.3)), ("gradient", (0, 3, 10)), ("subspace", (0, 0.03, 0.3))]
 )
-def test_the_larger_its_weight_the_smaller_what_is_penalised(measure, weights):
+def test_the_larger_its_weight_the_smaller_what_is_regularized(measure, weights):
     found = []
     for weight in weights:
         model, base = train(MEASURES[measure], weight)
@@ -206,7 +206,7 @@ def test_the_larger_its_weight_the_smaller_what_is_penalised(measure, weights):
 
 
 def test_held_to_one_subspace_task_vectors_overlap():
-    """What the penalty is for: two models on unlike labels, held to the base's leading directions, overlap more."""
+    """What the regularizer is for: two models on unlike labels, held to the base's leading directions, overlap more."""
     overlaps = []
     for weight in (0.0, 3.0):
         models = {}

@@ -73,8 +73,8 @@ class Calibration:
     >>> base = encoder.state_dict()
     >>> tuned = {m: {k: v + torch.randn(v.shape, generator=draw) for k, v in base.items()} for m in "ab"}
     >>> import mergekern
-    >>> mergekern.compute_all(tuned, base, calibration=calibration)
-    MetricTable(2 models, 1 pairs, 28 metrics)
+    >>> mergekern.compute_all(tuned, base, calibration=calibration, metrics="activation_dot_product")
+    MetricTable(2 models, 1 pairs, 1 metrics)
     """
 
     model: nn.Module | Callable[[], nn.Module]

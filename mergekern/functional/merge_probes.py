@@ -26,8 +26,9 @@ from mergekern.functional.binding import Binding
 from mergekern.functional.calibration import Calibration
 from mergekern.functional.forward import Forward, Outcome
 from mergekern.kernels import dispatch
-from mergekern.merging.apply import MERGED_BYTES, merge_all
-from mergekern.merging.recipe import Method
+from mergekern.merging.merge import MERGED_BYTES, merge_all
+from mergekern.merging.method import Method
+from mergekern.merging.output import StateDict
 from mergekern.merging.registry import find_methods
 from mergekern.metrics import MERGE_PROBES
 from mergekern.progress import Progress
@@ -37,10 +38,10 @@ from mergekern.tables.metric_table import MetricTable
 from mergekern.tables.notes import notes_of_missing
 
 logger = logging.getLogger(__name__)
-# Seconds of work that a run which is killed may lose.
+# A run that is killed may lose this many seconds of work.
 SAVED_EVERY = 10.0
 BASE = "base"  # No model of a zoo may have this name.
-Group = tuple[int, ...]  # positions of the models of a merge; of one, it is the merge with the base
+Group = tuple[int, ...]  # Positions of the models of a merge; a single model is merged with the base.
 
 
 def merge_probes(
@@ -65,18 +66,18 @@ def merge_probes(
     zero, as if in a pair. That is θ₀ + τ/2 for weight_average, θ₀ + 0.3·τ for task_arithmetic, the trimmed or thinned τ
     for ties, dare and dare_ties, the leading half of the singular triplets for tsv, the same with their mean singular
     value for isotropic, and the model itself for tall_masks, which therefore tells nothing. There are N of them. A
-    *direct probe* is the merge of a pair, of which there are N(N−1)/2. `mergekern.MERGE_PROBES` lists what is made of
-    both for a pair: loss and accuracy beside those of the single models, mean and worst of the two tasks.
+    *direct probe* is the merge of a pair. There are N(N−1)/2 of them. `mergekern.MERGE_PROBES` lists the metrics of a
+    pair that come from both: loss and accuracy beside those of the single models, mean and worst of the two tasks.
 
     Args:
         checkpoints, base, on_mismatch, io: as for `compute_all`.
         calibration: the model, samples and heads that merges are measured with.
-        methods: of merging, one name or several; `mergekern.METHODS`.
+        methods: one merge method or several, of `mergekern.METHODS`.
         direct: also merge and measure every pair.
-        options: of the methods, by method.
+        options: options of each method: method -> option -> value.
         device, max_memory, merged_memory: as for `merge_all`; the models run on this device too.
         statistics: a folder in which what was measured is kept, a file for each method: a run that was killed continues
-            from there. It is of use for the same inputs (by content hash), options and versions alone.
+            from there. What was measured of other inputs (by content hash), options or versions is measured again.
         progress: called with a `Progress` before each merge that is measured, whose `probe` says which, and at the end;
             tensors and bytes are those of the merges.
 
@@ -108,59 +109,97 @@ def merge_probes(
     binding = Binding(zoo, calibration, frozenset())
     binding.check_fit(zoo.base)
     keys = {} if folder is None else _keys(binding, chosen, backend.name)
-    works = []
+    measured = []
     for method, resolved in chosen:
         path = None if folder is None else folder / f"{method.name}{SUFFIX}"
-        works.append(_Work(method, resolved, path, keys.get(method.name), len(zoo.models)))
+        measured.append(_MethodProbes(method, resolved, path, keys.get(method.name), len(zoo.models)))
     how = {"device": device, "max_memory": max_memory, "merged_memory": merged_memory}
-    _Run(binding, backend.device, how).measure(works, direct, progress)
-    return _as_table(binding, works, direct, str(backend.device))
+    _ProbeRun(binding, backend.device, measured, direct, progress).measure(how)
+    return _as_table(binding, measured, direct, str(backend.device))
 
 
-class _Work:
-    """What is measured of one method, kept in a file as it grows."""
+def _keys(binding: Binding, chosen: Iterable[tuple[Method, dict[str, Any]]], device: str) -> dict[str, str]:
+    """Return for each method a hash of everything that its statistics depend on."""
+    # Where the content cannot be known, the statistics are of no use for another run.
+    calibration = binding.calibration.content_hash(binding.model) or uuid.uuid4().hex
+    hashes = [checkpoint.content_hash() for checkpoint in binding.zoo.checkpoints]
+    zoo = binding.zoo
+    common = [
+        package_version("mergekern"),
+        torch.__version__,
+        device,
+        calibration,
+        hashes,
+        zoo.model_names,
+        zoo.skipped,
+    ]
+    return {
+        method.name: xxhash.xxh3_128_hexdigest(json.dumps([*common, method.name, options]).encode())
+        for method, options in chosen
+    }
+
+
+class _MethodProbes:
+    """Statistics of the merges by one method, kept in a file as they grow.
+
+    Args:
+        method: how models are merged.
+        options: all options of the method.
+        path: the file; None keeps nothing.
+        key: hash of all inputs; what a file holds under another key is measured again.
+        models: how many there are.
+
+    Attributes:
+        method, options: as given.
+        statistics: what is measured so far.
+    """
 
     def __init__(
         self, method: Method, options: dict[str, Any], path: Path | None, key: str | None, models: int
     ) -> None:
         self.method, self.options, self._path, self._key = method, options, path, key
-        self.found = MergeStatistics.empty(models)
+        self.statistics = MergeStatistics.empty(models)
         self._is_saved = True
         if path is None or not path.exists():
             return
         try:
             kept, description = MergeStatistics.read(path)
             if description["key"] == key:
-                self.found = kept
+                self.statistics = kept
         except StatisticsError as error:
             logger.warning("%s; measuring again", error)
 
+    @property
+    def lacks_single_models(self) -> bool:
+        """Whether a model as it is has not been measured yet."""
+        return bool(np.isnan(self.statistics.single[:, 0]).any())
+
     def lacking(self, direct: bool) -> list[Group]:
         """Return the models alone, and the pairs if asked for, that are not measured yet."""
-        models = range(len(self.found.solo))
+        models = range(len(self.statistics.solo))
         wanted: list[Group] = [*((model,) for model in models), *(combinations(models, 2) if direct else ())]
         return [group for group in wanted if any(np.isnan(self._place(group, model)[0]) for model in group)]
 
     def put(self, group: Group, model: int, outcome: Outcome) -> None:
-        """Take how the merge of a group does on the task of one of its models."""
+        """Keep how the merge of a group does on the task of one of its models."""
         self._place(group, model)[:] = _finite_loss(outcome)
         self._is_saved = False
 
     def put_single(self, model: int, outcome: Outcome) -> None:
-        """Take how a model does on its own task."""
-        self.found.single[model] = _finite_loss(outcome)
+        """Keep how a model as it is does on its own task."""
+        self.statistics.single[model] = _finite_loss(outcome)
         self._is_saved = False
 
     def save(self) -> None:
         """Write the file, if anything is new."""
         if self._path is not None and not self._is_saved:
-            self.found.write(self._path, {"key": self._key})
+            self.statistics.write(self._path, {"key": self._key})
         self._is_saved = True
 
     def _place(self, group: Group, model: int) -> np.ndarray:
         if len(group) == 1:
-            return self.found.solo[model]
-        return self.found.direct[model, sum(group) - model]
+            return self.statistics.solo[model]
+        return self.statistics.direct[model, sum(group) - model]
 
 
 def _finite_loss(outcome: Outcome) -> Outcome:
@@ -168,70 +207,97 @@ def _finite_loss(outcome: Outcome) -> Outcome:
     return outcome if math.isfinite(outcome.loss) else Outcome(math.inf, outcome.accuracy)
 
 
-class _Run:
-    """Takes merges from memory, and measures each on the task of every model in it."""
+class _ProbeRun:
+    """One run over the merges that are not measured yet, each made in memory and run on the task of every model in it.
 
-    def __init__(self, binding: Binding, device: torch.device, how: Mapping[str, Any]) -> None:
-        self.binding, self.forward, self.how = binding, Forward(binding, device), how
-        zoo = binding.zoo
-        self.names = zoo.model_names
+    Args:
+        plan: the models, and what they are run on.
+        device: the models run here.
+        measured: what is measured so far of each method, and takes what this run adds.
+        direct: whether pairs are merged as well.
+        progress: called before each merge that is measured, and at the end.
+    """
+
+    def __init__(
+        self, binding: Binding, device: torch.device, measured: Sequence[_MethodProbes], direct: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:  # fmt: skip
+        self._binding, self._forward, self._progress = binding, Forward(binding, device), progress
+        self._names = binding.zoo.model_names
+        self._by_method = {each.method.name: each for each in measured}
+        self._lacking = {name: each.lacking(direct) for name, each in self._by_method.items()}
         # The base as a model of itself: what a model is merged with where it is alone.
-        self.with_base = align(zoo.base, (*zoo.models, zoo.base), "skip" if zoo.skipped else "error")
+        zoo = binding.zoo
+        self._with_base = align(zoo.base, (*zoo.models, zoo.base), "skip" if zoo.skipped else "error")
+        self._tensors_of_merge = len(self._with_base.tensors)
+        self._bytes_of_merge = sum(tensor.nbytes for tensor in zoo.base.tensors.values())
+        self._total, self._done = sum(map(len, self._lacking.values())), 0
+        self._start = self._last_saved = time.perf_counter()
 
-    def measure(self, works: Sequence[_Work], direct: bool, progress: Callable[[Progress], None] | None) -> None:
-        """Measure what the works lack."""
-        if any(np.isnan(work.found.single[:, 0]).any() for work in works):
-            for model, checkpoint in enumerate(self.binding.zoo.models):
-                outcome = self._outcome(checkpoint, model)
-                for work in works:
-                    work.put_single(model, outcome)
-        lacking = {work.method.name: work.lacking(direct) for work in works}
-        total, done = sum(map(len, lacking.values())), 0
-        began = saved = time.perf_counter()
-        tensors, size = len(self.with_base.tensors), sum(t.nbytes for t in self.binding.zoo.base.tensors.values())
-        by_method = {work.method.name: work for work in works}
+    def measure(self, how: Mapping[str, Any]) -> None:
+        """Measure what is lacking.
 
-        def report(what: str) -> None:
-            if progress is not None:
-                seconds = time.perf_counter() - began
-                progress(Progress("", done * tensors, total * tensors, done * size, total * size, seconds, what))
-
-        def take(group: tuple[str, ...], method: str, merged: dict[str, torch.Tensor]) -> None:
-            nonlocal done, saved
-            models = tuple(self.names.index(name) for name in group if name != BASE)
-            what = f"{method} of {' + '.join(self.names[model] for model in models)}"
-            report(what)
-            checkpoint = open_checkpoint(merged, what)
-            for model in models:
-                by_method[method].put(models, model, self._outcome(checkpoint, model))
-            done += 1
-            if time.perf_counter() - saved > SAVED_EVERY:
-                _save(works)
-                saved = time.perf_counter()
-
+        Args:
+            how: device and memory, for `merge_all`.
+        """
+        self._measure_single_models()
         try:
-            for groups, methods in _by_groups(lacking):
-                names = [tuple(self.names[model] for model in group) for group in groups]
-                merge_all(
-                    self.with_base, methods=methods, callback=take, **self.how,
-                    groups=[group if len(group) > 1 else (*group, BASE) for group in names],
-                    options={name: by_method[name].options for name in methods},
-                )  # fmt: skip
+            for groups, methods in _by_groups(self._lacking):
+                self._measure_merges(groups, methods, how)
         except MergekernError:  # of bad input nothing more is kept
             raise
         except BaseException:
-            _save(works)
+            self._save()
             raise
-        _save(works)
-        report("")
+        self._save()
+        self._report("")
+
+    def _measure_single_models(self) -> None:
+        if not any(each.lacks_single_models for each in self._by_method.values()):
+            return
+        for model, checkpoint in enumerate(self._binding.zoo.models):
+            outcome = self._outcome(checkpoint, model)
+            for each in self._by_method.values():
+                each.put_single(model, outcome)
+
+    def _measure_merges(self, groups: Sequence[Group], methods: Sequence[str], how: Mapping[str, Any]) -> None:
+        """Merge these groups by these methods, and measure each merge as it is handed over."""
+        names = [tuple(self._names[model] for model in group) for group in groups]
+        merge_all(
+            self._with_base, methods=methods, callback=self._measure_merge, **how,
+            groups=[group if len(group) > 1 else (*group, BASE) for group in names],
+            options={method: self._by_method[method].options for method in methods},
+        )  # fmt: skip
+
+    def _measure_merge(self, group: tuple[str, ...], method: str, merged: StateDict) -> None:
+        """Run one merge on the task of every model in it."""
+        models = tuple(self._names.index(name) for name in group if name != BASE)
+        what = f"{method} of {' + '.join(self._names[model] for model in models)}"
+        self._report(what)
+        checkpoint = open_checkpoint(merged, what)
+        for model in models:
+            self._by_method[method].put(models, model, self._outcome(checkpoint, model))
+        self._done += 1
+        if time.perf_counter() - self._last_saved > SAVED_EVERY:
+            self._save()
+            self._last_saved = time.perf_counter()
 
     def _outcome(self, checkpoint: Checkpoint, model: int) -> Outcome:
         """Return how a checkpoint does on the task of a model."""
-        name = self.names[model]
-        with self.forward.undisturbed():
-            parameters, buffers = self.binding.tensors(checkpoint, self.forward.device)
-            task = self.binding.calibration.tasks[name]
-            return self.forward.outcome(checkpoint.name, task, {**parameters, **buffers})
+        with self._forward.undisturbed():
+            parameters, buffers = self._binding.tensors(checkpoint, self._forward.device)
+            task = self._binding.calibration.tasks[self._names[model]]
+            return self._forward.outcome(checkpoint.name, task, {**parameters, **buffers})
+
+    def _save(self) -> None:
+        for each in self._by_method.values():
+            each.save()
+
+    def _report(self, what: str) -> None:
+        if self._progress is not None:
+            tensors, size, done, total = self._tensors_of_merge, self._bytes_of_merge, self._done, self._total
+            seconds = time.perf_counter() - self._start
+            self._progress(Progress("", done * tensors, total * tensors, done * size, total * size, seconds, what))
 
 
 def _by_groups(lacking: Mapping[str, Sequence[Group]]) -> list[tuple[tuple[Group, ...], list[str]]]:
@@ -247,36 +313,16 @@ def _by_groups(lacking: Mapping[str, Sequence[Group]]) -> list[tuple[tuple[Group
     return list(found.items())
 
 
-def _save(works: Iterable[_Work]) -> None:
-    for work in works:
-        work.save()
-
-
-def _keys(binding: Binding, chosen: Iterable[tuple[Method, dict[str, Any]]], device: str) -> dict[str, str]:
-    """Return for each method a hash of everything that its statistics depend on."""
-    # Where the content cannot be known, the statistics are of no use for another run.
-    calibration = binding.calibration.content_hash(binding.model) or uuid.uuid4().hex
-    hashes = [checkpoint.content_hash() for checkpoint in binding.zoo.checkpoints]
-    common = [package_version("mergekern"), torch.__version__, device, calibration, hashes, binding.zoo.model_names]
-    return {
-        method.name: xxhash.xxh3_128_hexdigest(
-            json.dumps([*common, binding.zoo.skipped, method.name, options]).encode()
-        )
-        for method, options in chosen
-    }
-
-
-def _as_table(binding: Binding, works: Sequence[_Work], direct: bool, device: str) -> MetricTable:
+def _as_table(binding: Binding, measured: Sequence[_MethodProbes], direct: bool, device: str) -> MetricTable:
     values = {}
     for probe in MERGE_PROBES.values():
         if probe.name.startswith("direct") and not direct:
             continue
-        for work in works:
-            matrix = probe.function(work.found)
+        for each in measured:
             if "loss" in probe.name or binding.calibration.uses_classes:
-                values[f"{probe.name}[{work.method.name}]"] = matrix
+                values[f"{probe.name}[{each.method.name}]"] = probe.function(each.statistics)
     names = binding.zoo.model_names
     notes = [f"tensor taken from the base in every merge: {line}" for line in binding.zoo.skipped]
-    methods = {work.method.name: work.options for work in works}
+    methods = {each.method.name: each.options for each in measured}
     provenance = {"methods": methods, "device": device, "versions": versions(), "calibration": binding.provenance()}
     return MetricTable(names, values, None, notes + notes_of_missing(names, values), {"merge_probes": provenance})

@@ -1,0 +1,173 @@
+"""One merge of one group of models, a tensor at a time; and what a merge must know of whole models before it begins."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from mergekern.checkpoints import LayerStream, Zoo
+from mergekern.checkpoints.stream import non_finite
+from mergekern.errors import OptionError
+from mergekern.kernels.combine import Rule, Tally
+from mergekern.merging.method import Method
+from mergekern.merging.output import Sink
+from mergekern.merging.recipe import Recipe, mask_key
+from mergekern.merging.route import Route
+from mergekern.merging.shared_layer import SharedLayer
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """Thresholds and signs over all tensors together, for merges whose scope is the model.
+
+    Attributes:
+        thresholds: model -> the least magnitude kept; empty where nothing is trimmed.
+        majority: +1 or −1, the sign of elements whose sum is zero.
+    """
+
+    thresholds: Mapping[int, float]
+    majority: int
+
+
+class GroupMerge:
+    """One merge: some models of a zoo, a method with its options, and where the result goes.
+
+    The models of each tensor are taken in the order of their content hashes, so that the order in which they are given
+    changes no bit of the result; sums are float64 and rounded once.
+
+    Args:
+        zoo: holds the models.
+        models: their positions in it.
+        method: how they are merged.
+        options: all options of the method, checked.
+        weights: one for each model.
+        sink: takes the result.
+
+    Attributes:
+        whole_model: what is known of all tensors together, after `prepare_whole_models`, where the scope is the model.
+    """
+
+    def __init__(
+        self, zoo: Zoo, models: Sequence[int], method: Method, options: Mapping[str, Any], weights: Sequence[float],
+        sink: Sink,
+    ) -> None:  # fmt: skip
+        self.zoo, self.models, self.method, self.options, self.sink = zoo, tuple(models), method, options, sink
+        self.weights = dict(zip(models, weights, strict=True))
+        self.recipe: Recipe = method.elements(**options)
+        self.whole_model: WholeModel | None = None
+        self._lock = threading.Lock()
+        self._digests: dict[str, list[str]] = {}
+
+    def count_signs(self, shared: SharedLayer) -> Tally:
+        """Return the tally of one tensor, and write nothing."""
+        return self._merge_elements(shared, self._ordered(shared), 1, write=False)
+
+    def merge(self, shared: SharedLayer) -> None:
+        """Merge one tensor and write it."""
+        order = self._ordered(shared)
+        with self._lock:
+            self._digests[shared.name] = [shared.hashes[0], *(shared.hashes[1 + model] for model in self.models)]
+        if shared.layer.tensor.is_matrix and self.method.matrix is not None:
+            self._merge_matrix(shared, order)
+            return
+        majority = self.whole_model.majority if self.whole_model else 1
+        tally = self._merge_elements(shared, order, majority)
+        if tally.undecided and tally.signs < 0 and self.whole_model is None:
+            self._merge_elements(shared, order, -1)
+
+    def content_hashes(self) -> list[str]:
+        """Return the hash of the base and of each model over all tensors; after every tensor is merged."""
+        hashers = [xxhash.xxh3_128() for _ in (None, *self.models)]
+        for tensor in self.zoo.tensors:
+            for hasher, digest in zip(hashers, self._digests[tensor.name], strict=True):
+                hasher.update(f"{tensor.name}\0{digest}\0".encode())
+        return [hasher.hexdigest() for hasher in hashers]
+
+    def _ordered(self, shared: SharedLayer) -> list[int]:
+        return sorted(self.models, key=lambda model: (shared.hashes[1 + model], self.weights[model]))
+
+    def _merge_matrix(self, shared: SharedLayer, order: list[int]) -> None:
+        assert self.method.matrix is not None
+        weights = [self.weights[model] for model in order]
+        merged = self.method.matrix(shared.matrices(order), weights, **self.options)
+        result = torch.as_tensor(merged).add_(shared.route.base(shared.layer))
+        self._write(shared, result.reshape(-1), 0)
+
+    def _merge_elements(self, shared: SharedLayer, order: list[int], majority: int, write: bool = True) -> Tally:
+        rule = self._rule(shared, order, majority)
+        tally, start = Tally(), 0
+        dtype = torch.float64 if self.sink.dtype(shared.name) == torch.float64 else torch.float32
+        for base, tuned in shared.route.blocks(shared.layer, order):
+            out, counted = shared.route.combine(base, tuned, rule, dtype, start, shared.threads)
+            tally += counted
+            if tally.non_finite:
+                raise non_finite(shared.layer, self.zoo)
+            if write:
+                self._write(shared, out, start)
+            start += base.numel()
+            del base, tuned
+        return tally
+
+    def _rule(self, shared: SharedLayer, order: list[int], majority: int) -> Rule:
+        trim, thresholds = self.recipe.trim, None
+        if trim is not None and self.whole_model is not None:
+            known = self.whole_model.thresholds
+            thresholds = [known[model] for model in order] if known else None
+        elif trim is not None:
+            k = trim.rank(shared.count)
+            if k is not None:
+                thresholds = [trim.threshold(kth) for kth in shared.kth_largest(order, k)]
+        keys = [mask_key(self.recipe.seed, shared.name, shared.hashes[1 + model]) for model in order]
+        return self.recipe.rule([self.weights[model] for model in order], thresholds, keys, majority)
+
+    def _write(self, shared: SharedLayer, values: torch.Tensor, start: int) -> None:
+        dtype = self.sink.dtype(shared.name)
+        # By float32 from either, so that there is one rounding rule for all paths.
+        out = values if dtype == values.dtype else values.to(torch.float32).to(dtype)
+        if dtype == torch.float16 and not torch.isfinite(out).all():
+            raise OptionError(
+                f"tensor {shared.name!r}: merged values are beyond the range of float16; pass dtype='bfloat16' or "
+                "'float32'"
+            )
+        self.sink.write(shared.name, shared.route.fetched(out), start)
+
+
+def prepare_whole_models(merges: Sequence[GroupMerge], stream: LayerStream, route: Route, threads: int) -> None:
+    """Read whole models for the thresholds and signs of merges whose scope is the model, once for all of them."""
+    merges = [merge for merge in merges if merge.recipe.scope == "model"]
+    thresholds = _thresholds(merges, stream, route, threads)
+    elections = {merge: Tally() for merge in merges if merge.recipe.consensus == "elect"}
+    for merge in merges:
+        merge.whole_model = WholeModel(thresholds[merge], 1)
+    for layer in stream if elections else ():
+        shared = SharedLayer(layer, stream.zoo, route, threads, keep=0)
+        for merge in elections:
+            elections[merge] += merge.count_signs(shared)
+        layer.release()
+    for merge, tally in elections.items():
+        merge.whole_model = WholeModel(thresholds[merge], -1 if tally.signs < 0 else 1)
+
+
+def _thresholds(
+    merges: Sequence[GroupMerge], stream: LayerStream, route: Route, threads: int
+) -> dict[GroupMerge, dict[int, float]]:
+    """Return the least magnitude kept of each model of each merge, over all tensors together."""
+    count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in stream.zoo.tensors)
+    kth_largest: dict[tuple[int, int], float] = {}
+    thresholds: dict[GroupMerge, dict[int, float]] = {merge: {} for merge in merges}
+    for merge in merges:
+        trim = merge.recipe.trim
+        k = trim.rank(count) if trim else None
+        if trim is None or k is None:
+            continue
+        if lacking := [model for model in merge.models if (model, k) not in kth_largest]:
+            found = route.kth_largest(lambda: stream, lacking, count, k, threads)
+            kth_largest |= {(model, k): value for model, value in zip(lacking, found, strict=True)}
+        thresholds[merge] = {model: trim.threshold(kth_largest[model, k]) for model in merge.models}
+    return thresholds

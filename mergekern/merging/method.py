@@ -1,0 +1,103 @@
+"""A merge method: its name, options and rules; and what it does to one tensor in memory, the oracle of the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import xxhash
+
+from mergekern.kernels.combine import reference as combine_reference
+from mergekern.kernels.trim import reference as trim_reference
+from mergekern.merging.matrices import Matrices
+from mergekern.merging.option_checks import Check, plain
+from mergekern.merging.recipe import Recipe, mask_key
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method.
+
+    Attributes:
+        name: how it is chosen.
+        paper: where it is from.
+        summary: its rule, in one line.
+        defaults: option -> value where it is not given.
+        elements: options -> how tensors are merged element by element.
+        matrix: how a matrix is merged, (matrices, weights, **options) -> merged task matrix; None: element by element.
+        any_weight: whether weights may be negative, or all zero.
+        checks: option -> what raises OptionError for a value that is out of range.
+        mergekit: what mergekit calls the method; None where it has no such method.
+    """
+
+    name: str
+    paper: str
+    summary: str
+    defaults: Mapping[str, Any]
+    elements: Callable[..., Recipe]
+    matrix: Callable[..., Any] | None = None
+    any_weight: bool = False
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    mergekit: str | None = None
+
+    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all options, checked.
+
+        Raises:
+            OptionError: a value that is out of range.
+        """
+        resolved = {**self.defaults, **{name: plain(value) for name, value in options.items()}}
+        for name, check in self.checks.items():
+            check(name, resolved[name])
+        return resolved
+
+
+def merge_elements(
+    base: torch.Tensor, deltas: Sequence[torch.Tensor], recipe: Recipe, weights: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Merge one tensor by a recipe: the oracle of what the kernels do, in float64.
+
+    Args:
+        base: any shape and float dtype.
+        deltas: tuned − base of each model, of the same shape.
+        recipe: what the method does to each element.
+        weights: one for each model; 1 by default.
+
+    Returns:
+        The merged tensor, float64.
+    """
+    flat = [delta.to(torch.float64).reshape(-1) for delta in deltas]
+    thresholds = None
+    k = recipe.trim.rank(base.numel()) if recipe.trim else None
+    if recipe.trim and k is not None:
+        thresholds = [recipe.trim.threshold(trim_reference.kth_largest(None, delta, k)) for delta in flat]
+    keys = [mask_key(recipe.seed, "", xxhash.xxh3_128_hexdigest(delta.numpy())) for delta in flat]
+    zero = torch.zeros(base.numel(), dtype=torch.float64)
+    weights = weights or [1.0] * len(flat)
+    merged, tally = combine_reference.combine(zero, flat, recipe.rule(weights, thresholds, keys))
+    if tally.undecided and tally.signs < 0:
+        merged, _ = combine_reference.combine(zero, flat, recipe.rule(weights, thresholds, keys, majority=-1))
+    return base.to(torch.float64) + torch.from_numpy(merged).view(base.shape)
+
+
+def merge_tensor(
+    base: torch.Tensor, deltas: Sequence[torch.Tensor], method: Method, weights: Sequence[float] | None,
+    options: Mapping[str, Any],
+) -> torch.Tensor:  # fmt: skip
+    """Merge one tensor by a method: a matrix by its rule for matrices, where it has one, all else element by element.
+
+    Args:
+        base, deltas, weights: as for `merge_elements`.
+        method: how the tensor is merged.
+        options: all options of the method.
+
+    Returns:
+        The merged tensor, float64.
+    """
+    if base.dim() != 2 or method.matrix is None:
+        return merge_elements(base, deltas, method.elements(**options), weights)
+    matrices = Matrices([delta.to(torch.float64).numpy() for delta in deltas])
+    merged = method.matrix(matrices, weights or [1.0] * len(deltas), **options)
+    return base.to(torch.float64) + torch.from_numpy(merged)

@@ -1,0 +1,61 @@
+"""Merging on the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from mergekern.checkpoints import Layer
+from mergekern.kernels.combine import Rule, Tally
+from mergekern.kernels.combine.on_cpu import combine
+from mergekern.kernels.native import difference
+from mergekern.kernels.trim.on_cpu import kth_largest
+from mergekern.merging.matrices import ON_CPU
+from mergekern.merging.route import Block, Layers, Route
+
+
+class CpuRoute(Route):
+    """The kernels of the processor; see `Route`."""
+
+    description = "cpu"
+    kernels = ON_CPU
+
+    def __init__(self, max_memory: int | None) -> None:
+        self.max_memory = max_memory
+
+    def blocks(self, layer: Layer, models: Sequence[int]) -> Iterator[Block]:
+        """See `Route`."""
+        for base, tuned in layer.blocks():
+            yield base, [tuned[model] for model in models]
+            del base, tuned
+
+    def kth_largest(self, layers: Layers, models: Sequence[int], count: int, k: int, threads: int) -> list[float]:
+        """See `Route`; one model after the other: while one is read, no other is."""
+        return [kth_largest(partial(self._blocks_of, layers, model), count, k, threads) for model in models]
+
+    def combine(
+        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
+        threads: int,
+    ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
+        """See `Route`."""
+        out = torch.empty(base.numel(), dtype=dtype)
+        return out, combine(base, tuned, rule, out, start, threads)
+
+    def base(self, layer: Layer) -> torch.Tensor:
+        """See `Route`."""
+        ((_, base, _),) = layer.matrix_blocks(0, 0, layer.tensor.shape[0])
+        return base
+
+    def delta(self, layer: Layer, model: int) -> np.ndarray:
+        """See `Route`."""
+        out = np.empty(layer.tensor.shape)
+        for start, base, tuned in layer.matrix_blocks(model, 0, len(out)):
+            difference(base, tuned, out[start : start + len(base)])
+        return out
+
+    def _blocks_of(self, layers: Layers, model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for layer in layers():
+            yield from layer.blocks_of(model)
