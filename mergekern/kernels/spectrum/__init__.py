@@ -66,6 +66,11 @@ class DeviceSpectra(NamedTuple):
     right_bottom: torch.Tensor
     good: torch.Tensor
 
+    def spectrum(self, model: int) -> Spectrum:
+        """Return the spectrum of one model, of a stack that lies on the host."""
+        values, rank, *vectors = (field[model].numpy() for field in self[:5])
+        return Spectrum(values, int(rank), *vectors)
+
 
 def zero_spectrum(shape: tuple[int, int], top_k: int, spectrum_k: int) -> Spectrum:
     """Return the spectrum of a zero matrix (a frozen tensor), as an SVD gives it: identity vectors.
