@@ -5,20 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mergekern.checkpoints.dtypes import READ_DTYPES
+
 try:
     from mergekern import _native as extension
 except ImportError:  # the package was installed without a compiler
     extension = None  # type: ignore[assignment]
 
 # Codes of csrc/cpu/dtypes.hpp.
-_DTYPE_CODES = {
-    torch.float64: 0,
-    torch.float32: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.float8_e4m3fn: 4,
-    torch.float8_e5m2: 5,
-}
+_DTYPE_CODES = {dtype: code for code, dtype in enumerate(READ_DTYPES)}
 
 
 def address(tensor: torch.Tensor) -> tuple[int, int]:

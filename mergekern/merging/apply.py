@@ -18,6 +18,7 @@ import torch
 
 from mergekern._internal.versions import package_version
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
+from mergekern.checkpoints.dtypes import FLOATS
 from mergekern.checkpoints.formats import IO, Sharded
 from mergekern.checkpoints.writer import Writer, check_target, layout
 from mergekern.checkpoints.zoo import OnMismatch
@@ -32,9 +33,7 @@ from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.route import CpuRoute, Route
 from mergekern.progress import Progress
 
-DTYPES = {
-    "float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
-}  # fmt: skip
+DTYPES = {str(row.dtype).removeprefix("torch."): row.dtype for row in FLOATS if row.is_written}
 # Merged models that merge_all makes for a callback in one pass over the zoo: as many as fit in memory.
 MERGED_BYTES = 4 << 30
 _UNKNOWN_HASH = "0" * 32

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mergekern
-from mergekern.checkpoints import checkpoint, formats, stream, writer
+from mergekern.checkpoints import checkpoint, dtypes, formats, stream
 from mergekern.kernels import native
 from mergekern.kernels.combine import CONSENSUS, Consensus
 from mergekern.merging import apply
@@ -24,7 +24,7 @@ STUB = Path(mergekern.__file__).with_name("_native.pyi")
 # Enumerations that Python never sees.
 INTERNAL = {"Shape"}
 # What reading a checkpoint can give: some storage dtypes are widened as they are read.
-READ_DTYPES = {checkpoint.StoredTensor("", (), dtype, None).read_dtype for dtype in checkpoint.FLOAT_DTYPES}
+READ_DTYPES = {checkpoint.StoredTensor("", (), dtype, None).read_dtype for dtype in dtypes.FLOAT_DTYPES}
 
 needs_extension = pytest.mark.skipif(native.extension is None, reason="the extension was not built")
 
@@ -91,11 +91,11 @@ def test_the_extension_refuses_a_code_without_a_dtype():
 
 
 def test_dtypes_of_files_are_read_or_refused(tmp_path):
-    for name, dtype in formats._SAFETENSORS_DTYPES.items():
+    for name, dtype in (dtypes.FLOAT_NAMES | dtypes.COMPLEX_NAMES).items():
         path = tmp_path / f"{name}.safetensors"
         header = b'{"w":{"dtype":"%s","shape":[1],"data_offsets":[0,%d]}}' % (name.encode(), dtype.itemsize)
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(dtype.itemsize))
-        if dtype in checkpoint.FLOAT_DTYPES:
+        if dtype in dtypes.FLOAT_DTYPES:
             assert formats.open_checkpoint(path).tensors["w"].dtype == dtype
         else:
             with pytest.raises(mergekern.CheckpointError, match="w"):
@@ -103,9 +103,9 @@ def test_dtypes_of_files_are_read_or_refused(tmp_path):
 
 
 def test_dtypes_that_are_written_are_those_that_are_read():
-    names = formats._SAFETENSORS_DTYPES | formats._INTEGERS
-    assert all(names[name] == dtype for dtype, name in writer._DTYPE_NAMES.items())
-    assert {*apply.DTYPES.values(), *formats._INTEGERS.values()} == set(writer._DTYPE_NAMES)
+    names = dtypes.FLOAT_NAMES | dtypes.INTEGER_NAMES
+    assert all(names[name] == dtype for dtype, name in dtypes.WRITTEN_NAMES.items())
+    assert {*apply.DTYPES.values(), *dtypes.INTEGER_NAMES.values()} == set(dtypes.WRITTEN_NAMES)
     assert all(str(dtype) == f"torch.{name}" for name, dtype in apply.DTYPES.items())
 
 
