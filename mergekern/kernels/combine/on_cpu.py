@@ -44,4 +44,4 @@ def numpy(
     return tally
 
 
-combine = numpy if extension is None or not hasattr(extension, "combine") else native
+combine = numpy if extension is None else native

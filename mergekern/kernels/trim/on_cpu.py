@@ -51,7 +51,7 @@ def _counts(
     base: torch.Tensor | None, tuned: torch.Tensor, prefix: int, above: int, shift: int, width: int, threads: int
 ) -> np.ndarray:
     """Count the values that begin with `prefix` by their next `width` bits."""
-    if hasattr(extension, "magnitude_counts"):
+    if extension is not None:
         return extension.magnitude_counts(
             _address(base), address(tuned), tuned.numel(), prefix, above, shift, width, threads
         )
@@ -64,7 +64,7 @@ def _counts(
 
 def _collect(base: torch.Tensor | None, tuned: torch.Tensor, prefix: int, above: int, threads: int) -> np.ndarray:
     """Return the magnitudes that begin with `prefix`, in any order."""
-    if hasattr(extension, "magnitudes"):
+    if extension is not None:
         return extension.magnitudes(_address(base), address(tuned), tuned.numel(), prefix, above, threads)
     return np.concatenate([bits[bits >> np.uint64(above) == prefix] for bits in _bits(base, tuned)]).view(np.float64)
 
