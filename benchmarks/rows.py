@@ -72,10 +72,10 @@ def read(folder: Path = RESULTS) -> list[Row]:
     return sorted(map(json.loads, lines), key=lambda row: row["time"])
 
 
-def of_processors(rows: Iterable[Row]) -> list[Row]:
+def cpu_rows(rows: Iterable[Row]) -> list[Row]:
     """Return the rows that were not measured on a GPU; their device says how many threads there were.
 
-    >>> of_processors([{"device": "Abacus, 2 threads"}, {"device": "NVIDIA Abacus"}])
+    >>> cpu_rows([{"device": "Abacus, 2 threads"}, {"device": "NVIDIA Abacus"}])
     [{'device': 'Abacus, 2 threads'}]
     """
     return [row for row in rows if row["device"].endswith(" threads")]

@@ -19,12 +19,12 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
 ALIGNMENT = 16
 
 
-def of_one_dtype(
+def in_one_dtype(
     tensors: Sequence[torch.Tensor | None], storage: Collection[torch.dtype] = STORAGE
 ) -> list[torch.Tensor | None]:
     """Return the tensors in one storage dtype that holds all of them exactly; copies only what differs from it.
 
-    >>> found = of_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
+    >>> found = in_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
     >>> [tensor if tensor is None else tensor.dtype for tensor in found]
     [None, torch.float32, torch.float32]
     """

@@ -116,7 +116,7 @@ def test_a_device_gets_every_dtype_as_one_that_its_kernels_load(dtype, other, ta
     device_inputs = pytest.importorskip("mergekern.kernels.device_inputs", exc_type=ImportError)
     supported = getattr(device_inputs, table)
     given = [torch.tensor([0.375, -96.0]).to(each) for each in (dtype, other) if each is not None]
-    found = device_inputs.of_one_dtype(given, supported)
+    found = device_inputs.in_one_dtype(given, supported)
     assert len({tensor.dtype for tensor in found}) == 1
     assert found[0].dtype in supported
     assert [tensor.tolist() for tensor in found] == [tensor.tolist() for tensor in given]
@@ -139,7 +139,7 @@ def test_storage_codes_of_trim_on_cuda():
 
 
 def test_constants_of_the_cuda_sources():
-    spectrum = pytest.importorskip("mergekern.kernels.spectrum.on_cuda", exc_type=ImportError)
+    spectrum = pytest.importorskip("mergekern.kernels.spectrum.device_tridiagonal", exc_type=ImportError)
     trim = pytest.importorskip("mergekern.kernels.trim.on_cuda", exc_type=ImportError)
     known = constants(text_of("cuda/*.cu*"))
     shared = {

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from mergekern.kernels.combine import Rule, check
-from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, of_one_dtype, to_device
+from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, in_one_dtype, to_device
 
 # Elements of a tile: 8 a thread, which are two loads of 16 bytes of float32.
 TILE = 1024
@@ -43,7 +43,7 @@ def combine(
         (3,) int64 on the device: the fields of `Tally`.
     """
     check(base, tuned, out)
-    stored = of_one_dtype([base, *tuned], LOADED)
+    stored = in_one_dtype([base, *tuned], LOADED)
     some = stored[0]
     assert some is not None
     models = len(tuned)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mergekern.kernels.cuda_module import CudaModule
-from mergekern.kernels.device_inputs import LOADED, addresses, of_one_dtype, to_device
+from mergekern.kernels.device_inputs import LOADED, addresses, in_one_dtype, to_device
 from mergekern.kernels.trim import ModelBlocks
 
 # As in trim.cu: (lowest bit, width) of each digit of a float64 without its sign, and the counts of a digit.
@@ -71,4 +71,4 @@ def _checked(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], models: i
         t.dim() == 1 and t.is_contiguous() and t.numel() == tuned[0].numel() for t in given
     ):
         raise ValueError(f"trim needs flat, contiguous tensors of one length, of {models} models")
-    return of_one_dtype([base, *tuned], LOADED)
+    return in_one_dtype([base, *tuned], LOADED)
