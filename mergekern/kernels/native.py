@@ -1,4 +1,4 @@
-"""Access to the C++ extension: whether it was built, and tensors as the addresses that it takes."""
+"""Access to the C++ extension: the module, None where it was not built, and tensors as the addresses that it takes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(READ_DTYPES)}
 
 
 def address(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return what the extension takes for a tensor: its data pointer and the code of its dtype."""
+    """Return the data pointer of a tensor and the code of its dtype, as the extension takes tensors."""
     if tensor.device.type != "cpu":
         raise ValueError("the C++ kernels need CPU tensors")
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype]
 
 
 def row_addresses(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """Return the same for each row of a C-contiguous float64 or float32 matrix."""
+    """Return address and code for each row of a C-contiguous float64 or float32 matrix."""
     if not matrix.flags.c_contiguous:
         raise ValueError("the C++ kernels need contiguous rows")
     code = _DTYPE_CODES[{"float64": torch.float64, "float32": torch.float32}[matrix.dtype.name]]

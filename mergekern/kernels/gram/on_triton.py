@@ -128,7 +128,7 @@ def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, 
 def gram(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
     """Return the Gram of task vectors that lie on a device; waits for it.
 
-    `threads` means nothing here, and all pairs are computed also where `split` names some.
+    `threads` has no effect here, and all pairs are computed, whatever the split.
     """
     return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
 
@@ -171,7 +171,7 @@ def _chunks(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs(models: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first models of the pairs of blocks: those with products within each, and those with none."""
+    """Return the first models of the pairs of blocks: pairs with products within each block too, and pairs without."""
     starts = np.arange(0, models, PAIR)
     i, j = np.triu_indices(len(starts), 1)
     return np.column_stack([starts, starts + BLOCK]), np.column_stack([starts[i], starts[j]])

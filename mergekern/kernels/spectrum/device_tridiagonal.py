@@ -13,12 +13,14 @@ import torch
 
 from mergekern.kernels.cuda_module import CudaModule
 
-# Of csrc/cuda/chase.cu.
+# As in csrc/cuda/common.cuh and chase.cu: half bandwidth, elements of a column of the band with room for the bulge,
+# threads of a warp.
 BAND = 16
 COLUMN = 2 * BAND + 1
 WARP = 32
-# Threads of a block, at most what the kernels are bounded to.
+# Threads of a block: the bounds that the kernels are compiled for.
 FEW_THREADS, THREADS, MANY_THREADS, MOST_THREADS = 128, 256, 512, 1024
+# Warps of a block of the chase at most: sweeps that run at a time. Vectors that a block of `undo_chase` transforms.
 CHASE_WARPS = 24
 UNDO_TILE = 8
 # The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues
@@ -30,7 +32,7 @@ SEPARATION = 10 * 2.0**-53
 class DeviceTridiagonal:
     """The tridiagonal forms of symmetric matrices (batch, padded, padded), scaled to a norm of about 1.
 
-    Eigenvalues come and go in the scale of the matrices that were given.
+    Eigenvalues are given and returned in the scale of the original matrices.
     """
 
     def __init__(self, matrices: torch.Tensor, size: int, module: CudaModule) -> None:

@@ -7,8 +7,8 @@ threads each, the band in shared memory); bisection gives the eigenvalues, inver
 A direct method does not depend on gaps in the spectrum, which the bottom vectors of noise do not have; and once it has
 been paid for, the leading values and vectors cost next to nothing, so that no Krylov iteration is run for them.
 
-Everything is queued on the current stream without waiting for it. Results are checked as they are made; what fails is
-marked, and redone on the CPU by the caller.
+Everything is queued on the current stream without waiting for it. Results are checked as they are made; those that fail
+are marked, and the caller redoes them on the CPU.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ from mergekern.kernels.task_product.on_triton import task_product
 WIDEN = 4
 # Elements of float64 differences that are in memory at a time: 1 GiB.
 DELTA_BLOCK = 1 << 27
+# Sweeps of one-sided Jacobi at most. It ends with a sweep that rotates nothing; without one the values are NaN.
 JACOBI_SWEEPS = 30
-# What a healthy result is far below (1e-14): orthogonality, and residuals relative to the norm of the Gram matrix.
+# Largest error of a sound result, in orthogonality and in residuals relative to the norm of the Gram matrix; those of
+# healthy ones are about 1e-14.
 FAULT = 1e-11
 
 
@@ -213,7 +215,7 @@ def _small(residual: torch.Tensor) -> torch.Tensor:
 def _assemble(
     shape: tuple[int, int], top: _End, bottom: _End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
 ) -> DeviceSpectra:
-    """Sort sides into left and right; a zero matrix has the columns of the identity, as `zero_spectrum` says."""
+    """Sort sides into left and right; a zero matrix gets the columns of the identity, as in `zero_spectrum`."""
     rows, columns = shape
     k, short = top.short.shape[2], min(rows, columns)
     zero = (values[:, 0] == 0)[:, None, None]
