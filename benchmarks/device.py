@@ -213,7 +213,7 @@ def _session(
 
 
 def _backend(name: str) -> DeviceBackend:
-    """Return the kernels; where those of CUDA cannot be had, the others are measured all the same."""
+    """Return the kernels; without those of CUDA, the others are measured all the same."""
     import torch
 
     from mergekern.kernels.device_backend import DeviceBackend, cuda_backend

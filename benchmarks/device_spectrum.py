@@ -105,7 +105,7 @@ def _check(stacks: Sequence[Stack], found: list[DeviceSpectra]) -> None:
 
 
 def _report_krylov(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], found: device_krylov.Leading) -> None:
-    """Say how good it is; what it cannot do is what is to be found out."""
+    """Print the errors of block Krylov: the question is where it fails."""
     expected = reference.spectrum(pairs[0][0].cpu(), pairs[0][1].cpu(), TOP_K, SPECTRUM_K)
     count = min(found.values.shape[1], len(expected.values))
     off = np.abs(found.values[0, :count].cpu().numpy() / expected.values[:count] - 1).max()
@@ -181,9 +181,9 @@ def _stages(session: Session, case: str, stacks: Sequence[Stack]) -> None:
 
 
 def stage_counts(shape: Sequence[int], top_k: int) -> dict[str, Counts]:
-    """Return the bytes of device memory and the flops of one matrix, of the stages of which they are simple.
+    """Return the bytes of device memory and the flops of one matrix, for the stages where they are simple.
 
-    Of the updates: every trailing matrix is read for A·V, and read and written by the update.
+    An update reads every trailing matrix for A·V, then reads and writes it.
 
     >>> stage_counts((3072, 768), 10)["torch_factor_panels_to_factor_panels"].bytes // 10**6
     219
