@@ -38,7 +38,7 @@ Operator = Callable[[np.ndarray], np.ndarray]
 
 
 class Parts(NamedTuple):
-    """What an alternative found; vectors are columns, the values descend."""
+    """The result of one alternative; vectors are columns, the values descend."""
 
     values: np.ndarray | None = None
     left_top: np.ndarray | None = None

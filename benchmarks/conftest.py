@@ -56,7 +56,7 @@ def describe(benchmark):
 
 
 class ZooFolder:
-    """A folder of checkpoints: how cases call it, the base, and the models' paths by name."""
+    """A folder of checkpoints: its name in cases, the base, and the models' paths by name."""
 
     def __init__(self, name, folder):
         self.name, self.base_path = name, folder / "base.safetensors"

@@ -1,4 +1,4 @@
-"""The least that a case must read and compute, by the formulas of mergekern/kernels/*/__init__.py."""
+"""The fewest bytes and operations of a case, by the formulas of mergekern/kernels/*/__init__.py."""
 
 from __future__ import annotations
 

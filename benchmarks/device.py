@@ -109,11 +109,7 @@ def main(
         click.echo("No GPU: small sizes, through the interpreters; the times mean nothing.")
     versions = device_machine.describe(_device_name(has_gpu))
     click.echo(f"seed of the inputs: {seed}")
-    failed = []
-    if _wants(only, "build") and not device_machine.build_extension(seconds / 3):
-        failed.append("build")
-    if _wants(only, "tests") and not device_machine.run_tests(seconds * (TESTS if has_gpu else 1)):
-        failed.append("tests")
+    failed = _failed_checks(only, seconds, has_gpu)
     with tempfile.TemporaryDirectory(prefix="mergekern-gpu-check-") as folder:
         path = Path(folder) / "journal"
         kept = _journal(path)
@@ -140,6 +136,16 @@ def main(
     taken = f"{time.time() - deadline + seconds:.0f} s"
     click.echo(f"{taken}; FAILED: {', '.join(failed)}" if failed else f"{taken}; all passed")
     sys.exit(bool(failed))
+
+
+def _failed_checks(only: Sequence[str], seconds: float, has_gpu: bool) -> list[str]:
+    """Build the extension and run the tests, where they are wanted; return which of the two failed."""
+    failed = []
+    if _wants(only, "build") and not device_machine.build_extension(seconds / 3):
+        failed.append("build")
+    if _wants(only, "tests") and not device_machine.run_tests(seconds * (TESTS if has_gpu else 1)):
+        failed.append("tests")
+    return failed
 
 
 def _wants(only: Sequence[str], name: str) -> bool:
@@ -207,7 +213,7 @@ def _session(
 
 
 def _backend(name: str) -> DeviceBackend:
-    """Return the kernels; where those of CUDA cannot be had, the others are measured all the same."""
+    """Return the kernels; without those of CUDA, the others are measured all the same."""
     import torch
 
     from mergekern.kernels.device_backend import DeviceBackend, cuda_backend

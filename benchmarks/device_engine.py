@@ -1,4 +1,4 @@
-"""The whole of `compute_all` on a device, from there, from the host and from files; and the plain way, one pair."""
+"""The whole of `compute_all` on a device, with weights there, on the host and in files; and the plain way, one pair."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class _Zoo:
         click.echo(f"  {len(self.checked)} tensors on the processor: {time.perf_counter() - began:.1f} s")
 
     def check(self, found: mergekern.MetricTable) -> None:
-        """Raise AssertionError unless every pair of every tensor checked is as on the processor."""
+        """Raise AssertionError unless every pair of every tensor that is checked agrees with the processor."""
         whole = found.to_pandas()
         assert len(whole) == len(self.expected.to_pandas())
         assert whole.notna().all(axis=None)

@@ -1,4 +1,4 @@
-"""What can be told of a machine with a GPU, and what is run there as programs of their own: the build and the tests.
+"""Facts about a machine with a GPU, and the programs that run on it: the build of the extension and the tests.
 
 Nothing here imports the package, whose extension is built first, or anything that may be missing.
 """
@@ -33,7 +33,7 @@ FAILURES_SHOWN = 10
 
 
 def missing(packages: Sequence[str]) -> list[str]:
-    """Return those that cannot be imported.
+    """Return the modules that cannot be imported.
 
     >>> missing(["json", "no_such_package"])
     ['no_such_package']
@@ -42,7 +42,7 @@ def missing(packages: Sequence[str]) -> list[str]:
 
 
 def describe(device: str) -> dict[str, str]:
-    """Print what the machine is, and return the versions that are not among those of every row."""
+    """Print the parts of the machine, and return the versions that rows do not have already."""
     import torch
 
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
@@ -80,7 +80,7 @@ def build_extension(seconds: float) -> bool:
 
 
 def run_tests(seconds: float) -> bool:
-    """Run the tests of device code; return whether all passed."""
+    """Run the tests of device code, and return whether all passed."""
     without = [name for name in OPTIONAL if missing([name])]
     imports = re.compile(rf"^\s*(?:import|from)\s+(?:{'|'.join(without)})\b", re.MULTILINE) if without else None
     texts = {path: path.read_text("utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))}

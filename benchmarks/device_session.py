@@ -1,4 +1,4 @@
-"""What the cases of a device run share: sizes, the clock, correctness before time, and a journal of what came out.
+"""The parts that all cases of a device run share: sizes, a clock, correctness before time, and a journal of results.
 
 The journal is a file, so that groups of cases may run in processes of their own: a kernel that breaks the device then
 breaks one group only.
@@ -38,7 +38,7 @@ MOST_HIDDEN = 0.1
 
 
 class Sizes(NamedTuple):
-    """How large the cases are: models, width and depth of the ViT, stacks of matrices, side of a product, bytes."""
+    """The sizes of the cases: models, width and depth of the ViT, stacks of matrices, side of a product, bytes."""
 
     models: int
     width: int
@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
 
     @property
     def zoo(self) -> str:
-        """What cases call the zoo.
+        """Name of the zoo in cases.
 
         >>> FULL.zoo, SMALL.zoo
         ('vit_b16x20', 'vit_w20_d1x2')
@@ -57,7 +57,7 @@ class Sizes(NamedTuple):
         return self.zoo_of(self.models)
 
     def zoo_of(self, models: int) -> str:
-        """What cases call a zoo of the same shape and another number of models."""
+        """Name in cases of a zoo of the same shape and another number of models."""
         shape = "b16" if (self.width, self.depth) == (768, 12) else f"w{self.width}_d{self.depth}"
         return f"vit_{shape}x{models}"
 
@@ -68,7 +68,7 @@ SMALL = Sizes(2, 20, 1, stacks=1, product=64, copy=1 << 16)
 
 
 class Clock:
-    """Times functions on a device, whose work is done when they return or later.
+    """A clock for functions on a device, whose work may end after they return.
 
     Args:
         device: with CUDA events on a GPU; elsewhere once, to have a number.
@@ -78,7 +78,7 @@ class Clock:
         self._is_cuda = device.type == "cuda"
 
     def hide(self, seconds: float) -> None:
-        """Keep a GPU waiting, so that for this long what is queued meanwhile is there when it is its turn."""
+        """Keep a GPU busy for some time, so that work queued meanwhile follows without a gap."""
         if self._is_cuda:
             torch.cuda._sleep(int(min(seconds, MOST_HIDDEN) * CYCLES_PER_SECOND))
 
@@ -117,7 +117,7 @@ class Clock:
 
 
 class Journal:
-    """What came out so far, a line of JSON each: of kind "versions", "rate", "row", "work", "failed" or "skipped"."""
+    """The results so far, a line of JSON each: of kind "versions", "rate", "row", "work", "failed" or "skipped"."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -139,11 +139,11 @@ class Session:
 
     Attributes:
         backend: the kernels, on the device that is measured.
-        sizes: of the cases.
-        journal: what came out.
+        sizes: the sizes of the cases.
+        journal: takes the results.
         results: folder to append rows to; None for nowhere.
         suite: name of the file there.
-        provenance: of every row.
+        provenance: time, device, commit and versions, for every row.
         deadline: time.time() at which no further case is begun.
         only: beginnings of the cases that are wanted; none for all.
         seed: of the inputs, which are new in every run.
@@ -177,7 +177,7 @@ class Session:
             self.journal.add("failed", case=name)
 
     def begins(self, case: str) -> bool:
-        """Tell whether to measure a case, and say so if it is left out for time."""
+        """Return whether to measure a case; print a line if it is left out for lack of time."""
         if not self.wants(case):
             return False
         if time.time() < self.deadline:
@@ -311,5 +311,5 @@ def expect_small(what: str, error: torch.Tensor | float, tolerance: float) -> No
 
 
 def named(models: Sequence[Any]) -> dict[str, Any]:
-    """Return models by the names that cases give them."""
+    """Return models by their names in cases."""
     return {f"model_{index:02d}": model for index, model in enumerate(models)}

@@ -13,7 +13,7 @@ from benchmarks import counts, device_krylov
 from benchmarks.counts import Counts
 from benchmarks.device_session import Session, expect_small
 from mergekern.kernels.cuda_module import CudaModule
-from mergekern.kernels.spectrum import DeviceSpectra, Stack, on_cuda, reference
+from mergekern.kernels.spectrum import DeviceSpectra, Stack, device_tridiagonal, on_cuda, reference
 
 TOP_K, SPECTRUM_K = counts.TOP_K, 100
 # As the tests hold them: values relative, subspaces by the sine.
@@ -105,7 +105,7 @@ def _check(stacks: Sequence[Stack], found: list[DeviceSpectra]) -> None:
 
 
 def _report_krylov(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], found: device_krylov.Leading) -> None:
-    """Say how good it is; what it cannot do is what is to be found out."""
+    """Print the errors of block Krylov: the question is where it fails."""
     expected = reference.spectrum(pairs[0][0].cpu(), pairs[0][1].cpu(), TOP_K, SPECTRUM_K)
     count = min(found.values.shape[1], len(expected.values))
     off = np.abs(found.values[0, :count].cpu().numpy() / expected.values[:count] - 1).max()
@@ -181,18 +181,18 @@ def _stages(session: Session, case: str, stacks: Sequence[Stack]) -> None:
 
 
 def stage_counts(shape: Sequence[int], top_k: int) -> dict[str, Counts]:
-    """Return the bytes of device memory and the flops of one matrix, of the stages of which they are simple.
+    """Return the bytes of device memory and the flops of one matrix, for the stages where they are simple.
 
-    Of the updates: every trailing matrix is read for A·V, and read and written by the update.
+    An update reads every trailing matrix for A·V, then reads and writes it.
 
     >>> stage_counts((3072, 768), 10)["torch_factor_panels_to_factor_panels"].bytes // 10**6
     219
     """
     n, length = min(shape), max(shape)
     window = min(on_cuda.WIDEN * top_k, n)
-    rows = list(range(n - on_cuda.BAND, 0, -on_cuda.BAND))
-    updates = [Counts(24 * r * r, 6 * on_cuda.BAND * r * r) for r in rows]
-    band = on_cuda.BAND
+    rows = list(range(n - device_tridiagonal.BAND, 0, -device_tridiagonal.BAND))
+    updates = [Counts(24 * r * r, 6 * device_tridiagonal.BAND * r * r) for r in rows]
+    band = device_tridiagonal.BAND
     return {
         "torch_start_to_factor_panels": Counts(28 * length * n + 48 * n * n, 2 * length * n * n),
         "factor_panels": Counts(sum(2 * 8 * band * r for r in rows), sum(3 * band * band * r for r in rows)),
@@ -200,7 +200,7 @@ def stage_counts(shape: Sequence[int], top_k: int) -> dict[str, Counts]:
         "torch_factor_panels_to_chase": _sum(updates[-1:]),
         "chase": Counts(8 * (n * band + n * n // 2), 112 * n * n),
         "undo_chase": Counts(
-            2 * (8 * n * n // 2 * -(-window // on_cuda.UNDO_TILE) + 16 * n * window), 4 * n * n * window
+            2 * (8 * n * n // 2 * -(-window // device_tridiagonal.UNDO_TILE) + 16 * n * window), 4 * n * n * window
         ),
         "tridiagonal_vectors": Counts(2 * 3 * 12 * 8 * n * window, 2 * 3 * 20 * n * window),
         "factor_panels_resolve": Counts(2 * 16 * length * window, 2 * 3 * length * window * window),

@@ -24,7 +24,7 @@ ROUNDS = 7
 
 
 def processor() -> str:
-    """Return the name of the processor and the threads that torch uses of it."""
+    """Return the name of the processor and the number of its threads that torch uses."""
     name = platform.processor() or platform.machine()
     if (described := Path("/proc/cpuinfo")).exists():
         names = [line.split(":", 1)[1].strip() for line in described.read_text().splitlines() if "model name" in line]
@@ -33,7 +33,7 @@ def processor() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what every row of a run says of its origin."""
+    """Return the origin of a run, for each of its rows."""
     changes = _git("status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in WRITTEN))
     return {
         "device": processor(),

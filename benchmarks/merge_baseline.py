@@ -58,7 +58,7 @@ def isotropic_cts(deltas: Sequence[torch.Tensor], fraction: float = 0.8) -> torc
 
 
 def merge(models: Sequence[Path], base: Path, method: str, output: Path) -> None:
-    """Merge checkpoints in float32, a tensor after the other; those that are not matrices are averaged."""
+    """Merge checkpoints in float32, one tensor after the other; tensors that are not matrices are averaged."""
     rule = {"tsv": tsv, "isotropic": isotropic, "isotropic_cts": isotropic_cts}[method]
     origin, tuned = load_file(base), [load_file(path) for path in models]
     merged = {}

@@ -1,4 +1,4 @@
-"""How much memory a measured run needs."""
+"""The memory that a measured run needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PeakMemory:
 
     @property
     def bytes(self) -> int:
-        """What it was, after the end."""
+        """The most bytes, after the end."""
         return self.peak - self.before
 
     def _watch(self) -> None:

@@ -95,7 +95,7 @@ def _points(pattern: str, newest: Sequence[rows.Row]) -> dict[int, rows.Row]:
 @click.option("--out", type=click.Path(path_type=Path), default=PLOTS, help="Folder to write to.")
 def main(results: Path, out: Path) -> None:
     """Draw the newest rows of the device that was measured last."""
-    measured = rows.of_processors(rows.read(results))
+    measured = rows.cpu_rows(rows.read(results))
     if measured:
         newest = rows.newest_of_one_device(measured, measured[-1]["case"])
         for name, plot in FIGURES.items():

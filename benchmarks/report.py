@@ -1,4 +1,4 @@
-"""How long the page of a report takes to write and to open, and how large it is.
+"""The page of a report: seconds to write it and to open it, and its size.
 
 python -m benchmarks.report
 

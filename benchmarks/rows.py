@@ -14,14 +14,14 @@ Row = dict[str, Any]
 
 
 class Rates(NamedTuple):
-    """What the machine did, at its best, in a second."""
+    """The best rates of the machine, in bytes and operations a second."""
 
     bytes: float
     flops: float
 
 
 def summary(samples: Sequence[float]) -> dict[str, float]:
-    """Return what a row keeps of the times of its rounds.
+    """Return the summary of the times of a row's rounds.
 
     >>> summary([3.0, 1.0, 2.0])
     {'median': 2.0, 'p25': 1.5, 'p75': 2.5, 'min': 1.0, 'rounds': 3}
@@ -72,10 +72,10 @@ def read(folder: Path = RESULTS) -> list[Row]:
     return sorted(map(json.loads, lines), key=lambda row: row["time"])
 
 
-def of_processors(rows: Iterable[Row]) -> list[Row]:
+def cpu_rows(rows: Iterable[Row]) -> list[Row]:
     """Return the rows that were not measured on a GPU; their device says how many threads there were.
 
-    >>> of_processors([{"device": "Abacus, 2 threads"}, {"device": "NVIDIA Abacus"}])
+    >>> cpu_rows([{"device": "Abacus, 2 threads"}, {"device": "NVIDIA Abacus"}])
     [{'device': 'Abacus, 2 threads'}]
     """
     return [row for row in rows if row["device"].endswith(" threads")]

@@ -147,7 +147,7 @@ def with_tables(text: str, measured: list[rows.Row]) -> str:
 def main(check: bool) -> None:
     """Write the tables of README.md anew."""
     text = README.read_text("utf-8")
-    anew = with_tables(text, rows.of_processors(rows.read()))
+    anew = with_tables(text, rows.cpu_rows(rows.read()))
     if check and text != anew:
         sys.exit("README.md: a table is out of date; run `make readme`")
     if not check:

@@ -11,6 +11,7 @@
 
 namespace mergekern {
 
+// In the order of mergekern/checkpoints/dtypes.py, which Python takes the codes from.
 enum class DType : int { float64 = 0, float32 = 1, float16 = 2, bfloat16 = 3, float8_e4m3fn = 4, float8_e5m2 = 5 };
 
 inline int item_size(DType dtype) {

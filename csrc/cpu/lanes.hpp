@@ -9,7 +9,7 @@ typedef unsigned long long UnsignedBits __attribute__((vector_size(LANES * sizeo
 MERGEKERN_INLINE Lanes load(const double* at) { return *reinterpret_cast<const Lanes*>(at); }
 MERGEKERN_INLINE void store(double* at, Lanes value) { *reinterpret_cast<Lanes*>(at) = value; }
 
-// Of pairs of groups of `width` lanes, the sum; those of a in the even groups of the result, those of b in the odd.
+// Sums of neighbouring groups of `width` lanes: those of a in the even groups of the result, those of b in the odd.
 template <int width>
 MERGEKERN_INLINE Lanes fold(Lanes a, Lanes b) {
   Bits first, second;

@@ -104,7 +104,7 @@ std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, 
                                std::uint64_t prefix, int above, int threads) {
   check(tuned, count, "tuned");
   threads = threads_for(count, threads);
-  // One more than a segment: what is not kept is written too, and then overwritten.
+  // One more than a segment: a value that is not kept is written too, and overwritten by the next.
   const std::size_t size = 2 * generic::kRow + kSegment + 1;
   std::unique_ptr<double[]> scratch(new double[threads * size]);
   std::vector<std::vector<double>> found((count + kSegment - 1) / kSegment);

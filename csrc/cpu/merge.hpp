@@ -12,8 +12,8 @@ namespace mergekern {
 enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3 };
 constexpr Consensus kLastConsensus = Consensus::agree;
 
-// What is done with the task vectors of one tensor. Each array has a value for each model; thresholds of nullptr trim
-// nothing, keys of nullptr drop nothing.
+// The rule by which the task vectors of one tensor are merged. Each array has a value for each model; thresholds of
+// nullptr trim nothing, keys of nullptr drop nothing.
 struct Rule {
   Consensus consensus;
   const double* weights;

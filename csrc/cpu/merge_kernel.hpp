@@ -10,12 +10,12 @@ constexpr std::size_t kRow = 512;
 // Float64 that combine_segment uses for n models: their rows, and those of base, sum, and four of the consensus.
 inline std::size_t combine_scratch(std::size_t n) { return (n + 6) * kRow; }
 
-// Zeroes what is smaller than the threshold.
+// Zeroes the elements below the threshold.
 inline void trim_row(double* row, std::size_t count, double threshold) {
   for (std::size_t e = 0; e < count; ++e) row[e] = __builtin_fabs(row[e]) >= threshold ? row[e] : 0.0;
 }
 
-// Zeroes what the mask of a key drops; `start` is the index of the first element.
+// Zeroes the elements that the mask of a key drops; `start` is the index of the first element.
 inline void drop_row(double* row, std::size_t count, std::uint64_t key, std::uint64_t dropped_below, std::uint64_t start) {
   for (std::size_t e = 0; e < count; ++e) {
     std::uint64_t z = key + (start + e + 1) * 0x9E3779B97F4A7C15u;
@@ -30,8 +30,8 @@ inline void scale_row(double* row, std::size_t count, double factor) {
   for (std::size_t e = 0; e < count; ++e) row[e] *= factor;
 }
 
-// merged = the mean of the entries of the elected sign. `rows` are n rows kRow apart; `scratch` holds three rows. Every
-// loop is one that the compiler vectorises (measured: 6 times the speed of one loop with everything in it).
+// merged = the mean of the entries of the elected sign. `rows` are n rows kRow apart; `scratch` holds three rows. The
+// compiler vectorises every loop (measured: 6 times the speed of one loop with everything in it).
 inline void elect_rows(const double* __restrict rows, std::size_t n, std::size_t count, const double* weights,
                        double majority, const double* __restrict total, double* __restrict merged,
                        double* __restrict scratch, Tally* tally) {
@@ -51,7 +51,7 @@ inline void elect_rows(const double* __restrict rows, std::size_t n, std::size_t
       kept[e] = value != 0.0 ? 1.0 : kept[e];
     }
   }
-  // Entries that cancel: a sum of zero in which something is kept.
+  // Entries that cancel: their sum is zero, and at least one is kept.
   double undecided = 0.0;
   for (std::size_t e = 0; e < count; ++e) {
     const double cancels = total[e] == 0.0 ? kept[e] : 0.0;
@@ -90,7 +90,7 @@ inline void put_row(const double* base, const double* merged, std::size_t count,
   }
 }
 
-// Merges elements [start, stop) of what is given, of which the first has index `first` in its tensor.
+// Merges elements [start, stop) of the views, whose first element has index `first` in its tensor.
 void combine_segment(const TensorView& base, const TensorView* tuned, std::size_t n, const TensorView& out,
                      std::size_t start, std::size_t stop, std::size_t first, const Rule& rule, double* scratch,
                      Tally* tally) {
@@ -125,7 +125,7 @@ void combine_segment(const TensorView& base, const TensorView* tuned, std::size_
         break;
       case Consensus::agree: agree_rows(rows, n, count, rule.share, rule.needed, total, merged, other); break;
     }
-    // Into another row: a product that is stored is not fused with the sum that follows.
+    // Into another row: a stored product is not fused with the sum that follows.
     for (std::size_t e = 0; e < count; ++e) other[e] = rule.factor * result[e];
     put_row(base_row, other, count, out, at);
   }

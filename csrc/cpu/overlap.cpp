@@ -46,8 +46,8 @@ class Tile {
       : length_(length), k_(k), height_(padded(most * k, kernels().rows)), width_(padded(most * k, kernels().columns)),
         rows_(height_ * kChunk), columns_(width_ * kChunk), sums_(height_ * width_), squares_(height_ * width_) {}
 
-  // Writes the overlaps of all pairs to out, whose rows lie `stride` apart; `among` the rows, which the columns then are,
-  // only those that are not below the diagonal.
+  // Writes the overlaps of all pairs to out, whose rows lie `stride` apart. With `among`, rows and columns are the same
+  // models, and nothing below the diagonal is written.
   void overlap(Side rows, Side columns, bool among, double* out, std::size_t stride) {
     const Kernels& run = kernels();
     std::fill(sums_.begin(), sums_.end(), 0.0);
@@ -77,7 +77,7 @@ class Tile {
         if (!among || c + width > r / k_ * k_) block(r, c, sums);  // from the first row's own model on
   }
 
-  // The sum of k × k squares: the same for the transposed block, since each is added to its mirror image first.
+  // The sum of k × k squares. Each is added to its mirror image first, so that the transposed block has the same sum.
   double block_sum(const double* squares) const {
     double sum = 0.0;
     for (std::size_t r = 0; r < k_; ++r) {

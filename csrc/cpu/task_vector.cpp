@@ -15,7 +15,7 @@
 namespace mergekern {
 namespace {
 
-// The inner products of a tile that are wanted: all, those with c ≥ r, or those with c = r.
+// Which inner products of a tile are wanted: all, those with c ≥ r, or those with c = r.
 enum class Shape { whole, triangle, diagonal };
 
 constexpr bool is_in(Shape shape, std::size_t r, std::size_t c) {
@@ -59,12 +59,12 @@ const Kernels& kernels() {
 // Elements of a chunk, whose rows are float64 in a private cache; those of two tiles stay in the innermost one. The
 // same for any number of tensors: the sums over a chunk are in the bits of the result.
 constexpr std::size_t kChunk = 256;
-// Tiles of one side of a square of them: the rows that it takes stay in a private cache, however many others there are.
+// Tiles on one side of a square of tiles: its rows stay in a private cache, however many other tensors there are.
 constexpr std::size_t kTilesTogether = 16;
 // Bytes of partial results held for the segments that are worked on side by side.
 constexpr std::size_t kPartials = 64 << 20;
 
-// The tiles of the pairs i ≤ j of n tensors, or, of a split > 0, of those with i < split ≤ j and of those with i = j.
+// The tiles of the pairs i ≤ j of n tensors; with a split > 0, of the pairs i < split ≤ j and i = j alone.
 std::vector<Tile> tiles_of(std::size_t n, std::size_t split, std::size_t side) {
   std::vector<Tile> tiles;
   const std::size_t last_row = split ? split : n, together = kTilesTogether * side;

@@ -36,8 +36,8 @@ class ReadAhead {
   const char *at_ = nullptr, *end_ = nullptr;
 };
 
-// a·b + c, in one rounding where the instruction set has it: left to the compiler, that might differ between two
-// kernels that are to give the same bits.
+// a·b + c, in one rounding where the instruction set has it. The compiler might choose differently for two kernels that
+// must give the same bits.
 MERGEKERN_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
 #if LANES == 8
   return _mm512_fmadd_pd(a, b, c);
@@ -51,8 +51,8 @@ MERGEKERN_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
 // Float64 that the sums of one register block take in memory.
 constexpr int kTileSums = (kTile * kTile + LANES - 1) / LANES * LANES;
 
-// out[r·COLUMNS + c] += <rows + r·stride, columns + c·stride> for a block of sums in registers, of those that its shape
-// names; length a multiple of LANES. What is added to one of them depends on its two rows alone, in either order.
+// out[r·COLUMNS + c] += <rows + r·stride, columns + c·stride> for a block of sums in registers, those that its shape
+// names; length is a multiple of LANES. Each sum depends on its two rows alone, in either order.
 template <int ROWS, int COLUMNS, Shape SHAPE>
 void tile_products(const double* rows, const double* columns, std::size_t stride, std::size_t length, double* out,
                    ReadAhead& read_ahead) {

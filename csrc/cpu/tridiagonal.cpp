@@ -13,7 +13,7 @@ namespace {
 // One column of the band, with both triangles, and of the bulge below it.
 constexpr int kBandStride = 3 * kBand + 8;
 
-// Sweeps of `chase` that have a block s.
+// The number of sweeps of `chase` that have a block s.
 constexpr std::size_t chase_count(std::size_t size, std::size_t s) {
   const std::size_t used = 2 + (s > 0 ? s * kBand - 1 : 0);
   return size > used ? size - used : 0;
@@ -101,7 +101,7 @@ void tridiagonalise(double* matrix, std::size_t size, double* reflectors, double
   for (std::size_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(matrix[i * stride + i]));
   int exponent = 0;
   std::frexp(largest, &exponent);
-  // Reflectors square the elements; a matrix for which that is far from the limits is left as it is.
+  // Reflectors square the elements. A matrix whose squares are far from the limits of float64 needs no scaling.
   if (std::abs(exponent) < 400) exponent = 0;
   for (std::size_t i = 0; i < padded; ++i) {
     double* row = matrix + i * stride;

@@ -1,7 +1,7 @@
 // Raw-pointer kernels of the tridiagonal form. Included once for each instruction set (for_each_instruction_set.hpp).
 //
-// Every matrix here is row-major with a number of rows that is a multiple of kBand; what was padded is zero and
-// stays zero, so that no loop has a remainder.
+// Every matrix here is row-major, and its number of rows a multiple of kBand. The padding is zero and stays zero, so
+// that no loop has a remainder.
 
 #include "lanes.hpp"
 
@@ -315,7 +315,7 @@ void chase(double* band, std::size_t size, double* reflectors, double* taus) {
 // x (rows padded by 2·kBand, × kBand) from vectors of the tridiagonal form to vectors of the band.
 void undo_chase(const double* reflectors, const double* taus, std::size_t size, double* x) {
   std::size_t start = 0;
-  // Of one s, the reflectors move up by one row at a time; those of another s touch no row out of turn.
+  // The reflectors of one s move up by one row at a time; those of another s touch no row out of turn.
   for (std::size_t s = 0; chase_count(size, s) > 0; start += chase_count(size, s), ++s)
     for (std::size_t sweep = chase_count(size, s); sweep-- > 0;) {
       const double* v = reflectors + (start + sweep) * kBand;

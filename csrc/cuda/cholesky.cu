@@ -19,7 +19,7 @@ cholesky_inverses(double* grams, double* inverses, long long size, long long in_
 
   for (long long p = 0; p < size; ++p) {
     const double pivot = factor[p * size + p];
-    // What is left of a dependent column is rounding; its root would be taken for a direction.
+    // The rest of a dependent column is rounding; its root would be taken for a direction.
     const double root = pivot > 0.0 ? sqrt(pivot) : nan("");
     __syncthreads();
     for (long long i = p + thread; i < size; i += threads) factor[i * size + p] = i == p ? root : factor[i * size + p] / root;

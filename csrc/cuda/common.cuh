@@ -1,7 +1,7 @@
-// What the kernels share. They are compiled by NVRTC without any other header, all as one text.
+// The parts that all kernels share. NVRTC compiles them without any other header, all as one text.
 //
 // Every matrix is float64 and belongs to a batch: one block works on one item of it. A kernel that keeps its matrix in
-// shared memory where that is large enough, and in place in global memory where not, is told so by `in_shared`.
+// shared memory where that is large enough, and in place in global memory where not, learns it from `in_shared`.
 #pragma once
 
 extern __shared__ double shared_memory[];
@@ -29,7 +29,7 @@ __device__ inline double block_sum(double x, double* partial) {
 }
 
 // The kernels get matrices that are scaled to a norm of about 1. A vector whose square is below this counts as zero:
-// squares near the end of the range of float64 have lost their digits, and what is made of them would not be orthogonal.
+// squares near the end of the range of float64 have lost their digits, and reflectors made of them are not orthogonal.
 constexpr double kZeroSquare = 1e-200;
 
 // The reflector I − tau·v·vᵀ, v = (1, scale·rest), that turns (pivot, rest) into (beta, 0); `below` is ‖rest‖².

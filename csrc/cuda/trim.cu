@@ -61,9 +61,9 @@ __device__ void count(long long base_address, long long tuned_address, long long
   }
 }
 
-// addresses (1 + models): of the base, or 0, and of each model, `size` elements of a storage: 0 float64, 1 float32,
-// 2 float16, 3 bfloat16. states (models, 2): the digits found so far. Adds to counts (models, kBins).
-// Grid (any, models). Shared memory: 4·kBins bytes.
+// addresses (1 + models): that of the base, or 0, then those of the models, `size` elements each. storage: 0 float64,
+// 1 float32, 2 float16, 3 bfloat16 (kernels/device_inputs.py). states (models, 2): the digits found so far. Adds to
+// counts (models, kBins). Grid (any, models). Shared memory: 4·kBins bytes.
 extern "C" __global__ void __launch_bounds__(kThreads)
 count_magnitudes(const long long* addresses, const long long* states, unsigned long long* counts, long long size,
                  long long shift, long long width, long long storage) {

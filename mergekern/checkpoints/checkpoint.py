@@ -13,13 +13,13 @@ import torch
 import xxhash
 
 from mergekern.checkpoints import float8
+from mergekern.checkpoints.dtypes import FLOAT8, FLOAT_DTYPES, WIDENED
 from mergekern.errors import CheckpointError
 
 # How a model comes to a tensor of its own: by values of its own, by factors of the difference, or not at all.
 Change = Literal["whole", "factors", "none"]
 # Elements of a tensor that are hashed at a time.
 _HASHED = 1 << 24
-FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *float8.DTYPES)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class StoredTensor:
     @property
     def read_dtype(self) -> torch.dtype:
         """The dtype that reads return: float32 for scaled or unusual float8, else the stored one."""
-        return torch.float32 if self.scale or self.dtype in float8.WIDENED else self.dtype
+        return torch.float32 if self.scale or self.dtype in WIDENED else self.dtype
 
     @property
     def nbytes(self) -> int:
@@ -225,7 +225,7 @@ class Checkpoint(ABC):
         refuse_quantised(self.source, [*self.tensors, *self.buffers])
         self._scales: dict[str, StoredTensor] = {}
         for name, tensor in list(self.tensors.items()):
-            if tensor.dtype not in float8.DTYPES:
+            if tensor.dtype not in FLOAT8:
                 continue
             companions = (f"{name}_scale", f"{name}_scale_inv")
             scale = next((n for n in companions if n in self.tensors or n in self.buffers), None)

@@ -12,14 +12,6 @@ import torch
 
 from mergekern.errors import CheckpointError
 
-DTYPES = tuple(
-    getattr(torch, name)
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-    if hasattr(torch, name)
-)
-# Formats that no kernel decodes are widened to float32, which holds them exactly, as they are read.
-WIDENED = DTYPES[2:]
-
 
 class ScaleGrid:
     """The scale of every element of a tensor, from its companion.

@@ -11,29 +11,12 @@ import safetensors
 import torch
 
 from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
+from mergekern.checkpoints.dtypes import COMPLEX_NAMES, FLOAT_NAMES, INTEGER_NAMES
 from mergekern.checkpoints.sources import IO
 from mergekern.errors import CheckpointError
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-}
-_INTEGERS = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-}
+# dtype in the header of a safetensors file -> ours.
+_DTYPES = FLOAT_NAMES | INTEGER_NAMES | COMPLEX_NAMES
 
 
 class SafetensorsFile(Checkpoint):
@@ -51,7 +34,7 @@ class SafetensorsFile(Checkpoint):
         self._begin: dict[str, int] = {}
         self._integers: dict[str, StoredTensor] = {}
         for key, entry in in_file_order:
-            dtype = _SAFETENSORS_DTYPES.get(entry["dtype"]) or _INTEGERS.get(entry["dtype"])
+            dtype = _DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise CheckpointError(f"{path}: tensor {key!r} has dtype {entry['dtype']}, which is not supported")
             self._begin[key] = entry["data_offsets"][0]

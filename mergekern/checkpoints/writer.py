@@ -22,6 +22,7 @@ import torch
 
 from mergekern._internal.files import write_atomically
 from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.dtypes import WRITTEN_NAMES
 from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.checkpoints.sharded import Sharded
 from mergekern.checkpoints.sources import SUFFIXES
@@ -32,12 +33,6 @@ RECORD_FILE = "mergekern.json"
 INDEX_FILE = "model.safetensors.index.json"
 # Weights in other formats, which must not lie beside merged ones; everything else in a folder is copied.
 _OTHER_WEIGHTS = (*SUFFIXES, ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".index.json")
-
-_DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
-    torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16", torch.int16: "I16", torch.uint32: "U32",
-    torch.int32: "I32", torch.uint64: "U64", torch.int64: "I64",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,7 +152,7 @@ class Writer:
         for entry in self._plan.files[file]:
             offsets = [at, at + entry.nbytes]
             header[entry.name] = {
-                "dtype": _DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets,
+                "dtype": WRITTEN_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets,
             }  # fmt: skip
             at = offsets[1]
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

@@ -20,7 +20,7 @@ _PRAGMA_ONCE = re.compile(r"^[ \t]*#[ \t]*pragma[ \t]+once[ \t]*$", re.MULTILINE
 
 
 class CudaModule(Protocol):
-    """What runs the kernels of csrc/cuda: a GPU, or in tests the processor.
+    """The compiled kernels of csrc/cuda, on a GPU or, in tests, on the CPU.
 
     Attributes:
         shared_limit: bytes of shared memory that one block may use.
@@ -54,7 +54,7 @@ def source(name: str | None = None) -> str:
     writes it to a file in the encoding of the locale.
 
     Raises:
-        FileNotFoundError: the file, a header, or the whole folder is not there.
+        FileNotFoundError: the file, a header, or the whole folder is missing.
 
     >>> '#include "' in source()
     False
@@ -90,7 +90,7 @@ class RawCudaModule:
         device: a device of type "cuda".
 
     Raises:
-        OptionError: CuPy or its compiler is not there, or CuPy is built for another CUDA than torch.
+        OptionError: CuPy or its compiler is missing, or CuPy is built for another CUDA than torch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -122,7 +122,7 @@ class RawCudaModule:
         """Start a kernel on torch's current stream of the device, and return at once.
 
         Raises:
-            ValueError: a tensor is not contiguous or on another device, or there is not so much shared memory.
+            ValueError: a tensor is not contiguous or lies on another device, or the shared memory is too small.
         """
         if shared_bytes > self.shared_limit:
             raise ValueError(f"kernel {name!r}: {shared_bytes} bytes of shared memory, of {self.shared_limit}")
@@ -148,7 +148,7 @@ class RawCudaModule:
 
 
 class _Stream(NamedTuple):
-    """A stream as other libraries take it; torch's own has had this method since version 2.9 only."""
+    """A CUDA stream by the protocol of other libraries; torch's own streams have the method since version 2.9."""
 
     address: int
 

@@ -1,4 +1,4 @@
-"""The kernels of a GPU as one backend, and the reasons why there may be none."""
+"""The kernels of a GPU as one backend, or the reason why they cannot run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mergekern.kernels.gram import Blocks, Gram
 from mergekern.kernels.spectrum import DeviceSpectra, Stack
 from mergekern.kernels.trim import ModelBlocks
 
-# The first with tensor cores for float64, which the Triton kernels are written for.
+# The first compute capability with tensor cores for float64, for which the Triton kernels are written.
 CAPABILITY = (8, 0)
 
 
@@ -26,10 +26,10 @@ class DeviceBackend:
     """The kernels for batches of tensors on one device. They are queued on the current stream, and return at once.
 
     Attributes:
-        name: recorded in the provenance of every table.
-        description: of the device, likewise.
-        device: where the tensors are.
-        multiprocessors: of the device.
+        name: versions of the libraries behind the kernels, as the provenance of every table records them.
+        description: index and name of the device, recorded there too.
+        device: place of the tensors.
+        multiprocessors: their number on the device.
         module: the CUDA C++ kernels.
     """
 
@@ -40,7 +40,7 @@ class DeviceBackend:
     module: CudaModule
 
     def free_memory(self) -> int:
-        """Return the bytes that are free on the device, those that torch keeps for reuse included."""
+        """Return the free bytes of the device, with those that torch keeps for reuse."""
         if self.device.type != "cuda":
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -48,7 +48,7 @@ class DeviceBackend:
 
     @contextlib.contextmanager
     def explaining_memory(self) -> Iterator[None]:
-        """Turn torch's error about device memory into one that says what to do."""
+        """Turn torch's error about device memory into an OptionError that says what to do."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -117,7 +117,7 @@ def cuda_backend(device: torch.device) -> DeviceBackend:
     """Return the backend of a CUDA device, with its kernels compiled or taken from CuPy's cache.
 
     Raises:
-        OptionError: it cannot be had, with the reason and the remedy.
+        OptionError: the kernels cannot run there; it gives the reason and the remedy.
     """
     if torch.version.cuda is None:
         raise _unusable(device, f"torch {torch.__version__} is built without CUDA; install a build with it")

@@ -1,4 +1,4 @@
-"""What the kernels of a device take: tensors of one storage dtype by their addresses, and tables of integers."""
+"""The inputs of a device's kernels: tensors of one storage dtype by their addresses, and tables of integers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 import triton
 import triton.language as tl
 
-# Storage that kernels load; other is widened before.
+# Storage dtypes that kernels load, in the order of their codes in csrc/cuda/trim.cu; others are widened before.
 LOADED = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-# Storage whose products Triton makes: 3.6 cannot compile float64 products of 16-bit loads.
+# Storage dtypes whose products Triton compiles: 3.6 fails at float64 products of 16-bit loads.
 STORAGE = dict(LOADED)
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
     del STORAGE[torch.float16], STORAGE[torch.bfloat16]
-# Loads of 16 bytes need addresses that are multiples of it; as a divisor it is a hint to the compiler too.
+# Bytes of the widest load, which needs an address that is a multiple of them; kernels tell the compiler so.
 ALIGNMENT = 16
 
 
-def of_one_dtype(
+def in_one_dtype(
     tensors: Sequence[torch.Tensor | None], storage: Collection[torch.dtype] = STORAGE
 ) -> list[torch.Tensor | None]:
-    """Return the tensors in one storage dtype that holds all of them exactly; copies only what differs from it.
+    """Return the tensors in one storage dtype that holds all of them exactly; only those of another dtype are copied.
 
-    >>> found = of_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
+    >>> found = in_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
     >>> [tensor if tensor is None else tensor.dtype for tensor in found]
     [None, torch.float32, torch.float32]
     """
@@ -36,7 +36,7 @@ def of_one_dtype(
 
 
 def addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
-    """Return the data pointers, 0 for None."""
+    """Return the data pointers of tensors, 0 for None."""
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 

@@ -1,7 +1,7 @@
-"""Which implementation of each kernel runs: one table of backends, chosen openly.
+"""Which implementation of each kernel runs: one table, and the choice of a backend for a device.
 
-A device asked for by name that cannot be had is an error that says why; only "auto" chooses. Every table records
-the backend that ran.
+A backend is asked for by its device. A device asked for by name that cannot be used is an error that says why; only
+"auto" falls back to the CPU, with a warning. Every table of metrics records the backend that ran.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,15 +26,46 @@ from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Backend:
-    """The kernels of the processor, which work on one tensor at a time.
+class Support(NamedTuple):
+    """The implementations of one kernel by each backend, "module.function" below mergekern.kernels; None for none.
 
     Attributes:
-        name: recorded in the provenance of every table.
+        native: on the CPU, by the C++ extension.
+        numpy: on the CPU, by NumPy and SciPy's LAPACK, where the extension was not built.
+        device: on a CUDA device of compute capability 8.0, by Triton, by CUDA C++ (which CuPy compiles) or by torch.
+    """
+
+    native: str | None
+    numpy: str | None
+    device: str | None
+
+
+# Every kernel has a row, and its float64 oracle in <kernel>/reference.py. Adapters (low_rank) and sketches are for the
+# CPU alone; task_product is a part of the device's factorisation. Where native and numpy are the same function, it
+# chooses inside, for its inner loops.
+KERNELS = {
+    "combine": Support("combine.on_cpu.native", "combine.on_cpu.numpy", "combine.on_triton.combine"),
+    "count_sketch": Support("count_sketch.on_cpu.CountSketch", "count_sketch.on_cpu.CountSketch", None),
+    "gram": Support("gram.on_cpu.native", "gram.on_cpu.numpy", "gram.on_triton.gram"),
+    "low_rank": Support("low_rank.on_cpu.Triplets", "low_rank.on_cpu.Triplets", None),
+    "overlap": Support("overlap.on_cpu.native", "overlap.on_cpu.numpy", "overlap.on_triton.overlap"),
+    "polar": Support("polar.on_cpu.polar", "polar.on_cpu.polar", "polar.on_torch.polar"),
+    "spectrum": Support("spectrum.on_cpu.native", "spectrum.on_cpu.spectrum", "spectrum.on_cuda.spectra"),
+    "task_product": Support(None, None, "task_product.on_triton.task_product"),
+    "trim": Support("trim.on_cpu.kth_largest", "trim.on_cpu.kth_largest", "trim.on_cuda.kth_largest"),
+    "truncation": Support("truncation.on_cpu.leading", "truncation.on_cpu.leading", "truncation.on_torch.leading"),
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The kernels of the CPU that a measurement calls, one tensor at a time.
+
+    Attributes:
+        name: as the provenance of every table records it.
         gram: (blocks, threads, split) -> Gram.
         spectrum: (blocks, shape, top_k, spectrum_k) -> Spectrum.
-        overlap: (bases, others or None) -> (N, N), or (N, M) of the pairs of two sets.
+        overlap: (bases, others or None) -> (N, N), or (N, M) for the pairs of two sets.
     """
 
     name: str
@@ -51,7 +83,7 @@ NUMPY = Backend("numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on
 
 
 def backends() -> list[Backend]:
-    """Return the backends of the processor that can run here, the best first."""
+    """Return the backends of the CPU that can run here, the best first."""
     if native.extension is None:
         return [NUMPY]
     instructions = native.extension.instruction_set()
@@ -63,10 +95,10 @@ def choose(device: str | torch.device = "auto") -> Backend | DeviceBackend:
     """Return the best backend for a device.
 
     Args:
-        device: "auto" (the current CUDA device if its kernels can be had, else the CPU), or a device by name.
+        device: "auto" (the current CUDA device if its kernels can run, else the CPU), or the name of a device.
 
     Raises:
-        OptionError: the device is not there, or there are no kernels for it.
+        OptionError: there is no such device, or there are no kernels for it.
 
     >>> choose("cpu").name == backends()[0].name
     True
@@ -81,7 +113,10 @@ def choose(device: str | torch.device = "auto") -> Backend | DeviceBackend:
         return backends()[0]
     if wanted.type == "cuda":
         return cuda_backend(wanted)
-    raise OptionError(f"device {str(wanted)!r} cannot be used: there are no kernels for it; use device='cpu' or 'auto'")
+    raise OptionError(
+        f"device {str(wanted)!r} cannot be used: there are no kernels for it, only for CPUs and CUDA devices; "
+        "use device='cpu' or 'auto'"
+    )
 
 
 def _automatic() -> Backend | DeviceBackend:

@@ -1,7 +1,8 @@
 """Leading eigenpairs of a symmetric positive semi-definite matrix, in float64, on the calling thread.
 
-The tridiagonal form (`tridiagonal`), all its eigenpairs by divide and conquer (LAPACK's `dstedc`: at 768 half the time
-of `dstemr`, and orthogonal to the last bits), and only the wanted vectors transformed back.
+The matrix is reduced to tridiagonal form (`tridiagonal`). All eigenpairs of that come from divide and conquer (LAPACK's
+`dstedc`: at size 768 half the time of `dstemr`, and orthogonal to the last bits). Only the wanted vectors are
+transformed back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from mergekern.kernels import lapack
 from mergekern.kernels.native import extension
 from mergekern.kernels.tridiagonal import LapackTridiagonal, NativeTridiagonal, Tridiagonal
 
-# Below this size the plain solver is as fast.
+# Below this size NumPy's own solver is as fast.
 _SMALL = 48
 
 
@@ -21,7 +22,7 @@ def leading_eigen(gram: np.ndarray, count: int | None = None) -> tuple[np.ndarra
 
     Args:
         gram: (n, n), symmetric; its upper triangle is read.
-        count: how many; all by default.
+        count: number of pairs; all by default.
 
     >>> values, vectors = leading_eigen(np.diag([1.0, 3.0, 2.0]), 2)
     >>> values, np.abs(vectors)

@@ -1,9 +1,11 @@
-"""Access to the C++ extension: whether it was built, and tensors as the addresses that it takes."""
+"""Access to the C++ extension: the module, None where it was not built, and tensors as the addresses that it takes."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+
+from mergekern.checkpoints.dtypes import READ_DTYPES
 
 try:
     from mergekern import _native as extension
@@ -11,25 +13,18 @@ except ImportError:  # the package was installed without a compiler
     extension = None  # type: ignore[assignment]
 
 # Codes of csrc/cpu/dtypes.hpp.
-_DTYPE_CODES = {
-    torch.float64: 0,
-    torch.float32: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.float8_e4m3fn: 4,
-    torch.float8_e5m2: 5,
-}
+_DTYPE_CODES = {dtype: code for code, dtype in enumerate(READ_DTYPES)}
 
 
 def address(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return what the extension takes for a tensor: its data pointer and the code of its dtype."""
+    """Return the data pointer of a tensor and the code of its dtype, as the extension takes tensors."""
     if tensor.device.type != "cpu":
         raise ValueError("the C++ kernels need CPU tensors")
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype]
 
 
 def row_addresses(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """Return the same for each row of a C-contiguous float64 or float32 matrix."""
+    """Return address and code for each row of a C-contiguous float64 or float32 matrix."""
     if not matrix.flags.c_contiguous:
         raise ValueError("the C++ kernels need contiguous rows")
     code = _DTYPE_CODES[{"float64": torch.float64, "float32": torch.float32}[matrix.dtype.name]]

@@ -1,5 +1,6 @@
-"""Weights on their way to a device, through two pinned buffers, one being filled while the other is copied; and results
-on their way back.
+"""Transfers between host and device.
+
+Weights go to the device through two pinned buffers: one is filled while the other is copied.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-# Bytes of one of the two buffers: larger gains nothing, smaller makes copies that the bus does not notice.
+# Bytes of one of the two buffers: larger ones gain nothing, smaller ones make copies too short for the full rate.
 BUFFER = 64 << 20
-# Bytes that one thread copies at a time: mapped files are paged in by several.
+# Bytes that one thread copies at a time: several threads page a mapped file in.
 PIECE = 4 << 20
-# Every tensor begins at a multiple of this, as kernels with wide loads like it.
+# Every tensor begins at a multiple of this, so that kernels can use wide loads.
 ALIGNMENT = 256
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Make a stream current for this thread; nothing for None, which is what devices without streams have."""
+    """Make a stream current for this thread; does nothing for None, on devices without streams."""
     return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
@@ -44,7 +45,7 @@ class Uploader:
     """Copies tensors to one device, on a stream of its own.
 
     Args:
-        device: on any but a CUDA device, tensors are moved as torch does it.
+        device: place of the results; torch itself moves tensors to devices other than CUDA.
 
     >>> Uploader(torch.device("cpu")).upload([torch.ones(2)], ThreadPoolExecutor(1))
     [tensor([1., 1.])]
@@ -58,10 +59,10 @@ class Uploader:
         self._next = 0
 
     def upload(self, tensors: Sequence[torch.Tensor], pool: ThreadPoolExecutor) -> list[torch.Tensor]:
-        """Return tensors of the device with the same values; those that are there already are returned as they are.
+        """Return tensors of the device with the same values; tensors that lie there already are returned themselves.
 
-        What is done with the results must wait for `stream`. Sources may be let go at once, but for pinned ones, which
-        are copied from where they are and must stay as they are until the copy is done.
+        Work on the results must wait for `stream`. Sources may be released at once, except pinned ones: they are copied
+        in place, and must not change until the copy is done.
         """
         if self.stream is None:
             return [tensor.to(self.device) for tensor in tensors]
@@ -81,7 +82,7 @@ class Uploader:
         return uploaded
 
     def _through_buffers(self, sources: dict[int, torch.Tensor], room: torch.Tensor, pool: ThreadPoolExecutor) -> None:
-        """Copy sources to where they start in `room`, several together if they are small."""
+        """Copy sources to their starts in `room`; small ones share a buffer."""
         if not self._buffers:
             self._buffers = [torch.empty(BUFFER, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self._copied = [torch.cuda.Event() for _ in range(2)]
@@ -103,7 +104,7 @@ class Uploader:
 def _pieces(
     sources: dict[int, torch.Tensor], begin: int, buffer: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (offset, piece of the buffer, its source) of what lies within the length of the buffer from `begin`."""
+    """Yield (offset, piece of the buffer, its source) for the bytes of one buffer, from `begin` on."""
     for start, source in sources.items():
         first, last = max(start, begin), min(start + len(source), begin + len(buffer))
         for at in range(first, last, PIECE):

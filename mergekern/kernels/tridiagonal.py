@@ -1,8 +1,8 @@
-"""The tridiagonal form of a symmetric matrix: matrix = Q·T·Qᵀ, some eigenvalues, some eigenvectors.
+"""The tridiagonal form T of a symmetric matrix, matrix = Q·T·Qᵀ, with some of its eigenvalues and eigenvectors.
 
-By the C++ extension in two steps (csrc/cpu/tridiagonal.hpp), with eigenvalues by bisection; by LAPACK's `dsytrd` and
-`dsterf` where the extension was not built. At 768 on one thread: 23 ms against 46, then 1.6 ms for 111 values against
-11 for all. Both take the eigenvectors of T from LAPACK's inverse iteration.
+The C++ extension reduces the matrix in two steps (csrc/cpu/tridiagonal.hpp) and bisects for eigenvalues. Where it was
+not built, LAPACK's `dsytrd` and `dsterf` do. Measured at size 768 on one thread: 23 ms against 46, then 1.6 ms for 111
+values against 11 ms for all. Both take the eigenvectors of T from LAPACK's inverse iteration.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Tridiagonal(ABC):
     """The tridiagonal form of a symmetric matrix of `size`; lives in the thread's workspace until the next one.
 
     Attributes:
-        diagonal, off_diagonal: (size,) and (size − 1,) float64, of T.
+        diagonal, off_diagonal: those of T, (size,) and (size − 1,) float64.
     """
 
     diagonal: np.ndarray
@@ -31,7 +31,7 @@ class Tridiagonal(ABC):
     @staticmethod
     @abstractmethod
     def zeros(size: int) -> np.ndarray:
-        """Return a zero matrix, of which the upper triangle of the first `size` rows and columns is to be filled."""
+        """Return a zero matrix; the caller fills the upper triangle of its first `size` rows and columns."""
 
     @abstractmethod
     def __init__(self, matrix: np.ndarray, size: int) -> None:
@@ -57,7 +57,7 @@ class Tridiagonal(ABC):
 
 
 class NativeTridiagonal(Tridiagonal):
-    """By the C++ extension."""
+    """The tridiagonal form by the C++ extension."""
 
     @staticmethod
     def zeros(size: int) -> np.ndarray:
@@ -81,7 +81,7 @@ class NativeTridiagonal(Tridiagonal):
 
 
 class LapackTridiagonal(Tridiagonal):
-    """By LAPACK."""
+    """The tridiagonal form by LAPACK."""
 
     @staticmethod
     def zeros(size: int) -> np.ndarray:

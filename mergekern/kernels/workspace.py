@@ -24,7 +24,7 @@ class Workspace(threading.local):
         self._buffers: dict[str, np.ndarray] = {}
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an uninitialised array on a cache line; what was got before under this name is overwritten by it."""
+        """Return an uninitialised array on a cache line. It overwrites the one last returned for this name."""
         size = math.prod(shape)
         if name not in self._buffers or self._buffers[name].size < size:
             buffer = np.empty(size + 8)

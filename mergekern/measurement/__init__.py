@@ -1,4 +1,10 @@
-"""From one tensor of all models to its statistics, by the kernels of a backend: layer by layer, or in batches."""
+"""Measuring: weights in, statistics out.
+
+`Measurement` turns one tensor of all models into its statistics. `on_cpu` does so layer by layer, `on_device` on a GPU
+in batches, `factored` for tensors of which some models hold factors. `spectra` turns the spectra of all models into
+statistics. `layer_pass` takes all tensors of a zoo through a measurement, and `tiles` says which models are measured
+together.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +22,18 @@ from mergekern.statistics import LayerStatistics
 
 @dataclass
 class Measurement(ABC):
-    """What is measured.
+    """The way from one tensor of all models to its statistics, by the kernels of one backend.
 
-    Layers are begun in file order by one thread, and finished in the same order by another, `layers_ahead` later at
-    most.
+    One thread begins layers in file order, and another finishes them in the same order. At most `layers_ahead` layers
+    are begun and not yet finished.
 
     Attributes:
         with_spectrum: whether matrices are factorised.
-        top_k, spectrum_k: sizes of the subspaces and of the spectra.
-        threads: of the processor that it may use.
+        top_k, spectrum_k: dimension of the subspaces, and number of singular values that are kept.
+        threads: number of CPU threads that may be used.
         max_memory: bytes of weights held at a time; None for the default.
         backend: the kernels.
-        with_bases: whether singular vectors are wanted, which are 0.3 GB for 20 models of ViT-B/16.
+        with_bases: whether singular vectors are kept; they take 0.3 GB for 20 models of ViT-B/16.
     """
 
     with_spectrum: bool
@@ -41,34 +47,41 @@ class Measurement(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the backend: statistics of different ones are not mixed."""
+        """Name of the backend: statistics of different backends are not mixed."""
 
     @property
     @abstractmethod
     def in_batches(self) -> bool:
-        """Whether all layers that may be in flight are to be begun before the first is finished."""
+        """Whether all layers that may be in flight must be begun before the first of them is finished."""
 
     @property
     @abstractmethod
     def layers_ahead(self) -> int:
-        """How many layers may be in flight, if the budget allows it."""
+        """Largest number of layers in flight; the memory budget may allow fewer."""
 
     @abstractmethod
     def provenance(self) -> dict[str, object]:
-        """Return what the table says of how it was measured: at least "device" and "backend"."""
+        """Return how the table was measured, for its provenance: at least "device" and "backend"."""
 
     def hashes(
         self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, models: Sequence[int] | None = None
     ) -> list[str]:
-        """Return the content hashes of a layer, in the base and in all or some of the models."""
+        """Return the content hashes of a layer: of the base, then of all models or of those given."""
         return layer.content_hashes(models)
 
     @abstractmethod
     def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Any:
-        """Begin to measure one tensor; the pool is there for work on the processor.
+        """Begin to measure one tensor, and return what `finish` takes.
 
-        With `split` > 0 only what is new where models are added to the first `split` ones: inner products and distances
-        of the pairs i < split ≤ j, and the lengths of all. Other entries are zeros, and there are no spectra.
+        With `split` > 0, only the new part is measured where models are added to the first `split` ones: inner products
+        and distances of the pairs i < split ≤ j, and the lengths of all models. Other entries are zeros, and there are
+        no spectra.
+
+        Args:
+            layer: the tensor of all models.
+            zoo: the models.
+            pool: threads for work on the CPU.
+            split: number of the first new model; 0 measures all pairs.
 
         Raises:
             NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
@@ -76,8 +89,10 @@ class Measurement(ABC):
 
     @abstractmethod
     def finish(self, begun: Any) -> LayerStatistics:
-        """Return the statistics of a tensor, with the singular vectors if they are wanted or were needed.
+        """Wait for what `begin` returned, and return the statistics of the tensor.
+
+        The singular vectors are among them if `with_bases` is set.
 
         Raises:
-            NonFiniteError: as above, where that is known only now.
+            NonFiniteError: as `begin` raises it, where only the results show it.
         """

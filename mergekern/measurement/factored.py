@@ -1,6 +1,7 @@
-"""Measuring a tensor of which some models hold factors, at the cost of their rank, on the processor.
+"""Measuring a tensor of which some models hold factors, on the CPU, at the cost of their rank.
 
-Models that hold the tensor whole are measured as ever; those that have it as the base has it have a zero matrix.
+Models that hold the tensor whole are measured as in other layers. The task matrix of the rest is zero: they leave the
+tensor as it is in the base.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from mergekern.kernels.spectrum import RANK_TOLERANCE, Spectrum, zero_spectrum
 from mergekern.kernels.workspace import Workspace
 from mergekern.statistics import LayerStatistics, SpectrumStatistics
 
-# Elements of a float64 block of a whole task matrix that is compared with factors.
+# Elements of a float64 block of a whole task matrix that is compared with factors: 8 MiB.
 BLOCK = 1 << 20
+# Dtypes of torch that NumPy has too.
 NUMPY_DTYPES = (torch.float64, torch.float32, torch.float16)
 
 _workspace = Workspace()
@@ -31,16 +33,16 @@ _workspace = Workspace()
 
 @dataclass
 class FactoredMeasurement:
-    """One tensor; `measure` runs on the thread of a pool, after the tasks whose futures it waits for were submitted.
+    """The measurement of one tensor. `measure` runs on a thread of the pool, after the futures it needs were submitted.
 
     Attributes:
         layer: the tensor.
-        stored: the Gram of the models that hold it whole.
-        spectra: of these, where they are wanted and it is a matrix.
-        top_k, spectrum_k: sizes of the subspaces and of the spectra.
-        with_spectrum: whether it is a matrix of which spectra are wanted.
-        overlaps: from the spectra of all models to their statistics.
-        tile_bytes: of singular vectors held for one side of a tile of pairs of models.
+        stored: Gram of the models that hold it whole; None if there are none.
+        spectra: spectra of those models; None where they are not wanted.
+        top_k, spectrum_k: dimension of the subspaces, and number of singular values that are kept.
+        with_spectrum: whether spectra are wanted, and the tensor is a matrix.
+        overlaps: turns the spectra of all models into their statistics.
+        tile_bytes: bytes of singular vectors held for one side of a tile of pairs of models.
         split: see `Measurement.begin`.
     """
 
@@ -57,7 +59,7 @@ class FactoredMeasurement:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(m, n): of tensors that are no matrices, n is all but the first size."""
+        """(m, n); n is the product of all sizes but the first where the tensor is not a matrix."""
         shape = self.layer.tensor.shape
         return math.prod(shape[:1]), math.prod(shape[1:])
 
@@ -85,13 +87,13 @@ class FactoredMeasurement:
         return LayerStatistics(layer.tensor.name, layer.tensor.shape, *gram, spectrum)
 
     def _triplets(self) -> low_rank.Triplets:
-        """Return those of the models that hold factors."""
+        """Return the singular triplets of the models that hold factors."""
         models = self.layer.factored
         ranks = [min(self.layer.factors(model).left.shape[1], *self.shape) for model in models]
         return low_rank.Triplets(lambda i, *sides: self._load(models[i], *sides), ranks, self.shape, self.tile_bytes)
 
     def _factors(self, model: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return left (r, m) and right (r, n) of a model in float64, with its scale; the next call overwrites them."""
+        """Return scale·left (r, m) and right (r, n) of a model in float64; the next call overwrites them."""
         left, right, scale = self.layer.factors(model)
         sides = []
         for name, part in (("left", left.T), ("right", right)):
@@ -108,7 +110,7 @@ class FactoredMeasurement:
         return left.copy(), right.copy()
 
     def _load(self, model: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Write the singular vectors of a model that holds factors, as rows, and return the values."""
+        """Write the singular vectors of a model that holds factors, as rows, and return the singular values."""
         try:
             values = low_rank.thin_svd(*self._factors(model), left, right)
         except np.linalg.LinAlgError:
@@ -118,7 +120,7 @@ class FactoredMeasurement:
         return values
 
     def _spectrum(self, values: np.ndarray, left: np.ndarray, right: np.ndarray) -> Spectrum:
-        """Return the spectrum of a product of factors; vectors beyond its rank, and a bottom of it, are zeros."""
+        """Return the spectrum of a product of factors. Vectors beyond its rank are zeros, the bottom included."""
         size, k = min(self.shape), self.k
         leading = np.zeros(min(self.spectrum_k, size))
         leading[: len(values)] = values[: len(leading)]
@@ -150,7 +152,7 @@ class FactoredMeasurement:
         return Gram(inner, distance)
 
     def _deltas(self, stored: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, rows) of the task matrix of one of the models that hold the tensor whole."""
+        """Yield (start, rows) of the task matrix of a model that holds the tensor whole."""
         assert self.layer.stored is not None
         for start, base, tuned in self.layer.stored.matrix_blocks(stored, 0, max(1, BLOCK // self.shape[1])):
             delta = _workspace.array("delta", tuple(tuned.shape))
@@ -166,14 +168,14 @@ class FactoredMeasurement:
 
 
 def _spread(part: np.ndarray, models: Sequence[int], count: int) -> np.ndarray:
-    """Return the matrix of all models that has the part of some of them, and zeros."""
+    """Return the (count, count) matrix with the part at the rows and columns of `models`, zeros elsewhere."""
     whole = np.zeros((count, count))
     whole[np.ix_(models, models)] = part
     return whole
 
 
 def _columns(rows: np.ndarray, k: int) -> np.ndarray:
-    """Return vectors as k float32 columns, zeros where there are fewer."""
+    """Return vectors (rows) as k float32 columns, the missing ones zeros."""
     out = np.zeros((k, rows.shape[1]), dtype=np.float32)
     out[: len(rows)] = rows
     return out.T

@@ -1,4 +1,4 @@
-"""Measuring on the processor: the Gram of one tensor at a time, its factorisations in a pool of threads."""
+"""Measuring on the CPU: the Gram of one tensor at a time, its factorisations in a pool of threads."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ LAYERS_AHEAD = 16
 
 
 class BegunLayer(NamedTuple):
-    """A layer of which the Gram is known and the factorisations are on their way (None where they are not wanted)."""
+    """A layer whose Gram is known and whose factorisations are under way; None where they are not wanted."""
 
     tensor: ZooTensor
     gram: Gram
     spectra: list[Future[Spectrum]] | None
 
 
-# Of a layer with factors all of the statistics are on their way.
+# All statistics of a layer with factors are one future.
 Begun = BegunLayer | Future[LayerStatistics]
 
 
 @dataclass
 class CpuMeasurement(Measurement):
-    """See `Measurement`."""
+    """The measurement by the kernels of the CPU, layer by layer."""
 
     backend: Backend
 
@@ -51,7 +51,7 @@ class CpuMeasurement(Measurement):
     def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Begun:
         """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model.
 
-        Of a layer with factors, everything is one task.
+        A layer with factors is one task as a whole.
         """
         if isinstance(layer, FactoredLayer):
             return pool.submit(self._factored(layer, pool, split).measure)

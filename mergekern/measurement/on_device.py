@@ -1,14 +1,17 @@
 """Measuring on a GPU: layers are copied there as they come, and measured many at a time.
 
+A layer passes through three states. It *waits* in the batch that is being filled, its tensors on the device or on their
+way there. Once the batch is full it is *launched*: the kernels of all its layers are queued together, and what they
+give stays on the device. It is *finished* when that is fetched.
+
 The copies run on one stream and the kernels on another, so that a batch is measured while the next one is on its way.
-What a batch gives is fetched when the first of its layers is finished.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,58 +31,67 @@ from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
 
-# Of the free memory of the device: for weights, and for what their factorisation needs beside. Layers that are being
-# copied and the fragments of the allocator have the rest.
+# Shares of the free memory of the device: for weights, and for what their factorisation needs beside them. The rest is
+# for layers that are being copied and for the fragments of the allocator.
 SHARE_OF_WEIGHTS = 0.4
 SHARE_OF_WORKSPACE = 0.4
-# A batch is launched once it has this many matrices for each multiprocessor: a kernel that has one block a matrix
-# fills the device twice, and copies of later layers go on meanwhile.
+# A batch is full with this many matrices for each multiprocessor: a kernel that has one block a matrix fills the device
+# twice, and later layers are copied meanwhile.
 MATRICES_PER_MULTIPROCESSOR = 2
+# It is also full with this share of the weights' budget: the layers behind it need room while it is measured.
+BATCH_SHARE = 1 / 4
 
 
-class _Request:
-    """A layer that is waiting for its batch, and then what became of it."""
+@dataclass(frozen=True, eq=False)
+class DeviceLayer:
+    """A layer that is measured on the device.
 
-    def __init__(self, layer: Layer, zoo: Zoo, tensors: list[torch.Tensor], split: int) -> None:
-        self.layer, self.zoo, self.split = layer, zoo, split
-        self.tensors = tensors  # on the device, until the batch is launched
-        self.batch: _Batch | None = None
-        self.position = 0
+    Attributes:
+        layer: the tensor of all models.
+        zoo: the models.
+        split: see `Measurement.begin`.
+        is_factorised: whether spectra are wanted, and it is a matrix.
+    """
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layer.tensor.shape
-
-
-class _Batch(NamedTuple):
-    """What a launch gives, on the device; (L, N, N) inner products, and of the matrices among the layers the rest."""
-
-    inner: torch.Tensor
-    spectra: dict[int, _DeviceLayer]
+    layer: Layer
+    zoo: Zoo
+    split: int
+    is_factorised: bool
 
 
-class _DeviceLayer(NamedTuple):
-    """Spectra of one layer, and the overlaps of left top, right top and right bottom (N, N) each."""
+class _Factorised(NamedTuple):
+    """Spectra of all models of a layer, and the overlaps (N, N) of each kind of their subspaces, on the device."""
 
     spectra: DeviceSpectra
-    overlaps: list[torch.Tensor]
+    overlaps: dict[str, torch.Tensor]
+
+
+class _Launched(NamedTuple):
+    """What the device gives for a layer: inner products (N, N), and for matrices their factorisation."""
+
+    inner: torch.Tensor
+    factorised: _Factorised | None
 
 
 @dataclass
 class DeviceMeasurement(Measurement):
-    """See `Measurement`.
+    """The measurement by the kernels of a device, in batches.
 
     Attributes:
-        fallback: what measures on the processor: layers with factors, and what fails its check.
+        fallback: measures on the processor the layers with factors, and redoes factorisations that fail their check.
     """
 
     backend: DeviceBackend
     fallback: CpuMeasurement
-    _waiting: list[_Request] = field(default_factory=list)
+    _waiting: dict[DeviceLayer, list[torch.Tensor]] = field(default_factory=dict)
+    _launched: dict[DeviceLayer, _Launched] = field(default_factory=dict)
     _redone: int = 0
+    # Layers are begun by one thread and finished by another.
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     name = property(lambda self: self.backend.name)
+    # Finishing a layer that still waits launches its batch as it is. With all layers begun that may be in flight, the
+    # batch is as large as the budget allows, and not one layer.
     in_batches = property(lambda self: True)
     layers_ahead = property(lambda self: 1 << 20)  # the budget is what limits them
 
@@ -107,63 +119,64 @@ class DeviceMeasurement(Measurement):
 
     def begin(
         self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0
-    ) -> _Request | Begun:
-        """Send one layer to the device, and launch a batch if there is enough for one.
+    ) -> DeviceLayer | Begun:
+        """Send one layer to the device, and launch the batch if that makes it full.
 
         All pairs are measured there also where `split` names some: reading the weights is what takes the time.
         """
         if isinstance(layer, FactoredLayer):
             return self.fallback.begin(layer, zoo, pool, split=split)
+        begun = DeviceLayer(layer, zoo, split, self.with_spectrum and layer.tensor.is_matrix and not split)
         with self._lock:
             if layer.is_split:
-                return self._measure_split(layer, zoo, pool, split)
-            request = _Request(layer, zoo, self._uploader.upload(layer.tensors(self.backend.device), pool), split)
-            layer.release()
-            self._waiting.append(request)
-            matrices = sum(len(r.tensors) - 1 for r in self._waiting if self._is_factorised(r))
-            size = sum(r.layer.nbytes for r in self._waiting)
-            if matrices >= MATRICES_PER_MULTIPROCESSOR * self.backend.multiprocessors or 4 * size >= self.max_memory:
-                self._launch()
-        return request
+                self._launched[begun] = self._in_blocks(begun, pool)
+            else:
+                self._waiting[begun] = self._uploader.upload(layer.tensors(self.backend.device), pool)
+                layer.release()
+                if self._is_full():
+                    self._launch()
+        return begun
 
-    def finish(self, request: _Request | Begun) -> LayerStatistics:
+    def finish(self, begun: DeviceLayer | Begun) -> LayerStatistics:
         """Wait for the batch of a layer, and return the statistics of that layer."""
-        if not isinstance(request, _Request):
-            return self.fallback.finish(request)
+        if not isinstance(begun, DeviceLayer):
+            return self.fallback.finish(begun)
         with self._lock:
-            if request.batch is None:
+            if begun in self._waiting:
                 self._launch()
-            assert request.batch is not None
+            launched = self._launched.pop(begun)
+        layer, split = begun.layer, begun.split
         with on_stream(self._stream):
-            inner = request.batch.inner[request.position].cpu().numpy()
+            inner = launched.inner.cpu().numpy()
             if not np.isfinite(inner).all():
-                raise non_finite(request.layer, request.zoo)
-            inner = np.where(wanted_pairs(len(inner), request.split), inner, 0.0)
-            distance, spoilt = distances_from_inner(inner, request.split)
-            measured = request.batch.spectra.pop(request.position, None)
-            spectrum = None if measured is None else self._fetch(request.layer, measured)
+                raise non_finite(layer, begun.zoo)
+            spectrum = None if launched.factorised is None else self._fetched(layer, launched.factorised)
+        inner = np.where(wanted_pairs(len(inner), split), inner, 0.0)
+        distance, spoilt = distances_from_inner(inner, split)
         if spoilt:
             i, j = np.array(spoilt).T
-            distance[i, j] = distance[j, i] = self._squared_distances(request.layer, spoilt)
-        return LayerStatistics(request.layer.tensor.name, request.shape, inner, distance, spectrum)
+            distance[i, j] = distance[j, i] = self._squared_distances(layer, spoilt)
+        return LayerStatistics(layer.tensor.name, layer.tensor.shape, inner, distance, spectrum)
 
-    def _is_factorised(self, request: _Request) -> bool:
-        return self.with_spectrum and request.layer.tensor.is_matrix and not request.split
+    def _is_full(self) -> bool:
+        """Tell whether the layers that wait are worth a launch."""
+        matrices = sum(len(begun.zoo.models) for begun in self._waiting if begun.is_factorised)
+        size = sum(begun.layer.nbytes for begun in self._waiting)
+        enough = MATRICES_PER_MULTIPROCESSOR * self.backend.multiprocessors
+        return matrices >= enough or size >= BATCH_SHARE * self.max_memory
 
     def _launch(self) -> None:
-        """Queue the kernels for everything that is waiting."""
-        requests, self._waiting = self._waiting, []
+        """Queue the kernels for all layers that wait. Where that fails they still wait."""
+        waiting = self._waiting
         with on_stream(self._stream), self.backend.explaining_memory():
-            self._hand_over([tensor for request in requests for tensor in request.tensors])
-            inner = self.backend.inner_products([[t.reshape(-1) for t in request.tensors] for request in requests])
-            matrices = {
-                position: Stack(request.tensors[0], request.tensors[1:])
-                for position, request in enumerate(requests)
-                if self._is_factorised(request)
-            }
-            batch = _Batch(inner, self._factorise(matrices))
-        for position, request in enumerate(requests):
-            request.batch, request.position, request.tensors = batch, position, []
+            self._hand_over([tensor for tensors in waiting.values() for tensor in tensors])
+            inner = self.backend.inner_products([[t.reshape(-1) for t in tensors] for tensors in waiting.values()])
+            factorised = self._factorised(
+                {begun: Stack(base, tuned) for begun, (base, *tuned) in waiting.items() if begun.is_factorised}
+            )
+        for position, begun in enumerate(waiting):
+            self._launched[begun] = _Launched(inner[position], factorised.get(begun))
+        self._waiting = {}
 
     def _hand_over(self, tensors: Sequence[torch.Tensor]) -> None:
         """Let the kernels wait for the copies, and keep the memory until they are done."""
@@ -172,75 +185,105 @@ class DeviceMeasurement(Measurement):
             for tensor in tensors:
                 tensor.record_stream(self._stream)
 
-    def _factorise(self, matrices: dict[int, Stack]) -> dict[int, _DeviceLayer]:
-        found: dict[int, list[DeviceSpectra]] = {position: [] for position in matrices}
-        for some in self._in_batches(matrices):
-            results = self.backend.spectra([stack for _, stack in some], self.top_k, self.spectrum_k)
-            for (position, _), result in zip(some, results, strict=True):
-                found[position].append(result)
-        whole = {
-            position: DeviceSpectra(*map(torch.cat, zip(*parts, strict=True))) for position, parts in found.items()
-        }
-        overlaps = self._overlaps(whole)
-        return {position: _DeviceLayer(spectra, overlaps[position]) for position, spectra in whole.items()}
+    def _factorised(self, matrices: Mapping[DeviceLayer, Stack]) -> dict[DeviceLayer, _Factorised]:
+        parts: dict[DeviceLayer, list[DeviceSpectra]] = {begun: [] for begun in matrices}
+        for together in self._packed(matrices):
+            found = self.backend.spectra([stack for _, stack in together], self.top_k, self.spectrum_k)
+            for (begun, _), part in zip(together, found, strict=True):
+                parts[begun].append(part)
+        return self._with_overlaps({begun: _joined(part) for begun, part in parts.items()})
 
-    def _in_batches(self, matrices: dict[int, Stack]) -> Iterator[list[tuple[int, Stack]]]:
+    def _packed(self, matrices: Mapping[DeviceLayer, Stack]) -> Iterator[list[tuple[DeviceLayer, Stack]]]:
         """Yield stacks of one short side that the workspace holds together; a stack may come in several parts."""
-        by_side: dict[int, list[tuple[int, Stack]]] = {}
-        for position, stack in matrices.items():
-            by_side.setdefault(min(stack.base.shape), []).append((position, stack))
+        by_side: dict[int, list[tuple[DeviceLayer, Stack]]] = {}
+        for begun, stack in matrices.items():
+            by_side.setdefault(min(stack.base.shape), []).append((begun, stack))
         for stacks in by_side.values():
-            batch: list[tuple[int, Stack]] = []
+            together: list[tuple[DeviceLayer, Stack]] = []
             free = self._workspace
-            for position, (base, tuned) in stacks:
+            for begun, (base, tuned) in stacks:
                 each = self.backend.spectrum_workspace((base.shape[0], base.shape[1]), self.top_k)
                 first = 0
                 while first < len(tuned):
                     count = min(len(tuned) - first, free // each)
-                    if count == 0 and not batch:
+                    if count == 0 and not together:
                         count = 1  # whether it fits is for the device to say
                     if count > 0:
-                        batch.append((position, Stack(base, tuned[first : first + count])))
+                        together.append((begun, Stack(base, tuned[first : first + count])))
                         free -= count * each
                         first += count
                     if first < len(tuned):
-                        yield batch
-                        batch, free = [], self._workspace
-            if batch:
-                yield batch
+                        yield together
+                        together, free = [], self._workspace
+            if together:
+                yield together
 
-    def _overlaps(self, spectra: dict[int, DeviceSpectra]) -> dict[int, list[torch.Tensor]]:
-        """Return the overlaps of left top, right top and right bottom; vectors of one length in one launch."""
-        by_shape: dict[torch.Size, list[tuple[int, str]]] = {}
-        for position, each in spectra.items():
+    def _with_overlaps(self, spectra: Mapping[DeviceLayer, DeviceSpectra]) -> dict[DeviceLayer, _Factorised]:
+        """Return spectra with the overlaps of their subspaces; vectors of one length go in one launch."""
+        by_shape: dict[torch.Size, list[tuple[DeviceLayer, str]]] = {}
+        for begun, each in spectra.items():
             for side in Bases._fields:
-                by_shape.setdefault(getattr(each, side).shape, []).append((position, side))
-        found: dict[tuple[int, str], torch.Tensor] = {}
+                by_shape.setdefault(getattr(each, side).shape, []).append((begun, side))
+        found: dict[tuple[DeviceLayer, str], torch.Tensor] = {}
         for same in by_shape.values():
-            vectors = torch.stack([getattr(spectra[position], side) for position, side in same])
+            vectors = torch.stack([getattr(spectra[begun], side) for begun, side in same])
             found.update(zip(same, self.backend.overlap(vectors), strict=True))
-        return {position: [found[position, side] for side in Bases._fields] for position in spectra}
+        return {
+            begun: _Factorised(each, {side: found[begun, side] for side in Bases._fields})
+            for begun, each in spectra.items()
+        }
 
-    def _fetch(self, layer: Layer, measured: _DeviceLayer) -> SpectrumStatistics:
-        good = measured.spectra.good.cpu()
-        if good.all():
-            values, rank = measured.spectra.values.cpu().numpy(), measured.spectra.rank.cpu().numpy()
-            left_top, right_top, right_bottom = (overlap.cpu().numpy() for overlap in measured.overlaps)
-            vectors = measured.spectra[2:5]
-            bases = Bases(*(part.cpu().numpy() for part in vectors)) if self.with_bases else None
-            return SpectrumStatistics(values, rank, left_top, right_top, right_bottom, vectors[0].shape[2], bases)
-        spectra = DeviceSpectra(*(part.cpu() for part in measured.spectra))
-        bad = (~spectra.good).nonzero()[:, 0].tolist()
+    def _in_blocks(self, begun: DeviceLayer, pool: ThreadPoolExecutor) -> _Launched:
+        """Measure a layer that is larger than the budget: block by block, its matrices one model at a time."""
+        models = len(begun.zoo.models)
+        with on_stream(self._stream):
+            inner = torch.zeros(1, models, models, dtype=torch.float64, device=self.backend.device)
+        for base, tuned in begun.layer.blocks():
+            there = self._uploader.upload([base, *tuned], pool)
+            del base, tuned
+            with on_stream(self._stream), self.backend.explaining_memory():
+                self._hand_over(there)
+                inner += self.backend.inner_products([there])
+        return _Launched(inner[0], self._factorised_one_by_one(begun, pool) if begun.is_factorised else None)
+
+    def _factorised_one_by_one(self, begun: DeviceLayer, pool: ThreadPoolExecutor) -> _Factorised:
+        parts = []
+        for model in range(len(begun.zoo.models)):
+            # One matrix and its base are held at a time, as on the processor; they may be more than the budget.
+            ((_, base, tuned),) = begun.layer.matrix_blocks(model, 0, begun.layer.tensor.shape[0])
+            there = self._uploader.upload([base, tuned], pool)
+            del base, tuned
+            with on_stream(self._stream), self.backend.explaining_memory():
+                self._hand_over(there)
+                parts += self.backend.spectra([Stack(there[0], there[1:])], self.top_k, self.spectrum_k)
+        with on_stream(self._stream):
+            return self._with_overlaps({begun: _joined(parts)})[begun]
+
+    def _fetched(self, layer: Layer, factorised: _Factorised) -> SpectrumStatistics:
+        """Return the statistics of a layer's spectra; where some failed their check, from spectra redone on the CPU."""
+        spectra = factorised.spectra
+        if not bool(spectra.good.all()):
+            return self.fallback.overlaps(self._redo(layer, spectra))
+        overlaps = {side: overlap.cpu().numpy() for side, overlap in factorised.overlaps.items()}
+        bases = Bases(*(getattr(spectra, side).cpu().numpy() for side in Bases._fields)) if self.with_bases else None
+        return SpectrumStatistics(
+            spectra.values.cpu().numpy(),
+            spectra.rank.cpu().numpy(),
+            **overlaps,
+            k=spectra.left_top.shape[2],
+            bases=bases,
+        )
+
+    def _redo(self, layer: Layer, spectra: DeviceSpectra) -> list[Spectrum]:
+        """Return the spectra of all models on the host, those that failed their check factorised again."""
+        on_host = DeviceSpectra(*(part.cpu() for part in spectra))
+        bad = (~on_host.good).nonzero()[:, 0].tolist()
         logger.warning("%s: %d factorisations failed their check; redone on the CPU", layer.tensor.name, len(bad))
         self._redone += len(bad)
-        whole = []
-        for model in range(len(spectra.good)):
-            if model in bad:
-                whole.append(self.fallback.factorise(layer, model))
-            else:
-                ours, count, *sides = (part[model].numpy() for part in spectra[:5])
-                whole.append(Spectrum(ours, int(count), *sides))
-        return self.fallback.overlaps(whole)
+        return [
+            self.fallback.factorise(layer, model) if model in bad else on_host.spectrum(model)
+            for model in range(len(on_host.good))
+        ]
 
     def _squared_distances(self, layer: Layer, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return squared distances of pairs for which the inner products cancel; the weights are sent once more."""
@@ -255,34 +298,7 @@ class DeviceMeasurement(Measurement):
                 total += self.backend.squared_distances(there, pairs).cpu().numpy()
         return total
 
-    def _measure_split(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor, split: int) -> _Request:
-        """Measure a layer that is larger than the budget: block by block, its matrices a few models at a time."""
-        models = len(zoo.models)
-        request = _Request(layer, zoo, [], split)
-        with on_stream(self._stream):
-            total = torch.zeros(1, models, models, dtype=torch.float64, device=self.backend.device)
-        for base, tuned in layer.blocks():
-            there = self._uploader.upload([base, *tuned], pool)
-            del base, tuned
-            with on_stream(self._stream), self.backend.explaining_memory():
-                self._hand_over(there)
-                total += self.backend.inner_products([there])
-        spectra: dict[int, _DeviceLayer] = {}
-        if self._is_factorised(request):
-            spectra = self._factorise_split(layer, pool, models)
-        request.batch = _Batch(total, spectra)
-        return request
 
-    def _factorise_split(self, layer: Layer, pool: ThreadPoolExecutor, models: int) -> dict[int, _DeviceLayer]:
-        parts = []
-        for model in range(models):
-            # One matrix and its base are held at a time, as on the processor; they may be more than the budget.
-            ((_, base, tuned),) = layer.matrix_blocks(model, 0, layer.tensor.shape[0])
-            there = self._uploader.upload([base, tuned], pool)
-            del base, tuned
-            with on_stream(self._stream), self.backend.explaining_memory():
-                self._hand_over(there)
-                parts += self.backend.spectra([Stack(there[0], there[1:])], self.top_k, self.spectrum_k)
-        with on_stream(self._stream):
-            whole = DeviceSpectra(*map(torch.cat, zip(*parts, strict=True)))
-            return {0: _DeviceLayer(whole, self._overlaps({0: whole})[0])}
+def _joined(parts: Sequence[DeviceSpectra]) -> DeviceSpectra:
+    """Return the spectra of all models of a layer, from those of some each."""
+    return DeviceSpectra(*map(torch.cat, zip(*parts, strict=True)))

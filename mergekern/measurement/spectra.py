@@ -1,4 +1,4 @@
-"""From the spectra of one tensor of all models to their statistics."""
+"""The statistics of the spectra of one tensor, from those of all models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def spectrum_statistics(
     """Return the statistics of the spectra of one tensor of all models.
 
     Args:
-        spectra: of each model; bottom vectors that it lacks are zeros.
-        overlap: the kernel.
-        with_bases: whether the singular vectors are wanted.
+        spectra: one for each model; missing bottom vectors are zeros.
+        overlap: the kernel `overlap` of a backend.
+        with_bases: whether the singular vectors are kept.
     """
     left_top_overlap, right_top_overlap = (
         overlap(_stack([getattr(s, side) for s in spectra]), None) for side in ("left_top", "right_top")
@@ -43,5 +43,5 @@ def spectrum_statistics(
 
 
 def _stack(vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """Return (d, k) vectors of N models as (N, d, k), each vector contiguous, as they come and as kernels read them."""
+    """Return (d, k) vectors of N models as (N, d, k), each vector contiguous, as kernels read them."""
     return np.stack([one.T for one in vectors]).transpose(0, 2, 1)

@@ -10,7 +10,7 @@ import torch
 
 from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.checkpoint import Checkpoint
-from mergekern.checkpoints.float8 import DTYPES as FLOAT8
+from mergekern.checkpoints.dtypes import FLOAT8
 from mergekern.checkpoints.writer import Entry, Writer
 from mergekern.errors import OptionError
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergekern.checkpoints import open_checkpoint
-from mergekern.checkpoints.float8 import DTYPES, WIDENED
+from mergekern.checkpoints.dtypes import FLOAT8, WIDENED
 from mergekern.errors import CheckpointError
 from tests.support.checkpoint_files import assert_same, draw, write_shards
 
@@ -104,7 +104,7 @@ def test_scaled_values_and_every_part_of_them(tmp_path, case, store):
             assert_same(checkpoint.read_columns("w", start, stop), values[:, start:stop])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 @pytest.mark.parametrize("scale_dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["w_scale", "w_scale_inv"])
 def test_names_and_dtypes_of_scales(name, dtype, scale_dtype):
@@ -114,7 +114,7 @@ def test_names_and_dtypes_of_scales(name, dtype, scale_dtype):
     assert_same(checkpoint.read("w"), values)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_without_a_scale_the_stored_values_count(dtype):
     every_byte = torch.arange(256, dtype=torch.uint8).view(dtype).reshape(16, 16)
     # Half precision needs no scale and is not given one.

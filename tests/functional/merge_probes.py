@@ -1,10 +1,10 @@
 """Merge probes of a case, and the merges that they run."""
 
 import torch
-from mergekern.functional.merge_probing import merge_probes
 from torch import nn
 
 import mergekern
+from mergekern.functional.merge_probes import merge_probes
 
 
 def run(case, methods, models=None, base=None, **options):

@@ -7,11 +7,11 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from mergekern.functional.merge_probing import merge_probes
 from torch import nn
 
 import mergekern
 from mergekern import MismatchError
+from mergekern.functional.merge_probes import merge_probes
 from mergekern.metrics import MERGE_PROBES
 from tests.functional.merge_probes import catch_merges, linear_calibration, run
 from tests.support.encoders import make_case

@@ -1,7 +1,9 @@
 """Which device is chosen, and why one cannot be."""
 
+import importlib
 import logging
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 
 from mergekern.errors import OptionError
 from mergekern.kernels import device_backend, dispatch
+
+FOLDER = Path(dispatch.__file__).parent
 
 
 @pytest.fixture
@@ -98,3 +102,32 @@ def test_no_cupy(cuda, monkeypatch, caplog):
 
 def test_another_kind_of_device():
     refused("mps", "no kernels for it")
+
+
+def implementation(place):
+    """Return what the table names; skip where its library is not installed."""
+    module, _, name = place.rpartition(".")
+    found = pytest.importorskip(f"mergekern.kernels.{module}", exc_type=ImportError)
+    return getattr(found, name)
+
+
+def test_every_kernel_has_a_row_and_an_oracle():
+    assert sorted(dispatch.KERNELS) == sorted(path.parent.name for path in FOLDER.glob("*/__init__.py"))
+    for kernel in dispatch.KERNELS:
+        assert importlib.import_module(f"mergekern.kernels.{kernel}.reference").__doc__
+
+
+@pytest.mark.parametrize("kernel", dispatch.KERNELS)
+def test_the_table_names_every_implementation(kernel):
+    places = [place for place in dispatch.KERNELS[kernel] if place is not None]
+    assert {place.rpartition(".")[0] for place in places} == {
+        f"{kernel}.{path.stem}" for path in (FOLDER / kernel).glob("on_*.py")
+    }
+    assert all(callable(implementation(place)) for place in places)
+
+
+@pytest.mark.parametrize("backend", dispatch.backends(), ids=lambda backend: backend.name)
+def test_backends_hold_what_the_table_says(backend):
+    for kernel in ("gram", "spectrum", "overlap"):
+        place = getattr(dispatch.KERNELS[kernel], backend.name.split(" ")[0])
+        assert getattr(backend, kernel) is implementation(place)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mergekern
-from mergekern.checkpoints import checkpoint, open_checkpoint, safetensors_file, stream, writer
+from mergekern.checkpoints import checkpoint, dtypes, open_checkpoint, stream
 from mergekern.kernels import native
 from mergekern.kernels.combine import CONSENSUS, Consensus
 from mergekern.merging import arguments
@@ -24,7 +24,7 @@ STUB = Path(mergekern.__file__).with_name("_native.pyi")
 # Enumerations that Python never sees.
 INTERNAL = {"Shape"}
 # What reading a checkpoint can give: some storage dtypes are widened as they are read.
-READ_DTYPES = {checkpoint.StoredTensor("", (), dtype, None).read_dtype for dtype in checkpoint.FLOAT_DTYPES}
+READ_DTYPES = {checkpoint.StoredTensor("", (), dtype, None).read_dtype for dtype in dtypes.FLOAT_DTYPES}
 
 needs_extension = pytest.mark.skipif(native.extension is None, reason="the extension was not built")
 
@@ -91,11 +91,11 @@ def test_the_extension_refuses_a_code_without_a_dtype():
 
 
 def test_dtypes_of_files_are_read_or_refused(tmp_path):
-    for name, dtype in safetensors_file._SAFETENSORS_DTYPES.items():
+    for name, dtype in (dtypes.FLOAT_NAMES | dtypes.COMPLEX_NAMES).items():
         path = tmp_path / f"{name}.safetensors"
         header = b'{"w":{"dtype":"%s","shape":[1],"data_offsets":[0,%d]}}' % (name.encode(), dtype.itemsize)
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(dtype.itemsize))
-        if dtype in checkpoint.FLOAT_DTYPES:
+        if dtype in dtypes.FLOAT_DTYPES:
             assert open_checkpoint(path).tensors["w"].dtype == dtype
         else:
             with pytest.raises(mergekern.CheckpointError, match="w"):
@@ -103,9 +103,9 @@ def test_dtypes_of_files_are_read_or_refused(tmp_path):
 
 
 def test_dtypes_that_are_written_are_those_that_are_read():
-    names = safetensors_file._SAFETENSORS_DTYPES | safetensors_file._INTEGERS
-    assert all(names[name] == dtype for dtype, name in writer._DTYPE_NAMES.items())
-    assert {*arguments.DTYPES.values(), *safetensors_file._INTEGERS.values()} == set(writer._DTYPE_NAMES)
+    names = dtypes.FLOAT_NAMES | dtypes.INTEGER_NAMES
+    assert all(names[name] == dtype for dtype, name in dtypes.WRITTEN_NAMES.items())
+    assert {*arguments.DTYPES.values(), *dtypes.INTEGER_NAMES.values()} == set(dtypes.WRITTEN_NAMES)
     assert all(str(dtype) == f"torch.{name}" for name, dtype in arguments.DTYPES.items())
 
 
@@ -116,7 +116,7 @@ def test_a_device_gets_every_dtype_as_one_that_its_kernels_load(dtype, other, ta
     device_inputs = pytest.importorskip("mergekern.kernels.device_inputs", exc_type=ImportError)
     supported = getattr(device_inputs, table)
     given = [torch.tensor([0.375, -96.0]).to(each) for each in (dtype, other) if each is not None]
-    found = device_inputs.of_one_dtype(given, supported)
+    found = device_inputs.in_one_dtype(given, supported)
     assert len({tensor.dtype for tensor in found}) == 1
     assert found[0].dtype in supported
     assert [tensor.tolist() for tensor in found] == [tensor.tolist() for tensor in given]
@@ -139,7 +139,7 @@ def test_storage_codes_of_trim_on_cuda():
 
 
 def test_constants_of_the_cuda_sources():
-    spectrum = pytest.importorskip("mergekern.kernels.spectrum.on_cuda", exc_type=ImportError)
+    spectrum = pytest.importorskip("mergekern.kernels.spectrum.device_tridiagonal", exc_type=ImportError)
     trim = pytest.importorskip("mergekern.kernels.trim.on_cuda", exc_type=ImportError)
     known = constants(text_of("cuda/*.cu*"))
     shared = {

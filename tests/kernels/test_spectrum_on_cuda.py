@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergekern.kernels.spectrum import Spectrum, Stack, on_cuda, reference
+from mergekern.kernels.spectrum import Spectrum, Stack, device_tridiagonal, on_cuda, reference
 from tests.kernels.test_spectrum import SPECTRA, assert_spectrum, sine, with_values
 from tests.support.cuda_on_host import ORDERS
 from tests.support.device import DEVICE, TRITON, module
@@ -43,7 +43,7 @@ def test_panels(options, rows, columns):
     panels[1, columns // 2] = panels[1, 0]  # a dependent column
     panels[2] = 0
     before = panels.clone()
-    triangle, factor = on_cuda._factor(panels, cuda)
+    triangle, factor = device_tridiagonal.factor_panels(panels, cuda)
     v = panels.mT
     q = torch.eye(rows, dtype=torch.float64, device=DEVICE) - v @ factor @ v.mT
     torch.testing.assert_close(q @ q.mT, torch.eye(rows, dtype=torch.float64, device=DEVICE).expand_as(q))
@@ -111,7 +111,7 @@ def test_tridiagonal_form(options, size):
     matrices = symmetric(size)
     padded = torch.zeros(2, -(-size // 16) * 16, -(-size // 16) * 16, dtype=torch.float64, device=DEVICE)
     padded[:, :size, :size] = matrices
-    form = on_cuda._Tridiagonal(padded, size, module(**options))
+    form = device_tridiagonal.DeviceTridiagonal(padded, size, module(**options))
     expected = torch.linalg.eigvalsh(matrices.cpu())
     values = form.values(torch.arange(size, device=DEVICE)).cpu()
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-13 * size)

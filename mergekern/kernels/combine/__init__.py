@@ -13,8 +13,10 @@ Inputs: base (D,), tuned N × (D,), each in its own storage dtype. Output: (D,) 
 float64, in the order of the models, one rounding an operation (nothing is fused into multiply-adds), so that every
 implementation gives the same bits for any number of threads and any division into blocks.
 
-A mask is a function of (key, index in the tensor) alone: SplitMix64 of the Weyl sequence of `key`, of which the upper
-53 bits are the element's uniform number; it is dropped where that is below `drop`.
+A mask is a function of (key, index in the tensor) alone. SplitMix64 of the Weyl sequence that begins at `key` gives 64
+bits for each element; the upper 53 are its uniform number, and the element is dropped where that is below `drop`.
+
+Backends: `on_cpu`, C++ or NumPy; `on_triton`.
 
 Bytes: (N + 1)·D·itemsize read once, D·itemsize written. Flops: about 6·N·D.
 """
@@ -33,17 +35,17 @@ CONSENSUS: tuple[Consensus, ...] = ("sum", "mean", "elect", "agree")
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done with the task vectors of one tensor, with every number known.
+    """The rule by which the task vectors of one tensor are merged, with every number known.
 
     Attributes:
-        consensus: see the module.
+        consensus: one of CONSENSUS; see the package's docstring.
         weights: w, one for each model.
-        factor: of the consensus.
-        thresholds: the least magnitude kept, one for each model; none trims nothing.
-        keys: of the masks, one for each model; none drops nothing.
-        drop: the share that the masks drop.
-        majority: +1 or −1, the sign of elements whose sum is zero.
-        share, needed: of "agree".
+        factor: multiplies the consensus before it is added to the base.
+        thresholds: least magnitude that is kept, one for each model; None keeps every element.
+        keys: seeds of the masks, one for each model; None drops no element.
+        drop: share of the elements that a mask drops, from 0 to 1.
+        majority: +1 or −1, the sign that elements get whose sum is zero ("elect").
+        share, needed: how much a model must stand out, and how many models must ("agree").
     """
 
     consensus: Consensus
@@ -66,17 +68,17 @@ class Rule:
 
     @property
     def dropped_below(self) -> int:
-        """What the 53-bit number of an element is compared with."""
+        """The least 53-bit number of an element that is kept."""
         return int(self.drop * 2.0**53)
 
 
 class Tally(NamedTuple):
-    """What one pass counted; those of blocks add up.
+    """Counts of one pass; the tallies of blocks add up to that of the tensor.
 
     Attributes:
         signs: Σ sign(Σ κ), the number of positive sums less that of negative ones.
-        undecided: elements whose kept entries cancel exactly, so that `majority` decided ("elect" only).
-        non_finite: 1 if a task vector holds NaN or infinite values, at least.
+        undecided: number of elements whose kept entries cancel exactly, so that `majority` decided ("elect" only).
+        non_finite: at least 1 if a task vector holds NaN or infinite values, else 0.
     """
 
     signs: int = 0
@@ -88,7 +90,7 @@ class Tally(NamedTuple):
 
 
 def check(base: torch.Tensor, tuned: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-    """Raise ValueError unless tensors are what every implementation takes, and the result one that it writes."""
+    """Raise ValueError unless the tensors are flat, contiguous and of one length, and `out` is float32 or float64."""
     tensors = (base, *tuned, out)
     if not all(t.dim() == 1 and t.is_contiguous() and t.numel() == out.numel() for t in tensors):
         raise ValueError("combine needs flat, contiguous tensors of one length")

@@ -1,4 +1,4 @@
-"""`combine` on the CPU: the C++ kernel, or NumPy where the extension was not built; the same bits from both."""
+"""`combine` on the CPU: the C++ kernel, or NumPy where the extension was not built. Both give the same bits."""
 
 from __future__ import annotations
 
@@ -44,4 +44,4 @@ def numpy(
     return tally
 
 
-combine = numpy if extension is None or not hasattr(extension, "combine") else native
+combine = numpy if extension is None else native

@@ -1,7 +1,7 @@
-"""`combine` by Triton: a tile of all models in registers, read once, or twice where the consensus needs the sum first.
+"""`combine` by Triton: a tile of each model in registers, read once, or twice where the consensus needs the sum first.
 
 Nothing is fused into multiply-adds, and every operation is that of the oracle in its order: the bits are the oracle's.
-Counts are added atomically, which for integers gives the same in any order.
+Counts are added atomically: sums of integers are the same in any order.
 
 A second reading of a tile comes from the cache of its multiprocessor: 32 KB of 8 models of float32.
 """
@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 
 from mergekern.kernels.combine import Rule, check
-from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, of_one_dtype, to_device
+from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, in_one_dtype, to_device
 
 # Elements of a tile: 8 a thread, which are two loads of 16 bytes of float32.
 TILE = 1024
 WARPS = 4
-# What of `tally` counts what.
+# Places of the counts in the tally.
 SIGNS = tl.constexpr(0)
 UNDECIDED = tl.constexpr(1)
 NON_FINITE = tl.constexpr(2)
@@ -35,15 +35,15 @@ def combine(
     Args:
         base: (D,), contiguous.
         tuned: N × (D,), contiguous.
-        rule: what to do.
-        out: where the result goes.
+        rule: how the task vectors are merged.
+        out: takes the result, (D,) float32 or float64.
         start: index of the first element in the tensor, for masks.
 
     Returns:
         (3,) int64 on the device: the fields of `Tally`.
     """
     check(base, tuned, out)
-    stored = of_one_dtype([base, *tuned], LOADED)
+    stored = in_one_dtype([base, *tuned], LOADED)
     some = stored[0]
     assert some is not None
     models = len(tuned)
@@ -54,7 +54,7 @@ def combine(
     pointers_there, numbers_there, keys_there, tally = to_device(tables, out.device)
     aligned = not (pointers % ALIGNMENT).any()
     whole = out.numel() // TILE
-    # What does not fill a tile carries a mask, which would forbid wide loads, and so is a launch of its own.
+    # The rest that does not fill a tile needs a mask, which would forbid wide loads: it is a launch of its own.
     for first_tile, tiles, is_whole in ((0, whole, True), (whole, int(out.numel() > whole * TILE), False)):
         if tiles:
             with torch.cuda.device_of(out):
@@ -102,7 +102,7 @@ def _combine(
     MASKED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Write base + factor·consensus of one tile, and add what it counts to the tally."""
+    """Write base + factor·consensus of one tile, and add its counts to the tally."""
     first = (first_tile + tl.program_id(0)).to(tl.int64) * TILE
     columns = tl.arange(0, TILE)
     inside = tl.full((TILE,), True, tl.int1) if WHOLE else first + columns < count
@@ -142,7 +142,7 @@ def _combine(
         merged = total
     result = base + tl.load(numbers) * merged
     tl.store(out + first + columns, result.to(out.dtype.element_ty), mask=inside)
-    # What is outside of the tensor has sums of zero, and counts nowhere.
+    # Elements beyond the tensor have sums of zero, and are not counted.
     signs = tl.where(total > 0.0, 1, 0) - tl.where(total < 0.0, 1, 0)
     tl.atomic_add(tally + SIGNS, tl.sum(signs).to(tl.int64), sem="relaxed")
     tl.atomic_add(tally + NON_FINITE, tl.sum(non_finite).to(tl.int64), sem="relaxed")

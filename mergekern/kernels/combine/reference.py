@@ -1,4 +1,4 @@
-"""The oracle of `combine`: the formulas, literally, in NumPy float64; and the parts that they are made of."""
+"""The float64 oracle of `combine`: the formulas, literally, in NumPy, and the parts that they are made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def combine(base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, start
     Args:
         base: (D,), any float dtype.
         tuned: N × (D,).
-        rule: what to do.
+        rule: how the task vectors are merged.
         start: index of the first element in the tensor, for masks.
 
     >>> base, tuned = torch.zeros(3), [torch.tensor([1.0, -2.0, 0.5]), torch.tensor([3.0, 1.0, 0.0])]
@@ -48,7 +48,7 @@ def combine(base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, start
 
 
 def trim(deltas: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Keep what is as large as its model's threshold, of (N, D).
+    """Return deltas (N, D) with zeros where the magnitude is below the model's threshold.
 
     >>> trim(np.array([[1.0, -3.0, 2.0]]), [2.0])
     array([[ 0., -3.,  2.]])
@@ -57,7 +57,7 @@ def trim(deltas: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 
 
 def drop(deltas: np.ndarray, keys: Sequence[int], dropped_below: int, start: int = 0) -> np.ndarray:
-    """Zero the elements that the masks drop, of (N, D)."""
+    """Return deltas (N, D) with zeros where the masks drop elements."""
     return np.stack([np.where(uniform(k, start, len(d)) < dropped_below, 0.0, d) for k, d in zip(keys, deltas)])  # noqa: B905
 
 
@@ -75,7 +75,7 @@ def uniform(key: int, start: int, count: int) -> np.ndarray:
 
 
 def disjoint_mean(deltas: np.ndarray, signs: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Return the weighted mean, element by element, of the deltas (weighted already) of the elected sign.
+    """Return, for each element, the weighted mean of the deltas of the elected sign; deltas are weighted already.
 
     >>> disjoint_mean(np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([1.0, -1.0]), [1.0, 1.0])
     array([ 2., -1.])
@@ -87,7 +87,7 @@ def disjoint_mean(deltas: np.ndarray, signs: np.ndarray, weights: Sequence[float
 
 
 def agreeing(deltas: np.ndarray, total: np.ndarray, share: float) -> np.ndarray:
-    """Return in how many models each element stands out against what the others add to it.
+    """Return the number of models in which each element stands out against the sum of the others.
 
     >>> agreeing(np.array([[4.0, 1.0], [1.0, 5.0]]), np.array([5.0, 6.0]), 0.4)
     array([1, 1])

@@ -1,20 +1,23 @@
-"""`count_sketch` on the CPU, a chunk at a time: for all models together, as the map is the same."""
+"""`count_sketch` on the CPU: a chunk at a time, for all models together, since they share the map."""
 
 from __future__ import annotations
 
 import numpy as np
 import xxhash
 
+# The least size of a sketch: the signs of one chunk fill at least one word.
 LEAST = 64
-_WORD = 64  # bits of one number of the generator
+# Bits of one number of the generator.
+_WORD = 64
 
 
 class CountSketch:
-    """The map of one tensor.
+    """The random linear map of one tensor.
 
     Args:
-        size: S.
-        seed, name: that the map depends on, and nothing else.
+        size: S, numbers of a sketch: a power of two, at least LEAST.
+        seed: seed of all maps.
+        name: name of the tensor.
 
     >>> out = np.zeros((1, 64))
     >>> CountSketch(64, 0, "w").add(out, 0, np.ones((1, 100)))
@@ -44,7 +47,7 @@ class CountSketch:
             sketches += taken
 
     def _chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return which element of a chunk each place takes, and with which sign."""
+        """Return, for each place of the sketch, the position in the chunk that it takes and the sign."""
         # Blocks of the generator are numbered by the low 64 bits of the counter.
         words = np.random.Philox(counter=chunk << 64, key=self._key).random_raw(self._size // _WORD + 2)
         factor, offset = words[-2] | np.uint64(1), words[-1]

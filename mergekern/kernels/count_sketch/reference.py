@@ -1,4 +1,4 @@
-"""The oracle of `count_sketch`: the map as a matrix."""
+"""The float64 oracle of `count_sketch`: the map as a matrix."""
 
 from __future__ import annotations
 

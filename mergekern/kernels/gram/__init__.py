@@ -3,16 +3,17 @@
     inner[i, j]            = <τ_i, τ_j>,      τ_i = tuned_i − base
     squared_distance[i, j] = ‖τ_i − τ_j‖²
 
-Inputs: base (D,) or None for zero, tuned N × (D,), each in its own storage dtype (float64, float32, float16,
-bfloat16, float8_e4m3fn, float8_e5m2), whole or a range of elements at a time. Outputs: two (N, N) float64 matrices,
-symmetric. The difference is exact and the sums are float64.
+Inputs: base (D,) or None for zero, tuned N × (D,), each in its own storage dtype (`checkpoints.dtypes.READ_DTYPES`),
+whole or a range of elements at a time. Outputs: two (N, N) float64 matrices, symmetric. The difference is exact and the
+sums are float64.
 
-With `split` > 0 only the pairs i < split ≤ j and each model with itself are computed: what is new where models are
+With `split` > 0 only the pairs i < split ≤ j and each model with itself are computed: the new pairs where models are
 added to `split` others. Other entries are zeros.
 
-What the C++ kernel gives for a pair depends on its two models and the base alone, to the last bit: not on the other
-models, their order, the split, or the number of threads. Nor does it depend on how tensors are cut into ranges, if
-ranges end at multiples of its segment of 2¹⁷ elements.
+Backends: `on_cpu`, C++ or NumPy; `on_triton`, many tensors in one launch. The result of the C++ kernel for a pair
+depends on its two models and the base alone, to the last bit: not on the other models, their order, the split, or the
+number of threads. Nor does it depend on how tensors are cut into ranges, if ranges end at multiples of its segment of
+2¹⁷ elements.
 
 Bytes: (N + 1)·D·itemsize read once. Flops: N(N + 1)·D, or 2·(split·(N − split) + N)·D.
 
@@ -55,13 +56,13 @@ def gram_of_blocks(
     add_squared_distances: Callable[[Sequence[torch.Tensor], Sequence[tuple[int, int]], np.ndarray], None],
     split: int = 0,
 ) -> Gram:
-    """Return the Gram of tensors that come in blocks; cancellation is looked for in the sums over all of them.
+    """Return the Gram of tensors that come in blocks; cancellation is judged by the sums over all blocks.
 
     Args:
-        blocks: called once, and once more where distances cancel.
+        blocks: gives (base, tuned) of every block; called once, and once more where distances cancel.
         add_inner: (base, tuned, sums): adds the inner products of one block to (N, N) sums.
         add_squared_distances: (tuned, pairs, sums): adds the squared distances of some pairs to (P,) sums.
-        split: see the package.
+        split: number of the first new model; see the package's docstring.
     """
     inner: np.ndarray | None = None
     for base, tuned in blocks():
@@ -84,7 +85,7 @@ def gram_of_blocks(
 
 
 def wanted_pairs(models: int, split: int) -> np.ndarray:
-    """Return which pairs a split names, (N, N) bool; all if it is 0.
+    """Return a mask of the pairs that a split selects, (N, N) bool; it is all True for a split of 0.
 
     >>> wanted_pairs(3, 2).astype(int)
     array([[1, 0, 1],
@@ -98,7 +99,7 @@ def wanted_pairs(models: int, split: int) -> np.ndarray:
 
 
 def split_among(some: Sequence[int], split: int) -> int:
-    """Return the split of some of the models, given by their ascending positions, that names the same pairs of them.
+    """Return the split of a subset of the models, given by their ascending positions, that selects the same pairs.
 
     >>> split_among([1, 3, 4], 2), split_among([1, 3], 0), split_among([3, 4], 2)
     (1, 0, 2)

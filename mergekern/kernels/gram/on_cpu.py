@@ -15,7 +15,7 @@ _NUMPY_BLOCK = 1 << 17
 
 
 def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
-    """Return the Gram of task vectors by the C++ kernel; see the package's docstring for what its bits depend on.
+    """Return the Gram of task vectors by the C++ kernel; its bits are described in the package's docstring.
 
     >>> from mergekern.kernels.gram import whole
     >>> native(whole(None, [torch.ones(2), torch.full((2,), 3.0)])).inner
@@ -42,8 +42,8 @@ def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
 def numpy(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
     """Return the Gram of task vectors by NumPy, a part of a block at a time.
 
-    Its products are those of BLAS: the last bits of a pair depend on what other models there are. All pairs are
-    computed also where `split` names some.
+    The products are those of BLAS, so that the last bits of a pair depend on the other models. All pairs are computed,
+    whatever the split.
     """
     return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
 

@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
+from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, in_one_dtype, to_device
 from mergekern.kernels.gram import Blocks, Gram, gram_of_blocks
 
 Products = Literal["float64", "tf32x3"]
@@ -58,7 +58,7 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
         products: see the module's docstring.
     """
     models = len(layers[0]) - 1
-    layers = [of_one_dtype(_checked(layer, models)) for layer in layers]
+    layers = [in_one_dtype(_checked(layer, models)) for layer in layers]
     device = _tuned(layers[0]).device
     dtypes = [_tuned(layer).dtype for layer in layers]
     if products == "tf32x3" and torch.float64 in dtypes:
@@ -102,7 +102,7 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
 
 def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Return Σ(tuned_i − tuned_j)² of some pairs (i, j) of models of one tensor, (P,) float64 on their device."""
-    wide = of_one_dtype(_checked([None, *tuned], len(tuned)))
+    wide = in_one_dtype(_checked([None, *tuned], len(tuned)))
     some = _tuned(wide)
     pointers = np.array(addresses(wide)[1:], dtype=np.int64)
     chunks, first = _chunks([some.numel()])
@@ -128,7 +128,7 @@ def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, 
 def gram(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
     """Return the Gram of task vectors that lie on a device; waits for it.
 
-    `threads` means nothing here, and all pairs are computed also where `split` names some.
+    `threads` has no effect here, and all pairs are computed, whatever the split.
     """
     return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
 
@@ -171,7 +171,7 @@ def _chunks(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs(models: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first models of the pairs of blocks: those with products within each, and those with none."""
+    """Return the first models of the pairs of blocks: pairs with products within each block too, and pairs without."""
     starts = np.arange(0, models, PAIR)
     i, j = np.triu_indices(len(starts), 1)
     return np.column_stack([starts, starts + BLOCK]), np.column_stack([starts[i], starts[j]])

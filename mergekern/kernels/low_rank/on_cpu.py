@@ -53,7 +53,7 @@ def squared_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.n
     """
     rank = max(len(a[0]), len(b[0]))
     (left_a, right_a), (left_b, right_b) = ([_padded(side, rank) for side in factors] for factors in (a, b))
-    # In the other order some signs change, and no bits.
+    # The other order of the two changes signs alone, and no other bit.
     left = np.concatenate([(left_a + left_b) / 2, left_a - left_b])
     right = np.concatenate([right_a - right_b, (right_a + right_b) / 2])
     triangles = (lapack.qr(side)[0] for side in (left, right))
@@ -73,10 +73,10 @@ class Triplets:
     """The singular triplets of N models, a tile of models in memory at a time.
 
     Args:
-        load: gives those of one model; called again for every tile of others where one tile does not hold all.
+        load: loads the triplets of one model; called again for every tile of others where one tile does not hold all.
         ranks: p of each model.
         shape: (m, n).
-        tile_bytes: of the vectors held for one side of a tile of pairs.
+        tile_bytes: bytes of the vectors held for one side of a tile of pairs.
     """
 
     def __init__(self, load: Load, ranks: Sequence[int], shape: tuple[int, int], tile_bytes: int) -> None:
@@ -84,7 +84,7 @@ class Triplets:
         self._most = max(1, tile_bytes // (8 * sum(shape)))
 
     def inner(self, split: int = 0) -> np.ndarray:
-        """Return the inner products of all pairs, (N, N), or of those that a split names, and zeros; see `gram`."""
+        """Return the inner products of all pairs, (N, N), or those that a split selects, else zeros; see `gram`."""
         out = np.zeros((len(self._ranks),) * 2)
         old, new = self._tiles(0, split), self._tiles(split, len(self._ranks))
         # With a split each tile of the old ones is loaded for each of the new ones, which are few.
@@ -105,7 +105,7 @@ class Triplets:
 
         Args:
             matrices: each gives (start, rows) of one, (·, n) float64, some rows at a time.
-            wanted: (len(matrices), N) bool, which of them to compute; the others are zeros.
+            wanted: (len(matrices), N) bool, the products to compute; the others are zeros.
         """
         out = np.zeros(wanted.shape)
         for models in self._tiles(0, len(self._ranks)):
@@ -124,12 +124,12 @@ class Triplets:
         return out
 
     def _tiles(self, first: int, last: int) -> list[range]:
-        """Return ranges of the models from `first` to `last` that fit together, or are one."""
+        """Return ranges of the models from `first` to `last` that fit in one tile, or single models that do not."""
         tiles = _together(self._ranks[first:last], self._most)
         return [range(first + models.start, first + models.stop) for models in tiles]
 
     def _tile(self, name: str, models: range) -> _Tile:
-        """Load the triplets of some models; those loaded under the same name before are overwritten."""
+        """Load the triplets of some models; they overwrite those last loaded under the same name."""
         starts = np.cumsum([0] + [self._ranks[model] for model in models])
         left, right = (
             _workspace.array(f"{name} {side}", (starts[-1], size))
@@ -146,7 +146,7 @@ def _padded(side: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _together(ranks: Sequence[int], most: int) -> Iterator[range]:
-    """Yield ranges of models that have `most` vectors together, or are one.
+    """Yield ranges of models with at most `most` vectors together, or single models with more.
 
     >>> list(_together([2, 2, 3, 9, 1], 5))
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
@@ -187,6 +187,6 @@ def _put(out: np.ndarray, rows: _Tile, columns: _Tile) -> None:
 
 
 def _put_own(out: np.ndarray, tile: _Tile, split: int) -> None:
-    """Put the pairs within a tile; of a split, each model with itself alone."""
+    """Put the pairs within a tile; with a split, each model with itself alone."""
     for part in [tile.only(model) for model in tile.models] if split else [tile]:
         _put(out, part, part)

@@ -7,7 +7,7 @@ import numpy as np
 from mergekern.kernels import lapack
 from mergekern.kernels.native import extension
 
-# Vectors of one tile of the product of the NumPy path: at most 2048 × N·k float64 lie in memory.
+# Vectors in a tile of the NumPy path: its product, 2048 × N·k float64, is what lies in memory.
 TILE_VECTORS = 2048
 
 
@@ -20,7 +20,7 @@ def native(bases: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
 
 
 def numpy(bases: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
-    """Return the same by BLAS: the last bits of a pair depend on how many models there are."""
+    """Return the same by BLAS; the last bits of a pair depend on the number of models."""
     k = bases.shape[2]
     columns = _vectors(bases if others is None else others)
     every = np.ascontiguousarray(columns.reshape(-1, columns.shape[2]).T)

@@ -9,8 +9,11 @@ import numpy as np
 from mergekern.kernels.eigen import leading_eigen
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 
-# A Gram matrix holds σ² to 1e-16·σ₁²: singular values above this share of the largest to 1e-8, those below worse.
+# A float64 Gram matrix holds σ² to an error of 1e-16·σ₁². It resolves a singular value σ to 1e-16·(σ₁/σ)² of itself:
+# those above this share of the largest to 1e-8, those below worse.
 RESOLVED = 1e-4
+# Cosines below this count as zero in the inverse root of two blocks: their squares are lost beside 1 in float64.
+_NO_COSINE = 1e-8
 
 
 def polar(matrix: np.ndarray) -> np.ndarray:
@@ -63,24 +66,31 @@ def _inverse_root_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return R of two blocks, from the singular values c of C = X_1ᵀX_2, the cosines of the angles between them.
 
     The Gram matrix [[I, C], [Cᵀ, I]] has the eigenvalues 1 ± c, so that a problem of half the size gives its root.
+    With C = X·diag(c)·Yᵀ, and even and odd the halves of the sum and difference of (1 + c)^(−1/2) and (1 − c)^(−1/2),
+
+        R = [[I + X·diag(even − 1)·Xᵀ, X·diag(odd)·Yᵀ], [Y·diag(odd)·Xᵀ, Y·diag(even)·Yᵀ]]
     """
     cosines = first.T @ second
     squares, vectors = leading_eigen(cosines.T @ cosines)
     squares = np.clip(squares, 0.0, 1.0)
     c = np.sqrt(squares)
-    above, below = 1.0 + c, (1.0 - squares) / (1.0 + c)
+    above, below = 1.0 + c, (1.0 - squares) / (1.0 + c)  # 1 − c without cancellation
+    # `below` holds squares of singular values of X, good to 1e-16. Those that are not resolved and may count take the
+    # long way; below half the tolerance they are zero, whatever the rounding.
     if ((below > 0.5 * RANK_TOLERANCE**2) & (below < RESOLVED**2)).any():
         return inverse_root(np.hstack([first, second]))
     plus = above**-0.5
     minus = np.where(below > RANK_TOLERANCE**2, below, np.inf) ** -0.5
     even, odd = 0.5 * (plus + minus), 0.5 * (plus - minus)
-    # Of C = X·diag(c)·Yᵀ only Y is known; X·diag(c) is C·Y.
-    safe = np.where(c > 1e-8, c, 1.0)
+    # Of C = X·diag(c)·Yᵀ only Y is known. X·diag(c) is C·Y, so that even − 1 and odd are divided by c² and c; for c of
+    # zero the limits are those of even = 1 + 3/8·c² + …, odd = −1/2·c − …
+    has_cosine = c > _NO_COSINE
+    safe = np.where(has_cosine, c, 1.0)
     turned = cosines @ vectors.T
     root = np.eye(len(cosines) + len(c))
     k = len(cosines)
-    root[:k, :k] += (turned * np.where(c > 1e-8, (even - 1.0) / safe**2, 0.375)) @ turned.T
-    root[:k, k:] = (turned * np.where(c > 1e-8, odd / safe, -0.5)) @ vectors
+    root[:k, :k] += (turned * np.where(has_cosine, (even - 1.0) / safe**2, 0.375)) @ turned.T
+    root[:k, k:] = (turned * np.where(has_cosine, odd / safe, -0.5)) @ vectors
     root[k:, :k] = root[:k, k:].T
     root[k:, k:] = (vectors.T * even) @ vectors
     return root
@@ -89,28 +99,42 @@ def _inverse_root_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def resolved_eigen(columns: np.ndarray, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the `count` largest singular values of X (m, p), descending, and the right singular vectors as rows.
 
-    They are eigenvectors of the Gram matrix XᵀX. Where it does not resolve all of them, X is deflated by those that it
-    does, and what is left, a few columns as a rule, is looked at by itself. What is below RANK_TOLERANCE of the
-    largest value counts as 0.
+    They are eigenvectors of the Gram matrix XᵀX. Where that does not resolve all of them, X is deflated by the strong
+    ones, those that it resolves, and the rest, a few columns as a rule, is decomposed by itself. Values of at most
+    RANK_TOLERANCE of the largest are 0.
     """
     gram = columns.T @ columns
     squares, vectors = leading_eigen(gram, count)
-    largest = float(np.sqrt(squares.max(initial=0.0)))
+    wanted, largest = len(squares), float(np.sqrt(squares.max(initial=0.0)))
     is_strong = squares > (RESOLVED * largest) ** 2
     if is_strong.all():
         return np.sqrt(squares), vectors
-    count, strong = len(squares), int(is_strong.sum())
-    if count < len(gram):
+    if wanted < len(gram):
         squares, vectors = leading_eigen(gram)
-    values, strong_vectors, weak_vectors = np.sqrt(squares[:strong]), vectors[:strong], vectors[strong:]
-    # The angle between strong and weak vectors is off by 1e-16/RESOLVED²; one step of first order corrects it.
-    overlaps = ((columns.T @ (columns @ weak_vectors.T)).T @ strong_vectors.T) / squares[:strong]
-    weak_vectors, strong_vectors = weak_vectors - overlaps @ strong_vectors, strong_vectors + overlaps.T @ weak_vectors
+    strong = int(is_strong.sum())
+    strong_vectors, weak_vectors = _decoupled(columns, squares[:strong], vectors[:strong], vectors[strong:])
     weak = columns @ weak_vectors.T
     if np.linalg.norm(weak) <= RANK_TOLERANCE * largest:
-        rest, turned = np.zeros(len(weak_vectors)), weak_vectors
+        rest = np.zeros(len(weak_vectors))
     else:
         rest, turn = resolved_eigen(weak)
-        turned = turn @ weak_vectors
+        weak_vectors = turn @ weak_vectors
         rest[rest <= RANK_TOLERANCE * largest] = 0.0
-    return np.append(values, rest)[:count], np.vstack([strong_vectors, turned])[:count]
+    values = np.append(np.sqrt(squares[:strong]), rest)
+    return values[:wanted], np.vstack([strong_vectors, weak_vectors])[:wanted]
+
+
+def _decoupled(
+    columns: np.ndarray, squares: np.ndarray, strong: np.ndarray, weak: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return strong and weak right singular vectors (rows) of X, corrected by one step of first order.
+
+    The angle between the two is off by 1e-16/RESOLVED² = 1e-8; after the step it is off by the square of that.
+
+    Args:
+        columns: X (m, p).
+        squares: of the strong singular values.
+        strong, weak: eigenvectors of XᵀX.
+    """
+    overlaps = ((columns.T @ (columns @ weak.T)).T @ strong.T) / squares
+    return strong + overlaps.T @ weak, weak - overlaps @ strong

@@ -1,32 +1,51 @@
 """`polar` by products of matrices alone, in float64, on any device that torch has, for batches of matrices.
 
-An odd polynomial p(A) = U·p(Σ)·Vᵀ takes three products. Each step takes the polynomial of degree 5 that is nearest to 1
-on the interval in which the singular values are known to lie, which no composition of such polynomials surpasses:
-Amsel, Persson, Musco and Gower, "The Polar Express", arXiv 2505.16932. From [3e-8, 1] fifteen steps reach 1 to the last
-bits. Smaller values grow by a factor of 2e8 at most, so that what rounding left of a null space stays small; two steps
-of which 0 is a fixed point as well then take it back to 0.
+An odd polynomial of degree 5 acts on the singular values alone, p(A) = U·p(Σ)·Vᵀ, and takes three products of matrices.
+Three stages take every singular value to 1 or to 0:
 
-Singular values from 1e-8 to 1e-7 of the largest, which decide on the rank elsewhere, may come out between 0 and 1.
+1. A is scaled, so that its singular values lie in [0, 1] and the largest is at least 1/p^(1/8), p the short side.
+2. Fifteen polynomials take [3e-8, 1] to 1, to the last bits. Each is the one that is nearest to 1 on the interval in
+   which the values are known to lie; no other composition of as many such polynomials comes nearer: Amsel, Persson,
+   Musco and Gower, "The Polar Express", arXiv 2505.16932.
+3. Smaller values have grown by a factor of 2e8 at most, the product of the fifteen slopes at 0. What rounding left of a
+   null space, 1e-16, is thus 2e-8 at most, and two steps that have 0 as a fixed point as well take it to 0.
+
+Singular values from 7e-10 to 1e-7 of the largest may come out anywhere from 0 to 1; the other implementations count
+them as zero.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 
-Coefficients = tuple[float, float, float]  # a, b, c of a·x + b·x³ + c·x⁵
 
-# The norm that scales is at most p^(1/8) times the largest singular value, 2.3 times at 768.
+class Step(NamedTuple):
+    """The odd polynomial a·x + b·x³ + c·x⁵."""
+
+    a: float
+    b: float
+    c: float
+
+
+# The least scaled value that is taken to 1. The norm that scales is at most p^(1/8) times the largest singular value,
+# 2.3 times at p = 768 and 2.8 times at 4096, so that every value above RANK_TOLERANCE is taken to 1.
 _FLOOR = RANK_TOLERANCE / 3
-# (5x³ − 3x⁵)/2 leaves 1 and its slope there alone, and takes what is below 0.8 to 0.
-_TO_ZERO = (0.0, 2.5, -1.5)
-# Takes 1 − ε to 1 − 5/2·ε³.
-_TO_ONE = (1.875, -1.25, 0.375)
+# (5x³ − 3x⁵)/2, of slope 0 at both of its fixed points 0 and 1; the one between them, (2/3)^½ = 0.82, repels.
+_TO_ZERO = Step(0.0, 2.5, -1.5)
+# The limit of the polynomials nearest to 1 as the interval shrinks to 1: takes 1 − ε to 1 − 5/2·ε³.
+_TO_ONE = Step(1.875, -1.25, 0.375)
+# The ε below which the last step is _TO_ONE: 5/2·ε³ is far below the last bit of 1. The equations for the nearest
+# polynomial become singular as the interval shrinks; at this ε they still give four digits of it (measured).
+_NEARLY_ONE = 1e-7
+# Exchanges of extrema: after four the coefficients stand to the last bits, from [3e-8, 1] to [0.9, 1] (measured).
+_EXCHANGES = 8
 
 
 def polar(matrix: torch.Tensor) -> torch.Tensor:
@@ -40,16 +59,9 @@ def polar(matrix: torch.Tensor) -> torch.Tensor:
         return polar(matrix.mT).mT
     if not matrix.numel():
         return matrix.double()
-    factor = matrix.double()
-    factor = factor / _positive(factor.abs().amax((-2, -1), keepdim=True))
-    # σ₁² ≤ ‖(AᵀA)²‖_F^½
-    gram = factor.mT @ factor
-    factor = factor / _positive((gram @ gram).norm(dim=(-2, -1), keepdim=True)) ** 0.25
-    for a, b, c in (*coefficients(_FLOOR), _TO_ZERO, _TO_ZERO):
-        gram = factor.mT @ factor
-        inner = b * gram + c * (gram @ gram)
-        inner.diagonal(dim1=-2, dim2=-1).add_(a)
-        factor = factor @ inner
+    factor = _scaled(matrix.double())
+    for step in (*steps_to_one(_FLOOR), _TO_ZERO, _TO_ZERO):
+        factor = _applied(step, factor)
     return factor
 
 
@@ -66,38 +78,60 @@ def polar_product(
     return (polar(columns) * values.double()[..., None, :]) @ polar(rows).mT
 
 
+def _scaled(columns: torch.Tensor) -> torch.Tensor:
+    """Return matrices (..., m, p) with their singular values in [0, 1], the largest at least 1/p^(1/8)."""
+    # First by the largest element, so that no power leaves the range of float64.
+    columns = columns / _positive(columns.abs().amax((-2, -1), keepdim=True))
+    # σ₁ ≤ (Σσ⁸)^(1/8) = ‖(AᵀA)²‖_F^(1/4) ≤ p^(1/8)·σ₁
+    gram = columns.mT @ columns
+    return columns / _positive((gram @ gram).norm(dim=(-2, -1), keepdim=True)) ** 0.25
+
+
 def _positive(norm: torch.Tensor) -> torch.Tensor:
+    """Return norms to divide by: 1 for zero matrices."""
     return torch.where(norm > 0, norm, 1.0)
 
 
+def _applied(step: Step, columns: torch.Tensor) -> torch.Tensor:
+    """Return A·(a·I + b·AᵀA + c·(AᵀA)²), whose singular values are the polynomial of those of A."""
+    gram = columns.mT @ columns
+    inner = step.b * gram + step.c * (gram @ gram)
+    inner.diagonal(dim1=-2, dim2=-1).add_(step.a)
+    return columns @ inner
+
+
 @functools.cache
-def coefficients(floor: float) -> tuple[Coefficients, ...]:
+def steps_to_one(floor: float) -> tuple[Step, ...]:
     """Return the polynomials that take [floor, 1] to 1, one after the other, to the last bits of float64.
 
-    >>> from numpy.polynomial import Polynomial
     >>> x = np.geomspace(1e-6, 1, 1000)
-    >>> for a, b, c in coefficients(1e-6):
+    >>> for a, b, c in steps_to_one(1e-6):
     ...     x = a * x + b * x**3 + c * x**5
     >>> bool(np.abs(x - 1).max() < 1e-14)
     True
     """
-    found = []
-    low, high = floor, 1.0
-    while low < (1.0 - 1e-7) * high:
+    steps = []
+    low, high = floor, 1.0  # the singular values lie in [low, high]
+    while low < (1.0 - _NEARLY_ONE) * high:
         a, b, c = _nearest_to_one(low / high)
-        found.append((a / high, b / high**3, c / high**5))
+        steps.append(Step(a / high, b / high**3, c / high**5))
+        # The polynomial is least at `low`, and as far below 1 there as it is above it elsewhere.
         x = low / high
         low = a * x + b * x**3 + c * x**5
         high = 2.0 - low
-    return (*found, _TO_ONE)
+    return (*steps, _TO_ONE)
 
 
-def _nearest_to_one(low: float) -> Coefficients:
-    """Return the odd polynomial of degree 5 that is nearest to 1 on [low, 1], by Remez' exchange of extrema."""
-    inner = np.array([3.0 * low + 1.0, low + 3.0]) / 4.0
-    for _ in range(8):
-        x = np.array([low, *inner, 1.0])
+def _nearest_to_one(low: float) -> Step:
+    """Return the odd polynomial of degree 5 that is nearest to 1 on [low, 1], by Remez' exchange of extrema.
+
+    The error has the same size and alternating signs at four points: both ends, and two extrema between them, which
+    begin at a quarter and three quarters of the interval.
+    """
+    extrema = np.array([3.0 * low + 1.0, low + 3.0]) / 4.0
+    for _ in range(_EXCHANGES):
+        x = np.array([low, *extrema, 1.0])
         a, b, c, _ = np.linalg.solve(np.stack([x, x**3, x**5, [1.0, -1.0, 1.0, -1.0]], axis=1), np.ones(4))
-        root = np.sqrt(9.0 * b * b - 20.0 * a * c)  # p′ is a quadratic in x²
-        inner = np.sqrt((-3.0 * b + np.array([-root, root])) / (10.0 * c))
-    return float(a), float(b), float(c)
+        root = np.sqrt(9.0 * b * b - 20.0 * a * c)  # p′(x) = a + 3b·x² + 5c·x⁴ is a quadratic in x²
+        extrema = np.sqrt((-3.0 * b + np.array([-root, root])) / (10.0 * c))
+    return Step(float(a), float(b), float(c))

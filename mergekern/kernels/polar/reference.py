@@ -1,4 +1,4 @@
-"""The oracle of `polar`: a full SVD in float64."""
+"""The float64 oracle of `polar`: a full SVD."""
 
 from __future__ import annotations
 

@@ -2,14 +2,17 @@
 
     τ = tuned − base = U Σ Vᵀ      (m × n, thin, r = min(m, n) values σ₁ ≥ … ≥ σ_r)
 
-Of it: the leading `spectrum_k` values; U and V of the k largest; V of the k smallest; k = min(top_k, r). The vectors
+Results: the leading `spectrum_k` values; U and V of the k largest; V of the k smallest; k = min(top_k, r). The vectors
 are bases of subspaces: their signs, and their order within the bottom, mean nothing.
 
 `rank` counts the values above `RANK_TOLERANCE`·σ₁. Vectors beyond it are an arbitrary orthonormal basis; metrics
 leave such matrices out. A zero matrix has rank 0, and the columns of the identity as vectors.
 
-Bytes: (m·n)(itemsize of tuned and base). Flops on the CPU, with s = min(m, n), l = max(m, n): s²l for the Gram
-matrix, 4/3 s³ for its tridiagonal form, O(s²) for the values, O(s·l·k) for the vectors.
+Backends: `on_cpu`, one matrix at a time, with the tridiagonal form by C++ or LAPACK; `on_cuda`, many at once, with that
+form in `device_tridiagonal`.
+
+Bytes: m·n·(itemsize of tuned + itemsize of base). Flops, with s = min(m, n), l = max(m, n): s²l for the Gram matrix,
+4/3 s³ for its tridiagonal form, O(s²) for the values, O(s·l·k) for the vectors.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ RANK_TOLERANCE = 1e-7
 
 
 class Spectrum(NamedTuple):
-    """Singular values and vectors of one task matrix.
+    """The singular values and vectors of one task matrix.
 
     Attributes:
         values: (min(spectrum_k, r),) float64, descending.
-        rank: number of singular values above 1e-7·σ₁, of all r.
+        rank: number of singular values above RANK_TOLERANCE·σ₁, among all r.
         left_top: (m, k) float32, orthonormal columns.
         right_top: (n, k) float32.
         right_bottom: (n, k) float32.
@@ -43,20 +46,20 @@ class Spectrum(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """One matrix of a base and of N models, (m, n) each, on one device in their storage dtypes."""
+    """A matrix of a base and of N models, (m, n) each, on one device in their storage dtypes."""
 
     base: torch.Tensor
     tuned: Sequence[torch.Tensor]
 
 
 class DeviceSpectra(NamedTuple):
-    """The spectra of a stack, on its device; see `Spectrum` for what they are.
+    """The spectra of a stack, on its device; see `Spectrum` for the fields.
 
     Attributes:
         values: (N, min(spectrum_k, r)) float64.
         rank: (N,) int64.
         left_top, right_top, right_bottom: (N, m, k), (N, n, k), (N, n, k) float32.
-        good: (N,) bool, whether every check held.
+        good: (N,) bool, whether a factorisation passed every check.
     """
 
     values: torch.Tensor
@@ -65,6 +68,11 @@ class DeviceSpectra(NamedTuple):
     right_top: torch.Tensor
     right_bottom: torch.Tensor
     good: torch.Tensor
+
+    def spectrum(self, model: int) -> Spectrum:
+        """Return the spectrum of one model, of a stack that lies on the host."""
+        values, rank, *vectors = (field[model].numpy() for field in self[:5])
+        return Spectrum(values, int(rank), *vectors)
 
 
 def zero_spectrum(shape: tuple[int, int], top_k: int, spectrum_k: int) -> Spectrum:

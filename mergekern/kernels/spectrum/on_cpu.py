@@ -1,7 +1,8 @@
 """`spectrum` on the CPU: a partial eigensolver of the Gram matrix of the short side, in float64.
 
-After one tridiagonal reduction only the eigenvalues and vectors that are wanted are computed and transformed back, and
-the vectors of the long side come from a product with the matrix itself. A full SVD does many times the work.
+The Gram matrix is reduced to tridiagonal form once. Only the eigenvalues and vectors that are wanted are computed and
+transformed back; the vectors of the long side come from a product with the matrix itself. A full SVD does many times
+the work.
 """
 
 from __future__ import annotations

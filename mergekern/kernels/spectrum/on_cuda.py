@@ -7,8 +7,8 @@ threads each, the band in shared memory); bisection gives the eigenvalues, inver
 A direct method does not depend on gaps in the spectrum, which the bottom vectors of noise do not have; and once it has
 been paid for, the leading values and vectors cost next to nothing, so that no Krylov iteration is run for them.
 
-Everything is queued on the current stream without waiting for it. Results are checked as they are made; what fails is
-marked, and redone on the CPU by the caller.
+Everything is queued on the current stream without waiting for it. Results are checked as they are made; those that fail
+are marked, and the caller redoes them on the CPU.
 """
 
 from __future__ import annotations
@@ -21,27 +21,26 @@ import torch
 
 from mergekern.kernels.cuda_module import CudaModule
 from mergekern.kernels.spectrum import RANK_TOLERANCE, DeviceSpectra, Stack
+from mergekern.kernels.spectrum.device_tridiagonal import (
+    BAND,
+    COLUMN,
+    MOST_THREADS,
+    WARP,
+    DeviceTridiagonal,
+    factor_panels,
+    power_of_two,
+)
 from mergekern.kernels.task_product.on_triton import task_product
 
-# Of csrc/cuda/chase.cu.
-BAND = 16
-COLUMN = 2 * BAND + 1
-WARP = 32
-# Threads of a block, at most what the kernels are bounded to.
-FEW_THREADS, THREADS, MANY_THREADS, MOST_THREADS = 128, 256, 512, 1024
-CHASE_WARPS = 24
-UNDO_TILE = 8
 # The window of vectors that is resolved is this much larger than the subspace asked for, so that its gap to the rest is
 # wider than the error of a float64 Gram matrix (the CPU's WIDEN).
 WIDEN = 4
 # Elements of float64 differences that are in memory at a time: 1 GiB.
 DELTA_BLOCK = 1 << 27
+# Sweeps of one-sided Jacobi at most. It ends with a sweep that rotates nothing; without one the values are NaN.
 JACOBI_SWEEPS = 30
-# The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues
-# are closer than rounding, as all zeros of a rank-deficient matrix are, equal shifts would lead different starts to one
-# vector: of 360 such matrices 6 had vectors too dependent for Cholesky QR, and came out NaN.
-SEPARATION = 10 * 2.0**-53
-# What a healthy result is far below (1e-14): orthogonality, and residuals relative to the norm of the Gram matrix.
+# Largest error of a sound result, in orthogonality and in residuals relative to the norm of the Gram matrix; those of
+# healthy ones are about 1e-14.
 FAULT = 1e-11
 
 
@@ -56,11 +55,11 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     peak = grams.diagonal(dim1=1, dim2=2).amax(1)
     # Powers of two, so that scaling is exact; reflectors square the elements.
     exponent = torch.frexp(peak).exponent
-    grams *= _power_of_two(-exponent)[:, None, None]
+    grams *= power_of_two(-exponent)[:, None, None]
     trace = grams.diagonal(dim1=1, dim2=2).sum(1)
     frobenius = torch.linalg.vector_norm(grams, dim=(1, 2))
 
-    form = _Tridiagonal(grams, short, module)
+    form = DeviceTridiagonal(grams, short, module)
     del grams
     good = (form.diagonal.sum(1) - trace).abs() <= FAULT * trace
     good &= (form.frobenius() - frobenius).abs() <= FAULT * frobenius
@@ -75,8 +74,8 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     # The matrices are scaled to a largest value of about 1 by scaling the vectors that they are multiplied with.
     half, is_odd = exponent.div(2, rounding_mode="floor"), (exponent % 2 == 1)[:, None]
     values = squares_top[:, : min(spectrum_k, short)].clamp(min=0.0).sqrt()
-    values = torch.where(is_odd, values * 2.0**0.5, values) * _power_of_two(half)[:, None]
-    scale = _power_of_two(-half)[:, None, None]
+    values = torch.where(is_odd, values * 2.0**0.5, values) * power_of_two(half)[:, None]
+    scale = power_of_two(-half)[:, None, None]
     found: list[DeviceSpectra] = []
     groups = [list(group) for _, group in itertools.groupby(stacks, key=lambda stack: stack.base.shape)]
     for group, part in zip(groups, _parts([_count(group) for group in groups]), strict=True):
@@ -127,183 +126,11 @@ class _End(NamedTuple):
         return _End(self.short[..., which], self.long[..., which], self.values[:, which], self.product[..., which])
 
 
-class _Tridiagonal:
-    """The tridiagonal forms of symmetric matrices (batch, padded, padded), scaled to a norm of about 1.
-
-    Eigenvalues come and go in the scale of the matrices that were given.
-    """
-
-    def __init__(self, matrices: torch.Tensor, size: int, module: CudaModule) -> None:
-        self._module, self._size = module, size
-        self._batch = len(matrices)
-        self._panels = _reduce_to_band(matrices, module)
-        self._steps = -(-(size - 1) // BAND)
-        diagonal, off_diagonal = matrices.new_empty(2, self._batch, size)
-        self._reflectors = matrices.new_empty(self._batch, size * (size - 1) // 2)
-        self._taus = matrices.new_empty(self._batch, size, max(self._steps, 1))
-        warps = max(1, min(CHASE_WARPS, -(-self._steps // 2)))
-        band = (size + BAND) * COLUMN
-        in_shared = 8 * band <= module.shared_limit
-        workspace = matrices.new_empty(0 if in_shared else self._batch, band)
-        module.launch(
-            "chase",
-            (self._batch, 1),
-            WARP * warps,
-            [matrices, workspace, diagonal, off_diagonal, self._reflectors, self._taus, matrices.shape[1], size,
-             max(2, -(-self._steps // warps)), int(in_shared)],
-            8 * band if in_shared else 0,
-        )  # fmt: skip
-        self.diagonal, self.off_diagonal = diagonal, off_diagonal
-        radius = off_diagonal.abs()
-        radius[:, 1:] += off_diagonal[:, :-1].abs()
-        norm = (diagonal.abs() + radius).amax(1)
-        self._scale = _power_of_two(-torch.frexp(norm).exponent)[:, None]
-        self._low = ((diagonal - radius).amin(1, keepdim=True) * self._scale).contiguous()
-        self._high = ((diagonal + radius).amax(1, keepdim=True) * self._scale).contiguous()
-        self._diagonal, self._off_diagonal = diagonal * self._scale, off_diagonal * self._scale
-        # An off-diagonal zero would stop the recurrence; 1e-30 of the norm in its place moves no eigenvalue.
-        self._squares = torch.zeros_like(off_diagonal)
-        self._squares[:, 1:] = self._off_diagonal[:, :-1].square().clamp(min=1e-60)
-
-    def frobenius(self) -> torch.Tensor:
-        """Return the Frobenius norms (batch,)."""
-        return (self.diagonal.square().sum(1) + 2 * self.off_diagonal.square().sum(1)).sqrt()
-
-    def values(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return the eigenvalues (batch, count) at some positions; 0 is the smallest."""
-        values = torch.empty(self._batch, len(positions), dtype=torch.float64, device=self.diagonal.device)
-        threads = min(FEW_THREADS, WARP * -(-len(positions) // WARP))
-        self._module.launch(
-            "tridiagonal_values",
-            (self._batch, -(-len(positions) // threads)),
-            threads,
-            [self._diagonal, self._squares, self._low, self._high, positions, values, self._size, len(positions)],
-        )
-        return values / self._scale
-
-    def count_below(self, bounds: torch.Tensor) -> torch.Tensor:
-        """Return how many eigenvalues lie below bounds (batch,)."""
-        counts = torch.empty(self._batch, dtype=torch.int64, device=bounds.device)
-        bounds = bounds * self._scale[:, 0]
-        self._module.launch(
-            "tridiagonal_counts",
-            (-(-self._batch // WARP), 1),
-            WARP,
-            [self._diagonal, self._squares, bounds, counts, self._size, self._batch],
-        )
-        return counts
-
-    def vectors(self, values: torch.Tensor) -> torch.Tensor:
-        """Return orthonormal eigenvectors (batch, size, count) of consecutive ascending eigenvalues."""
-        count, size = values.shape[1], self._size
-        scaled = _separated(values * self._scale)
-        vectors = torch.empty(self._batch, size, count, dtype=torch.float64, device=values.device)
-        threads = min(FEW_THREADS, WARP * -(-count // WARP))
-        self._module.launch(
-            "tridiagonal_vectors",
-            (self._batch, -(-count // threads)),
-            threads,
-            [self._diagonal, self._off_diagonal, scaled, vectors, vectors.new_empty(self._batch, 3, size, count), size,
-             count],
-        )  # fmt: skip
-        vectors = _orthonormalise(vectors, self._module)
-        shared = 8 * UNDO_TILE * (size + size // BAND + 1)
-        in_shared = shared <= self._module.shared_limit
-        self._module.launch(
-            "undo_chase",
-            (self._batch, -(-count // UNDO_TILE)),
-            THREADS,
-            [self._reflectors, self._taus, vectors, size, count, UNDO_TILE, int(in_shared)],
-            shared if in_shared else 0,
-        )
-        padded = vectors.new_zeros(self._batch, self._panels.padded, count)
-        padded[:, :size] = vectors
-        self._panels.apply(padded)
-        return padded[:, :size]
-
-
-def _separated(values: torch.Tensor) -> torch.Tensor:
-    """Return ascending shifts (batch, count) that are at least SEPARATION apart, from ascending eigenvalues."""
-    steps = SEPARATION * torch.arange(values.shape[1], dtype=values.dtype, device=values.device)
-    return (values - steps).cummax(dim=1).values + steps
-
-
-class _Panels(NamedTuple):
-    """The reflectors of the reduction to a band, a panel each: V (batch, BAND, rows) and t (batch, BAND, BAND)."""
-
-    padded: int
-    factors: list[tuple[torch.Tensor, torch.Tensor]]
-
-    def apply(self, vectors: torch.Tensor) -> None:
-        """Turn vectors (batch, padded, count) of the band into those of the matrix, in place."""
-        for reflectors, factor in reversed(self.factors):
-            part = vectors[:, -reflectors.shape[2] :]
-            part.baddbmm_(reflectors.mT, factor @ (reflectors @ part), alpha=-1)
-
-
-def _reduce_to_band(matrices: torch.Tensor, module: CudaModule) -> _Panels:
-    """Reduce symmetric matrices to a band of BAND on either side; it is left in the upper triangle.
-
-    A becomes A − V·Zᵀ − Z·Vᵀ with Y = A·V·t, Z = Y − V·(tᵀ·Vᵀ·Y)/2 (Bischof, Lang and Sun, 2000).
-    """
-    padded = matrices.shape[1]
-    panels = _Panels(padded, [])
-    for start in range(0, padded - BAND, BAND):
-        block = matrices[:, start : start + BAND, start + BAND :]
-        reflectors = block.contiguous()
-        triangle, factor = _factor(reflectors, module)
-        panels.factors.append((reflectors, factor))
-        block[:, :, :BAND] = triangle.mT
-        trailing = matrices[:, start + BAND :, start + BAND :]
-        product = (trailing @ reflectors.mT) @ factor
-        product.baddbmm_(reflectors.mT, factor.mT @ (reflectors @ product), alpha=-0.5)
-        left = torch.cat([reflectors.mT, product], dim=2)
-        right = torch.cat([product.mT, reflectors], dim=1)
-        trailing.baddbmm_(left, right, alpha=-1)
-    return panels
-
-
-def _factor(panels: torch.Tensor, module: CudaModule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor panels, given by columns (batch, columns, rows), in place: they become V; return r and t."""
-    batch, columns, rows = panels.shape
-    triangle, factor = panels.new_empty(2, batch, columns, columns)
-    needed = 8 * (columns + WARP)
-    whole = needed + 8 * columns * rows
-    in_shared = whole <= module.shared_limit
-    module.launch(
-        "factor_panels",
-        (batch, 1),
-        MANY_THREADS,
-        [panels, triangle, factor, rows, columns, int(in_shared)],
-        whole if in_shared else needed,
-    )
-    return triangle, factor
-
-
-def _orthonormalise(vectors: torch.Tensor, module: CudaModule) -> torch.Tensor:
-    """Return orthonormal bases of the spans of independent vectors (batch, size, count): Cholesky QR, twice."""
-    batch, _, count = vectors.shape
-    shared = 16 * count * count
-    in_shared = shared <= module.shared_limit
-    for _ in range(2):
-        grams = vectors.mT @ vectors
-        inverses = torch.empty_like(grams)
-        module.launch(
-            "cholesky_inverses",
-            (batch, 1),
-            THREADS,
-            [grams, inverses, count, int(in_shared)],
-            shared if in_shared else 0,
-        )
-        vectors = vectors @ inverses
-    return vectors
-
-
 def _resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -> _End:
     """Return the singular triplets of Δ within span(vectors), values descending, from the product Δ·vectors."""
     count = vectors.shape[2]
     reflectors = product.mT.contiguous()
-    triangle, factor = _factor(reflectors, module)
+    triangle, factor = factor_panels(reflectors, module)
     columns = triangle.mT.contiguous()
     rotations, values = torch.empty_like(columns), columns.new_empty(len(columns), count)
     needed = 8 * WARP
@@ -320,7 +147,7 @@ def _resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -
     columns = columns.take_along_dim(order[:, :, None], dim=1)
     rotation = rotations.take_along_dim(order[:, :, None], dim=1).mT
     # Another QR normalises the orthogonal columns, and completes them where a value is zero.
-    signs, inner = _factor(columns, module)
+    signs, inner = factor_panels(columns, module)
     left = torch.eye(count, dtype=values.dtype, device=values.device) - columns.mT @ (inner @ columns)
     left = left * torch.where(signs.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)[:, None, :]
     long = torch.zeros_like(product)
@@ -359,11 +186,6 @@ def _gram_matrices(stacks: Sequence[Stack], short: int) -> torch.Tensor:
     return grams
 
 
-def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
-    """Return 2^exponent, exactly, which torch.ldexp does not promise on every device."""
-    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
-
-
 def _count(stacks: Sequence[Stack]) -> int:
     return sum(len(stack.tuned) for stack in stacks)
 
@@ -393,7 +215,7 @@ def _small(residual: torch.Tensor) -> torch.Tensor:
 def _assemble(
     shape: tuple[int, int], top: _End, bottom: _End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
 ) -> DeviceSpectra:
-    """Sort sides into left and right; a zero matrix has the columns of the identity, as `zero_spectrum` says."""
+    """Sort sides into left and right; a zero matrix gets the columns of the identity, as in `zero_spectrum`."""
     rows, columns = shape
     k, short = top.short.shape[2], min(rows, columns)
     zero = (values[:, 0] == 0)[:, None, None]

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, of_one_dtype, to_device
+from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, in_one_dtype, to_device
 
 Precision = Literal["float64", "tf32x3"]
 
@@ -56,7 +56,7 @@ def task_product(
     given = [tensor for pair in pairs for tensor in pair]
     if any(tensor.shape != shape or not tensor.is_contiguous() for tensor in given if tensor is not None):
         raise ValueError("task_product needs contiguous matrices of one shape")
-    wide = of_one_dtype(given)
+    wide = in_one_dtype(given)
     some = wide[1]
     assert some is not None
     if precision == "tf32x3" and some.dtype == torch.float64:

@@ -5,13 +5,15 @@
 Inputs: blocks of base (or None for zero) and tuned, each in its own storage dtype; k from 1 to the number of elements.
 Output: a float64, one of the |τ_e|.
 
-The bits of a non-negative float64 order as its value does. Each pass counts the values that agree with the digits found
-so far by their next bits (16; 13 on a device), which tells in which bin the k-th lies; on the CPU, once few are left,
-they are collected and selected from. Nothing is sorted, no index is kept, and blocks may come in any order and
-division: passes see every value once, so a vector need not be in memory.
+Non-negative float64 numbers have the order of their bits. Each pass counts the values that agree with the digits found
+so far, by their next bits (16; 13 on a device); the counts tell in which bin the k-th lies. On the CPU the last few
+values are collected and selected from. Nothing is sorted and no index is kept. Each pass sees every value once, in
+blocks of any order and division, so that a vector need not be in memory.
 
-Bytes: 2 or 3 reads of τ, on a device 5. Memory: 0.5 MB of counts a thread, and at most 32 MB of collected values; on a
-device 64 KB of counts a model.
+Backends: `on_cpu`, counting by C++ or NumPy; `on_cuda`, all models of a tensor together.
+
+Bytes: 2 or 3 reads of τ, on a device 5. Flops: one subtraction for each value of a read. Memory: 0.5 MB of counts a
+thread, and at most 32 MB of collected values; on a device 64 KB of counts a model.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-# Gives (base, tuned) of consecutive or any other blocks, flat; called once a pass.
+# Gives (base, tuned) of all blocks, flat and in any order; called once a pass.
 Blocks = Callable[[], Iterable[tuple[torch.Tensor | None, torch.Tensor]]]
 # The same with the tuned tensors of several models.
 ModelBlocks = Callable[[], Iterable[tuple[torch.Tensor | None, Sequence[torch.Tensor]]]]

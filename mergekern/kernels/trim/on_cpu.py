@@ -10,10 +10,11 @@ import torch
 from mergekern.kernels.native import address, extension
 from mergekern.kernels.trim import DIGITS, Blocks
 
-# Values that are collected rather than counted once more: a few at the first pass, where counting narrows them to a few
-# per cent for the price of one read; later on as many as 32 MB hold.
+# At most this many values are collected instead of counted once more. Before the first pass few: counting narrows them
+# to a few per cent for the price of one read. Later as many as 32 MB hold.
 _FEW = 1 << 14
 _MANY = 1 << 22
+# Elements of a block of the NumPy path: 8 MB of float64.
 _NUMPY_BLOCK = 1 << 20
 
 
@@ -50,8 +51,8 @@ def kth_largest(blocks: Blocks, count: int, k: int, threads: int = 1) -> float:
 def _counts(
     base: torch.Tensor | None, tuned: torch.Tensor, prefix: int, above: int, shift: int, width: int, threads: int
 ) -> np.ndarray:
-    """Count the values that begin with `prefix` by their next `width` bits."""
-    if hasattr(extension, "magnitude_counts"):
+    """Return the counts (2^width,) of the values that begin with `prefix`, by their next `width` bits."""
+    if extension is not None:
         return extension.magnitude_counts(
             _address(base), address(tuned), tuned.numel(), prefix, above, shift, width, threads
         )
@@ -64,7 +65,7 @@ def _counts(
 
 def _collect(base: torch.Tensor | None, tuned: torch.Tensor, prefix: int, above: int, threads: int) -> np.ndarray:
     """Return the magnitudes that begin with `prefix`, in any order."""
-    if hasattr(extension, "magnitudes"):
+    if extension is not None:
         return extension.magnitudes(_address(base), address(tuned), tuned.numel(), prefix, above, threads)
     return np.concatenate([bits[bits >> np.uint64(above) == prefix] for bits in _bits(base, tuned)]).view(np.float64)
 

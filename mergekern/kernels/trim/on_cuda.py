@@ -1,8 +1,9 @@
-"""`trim` by CUDA C++: radix select of all models of a tensor together, of which the host knows nothing until the end.
+"""`trim` by CUDA C++: radix select of all models of a tensor together, without waiting for the host.
 
-Histograms of 13 bits live in shared memory, over all that a block reads; five passes find the 63 bits of a float64.
-The counts decide on the device which digit is next, so that nothing waits. In Triton a histogram belongs to one tile:
-it would leave the chip, or be added up in registers, once every few thousand elements.
+A block of threads keeps a histogram of 13 bits in shared memory, over all elements that it reads; five passes find the
+63 bits of a float64. The device itself picks the next digit from the counts, so that nothing waits. A Triton kernel
+would have a histogram for each tile, and so would have to write it out, or add it up in registers, every few thousand
+elements.
 
 Bytes: 5 reads of τ, the base once for all models where the cache holds it. Atomic additions are of integers, so that
 their order does not matter.
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 
 from mergekern.kernels.cuda_module import CudaModule
-from mergekern.kernels.device_inputs import LOADED, addresses, of_one_dtype, to_device
+from mergekern.kernels.device_inputs import LOADED, addresses, in_one_dtype, to_device
 from mergekern.kernels.trim import ModelBlocks
 
-# As in trim.cu: (lowest bit, width) of each digit of a float64 without its sign, and the counts of a digit.
+# As in trim.cu: (lowest bit, width) of each digit of a float64 without its sign, and the number of counts of a digit.
 DIGITS = ((50, 13), (37, 13), (24, 13), (11, 13), (0, 11))
 BINS = 1 << 13
 THREADS = 256
-# Elements of a block, beside which clearing and adding up the counts is little; and blocks of a model at most.
+# Elements of a block, so many that clearing and adding up its counts is little beside them; most blocks of a model.
 CHUNK = 1 << 14
 BLOCKS = 512
 
@@ -38,15 +39,15 @@ def kth_largest(
         models: number of tuned tensors in a block.
         count: number of values of a model in all blocks together.
         k: from 1 to count.
-        module: the kernels.
-        device: where the blocks are.
+        module: the CUDA C++ kernels.
+        device: place of the blocks.
     """
     if not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to {count}, not {k}")
     start = np.stack([np.zeros(models, dtype=np.int64), np.full(models, k)], axis=1)
     [states] = to_device([start], device)
     counts = torch.zeros(models, BINS, dtype=torch.int64, device=device)
-    tables: dict[tuple[int, ...], torch.Tensor] = {}  # blocks that stay where they are need one for all passes
+    tables: dict[tuple[int, ...], torch.Tensor] = {}  # blocks that stay in place share one through all passes
     for shift, width in DIGITS:
         for base, tuned in blocks():
             stored = _checked(base, tuned, models)
@@ -71,4 +72,4 @@ def _checked(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], models: i
         t.dim() == 1 and t.is_contiguous() and t.numel() == tuned[0].numel() for t in given
     ):
         raise ValueError(f"trim needs flat, contiguous tensors of one length, of {models} models")
-    return of_one_dtype([base, *tuned], LOADED)
+    return in_one_dtype([base, *tuned], LOADED)

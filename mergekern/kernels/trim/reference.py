@@ -1,4 +1,4 @@
-"""The oracle of `trim`: a full sort."""
+"""The float64 oracle of `trim`: a full sort."""
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
     τ ≈ left·diag(values)·rightᵀ,      left (m, k), values (k,) descending, right (n, k)
 
-Fewer than k where the matrix has fewer singular values above `RANK_TOLERANCE`·σ₁: directions of a null space are
-arbitrary, and nothing is gained by keeping them.
+There are fewer than k where the matrix has fewer singular values above `RANK_TOLERANCE`·σ₁: the directions of a null
+space are arbitrary, and nothing is gained by keeping them.
+
+Backends: `on_cpu`, LAPACK with the tridiagonal form by C++ where it was built; `on_torch`, any device.
 
 Bytes: τ read twice. Flops, with s = min(m, n), l = max(m, n): s²l for the Gram matrix of the short side,
 4/3 s³ for its tridiagonal form, 4s²k to transform back the k vectors, 2slk for those of the long side.
@@ -15,9 +17,9 @@ from typing import Any, NamedTuple
 
 
 class Triplets(NamedTuple):
-    """Leading singular triplets: left (m, k), values (k,) descending, right (n, k), float64.
+    """The leading singular triplets of a matrix: left (m, k), values (k,) descending, right (n, k), float64.
 
-    NumPy arrays on the CPU, tensors on a device.
+    They are NumPy arrays on the CPU, and tensors on a device.
     """
 
     left: Any

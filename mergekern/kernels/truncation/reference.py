@@ -1,4 +1,4 @@
-"""The oracle of `truncation`: a full SVD in float64."""
+"""The float64 oracle of `truncation`: a full SVD."""
 
 from __future__ import annotations
 
