@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
-	$(RUN) -m pytest --numprocesses auto --dist loadfile -p no:benchmark
+	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -p no:benchmark
 
 # The same as other processors would run it: the libraries are told to choose their kernels as on older ones, or on AMD's
 # (about 4 times as long as `make test`); OPTIONS="--sensitive" runs the tests of numbers alone.

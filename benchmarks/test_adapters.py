@@ -38,7 +38,9 @@ def check(adapters):
     expected = np.array([[torch.sum(a * b).item() for b in deltas] for a in deltas])
     np.testing.assert_allclose(layer.inner, expected, rtol=0, atol=1e-12 * np.diagonal(expected).max())
     tops = [torch.svd_lowrank(delta, RANK)[0][:, :10] for delta in deltas]
-    assert layer.spectrum.left_top[0, 1] == pytest.approx(torch.sum((tops[0].T @ tops[1]) ** 2).item(), abs=1e-6)
+    assert layer.spectrum.left_top_overlap[0, 1] == pytest.approx(
+        torch.sum((tops[0].T @ tops[1]) ** 2).item(), abs=1e-6
+    )
 
 
 def test_all_pairs(benchmark, describe, adapters):

@@ -1,7 +1,7 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
 from . import checkpoints, distributed, metrics, prediction, report, sketches, tables
-from .api import Plan, compute_all, measure, measure_into, plan
+from .api import compute_all, measure, measure_into
 from .distributed.incremental import add_models, remove_models
 from .distributed.shards import combine, measure_shard
 from .errors import (
@@ -17,6 +17,8 @@ from .errors import (
 )
 from .functional.calibration import Calibration
 from .functional.merge_probing import merge_probes
+from .measurement.cost import Cost, estimate_cost
+from .measurement.options import MeasureOptions
 from .merging.apply import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
@@ -37,14 +39,15 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "CheckpointError",
+    "Cost",
     "Damage",
+    "MeasureOptions",
     "MergekernError",
     "MetricTable",
     "MismatchError",
     "NonFiniteError",
     "OptionError",
     "OutputError",
-    "Plan",
     "PredictionError",
     "Progress",
     "Sketches",
@@ -55,6 +58,7 @@ __all__ = [
     "combine",
     "compute_all",
     "distributed",
+    "estimate_cost",
     "group_metrics",
     "measure",
     "measure_into",
@@ -64,7 +68,6 @@ __all__ = [
     "merge_probes",
     "mergekit_config",
     "metrics",
-    "plan",
     "prediction",
     "regularizers",
     "remove_models",

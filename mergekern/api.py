@@ -1,36 +1,35 @@
-"""compute_all: the one place where the stages are composed.
+"""compute_all and measure: the one place where the stages are composed.
 
 checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import xxhash
 
-from mergekern._internal.validation import positive_integer
-from mergekern._internal.versions import versions
-from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor, open_zoo
-from mergekern.checkpoints.formats import IO
+from mergekern._internal.validation import one_of
+from mergekern._internal.versions import package_version, versions
+from mergekern.checkpoints import LayerStream, Zoo, open_zoo
+from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
+from mergekern.functional.binding import Binding
 from mergekern.functional.calibration import Calibration
-from mergekern.functional.plan import Probes
+from mergekern.functional.measure import measure_functional
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
-from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
-from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 from mergekern.measurement import Measurement
-from mergekern.measurement.layer_pass import Run, content_hashes
+from mergekern.measurement.destinations import InMemory, InStore
+from mergekern.measurement.layer_pass import LayerPass
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
-from mergekern.metrics import as_names, select
+from mergekern.measurement.options import MeasureOptions
 from mergekern.metrics.subspace import Frozen
 from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, ZooStatistics
@@ -40,8 +39,8 @@ from mergekern.tables.metric_table import MetricTable
 
 
 def compute_all(
-    checkpoints: Any,
-    base: Any = None,
+    checkpoints: ZooLike | Zoo,
+    base: CheckpointLike | None = None,
     *,
     metrics: str | Iterable[str] = "all",
     calibration: Calibration | None = None,
@@ -64,7 +63,7 @@ def compute_all(
         checkpoints: a folder of checkpoints (the one named `base.*` is the base), a sequence of paths, or a mapping
             name -> checkpoint. A checkpoint is a path (`.safetensors`, a Hugging Face folder, a PEFT folder with a LoRA
             adapter, `.pt`/`.pth`/`.bin`), a model's id on the Hugging Face Hub, a mapping name -> tensor or array, or a
-            `torch.nn.Module`.
+            `torch.nn.Module`. Or a `Zoo` that is open already, whose base and whose way of reading then hold.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one, or all are LoRA adapters
             and no models are run.
         metrics: "all" that the inputs allow (18 of the weights alone, 28 with `calibration`), or names of metrics or
@@ -109,183 +108,199 @@ def compute_all(
     >>> table.to_pandas()["task_vector_cosine_similarity"].round(2).to_dict()
     {('a', 'b'): -0.01, ('a', 'c'): 0.08, ('b', 'c'): 0.07}
     """
-    if frozen not in ("exclude", "include"):
-        raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
-    metrics = as_names(metrics)
-    measured = measure(
-        checkpoints, base, metrics=metrics, calibration=calibration, top_k=top_k, spectrum_k=spectrum_k, device=device,
-        max_memory=max_memory, on_mismatch=on_mismatch, statistics=statistics, progress=progress, io=io,
+    one_of("frozen", frozen, ("exclude", "include"))
+    options = MeasureOptions(
+        metrics=metrics, top_k=top_k, spectrum_k=spectrum_k, device=device, max_memory=max_memory,
+        on_mismatch=on_mismatch, io=io,
     )  # fmt: skip
-    return MetricTable.from_statistics(measured, metrics, per_layer=per_layer, frozen=frozen)
+    measured = measure(checkpoints, base, options, calibration=calibration, statistics=statistics, progress=progress)
+    return MetricTable.from_statistics(measured, options.metrics, per_layer=per_layer, frozen=frozen)
 
 
 def measure(
-    checkpoints: Any,
-    base: Any = None,
+    checkpoints: ZooLike | Zoo,
+    base: CheckpointLike | None = None,
+    options: MeasureOptions | None = None,
     *,
-    metrics: str | Iterable[str] = "all",
     calibration: Calibration | None = None,
-    top_k: int = 10,
-    spectrum_k: int = 100,
-    device: str | torch.device = "auto",
-    max_memory: int | None = None,
-    on_mismatch: OnMismatch = "error",
     statistics: str | os.PathLike[str] | Store | None = None,
     progress: Callable[[Progress], None] | None = None,
-    io: IO = "mmap",
 ) -> ZooStatistics:
     """Measure the statistics that metrics need, reading the weights once and running each model once.
 
-    Arguments and errors as for `compute_all`; `checkpoints` may also be a `Zoo`, whose base and whose way of reading
-    then hold, and `statistics` a store that the caller is writing to.
+    Args:
+        checkpoints, base: as for `compute_all`; or a `Zoo`, whose base and whose way of reading then hold.
+        options: what is measured, and how; by default what all metrics need.
+        calibration, progress: as for `compute_all`.
+        statistics: as for `compute_all`; or a store that the caller is writing to.
+
+    Raises:
+        MergekernError: as for `compute_all`.
+
+    >>> models = {"a": {"w": torch.ones(2)}, "b": {"w": torch.zeros(2)}}
+    >>> measure(models, {"w": torch.zeros(2)}, MeasureOptions("task-vector geometry")).inner.tolist()
+    [[2.0, 0.0], [0.0, 0.0]]
     """
-    options: dict[str, Any] = {
-        "metrics": metrics, "calibration": calibration, "top_k": top_k, "spectrum_k": spectrum_k, "device": device,
-        "max_memory": max_memory, "on_mismatch": on_mismatch, "progress": progress, "io": io,
-    }  # fmt: skip
+    options = options or MeasureOptions()
     if statistics is not None:
-        return ZooStatistics.load(measure_into(statistics, checkpoints, base, **options))
-    run, functional, _, said = _measure(None, checkpoints, base, **options)
-    sizes = run.measurement.top_k, run.measurement.spectrum_k
-    return ZooStatistics(run.zoo.model_names, tuple(run.layers), *sizes, run.zoo.skipped, said, functional)
+        return ZooStatistics.load(
+            measure_into(statistics, checkpoints, base, options, calibration=calibration, progress=progress)
+        )
+    measurement = choose_measurement(options, with_bases=False)
+    opened = _open(checkpoints, base, options, calibration)
+    memory = InMemory(measurement)
+    layers = LayerPass(opened.stream(measurement), measurement, memory, progress)
+    layers.run()
+    functional, _ = _run_models(opened.binding, layers, None)
+    layers.report("")
+    zoo, provenance = opened.zoo, provenance_of_run(layers, opened.binding)
+    return ZooStatistics(
+        zoo.model_names, tuple(memory.layers), options.top_k, options.spectrum_k, zoo.skipped, provenance, functional
+    )
 
 
 def measure_into(
-    statistics: str | os.PathLike[str] | Store, checkpoints: Any, base: Any = None, **options: Any
+    statistics: str | os.PathLike[str] | Store,
+    checkpoints: ZooLike | Zoo,
+    base: CheckpointLike | None = None,
+    options: MeasureOptions | None = None,
+    *,
+    calibration: Calibration | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Measure as `measure` does, and return the folder, of which nothing is held in memory.
+    """Measure as `measure` does, and return the folder; nothing of the statistics is held in memory.
 
     Args:
-        statistics, checkpoints, base, options: as for `measure`.
+        statistics: the folder, or a store that the caller is writing to.
+        checkpoints, base, options, calibration, progress: as for `measure`.
+
+    Raises:
+        MergekernError: as for `compute_all`.
     """
+    options = options or MeasureOptions()
     with writing(statistics) as store:
-        run, _, keys, said = _measure(store, checkpoints, base, **options)
-        store.finish(manifest_of(run, said, keys))
+        measurement = choose_measurement(options, with_bases=True)
+        opened = _open(checkpoints, base, options, calibration)
+        stream = opened.stream(measurement)
+        layers = LayerPass(stream, measurement, InStore(store, stream, measurement), progress)
+        layers.run()
+        _, keys = _run_models(opened.binding, layers, store)
+        layers.report("")
+        store.finish(manifest_of(layers, provenance_of_run(layers, opened.binding), keys))
         return store.path
 
 
-def _measure(
-    store: Store | None, checkpoints: Any, base: Any, *, metrics: str | Iterable[str] = "all",
-    calibration: Calibration | None = None, top_k: int = 10, spectrum_k: int = 100,
-    device: str | torch.device = "auto", max_memory: int | None = None, on_mismatch: OnMismatch = "error",
-    progress: Callable[[Progress], None] | None = None, io: IO = "mmap",
-) -> tuple[Run, FunctionalStatistics, dict[str, str], dict[str, Any]]:  # fmt: skip
-    """Return the finished run, what running the models gave, the keys of its blocks, and the provenance."""
-    metrics = as_names(metrics)
-    chosen = select(metrics)
-    probed = frozenset(metric.needs for metric in chosen if metric.runs_models)
-    if probed and calibration is None and "all" not in metrics:
-        names = ", ".join(metric.name for metric in chosen if metric.runs_models)
+class _Opened(NamedTuple):
+    """A zoo, and the model that is bound to it where models are run."""
+
+    zoo: Zoo
+    binding: Binding | None
+
+    def stream(self, measurement: Measurement) -> LayerStream:
+        return LayerStream(self.zoo, measurement.max_memory)
+
+
+def _open(
+    checkpoints: ZooLike | Zoo, base: CheckpointLike | None, options: MeasureOptions, calibration: Calibration | None
+) -> _Opened:
+    """Open the checkpoints, and bind the model to them if a metric runs it."""
+    kinds = options.functional_kinds
+    if kinds and calibration is None and not options.asks_for_all:
+        names = ", ".join(metric.name for metric in options.chosen if metric.runs_models)
         raise OptionError(f"{names}: models must be run for these; give calibration=")
+    runs_models = calibration is not None and bool(kinds)
     zoo = checkpoints
-    with_spectrum = any(metric.needs == "spectra" for metric in chosen)
-    measurement = choose_measurement(device, with_spectrum, top_k, spectrum_k, max_memory, store is not None)
-    if not isinstance(checkpoints, Zoo):
-        runs_models = calibration is not None and bool(probed)
-        zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=runs_models)
-    probes = Probes(zoo, calibration, probed) if calibration is not None and probed else None
-    run = Run(LayerStream(zoo, measurement.max_memory), measurement, store, progress=progress)
-    run.measure()
-    functional, keys = run.probe(probes)
-    run.report("")
-    return run, functional, keys, provenance(zoo, measurement, probes, run.entries)
+    if not isinstance(zoo, Zoo):
+        zoo = open_zoo(zoo, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=runs_models)
+    return _Opened(zoo, Binding(zoo, calibration, kinds) if calibration is not None and kinds else None)
 
 
-def manifest_of(
-    run: Run, said: dict[str, Any], functional: Mapping[str, str], part: tuple[int, int] = (1, 1)
-) -> Manifest:
-    """Return the manifest of what a run measured."""
-    zoo = run.zoo
-    sources = {checkpoint.name: checkpoint.location for checkpoint in zoo.checkpoints}
-    return Manifest(
-        zoo.model_names, run.entries, run.measurement.top_k, run.measurement.spectrum_k, zoo.skipped,
-        said, sources, functional, zoo.model_names if functional else (), part,
+def _run_models(
+    binding: Binding | None, layers: LayerPass, store: Store | None
+) -> tuple[FunctionalStatistics, dict[str, str]]:
+    """Run the models, if they are to be; return what that gave, and the names of its blocks in the store by kind."""
+    if binding is None:
+        return FunctionalStatistics(), {}
+    measurement = layers.measurement
+    return measure_functional(
+        binding, measurement.backend, measurement.threads, layers.stream.max_memory, store,
+        [package_version("mergekern")], lambda what: layers.report("", what),
     )  # fmt: skip
 
 
-def choose_measurement(
-    device: str | torch.device,
-    with_spectrum: bool,
-    top_k: int,
-    spectrum_k: int,
-    max_memory: int | None,
-    with_bases: bool,
-) -> Measurement:
-    """Return what measures layers on a device; OptionError for one that is not there, or sizes that are none."""
-    top_k, spectrum_k = positive_integer("top_k", top_k), positive_integer("spectrum_k", spectrum_k)
-    backend = dispatch.choose(device)
-    what = (with_spectrum, top_k, spectrum_k, torch.get_num_threads(), max_memory)
+def choose_measurement(options: MeasureOptions, *, with_bases: bool) -> Measurement:
+    """Return what measures layers on the device of the options.
+
+    Args:
+        options: what is measured.
+        with_bases: whether singular vectors are kept.
+
+    Raises:
+        OptionError: the device is not there.
+    """
+    backend = dispatch.choose(options.device)
+    how: dict[str, Any] = {
+        "with_spectrum": options.with_spectrum, "top_k": options.top_k, "spectrum_k": options.spectrum_k,
+        "threads": torch.get_num_threads(), "max_memory": options.max_memory, "with_bases": with_bases,
+    }  # fmt: skip
     if isinstance(backend, DeviceBackend):
-        fallback = CpuMeasurement(*what, dispatch.backends()[0], with_bases)
-        return DeviceMeasurement(*what, backend, with_bases, fallback)
-    return CpuMeasurement(*what, backend, with_bases)
+        fallback = CpuMeasurement(**how, backend=dispatch.backends()[0])
+        return DeviceMeasurement(**how, backend=backend, fallback=fallback)
+    return CpuMeasurement(**how, backend=backend)
 
 
-def provenance(
-    zoo: Zoo, measurement: Measurement, probes: Probes | None, entries: Sequence[LayerEntry] = ()
-) -> dict[str, Any]:
-    """Return what a table says of how it was made; content hashes if all tensors were hashed."""
+def manifest_of(
+    layers: LayerPass, provenance: dict[str, Any], functional: Mapping[str, str], part: tuple[int, int] = (1, 1)
+) -> Manifest:
+    """Return the manifest of what a pass measured.
+
+    Args:
+        layers: the pass, finished.
+        provenance: what a table says of how it was made.
+        functional: names of the blocks of what running the models gave, by kind.
+        part: which of how many parts of the work on the zoo this is.
+    """
+    zoo, measurement = layers.zoo, layers.measurement
+    sources = {checkpoint.name: checkpoint.location for checkpoint in zoo.checkpoints}
+    return Manifest(
+        zoo.model_names, layers.entries, measurement.top_k, measurement.spectrum_k, zoo.skipped,
+        provenance, sources, functional, zoo.model_names if functional else (), part,
+    )  # fmt: skip
+
+
+def provenance_of_run(layers: LayerPass, binding: Binding | None, *, is_whole: bool = True) -> dict[str, Any]:
+    """Return what a table says of how it was made.
+
+    Args:
+        layers: the pass, finished.
+        binding: what the models were run by, if they were.
+        is_whole: whether the pass measured all of the zoo, so that the content of every checkpoint is known.
+    """
+    zoo = layers.zoo
     dtypes = {
         checkpoint.name: sorted(str(dtype).removeprefix("torch.") for dtype in checkpoint.dtypes)
         for checkpoint in zoo.checkpoints
     }
     origins = {checkpoint.name: checkpoint.origin for checkpoint in zoo.checkpoints if checkpoint.origin}
-    probed = {} if probes is None else {"calibration": probes.provenance()}
     return {
-        **probed,
+        **({} if binding is None else {"calibration": binding.provenance()}),
         "versions": versions(),
-        **measurement.provenance(),
+        **layers.measurement.provenance(),
         "dtypes": dtypes,
         **({"origins": origins} if origins else {}),
-        **({"content_hashes": content_hashes(zoo.model_names, entries)} if entries else {}),
+        **({"content_hashes": content_hashes(zoo.model_names, layers.entries)} if is_whole else {}),
     }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run will take.
+def content_hashes(models: Sequence[str], entries: Sequence[LayerEntry]) -> dict[str, str]:
+    """Return a hash of all tensors of the base and of each model, from those of each tensor.
 
-    Attributes:
-        bytes_read: of weights; tensors larger than the budget are read several times.
-        peak_memory: estimate of the bytes allocated at once, beside mapped files and the interpreter itself.
+    Args:
+        models: their names.
+        entries: one for every tensor, in file order.
     """
-
-    bytes_read: int
-    peak_memory: int
-
-
-def plan(
-    zoo: Zoo, metrics: str | Iterable[str] = "all", *, top_k: int = 10, max_memory: int | None = None, io: IO = "mmap"
-) -> Plan:
-    """Return what measuring a zoo will take, without reading its weights."""
-    top_k = positive_integer("top_k", top_k)
-    budget = LayerStream(zoo, max_memory).max_memory
-    with_spectrum = any(metric.needs == "spectra" for metric in select(metrics))
-    threads = torch.get_num_threads()
-    total = held = working = 0
-    for tensor in zoo.tensors:
-        size, changes = zoo.nbytes(tensor), zoo.changes(tensor)
-        whole = changes.count("whole")
-        is_split = size > budget
-        # Split tensors are read once to hash them, once for the Gram matrix, and twice for each spectrum.
-        total += size * (2 if is_split else 1)
-        widened = any(c.tensors[n].read_dtype != c.tensors[n].dtype for c, n in _stored(zoo, tensor))
-        if io == "pread" or is_split or widened:
-            held += size
-        if "factors" in changes:
-            ranks = [c.factors(n).left.shape[1] for c, n in _stored(zoo, tensor) if c.change(n) == "factors"]
-            flat = (tensor.shape[0], math.prod(tensor.shape[1:]))
-            working = max(working, threads * low_rank_on_cpu.workspace(ranks, flat, budget // (2 * threads)))
-        if with_spectrum and tensor.is_matrix and whole:
-            shape = (tensor.shape[0], tensor.shape[1])
-            if is_split:
-                base_size = zoo.base.tensors[tensor.names[0]].nbytes
-                total += 2 * (size - base_size + whole * base_size)
-            # The vectors of one layer, their stack, and those of the layer that is ahead.
-            vectors = 3 * 4 * whole * min(top_k, *shape) * (shape[0] + 2 * shape[1])
-            working = max(working, threads * spectrum_on_cpu.workspace(shape, top_k) + vectors)
-    return Plan(total, min(held, budget) + working)
-
-
-def _stored(zoo: Zoo, tensor: ZooTensor) -> Iterable[tuple[Checkpoint, str]]:
-    return zip(zoo.checkpoints, tensor.names, strict=True)
+    hashers = [xxhash.xxh3_128() for _ in ("base", *models)]
+    for entry in entries:
+        for hasher, digest in zip(hashers, entry.hashes, strict=True):
+            hasher.update(f"{entry.name}\0{digest}\0".encode())
+    return {n: f"xxh3_128:{h.hexdigest()}" for n, h in zip(("base", *models), hashers, strict=True)}

@@ -28,6 +28,7 @@ from mergekern.cli.parameters import ByteSize
 from mergekern.cli.prediction import show_pairs
 from mergekern.distributed.cluster import SHARDS, measure_on_cluster
 from mergekern.errors import MergekernError
+from mergekern.measurement.options import MeasureOptions
 from mergekern.prediction import MergePredictor
 from mergekern.prediction.screening import check_screening, screen
 
@@ -60,7 +61,7 @@ def main(
             task = bar.add_task("measuring", total=shards)
             measure_on_cluster(
                 zoo.absolute(), None if base is None else base.absolute(), statistics=statistics, address=address,
-                shards=shards, num_cpus=num_cpus, num_gpus=num_gpus, max_memory=max_memory,
+                shards=shards, num_cpus=num_cpus, num_gpus=num_gpus, options=MeasureOptions(max_memory=max_memory),
                 finished=lambda done, count: bar.update(task, completed=done, total=count),
             )  # fmt: skip
             bar.reset(task, description="computing pairs")

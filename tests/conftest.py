@@ -1,5 +1,12 @@
 import os
 
+# Read when the libraries are loaded, so before they are; the processes that tests start inherit them. Threads that wait
+# for work spin, on a core that another process of tests could use: tests/kernels/test_spectrum.py and test_gram.py took
+# 96 s of processor time on two cores, and take 24 with these. What the caller has set stays.
+if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch and the C++ kernels keep all their threads
+
 import pytest
 import torch
 
@@ -9,6 +16,15 @@ pytest.register_assert_rewrite("tests.support")
 # Read when Triton is imported: without a GPU its kernels are interpreted, on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# Files of few tests that take long: begun last, they leave one process at work and the others idle.
+LONG = {"test_cluster.py", "test_mergeability_study.py", "test_native.py", "test_reproduce_study.py"}
+
+
+def pytest_collection_modifyitems(items):
+    """Put long files first; `make test` asks xdist to hand files out in this order, not by their number of tests."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from mergekern.errors import OptionError
@@ -23,3 +26,26 @@ def positive_integer(name: str, size: Any) -> int:
     except TypeError:
         pass
     raise OptionError(f"{name} must be a positive integer, not {size!r}")
+
+
+def positive_bytes(name: str, size: Any) -> int:
+    """Return an argument that is a positive number of bytes, rounded down.
+
+    Raises:
+        OptionError: it is something else.
+
+    >>> positive_bytes("max_memory", 2e9)
+    2000000000
+    """
+    if isinstance(size, Real) and 1 <= float(size) < math.inf:
+        return int(math.floor(size))
+    raise OptionError(f"{name} must be a positive number of bytes, not {size!r}")
+
+
+def one_of(name: str, value: Any, words: Sequence[str]) -> None:
+    """Raise OptionError if an argument is none of the words that it may be.
+
+    >>> one_of("io", "mmap", ("mmap", "pread"))
+    """
+    if value not in words:
+        raise OptionError(f"{name} must be {' or '.join(map(repr, words))}, not {value!r}")

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from mergekern.checkpoints.checkpoint import Change, Checkpoint, Factors, StoredTensor
+from mergekern.checkpoints.sources import ADAPTER_CONFIG
 from mergekern.errors import CheckpointError, MismatchError
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 _MERGE = "merge it into its base (PeftModel.merge_and_unload, save_pretrained) and give the result"
@@ -262,14 +262,14 @@ class _Options:
             )
 
     def refuse(self, what: str, remedy: str) -> NoReturn:
-        raise CheckpointError(f"{self.source}: {CONFIG_FILE} says {what}: {remedy}")
+        raise CheckpointError(f"{self.source}: {ADAPTER_CONFIG} says {what}: {remedy}")
 
     def scale(self, module: str, rank: int) -> float:
         """Return s of a module whose factors have this rank."""
         r = self._number("r", "rank_pattern", module, 8)
         if r != rank:
             raise CheckpointError(
-                f"{self.source}: the LoRA factors of {module!r} have rank {rank}, but {CONFIG_FILE} says {r}"
+                f"{self.source}: the LoRA factors of {module!r} have rank {rank}, but {ADAPTER_CONFIG} says {r}"
             )
         alpha = self._number("lora_alpha", "alpha_pattern", module, 8)
         return alpha / (math.sqrt(r) if self.config.get("use_rslora") else r)
@@ -285,7 +285,7 @@ class _Options:
                 raise TypeError(f"{name} is {found!r}")
         except (TypeError, AttributeError, re.error) as error:
             raise CheckpointError(
-                f"{self.source}: {CONFIG_FILE}: {name} or {pattern} is of no use ({error})"
+                f"{self.source}: {ADAPTER_CONFIG}: {name} or {pattern} is of no use ({error})"
             ) from error
         return found
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+import xxhash
 
 from mergekern.checkpoints import float8
 from mergekern.errors import CheckpointError
 
 # How a model comes to a tensor of its own: by values of its own, by factors of the difference, or not at all.
 Change = Literal["whole", "factors", "none"]
+# Elements of a tensor that are hashed at a time.
+_HASHED = 1 << 24
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *float8.DTYPES)
 
 
@@ -69,7 +72,7 @@ class FileState(NamedTuple):
     number: int
 
     @staticmethod
-    def of(path: Path) -> FileState:
+    def from_path(path: Path) -> FileState:
         """Return the state of a file, links followed."""
         found = path.stat()
         return FileState(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
@@ -103,7 +106,7 @@ class Checkpoint(ABC):
         """Raise CheckpointError if a file is not the one that was opened."""
         for path, state in self.files.items():
             try:
-                is_same = FileState.of(path) == state
+                is_same = FileState.from_path(path) == state
             except OSError:
                 is_same = False
             if not is_same:
@@ -111,6 +114,20 @@ class Checkpoint(ABC):
                     f"{path}: was changed while {self.name!r} was being read; nothing that was read of it is kept: "
                     "run again when it is finished"
                 )
+
+    def content_hash(self) -> str:
+        """Return a hash of the names, dtypes, shapes and values of all tensors and buffers."""
+        hasher = xxhash.xxh3_128()
+        for name, tensor in sorted(self.tensors.items()):
+            hasher.update(f"{name}\0{tensor.read_dtype}{tensor.shape}".encode())
+            for start in range(0, tensor.count, _HASHED):
+                block = self.read_range(name, start, min(start + _HASHED, tensor.count))
+                hasher.update(block.view(torch.uint8).numpy())
+        for name in sorted(self.buffers):
+            values = self.read_buffer(name).contiguous()
+            hasher.update(f"{name}\0{values.dtype}{tuple(values.shape)}".encode())
+            hasher.update(values.reshape(-1).view(torch.uint8).numpy())
+        return hasher.hexdigest()
 
     @property
     def dtypes(self) -> frozenset[torch.dtype]:

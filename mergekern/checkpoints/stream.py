@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from numbers import Real
 
 import torch
 import xxhash
 
+from mergekern._internal.validation import positive_bytes
 from mergekern.checkpoints.checkpoint import Checkpoint, Factors
 from mergekern.checkpoints.zoo import Zoo, ZooTensor
 from mergekern.errors import NonFiniteError, OptionError
@@ -136,7 +136,7 @@ class Layer:
         BLAKE2b 0.35); it is no protection against someone who forges a collision.
         """
         if models is not None and len(models) < len(self.zoo.models):
-            part = self.zoo.of(models, self.tensor)
+            part = self.zoo.select(models, self.tensor)
             return Layer(part, part.tensors[0], self._max_memory).content_hashes(map=map)
         hashers = []
         for checkpoint, name in self._sources():
@@ -179,7 +179,7 @@ class FactoredLayer:
     @cached_property
     def stored_zoo(self) -> Zoo:
         """The zoo of the models that hold the tensor whole."""
-        return self.zoo.of(self.whole, self.tensor)
+        return self.zoo.select(self.whole, self.tensor)
 
     @cached_property
     def stored(self) -> Layer | None:
@@ -249,10 +249,8 @@ class LayerStream:
     """
 
     def __init__(self, zoo: Zoo, max_memory: int | None = None) -> None:
-        if max_memory is not None and not (isinstance(max_memory, Real) and 1 <= max_memory < math.inf):
-            raise OptionError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
         self.zoo = zoo
-        self.max_memory = DEFAULT_MAX_MEMORY if max_memory is None else int(max_memory)
+        self.max_memory = DEFAULT_MAX_MEMORY if max_memory is None else positive_bytes("max_memory", max_memory)
 
     def __len__(self) -> int:
         return len(self.zoo.tensors)
@@ -270,9 +268,9 @@ class LayerStream:
         for tensor in self.zoo.tensors:
             yield self._layer(self.zoo, tensor)
 
-    def of(self, models: Sequence[int], tensor: ZooTensor) -> Layer | FactoredLayer:
+    def select(self, models: Sequence[int], tensor: ZooTensor) -> Layer | FactoredLayer:
         """Return a tensor of some of the models, with factors as they are."""
-        zoo = self.zoo.of(models, tensor)
+        zoo = self.zoo.select(models, tensor)
         return self._layer(zoo, zoo.tensors[0])
 
     def _layer(self, zoo: Zoo, tensor: ZooTensor) -> Layer | FactoredLayer:

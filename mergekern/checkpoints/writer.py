@@ -22,7 +22,9 @@ import torch
 
 from mergekern._internal.files import write_atomically
 from mergekern.checkpoints.checkpoint import Checkpoint
-from mergekern.checkpoints.formats import SUFFIXES, SafetensorsFile, Sharded
+from mergekern.checkpoints.safetensors_file import SafetensorsFile
+from mergekern.checkpoints.sharded import Sharded
+from mergekern.checkpoints.sources import SUFFIXES
 from mergekern.errors import OutputError
 
 METADATA_KEY = "mergekern"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
+from mergekern._internal.validation import one_of
 from mergekern.checkpoints.adapter import Adapter, ImpliedBase
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
-from mergekern.checkpoints.formats import IO, SUFFIXES, checkpoint_name, is_checkpoint, open_checkpoint
+from mergekern.checkpoints.opening import open_checkpoint
+from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike, duplicate_names, zoo_sources
 from mergekern.errors import CheckpointError, MismatchError, OptionError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ class ZooTensor:
         """Whether singular values and vectors are defined for it."""
         return len(self.shape) == 2
 
-    def of(self, models: Sequence[int]) -> ZooTensor:
+    def select(self, models: Sequence[int]) -> ZooTensor:
         """Return it as a zoo of some of the models has it."""
         return replace(self, names=(self.names[0], *(self.names[1 + model] for model in models)))
 
@@ -70,9 +68,9 @@ class Zoo:
         """The base, then the models: the order of `ZooTensor.names`."""
         return (self.base, *self.models)
 
-    def of(self, models: Sequence[int], tensor: ZooTensor) -> Zoo:
+    def select(self, models: Sequence[int], tensor: ZooTensor) -> Zoo:
         """Return the zoo of some of the models, with one tensor."""
-        return replace(self, models=tuple(self.models[model] for model in models), tensors=(tensor.of(models),))
+        return replace(self, models=tuple(self.models[model] for model in models), tensors=(tensor.select(models),))
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file is not the one that was opened."""
@@ -90,8 +88,8 @@ class Zoo:
 
 
 def open_zoo(
-    checkpoints: Any,
-    base: Any = None,
+    checkpoints: ZooLike,
+    base: CheckpointLike | None = None,
     *,
     on_mismatch: OnMismatch = "error",
     io: IO = "mmap",
@@ -119,11 +117,9 @@ def open_zoo(
     >>> open_zoo(models, base={"w": torch.zeros(2)}).model_names
     ('a', 'b')
     """
-    if on_mismatch not in ("error", "skip"):
-        raise OptionError(f"on_mismatch must be 'error' or 'skip', not {on_mismatch!r}")
-    if io not in ("mmap", "pread"):
-        raise OptionError(f"io must be 'mmap' or 'pread', not {io!r}")
-    sources, found_base = _sources(checkpoints, base)
+    one_of("on_mismatch", on_mismatch, ("error", "skip"))
+    one_of("io", io, ("mmap", "pread"))
+    sources, found_base = zoo_sources(checkpoints, base)
     base = base if base is not None else found_base
     if base is None and (needs_base or not sources):
         raise OptionError(NO_BASE)
@@ -132,17 +128,15 @@ def open_zoo(
             f"{len(sources)} model{'' if len(sources) == 1 else 's'} found beside the base; "
             f"{'at least two are needed' if least == 2 else f'{least} is the least'}"
         )
-    names = [name for name, _ in sources]
-    if "base" in names:
+    if any(source.name == "base" for source in sources):
         raise OptionError(
             "a model is called 'base', as the base itself is in messages and provenance; give it another name"
         )
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
+    if duplicates := duplicate_names(sources):
         raise OptionError(
             f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint to name them yourself"
         )
-    opened = tuple(open_checkpoint(source, name, io=io) for name, source in sources)
+    opened = tuple(open_checkpoint(source.given, source.name, io=io) for source in sources)
     if base is None:
         return align(_implied_base(opened, on_mismatch), opened, on_mismatch)
     opened_base = open_checkpoint(base, "base", io=io)
@@ -228,71 +222,3 @@ def _tied_once(
         elif checkpoints[0].tensors[name].count:
             found[storages] = ZooTensor(name, checkpoints[0].tensors[name].shape, names)
     return tuple(found.values()), aliases
-
-
-def _sources(checkpoints: Any, base: Any) -> tuple[list[tuple[str, Any]], Any]:
-    """Return [(name, source)] of the models, without the base, and the base found among them, if any."""
-    if isinstance(checkpoints, str | os.PathLike):
-        return _folder_sources(Path(checkpoints), base)
-    if isinstance(checkpoints, Mapping):
-        if any(isinstance(value, torch.Tensor) for value in checkpoints.values()):
-            raise OptionError(
-                "`checkpoints` is a state dict (name -> tensor); give a mapping from model name to checkpoint"
-            )
-        return [(str(name), source) for name, source in checkpoints.items()], None
-    if isinstance(checkpoints, Sequence):
-        return [
-            (checkpoint_name(Path(item)) if isinstance(item, str | os.PathLike) else f"model_{index}", item)
-            for index, item in enumerate(checkpoints)
-            if not _is_same(item, base)
-        ], None
-    raise OptionError(
-        "`checkpoints` is a folder, a sequence of checkpoints, or a mapping name -> checkpoint, not "
-        f"{type(checkpoints).__name__}"
-    )
-
-
-def named_sources(checkpoints: Any) -> dict[str, Any]:
-    """Return checkpoints by name; one path may stand for itself, other forms are those of `open_zoo`.
-
-    Raises:
-        OptionError: two have one name, or they are given in none of these forms.
-
-    >>> named_sources("zoo/mnist.safetensors")
-    {'mnist': 'zoo/mnist.safetensors'}
-    """
-    is_path = isinstance(checkpoints, str | os.PathLike)
-    is_folder = is_path and Path(checkpoints).is_dir() and not is_checkpoint(Path(checkpoints))
-    if is_path and not is_folder:
-        checkpoints = [checkpoints]
-    sources, _ = _sources(checkpoints, None)
-    if duplicates := sorted({name for name, _ in sources if sum(name == other for other, _ in sources) > 1}):
-        raise OptionError(f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint")
-    return dict(sources)
-
-
-def _is_same(source: Any, base: Any) -> bool:
-    """Tell whether a path is that of the base, or of the folder that the base's file lies in."""
-    if not all(isinstance(path, str | os.PathLike) for path in (source, base)):
-        return False
-    path, base_path = Path(source).resolve(), Path(base).resolve()
-    return path == base_path or (path == base_path.parent and base_path.is_file())
-
-
-def _folder_sources(folder: Path, base: Any) -> tuple[list[tuple[str, Any]], Any]:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: not a folder of checkpoints")
-    sources: list[tuple[str, Any]] = []
-    found_base = None
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not is_checkpoint(path) or _is_same(path, base):
-            continue
-        if checkpoint_name(path) == "base":  # never a model, also where another base is given
-            if found_base is not None and base is None:
-                raise OptionError(f"{folder}: two bases, {found_base.name} and {path.name}; pass base=PATH")
-            found_base = path
-        else:
-            sources.append((checkpoint_name(path), path))
-    if not sources:
-        raise CheckpointError(f"{folder}: no checkpoints in it ({', '.join(SUFFIXES)}, or Hugging Face folders)")
-    return sources, found_base

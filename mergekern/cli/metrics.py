@@ -148,9 +148,12 @@ def measure_one_shard(
     """Measure a share of the work, and say where it is."""
     if options["statistics"] is None:
         raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
-    kept = {name: value for name, value in options.items() if name not in ("per_layer", "frozen")}
+    kept = {name: value for name, value in options.items() if name not in ("per_layer", "frozen", "statistics")}
     with progress_display() as progress:
-        folder = mergekern.measure_shard(zoo, base, shard=shard, metrics=metrics, progress=progress, **kept)
+        folder = mergekern.measure_shard(
+            zoo, base, shard=shard, statistics=options["statistics"], progress=progress,
+            options=mergekern.MeasureOptions(metrics, **kept),
+        )  # fmt: skip
     click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {options['statistics']}")
 
 
@@ -163,7 +166,8 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
         raise click.UsageError("missing argument ZOO")
     opened = open_zoo(zoo, base, on_mismatch="skip", io=io, needs_base=False)
     names = [name.strip() for name in metrics.split(",")]
-    plan = mergekern.plan(opened, names, top_k=top_k, max_memory=max_memory, io=io)
+    options = mergekern.MeasureOptions(names, top_k=top_k, max_memory=max_memory, io=io)
+    cost = mergekern.estimate_cost(opened, options)
     models = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
     for checkpoint in opened.checkpoints:
         dtypes = sorted(_dtype_name(dtype, checkpoint) for dtype in checkpoint.dtypes)
@@ -177,7 +181,7 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
     click.echo(
         f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices"
     )
-    read, peak = readable_bytes(plan.bytes_read), readable_bytes(plan.peak_memory)
+    read, peak = readable_bytes(cost.bytes_read), readable_bytes(cost.peak_memory)
     click.echo(f"to read: {read}; peak memory beside mapped files: about {peak}")
     if opened.skipped:
         click.echo(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")

@@ -34,16 +34,14 @@ from mergekern.tables.metric_table import check_suffix
 def sketch(
     models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
 ) -> None:
-    from mergekern.checkpoints.formats import is_checkpoint
+    from mergekern.checkpoints.sources import is_zoo_folder
 
     before = mergekern.Sketches.load(out) if out.exists() else None
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: the folder it is to lie in does not exist")
     size = size if size is not None else before.values.shape[1] if before else 4096
     seed = seed if seed is not None else before.seed if before else 0
-    checkpoints: Any = (
-        models[0] if len(models) == 1 and models[0].is_dir() and not is_checkpoint(models[0]) else list(models)
-    )
+    checkpoints: Any = models[0] if len(models) == 1 and is_zoo_folder(models[0]) else list(models)
     with progress_display() as progress:
         found = mergekern.sketch(checkpoints, base, size=size, seed=seed, progress=progress, **options)
     found = found if before is None else before.joined(found)

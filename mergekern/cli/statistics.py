@@ -143,7 +143,9 @@ def screen(
     with _folder(statistics) as folder:
         if zoo is not None:
             with progress_display() as progress:
-                mergekern.measure_into(folder, zoo, metrics=names, progress=progress, **options)
+                base = options.pop("base")
+                measuring = mergekern.MeasureOptions(names, **options)
+                mergekern.measure_into(folder, zoo, base, measuring, progress=progress)
         with _tiles_display() as tiles_progress:
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)
     show_pairs(found.ranked.head(rows) if rows else found.ranked, 0, None, found.ranked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 
 from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.adapter import ImpliedBase
-from mergekern.checkpoints.zoo import OnMismatch
+from mergekern.checkpoints.sources import CheckpointLike, ZooLike
 from mergekern.distributed.shards import combine, measure_shard
 from mergekern.errors import MergekernError, OptionError, OutputError
+from mergekern.measurement.options import MeasureOptions
+from mergekern.measurement.tiles import BLOCK_SIZE
 from mergekern.statistics.store import check_folder
 
 # More shards than workers, so that one that is slow or lost holds up little; as many on every cluster, so that a run
@@ -24,17 +27,17 @@ RETRIES = 3
 
 
 def measure_on_cluster(
-    checkpoints: Any,
-    base: Any = None,
+    checkpoints: ZooLike,
+    base: CheckpointLike | None = None,
     *,
     statistics: str | os.PathLike[str],
     address: str | None = None,
     shards: int = SHARDS,
     num_cpus: float = 1,
     num_gpus: float = 0,
-    on_mismatch: OnMismatch = "error",
+    options: MeasureOptions | None = None,
+    block_size: int = BLOCK_SIZE,
     finished: Callable[[int, int], None] = lambda done, count: None,
-    **options: Any,
 ) -> Path:
     """Measure a zoo on a Ray cluster, to the last bit as `measure` does on a machine of its kind; return the folder.
 
@@ -47,7 +50,7 @@ def measure_on_cluster(
         shards: how many there are.
         num_cpus, num_gpus: of each worker. With GPUs the device is the one that Ray gives it.
         finished: called with (shards finished, shards) whenever one is.
-        options: as for `measure_shard`.
+        options, block_size: as for `measure_shard`; the device of the options is left to Ray.
 
     Raises:
         OptionError: Ray is not installed, checkpoints are in memory, or a worker has no GPU though some were asked for.
@@ -59,7 +62,8 @@ def measure_on_cluster(
         raise OptionError("Ray is not installed; run pip install 'mergekern[ray]'") from error
     folder = Path(statistics).absolute()
     check_folder(folder)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, needs_base=False)
+    options = options or MeasureOptions()
+    zoo = open_zoo(checkpoints, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=False)
     sources = {checkpoint.name: checkpoint.location for checkpoint in zoo.models}
     given = [*zoo.models, *([] if base is None and isinstance(zoo.base, ImpliedBase) else [zoo.base])]
     if held := [checkpoint.name for checkpoint in given if checkpoint.location is None]:
@@ -67,7 +71,7 @@ def measure_on_cluster(
     if not ray.is_initialized():
         ray.init(address=address)
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=RETRIES)(_measure)
-    task = {"base": zoo.base.location, "statistics": folder, "on_mismatch": on_mismatch, **options}
+    task = {"base": zoo.base.location, "statistics": folder, "options": options, "block_size": block_size}
     waiting = [
         remote.remote(sources, task, (index, shards), max(1, int(num_cpus)), num_gpus > 0)
         for index in range(1, shards + 1)
@@ -102,4 +106,5 @@ def _measure(sources: dict[str, Any], task: dict[str, Any], shard: tuple[int, in
         if not (given and torch.cuda.is_available()):
             raise OptionError(f"Ray gave this worker the GPUs {given}, but torch finds none")
         device = "cuda:0"  # the first of those that are visible to the worker
-    return str(measure_shard(sources, shard=shard, device=device, **task))
+    options = dataclasses.replace(task.pop("options"), device=device)
+    return str(measure_shard(sources, shard=shard, options=options, **task))

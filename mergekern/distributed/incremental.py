@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from mergekern.api import measure
-from mergekern.checkpoints.formats import IO
-from mergekern.checkpoints.zoo import named_sources
+from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike, named_sources
 from mergekern.errors import OptionError, StatisticsError
 from mergekern.functional.calibration import Calibration
+from mergekern.measurement.options import MeasureOptions
 from mergekern.progress import Progress
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.layer_block import LayerBlock
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 def add_models(
-    checkpoints: Any,
+    checkpoints: ZooLike,
     to: str | os.PathLike[str],
     *,
-    base: Any = None,
+    base: CheckpointLike | None = None,
     calibration: Calibration | None = None,
     device: str | torch.device = "auto",
     max_memory: int | None = None,
@@ -75,20 +75,16 @@ def add_models(
                 "%s: the metrics of activations and gradients are of all models and their samples, and are given up; "
                 "give the calibration data to keep them", store.path,
             )  # fmt: skip
-        found = measure(
-            models,
-            base,
+        options = MeasureOptions(
             metrics="all" if _has_spectra(store.path, before) else ["task-vector geometry", "effective rank"],
-            calibration=calibration,
             top_k=before.top_k,
             spectrum_k=before.spectrum_k,
             device=device,
             max_memory=max_memory,
             on_mismatch="skip" if before.skipped else "error",
-            statistics=store,
-            progress=progress,
             io=io,
         )
+        found = measure(models, base, options, calibration=calibration, statistics=store, progress=progress)
     _warn_of_changes(before, found)
     return found
 
@@ -125,7 +121,7 @@ def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> 
             raise OptionError(
                 f"{store.path}: {len(left)} of {len(manifest.models)} models would be left; two are the least"
             )
-        manifest = manifest.of(left)
+        manifest = manifest.select(left)
         layers = tuple(_with_needed_blocks(store.path, entry) for entry in manifest.layers)
         store.finish(dataclasses.replace(manifest, layers=layers))
     return tuple(left)
@@ -138,7 +134,7 @@ def _with_needed_blocks(folder: Path, entry: LayerEntry) -> LayerEntry:
     models, needed = set(entry.hashes[1:]), []
     for key in entry.blocks:
         with contextlib.suppress(StatisticsError):
-            if not LayerBlock.read(folder, key).of.has_pairs_of(models):
+            if not LayerBlock.read(folder, key).key.has_pairs_of(models):
                 continue
         needed.append(key)
     return dataclasses.replace(entry, blocks=tuple(needed))

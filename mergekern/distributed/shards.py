@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergekern._internal.validation import positive_integer
-from mergekern.api import choose_measurement, manifest_of, provenance
+from mergekern.api import choose_measurement, content_hashes, manifest_of, provenance_of_run
 from mergekern.checkpoints import LayerStream, open_zoo
-from mergekern.checkpoints.formats import IO
-from mergekern.checkpoints.zoo import OnMismatch
+from mergekern.checkpoints.sources import CheckpointLike, ZooLike
 from mergekern.errors import CheckpointError, OptionError, StatisticsError
-from mergekern.measurement.layer_pass import Run, content_hashes, join
+from mergekern.measurement.destinations import ShareInStore, with_overlaps
+from mergekern.measurement.layer_pass import LayerPass
+from mergekern.measurement.options import MeasureOptions
 from mergekern.measurement.tiles import BLOCK_SIZE, cost, share, tiles
-from mergekern.metrics import as_names, select
 from mergekern.progress import Progress
-from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured, bases_path, block_path, read_bases
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey, bases_path, block_path
+from mergekern.statistics.layer_block import LayerBlock, read_bases
 from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
 from mergekern.statistics.store import Store, check_folder, shard_folder, writing
 
@@ -33,20 +33,14 @@ _OF_A_SHARD = ("content_hashes", "redone_on_cpu")
 
 
 def measure_shard(
-    checkpoints: Any,
-    base: Any = None,
+    checkpoints: ZooLike,
+    base: CheckpointLike | None = None,
     *,
     shard: tuple[int, int],
     statistics: str | os.PathLike[str],
-    metrics: str | Iterable[str] = "all",
-    top_k: int = 10,
-    spectrum_k: int = 100,
-    device: str | torch.device = "auto",
-    max_memory: int | None = None,
-    on_mismatch: OnMismatch = "error",
-    progress: Callable[[Progress], None] | None = None,
-    io: IO = "mmap",
+    options: MeasureOptions | None = None,
     block_size: int = BLOCK_SIZE,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Measure one of n shares of a zoo, of about the same cost, and return the folder that has it.
 
@@ -58,8 +52,9 @@ def measure_shard(
         statistics: a folder; the shard writes to shard-i-of-n in it, and `combine` puts the shards together there.
         block_size: models that are measured together; of a zoo of B blocks every tensor is read B times, by B(B+1)/2
             items of work that may be done in different places.
-        checkpoints, base, metrics, top_k, spectrum_k, device, max_memory, on_mismatch, progress, io: as for
-            `compute_all`; metrics that run models are computed afterwards, by `compute_all` on the combined folder.
+        checkpoints, base, progress: as for `compute_all`.
+        options: what is measured, and how, as for `measure`; metrics that run models are computed afterwards, by
+            `compute_all` on the combined folder.
 
     Raises:
         OptionError: no such shard, a metric that runs models, and as for `compute_all`.
@@ -69,26 +64,26 @@ def measure_shard(
     if not 1 <= index <= count:
         raise OptionError(f"shard {index}/{count}: shards are numbered from 1 to their number")
     block_size = positive_integer("block_size", block_size)
-    chosen = select(metrics)
-    if (run := [metric.name for metric in chosen if metric.runs_models]) and "all" not in as_names(metrics):
+    options = options or MeasureOptions()
+    run = [metric.name for metric in options.chosen if metric.runs_models]
+    if run and not options.asks_for_all:
         raise OptionError(
             f"{', '.join(run)}: shards measure weights; ask for these when computing the table of the combined folder"
         )
-    with_spectrum = any(metric.needs == "spectra" for metric in chosen)
-    measurement = choose_measurement(device, with_spectrum, top_k, spectrum_k, max_memory, with_bases=True)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=False)
+    measurement = choose_measurement(options, with_bases=True)
+    zoo = open_zoo(checkpoints, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=False)
     every = tiles([], range(len(zoo.models)), block_size)
-    costs = [[cost(tensor.shape, tile, with_spectrum) for tile in every] for tensor in zoo.tensors]
+    costs = [[cost(tensor.shape, tile, options.with_spectrum) for tile in every] for tensor in zoo.tensors]
     check_folder(Path(statistics))
     folder = shard_folder(Path(statistics), index, count)
     with writing(folder, lender=Path(statistics)) as store:
-        work = Run(
-            LayerStream(zoo, measurement.max_memory), measurement, store, share(costs, index - 1, count), block_size,
-            progress,
-        )  # fmt: skip
-        work.measure()
-        work.report("")
-        store.finish(manifest_of(work, provenance(zoo, measurement, None), {}, shard))
+        stream = LayerStream(zoo, measurement.max_memory)
+        items = share(costs, index - 1, count)
+        destination = ShareInStore(items, store, stream, measurement, block_size)
+        layers = LayerPass(stream, measurement, destination, progress)
+        layers.run()
+        layers.report("")
+        store.finish(manifest_of(layers, provenance_of_run(layers, None, is_whole=False), {}, shard))
     return folder
 
 
@@ -193,12 +188,12 @@ def _combine_layer(
     entries = [manifest.layers[index] for manifest in manifests]
     name, shape = entries[0].name, entries[0].shape
     hashes = _agreed_hashes(name, paths, manifests, entries)
-    blocks: dict[Measured, bool] = {}  # whether they have overlaps
+    blocks: dict[BlockKey, bool] = {}  # whether they have overlaps
     for path, manifest, entry in zip(paths, manifests, entries, strict=True):
         for key in entry.blocks:
             block = _brought(store, path, key, manifest.part)
-            blocks[block.of] = block.has_spectra
-            if block.of.is_diagonal and len(shape) == 2:
+            blocks[block.key] = block.has_spectra
+            if block.key.is_diagonal and len(shape) == 2:
                 factorised.setdefault(block.has_spectra, path)
     if len(factorised) == 2:
         raise StatisticsError(
@@ -208,7 +203,7 @@ def _combine_layer(
     if any(blocks.values()):
         for of, is_joined in blocks.items():
             if not is_joined:
-                store.put(join(LayerBlock.read(store.path, of.key), list(blocks), store))
+                store.put(with_overlaps(LayerBlock.read(store.path, of.file_name), list(blocks), store))
     coverage = Coverage(hashes[1:])
     for of in blocks:
         coverage.add(of)
@@ -217,7 +212,7 @@ def _combine_layer(
             f"{store.path}: tensor {name!r}: the shards do not have all pairs of models; run all shards "
             "with the same metrics and block size"
         )
-    return LayerEntry(name, shape, hashes, tuple(of.key for of in blocks))
+    return LayerEntry(name, shape, hashes, tuple(of.file_name for of in blocks))
 
 
 def _agreed_hashes(

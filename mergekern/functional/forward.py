@@ -16,7 +16,7 @@ from mergekern.functional.calibration import Inputs, Task, check_classes
 from mergekern.functional.isolation import undisturbed
 
 if TYPE_CHECKING:
-    from mergekern.functional.plan import Probes
+    from mergekern.functional.binding import Binding
 
 
 class Outcome(NamedTuple):
@@ -30,12 +30,12 @@ class Forward:
     """Runs the module of a calibration on tensors that are given, as if they were its own.
 
     Args:
-        probes: the module, what it is run on, and how tensors are converted for it.
+        binding: the module, what it is run on, and how tensors are converted for it.
         device: where it runs.
     """
 
-    def __init__(self, probes: Probes, device: torch.device) -> None:
-        self.probes, self.calibration, self.model, self.device = probes, probes.calibration, probes.model, device
+    def __init__(self, binding: Binding, device: torch.device) -> None:
+        self.binding, self.calibration, self.model, self.device = binding, binding.calibration, binding.model, device
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Let models run so that nothing around them reaches them; what follows is called within."""
@@ -60,14 +60,14 @@ class Forward:
                 f"model {name!r}: a head of weight {tuple(weight.shape)} takes features (n, {weight.shape[1]}), but "
                 f"the model returns {what}; give a head that is an nn.Module, or a model that returns features"
             )
-        weight = self.probes.converted(weight, self.device)
+        weight = self.binding.converted(weight, self.device)
         return nn.functional.linear(
-            features, weight, None if bias is None else self.probes.converted(bias, self.device)
+            features, weight, None if bias is None else self.binding.converted(bias, self.device)
         )
 
     def loss(self, name: str, task: Task, rows: slice, logits: Tensor) -> Tensor:
         """Return the mean loss of a batch of a task's samples, a scalar."""
-        labels = self.probes.converted(task.labels[rows], self.device)
+        labels = self.binding.converted(task.labels[rows], self.device)
         if self.calibration.uses_classes and task.classes is None:
             check_classes(name, task.labels, logits.shape[1] if logits.dim() > 1 else logits.numel())
         loss = self._call(self.calibration.loss, logits, labels)
@@ -84,11 +84,11 @@ class Forward:
         size, loss, right = self.calibration.activation_batch_size, 0.0, 0.0
         for start in range(0, task.size, size):
             rows = slice(start, min(start + size, task.size))
-            inputs = self.probes.inputs([rows_of(task.inputs, rows)], self.device)
+            inputs = self.binding.inputs([rows_of(task.inputs, rows)], self.device)
             logits = self.logits(name, task, self.features(tensors, inputs))
             loss += self.loss(name, task, rows, logits).double().item() * (rows.stop - rows.start)
             if self.calibration.uses_classes and logits.dim() > 1:
-                labels = self.probes.converted(task.labels[rows], self.device)
+                labels = self.binding.converted(task.labels[rows], self.device)
                 right += (logits.argmax(dim=1) == labels).double().mean().item() * (rows.stop - rows.start)
             else:
                 right = float("nan")
@@ -98,9 +98,9 @@ class Forward:
         """Call a head or a loss; a module runs on its tensors as the encoder does."""
         if not isinstance(function, nn.Module):
             return function(*arguments)
-        tensors = {name: self.probes.converted(values, self.device) for name, values in function.named_parameters()}
+        tensors = {name: self.binding.converted(values, self.device) for name, values in function.named_parameters()}
         for name, values in function.named_buffers():
-            tensors[name] = self.probes.converted(values, self.device).clone()
+            tensors[name] = self.binding.converted(values, self.device).clone()
         return functional_call(function, tensors, arguments)
 
 

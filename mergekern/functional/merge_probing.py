@@ -19,12 +19,12 @@ import xxhash
 
 from mergekern._internal.versions import package_version, versions
 from mergekern.checkpoints import Checkpoint, open_checkpoint, open_zoo
-from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch, align
 from mergekern.errors import MergekernError, StatisticsError
+from mergekern.functional.binding import Binding
 from mergekern.functional.calibration import Calibration
 from mergekern.functional.forward import Forward, Outcome
-from mergekern.functional.plan import Probes, content_hash
 from mergekern.kernels import dispatch
 from mergekern.merging.apply import MERGED_BYTES, merge_all
 from mergekern.merging.recipe import Method
@@ -105,16 +105,16 @@ def merge_probes(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise StatisticsError(f"{folder}: is a file; statistics are kept in a folder")
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
-    probes = Probes(zoo, calibration, frozenset())
-    probes.check_fit(zoo.base)
-    keys = {} if folder is None else _keys(probes, chosen, backend.name)
+    binding = Binding(zoo, calibration, frozenset())
+    binding.check_fit(zoo.base)
+    keys = {} if folder is None else _keys(binding, chosen, backend.name)
     works = []
     for method, resolved in chosen:
         path = None if folder is None else folder / f"{method.name}{SUFFIX}"
         works.append(_Work(method, resolved, path, keys.get(method.name), len(zoo.models)))
     how = {"device": device, "max_memory": max_memory, "merged_memory": merged_memory}
-    _Run(probes, backend.device, how).measure(works, direct, progress)
-    return _as_table(probes, works, direct, str(backend.device))
+    _Run(binding, backend.device, how).measure(works, direct, progress)
+    return _as_table(binding, works, direct, str(backend.device))
 
 
 class _Work:
@@ -171,9 +171,9 @@ def _finite_loss(outcome: Outcome) -> Outcome:
 class _Run:
     """Takes merges from memory, and measures each on the task of every model in it."""
 
-    def __init__(self, probes: Probes, device: torch.device, how: Mapping[str, Any]) -> None:
-        self.probes, self.forward, self.how = probes, Forward(probes, device), how
-        zoo = probes.zoo
+    def __init__(self, binding: Binding, device: torch.device, how: Mapping[str, Any]) -> None:
+        self.binding, self.forward, self.how = binding, Forward(binding, device), how
+        zoo = binding.zoo
         self.names = zoo.model_names
         # The base as a model of itself: what a model is merged with where it is alone.
         self.with_base = align(zoo.base, (*zoo.models, zoo.base), "skip" if zoo.skipped else "error")
@@ -181,14 +181,14 @@ class _Run:
     def measure(self, works: Sequence[_Work], direct: bool, progress: Callable[[Progress], None] | None) -> None:
         """Measure what the works lack."""
         if any(np.isnan(work.found.single[:, 0]).any() for work in works):
-            for model, checkpoint in enumerate(self.probes.zoo.models):
+            for model, checkpoint in enumerate(self.binding.zoo.models):
                 outcome = self._outcome(checkpoint, model)
                 for work in works:
                     work.put_single(model, outcome)
         lacking = {work.method.name: work.lacking(direct) for work in works}
         total, done = sum(map(len, lacking.values())), 0
         began = saved = time.perf_counter()
-        tensors, size = len(self.with_base.tensors), sum(t.nbytes for t in self.probes.zoo.base.tensors.values())
+        tensors, size = len(self.with_base.tensors), sum(t.nbytes for t in self.binding.zoo.base.tensors.values())
         by_method = {work.method.name: work for work in works}
 
         def report(what: str) -> None:
@@ -229,8 +229,8 @@ class _Run:
         """Return how a checkpoint does on the task of a model."""
         name = self.names[model]
         with self.forward.undisturbed():
-            parameters, buffers = self.probes.tensors(checkpoint, self.forward.device)
-            task = self.probes.calibration.tasks[name]
+            parameters, buffers = self.binding.tensors(checkpoint, self.forward.device)
+            task = self.binding.calibration.tasks[name]
             return self.forward.outcome(checkpoint.name, task, {**parameters, **buffers})
 
 
@@ -252,29 +252,31 @@ def _save(works: Iterable[_Work]) -> None:
         work.save()
 
 
-def _keys(probes: Probes, chosen: Iterable[tuple[Method, dict[str, Any]]], device: str) -> dict[str, str]:
+def _keys(binding: Binding, chosen: Iterable[tuple[Method, dict[str, Any]]], device: str) -> dict[str, str]:
     """Return for each method a hash of everything that its statistics depend on."""
     # Where the content cannot be known, the statistics are of no use for another run.
-    calibration = probes.calibration.content_hash(probes.model) or uuid.uuid4().hex
-    hashes = [content_hash(checkpoint) for checkpoint in probes.zoo.checkpoints]
-    common = [package_version("mergekern"), torch.__version__, device, calibration, hashes, probes.zoo.model_names]
+    calibration = binding.calibration.content_hash(binding.model) or uuid.uuid4().hex
+    hashes = [checkpoint.content_hash() for checkpoint in binding.zoo.checkpoints]
+    common = [package_version("mergekern"), torch.__version__, device, calibration, hashes, binding.zoo.model_names]
     return {
-        method.name: xxhash.xxh3_128_hexdigest(json.dumps([*common, probes.zoo.skipped, method.name, options]).encode())
+        method.name: xxhash.xxh3_128_hexdigest(
+            json.dumps([*common, binding.zoo.skipped, method.name, options]).encode()
+        )
         for method, options in chosen
     }
 
 
-def _as_table(probes: Probes, works: Sequence[_Work], direct: bool, device: str) -> MetricTable:
+def _as_table(binding: Binding, works: Sequence[_Work], direct: bool, device: str) -> MetricTable:
     values = {}
     for probe in MERGE_PROBES.values():
         if probe.name.startswith("direct") and not direct:
             continue
         for work in works:
             matrix = probe.function(work.found)
-            if "loss" in probe.name or probes.calibration.uses_classes:
+            if "loss" in probe.name or binding.calibration.uses_classes:
                 values[f"{probe.name}[{work.method.name}]"] = matrix
-    names = probes.zoo.model_names
-    notes = [f"tensor taken from the base in every merge: {line}" for line in probes.zoo.skipped]
+    names = binding.zoo.model_names
+    notes = [f"tensor taken from the base in every merge: {line}" for line in binding.zoo.skipped]
     methods = {work.method.name: work.options for work in works}
-    provenance = {"methods": methods, "device": device, "versions": versions(), "calibration": probes.provenance()}
+    provenance = {"methods": methods, "device": device, "versions": versions(), "calibration": binding.provenance()}
     return MetricTable(names, values, None, notes + notes_of_missing(names, values), {"merge_probes": provenance})

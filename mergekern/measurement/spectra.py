@@ -20,21 +20,23 @@ def spectrum_statistics(
         overlap: the kernel.
         with_bases: whether the singular vectors are wanted.
     """
-    left_top, right_top = (overlap(_stack([getattr(s, side) for s in spectra]), None) for side in Bases._fields[:2])
-    right_bottom = np.zeros_like(right_top)
+    left_top_overlap, right_top_overlap = (
+        overlap(_stack([getattr(s, side) for s in spectra]), None) for side in ("left_top", "right_top")
+    )
+    right_bottom_overlap = np.zeros_like(right_top_overlap)
     with_bottom = [i for i, s in enumerate(spectra) if s.right_bottom.any()]
     if with_bottom:
         among = np.ix_(with_bottom, with_bottom)
-        right_bottom[among] = overlap(_stack([spectra[i].right_bottom for i in with_bottom]), None)
+        right_bottom_overlap[among] = overlap(_stack([spectra[i].right_bottom for i in with_bottom]), None)
     bases = None
     if with_bases:
         bases = Bases(*(_stack([getattr(s, side) for s in spectra]) for side in Bases._fields))
     return SpectrumStatistics(
         np.stack([s.values for s in spectra]),
         np.array([s.rank for s in spectra]),
-        left_top,
-        right_top,
-        right_bottom,
+        left_top_overlap,
+        right_top_overlap,
+        right_bottom_overlap,
         k=spectra[0].left_top.shape[1],
         bases=bases,
     )

@@ -18,7 +18,8 @@ import torch
 
 from mergekern._internal.versions import package_version
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
-from mergekern.checkpoints.formats import IO, Sharded
+from mergekern.checkpoints.sharded import Sharded
+from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.writer import Writer, check_target, layout
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError, did_you_mean

@@ -52,24 +52,24 @@ def singular_value_overlap(statistics: ZooStatistics, frozen: Frozen = "exclude"
 
 def subspace_overlap(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
     """‖U_iᵀU_j‖_F / k of the top-k left vectors; equal subspaces give 1/√k."""
-    return _average(statistics, frozen, "top", lambda s: np.sqrt(s.left_top) / s.k)
+    return _average(statistics, frozen, "top", lambda s: np.sqrt(s.left_top_overlap) / s.k)
 
 
 def right_subspace_overlap_top_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
     """‖V_iᵀV_j‖_F / √k of the top-k right vectors; equal subspaces give 1."""
-    return _average(statistics, frozen, "top", lambda s: np.sqrt(s.right_top / s.k))
+    return _average(statistics, frozen, "top", lambda s: np.sqrt(s.right_top_overlap / s.k))
 
 
 def right_subspace_overlap_bottom_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
     """‖V_iᵀV_j‖_F / √k of the last k right vectors of the thin SVD; equal subspaces give 1."""
-    return _average(statistics, frozen, "full", lambda s: np.sqrt(s.right_bottom / s.k))
+    return _average(statistics, frozen, "full", lambda s: np.sqrt(s.right_bottom_overlap / s.k))
 
 
 def interaction_matrix_overlap_top_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
     """‖V_iᵀV_j‖_F² / k of the top-k right vectors: the mean squared cosine of their principal angles."""
-    return _average(statistics, frozen, "top", lambda s: s.right_top / s.k)
+    return _average(statistics, frozen, "top", lambda s: s.right_top_overlap / s.k)
 
 
 def interaction_matrix_overlap_bottom_k(statistics: ZooStatistics, frozen: Frozen = "exclude") -> np.ndarray:
     """‖V_iᵀV_j‖_F² / k of the last k right vectors."""
-    return _average(statistics, frozen, "full", lambda s: s.right_bottom / s.k)
+    return _average(statistics, frozen, "full", lambda s: s.right_bottom_overlap / s.k)

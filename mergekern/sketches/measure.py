@@ -11,7 +11,7 @@ import xxhash
 
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream, Zoo, open_zoo
 from mergekern.checkpoints.adapter import ImpliedBase
-from mergekern.checkpoints.formats import IO
+from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.stream import non_finite
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError

@@ -31,7 +31,7 @@ class ActivationStatistics:
     squared_distance: np.ndarray
     samples: int
 
-    def of(self, models: Sequence[int]) -> ActivationStatistics:
+    def select(self, models: Sequence[int]) -> ActivationStatistics:
         """Return those of some of the models."""
         pairs = np.ix_(models, models)
         return ActivationStatistics(self.mean[models], self.inner[pairs], self.squared_distance[pairs], self.samples)
@@ -70,9 +70,9 @@ class EncoderGradientStatistics:
         """(N, N) squared distances between the whole gradients."""
         return read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
 
-    def of(self, models: Sequence[int]) -> EncoderGradientStatistics:
+    def select(self, models: Sequence[int]) -> EncoderGradientStatistics:
         """Return those of some of the models."""
-        return EncoderGradientStatistics(tuple(layer.of(models) for layer in self.layers))
+        return EncoderGradientStatistics(tuple(layer.select(models) for layer in self.layers))
 
     def write(self, path: Path) -> None:
         """Write to a file."""
@@ -105,7 +105,7 @@ class InputGradientStatistics:
     squared_distance: np.ndarray
     shapes: tuple[tuple[int, ...], ...]
 
-    def of(self, models: Sequence[int]) -> InputGradientStatistics:
+    def select(self, models: Sequence[int]) -> InputGradientStatistics:
         """Return those of some of the models."""
         pairs = np.ix_(models, models)
         shapes = tuple(self.shapes[model] for model in models)
@@ -136,9 +136,9 @@ class FunctionalStatistics:
         """What is here, by the names of the attributes."""
         return {name: part for name in FUNCTIONAL if (part := getattr(self, name)) is not None}
 
-    def of(self, models: Sequence[int]) -> FunctionalStatistics:
+    def select(self, models: Sequence[int]) -> FunctionalStatistics:
         """Return those of some of the models; what was averaged over the samples of all tasks stays so."""
-        return FunctionalStatistics(**{kind: part.of(models) for kind, part in self.kinds.items()})  # type: ignore[arg-type]
+        return FunctionalStatistics(**{kind: part.select(models) for kind, part in self.kinds.items()})  # type: ignore[arg-type]
 
 
 # The attributes of FunctionalStatistics, each with its class.

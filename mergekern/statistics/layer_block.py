@@ -8,32 +8,28 @@ whatever blocks have its pairs.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
 from mergekern.errors import StatisticsError
-from mergekern.statistics.blocks import SUFFIX, read_block, read_description, write_block
-from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumStatistics
-
-FORMAT = 2
-BLOCKS, BASES = "blocks", "bases"
-# How blocks were measured that were not made by a run: they have no singular vectors.
-SAVED = "saved"
+from mergekern.statistics.blocks import read_block, write_block
+from mergekern.statistics.keys import BlockKey, bases_path, block_path, key_of
+from mergekern.statistics.layers import Bases, LayerStatistics
 
 
 class Overlaps(NamedTuple):
     """Squared Frobenius norms of the products of k-dimensional bases, (R, C) each."""
 
-    left_top: np.ndarray
-    right_top: np.ndarray
-    right_bottom: np.ndarray
+    left_top_overlap: np.ndarray
+    right_top_overlap: np.ndarray
+    right_bottom_overlap: np.ndarray
+
+
+# Names of these arrays in a file: they are the format, and stay as they are when an attribute gets another name.
+OVERLAPS_IN_FILE = ("overlap.left_top", "overlap.right_top", "overlap.right_bottom")
 
 
 class Spectra(NamedTuple):
@@ -44,64 +40,11 @@ class Spectra(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a block is of: it determines every value in it, and so names its file.
-
-    Attributes:
-        name, shape: of the tensor.
-        how: of what else the values depend on: versions, backend, sizes of subspaces and spectra.
-        base: content hash of the tensor in the base.
-        rows, columns: content hashes of the tensor in R and C models; no columns for R models among themselves.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    how: str
-    base: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """Its attributes by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    @staticmethod
-    def tile(
-        name: str, shape: Sequence[int], how: str, hashes: Sequence[str], rows: Sequence[int], columns: Sequence[int]
-    ) -> Measured:
-        """Return what a tile is of, from the content hashes in the base and in all models, and positions of models."""
-        sides = (tuple(hashes[1 + model] for model in side) for side in (rows, columns))
-        return Measured(name, tuple(shape), how, hashes[0], *sides)
-
-    @staticmethod
-    def read(folder: Path, key: str) -> Measured:
-        """Read what a block is of from a folder of statistics, and none of its values; errors as `LayerBlock.read`."""
-        path = block_path(folder, key)
-        return _measured(path, key, read_description(path))
-
-    @property
-    def is_diagonal(self) -> bool:
-        """Whether the pairs are those of some models among themselves, so that spectra belong to the block."""
-        return not self.columns
-
-    def has_pairs_of(self, models: Collection[str]) -> bool:
-        """Tell whether a pair of models, by their content hashes, is in the block, or one with itself."""
-        return all(any(digest in models for digest in side) for side in (self.rows, self.columns or self.rows))
-
-    @cached_property
-    def key(self) -> str:
-        """Name of the block's files."""
-        content = [FORMAT, self.name, self.shape, self.how, self.base, self.rows, self.columns]
-        return xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
-
-
-@dataclass(frozen=True)
 class LayerBlock:
     """Statistics of one tensor for R × C pairs of models.
 
     Attributes:
-        of: the tensor and the models.
+        key: the tensor and the models.
         inner, squared_distance: (R, C) float64.
         overlaps: of subspaces, where spectra were wanted; None for pairs whose bases have not met yet.
         spectra: of the models of a diagonal block.
@@ -109,7 +52,7 @@ class LayerBlock:
         bases: singular vectors of the models of a diagonal block, in a file of their own; here until it is written.
     """
 
-    of: Measured
+    key: BlockKey
     inner: np.ndarray
     squared_distance: np.ndarray
     overlaps: Overlaps | None = None
@@ -118,14 +61,14 @@ class LayerBlock:
     bases: Bases | None = None
 
     @staticmethod
-    def of_models(of: Measured, layer: LayerStatistics) -> LayerBlock:
+    def from_layer(key: BlockKey, layer: LayerStatistics) -> LayerBlock:
         """Return the block of models among themselves."""
         spectrum = layer.spectrum
         if spectrum is None:
-            return LayerBlock(of, layer.inner, layer.squared_distance)
-        overlaps = Overlaps(spectrum.left_top, spectrum.right_top, spectrum.right_bottom)
+            return LayerBlock(key, layer.inner, layer.squared_distance)
+        overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
         spectra = Spectra(spectrum.values, spectrum.rank)
-        return LayerBlock(of, layer.inner, layer.squared_distance, overlaps, spectra, spectrum.k, spectrum.bases)
+        return LayerBlock(key, layer.inner, layer.squared_distance, overlaps, spectra, spectrum.k, spectrum.bases)
 
     @property
     def has_spectra(self) -> bool:
@@ -139,153 +82,44 @@ class LayerBlock:
     def write(self, folder: Path) -> None:
         """Write to the folder of statistics: singular vectors first, since the block says that they are there."""
         if self.bases is not None:
-            write_block(bases_path(folder, self.of.key), self.bases._asdict(), {})
+            write_block(bases_path(folder, self.key.file_name), self.bases._asdict(), {})
         arrays = {"inner": self.inner, "squared_distance": self.squared_distance}
         if self.overlaps is not None:
-            arrays |= {f"overlap.{name}": part for name, part in self.overlaps._asdict().items()}
+            arrays |= dict(zip(OVERLAPS_IN_FILE, self.overlaps, strict=True))
         if self.spectra is not None:
             arrays |= self.spectra._asdict()
-        write_block(block_path(folder, self.of.key), arrays, {**self.of.described, "k": self.k})
+        write_block(block_path(folder, self.key.file_name), arrays, {**self.key.described, "k": self.k})
 
     @staticmethod
-    def read(folder: Path, key: str) -> LayerBlock:
+    def read(folder: Path, file_name: str) -> LayerBlock:
         """Read from a folder of statistics, without the singular vectors.
 
         Raises:
             StatisticsError: the file is missing, damaged or something else.
         """
-        path = block_path(folder, key)
+        path = block_path(folder, file_name)
         arrays, description = read_block(path)
-        of = _measured(path, key, description)
+        key = key_of(path, file_name, description)
         try:
             overlaps = spectra = None
-            if "overlap.left_top" in arrays:
-                overlaps = Overlaps(*(arrays[f"overlap.{name}"] for name in Overlaps._fields))
+            if OVERLAPS_IN_FILE[0] in arrays:
+                overlaps = Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
             if "values" in arrays:
                 spectra = Spectra(arrays["values"], arrays["rank"])
-            block = LayerBlock(of, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
+            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], overlaps, spectra, description["k"])
         except (KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
         return block
 
 
-def _measured(path: Path, key: str, description: dict[str, Any]) -> Measured:
-    """Return what a block is of, by its description; StatisticsError where that is not what its name says."""
-    try:
-        said = {field.name: description[field.name] for field in dataclasses.fields(Measured)}
-        of = Measured(**said | {name: tuple(said[name]) for name in ("shape", "rows", "columns")})
-    except (KeyError, TypeError) as error:
-        raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
-    if of.key != key:
-        raise StatisticsError(f"{path}: a block of other models or of another tensor, {of.name!r}")
-    return of
-
-
-def read_bases(folder: Path, key: str) -> Bases:
+def read_bases(folder: Path, file_name: str) -> Bases:
     """Return the singular vectors of a diagonal block.
 
     Raises:
         StatisticsError: the file is missing, damaged or something else.
     """
-    path = bases_path(folder, key)
+    path = bases_path(folder, file_name)
     arrays, _ = read_block(path)
     if set(arrays) != set(Bases._fields):
         raise StatisticsError(f"{path}: not a file of singular vectors")
     return Bases(**arrays)
-
-
-def block_path(folder: Path, key: str) -> Path:
-    """Return where a block lies in a folder of statistics."""
-    return folder / BLOCKS / f"{key}{SUFFIX}"
-
-
-def bases_path(folder: Path, key: str) -> Path:
-    """Return where the singular vectors of a block lie in a folder of statistics."""
-    return folder / BASES / f"{key}{SUFFIX}"
-
-
-class Coverage:
-    """Which pairs of N models some blocks of one tensor have.
-
-    Args:
-        models: content hashes of the tensor in the models.
-    """
-
-    def __init__(self, models: Sequence[str]) -> None:
-        self.models = models
-        self.pairs = np.zeros((len(models), len(models)), dtype=bool)
-
-    def add(self, of: Measured) -> tuple[np.ndarray, np.ndarray]:
-        """Count in a block, and return the positions of its rows and columns at each model: −1 where it has none."""
-        rows = _positions(of.rows, self.models)
-        columns = rows if of.is_diagonal else _positions(of.columns, self.models)
-        pairs = np.logical_and.outer(rows >= 0, columns >= 0)
-        if not of.is_diagonal:
-            # A model that is on both sides, as the same content under two names, has its spectra elsewhere.
-            np.fill_diagonal(pairs, False)
-        self.pairs |= pairs | pairs.T
-        return rows, columns
-
-    def known(self) -> list[int]:
-        """Return models, as many as a look at one after the other finds, all of whose pairs are there."""
-        found: list[int] = []
-        for model in range(len(self.models)):
-            if self.pairs[model, model] and self.pairs[model, found].all():
-                found.append(model)
-        return found
-
-
-def assemble(blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatistics:
-    """Return the statistics of one tensor of N models from blocks that have all of their pairs.
-
-    Args:
-        blocks: of one tensor, one at least.
-        models: content hashes of the tensor in the models.
-
-    Raises:
-        StatisticsError: a pair is in none of them.
-    """
-    coverage, of_overlaps, count = Coverage(models), Coverage(models), len(models)
-    inner, squared_distance = np.empty((count, count)), np.empty((count, count))
-    overlaps, spectra, k, block = None, None, 0, None
-    for block in blocks:
-        rows, columns = coverage.add(block.of)
-        put = _Put(rows, columns)
-        put(inner, block.inner)
-        put(squared_distance, block.squared_distance)
-        if block.overlaps is not None:
-            of_overlaps.add(block.of)
-            overlaps = overlaps or Overlaps(*(np.empty((count, count)) for _ in Overlaps._fields))
-            for whole, part in zip(overlaps, block.overlaps, strict=True):
-                put(whole, part)
-        if block.spectra is not None:
-            values, rank = block.spectra
-            spectra = spectra or Spectra(np.empty((count, values.shape[1])), np.empty(count, dtype=rank.dtype))
-            k, mine = block.k, rows >= 0
-            spectra.values[mine], spectra.rank[mine] = values[rows[mine]], rank[rows[mine]]
-    if block is None or not coverage.pairs.all():
-        raise StatisticsError("a block is missing")
-    spectrum = None
-    # Where models were added for metrics that need no spectra, those of the others are not enough.
-    if overlaps is not None and spectra is not None and of_overlaps.pairs.all():
-        spectrum = SpectrumStatistics(spectra.values, spectra.rank, *overlaps, k)
-    return LayerStatistics(block.of.name, block.of.shape, inner, squared_distance, spectrum)
-
-
-def _positions(hashes: Sequence[str], models: Sequence[str]) -> np.ndarray:
-    at = {digest: position for position, digest in reversed(list(enumerate(hashes)))}
-    return np.array([at.get(digest, -1) for digest in models], dtype=np.int64)
-
-
-class _Put:
-    """Copies the values of a block to where its pairs are in (N, N) matrices, on both sides of the diagonal."""
-
-    def __init__(self, rows: np.ndarray, columns: np.ndarray) -> None:
-        at_rows, at_columns = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
-        self._there = np.ix_(at_rows, at_columns)
-        self._here = np.ix_(rows[at_rows], columns[at_columns])
-
-    def __call__(self, whole: np.ndarray, part: np.ndarray) -> None:
-        values = part[self._here]
-        whole[self._there] = values
-        whole.T[self._there] = values

@@ -25,23 +25,24 @@ class SpectrumStatistics:
     Attributes:
         values: (N, min(spectrum_k, r)) leading singular values, float64, descending.
         rank: (N,) number of singular values above 1e-7·σ₁.
-        left_top, right_top, right_bottom: (N, N) squared Frobenius norms of the products of k-dimensional bases.
+        left_top_overlap, right_top_overlap, right_bottom_overlap: (N, N) squared Frobenius norms of the products of
+            k-dimensional bases.
         k: dimension of the subspaces.
         bases: the singular vectors themselves, kept only in files.
     """
 
     values: np.ndarray
     rank: np.ndarray
-    left_top: np.ndarray
-    right_top: np.ndarray
-    right_bottom: np.ndarray
+    left_top_overlap: np.ndarray
+    right_top_overlap: np.ndarray
+    right_bottom_overlap: np.ndarray
     k: int
     bases: Bases | None = None
 
-    def of(self, models: Sequence[int]) -> SpectrumStatistics:
+    def select(self, models: Sequence[int]) -> SpectrumStatistics:
         """Return those of some of the models, without singular vectors."""
         pairs = np.ix_(models, models)
-        overlaps = self.left_top[pairs], self.right_top[pairs], self.right_bottom[pairs]
+        overlaps = self.left_top_overlap[pairs], self.right_top_overlap[pairs], self.right_bottom_overlap[pairs]
         return SpectrumStatistics(self.values[models], self.rank[models], *overlaps, self.k)
 
 
@@ -68,14 +69,14 @@ class LayerStatistics:
         return len(self.shape) == 2
 
     @property
-    def frozen(self) -> np.ndarray:
+    def unchanged(self) -> np.ndarray:
         """(N,) bool: the models whose tensor equals that of the base."""
         return np.diagonal(self.inner) == 0.0
 
-    def of(self, models: Sequence[int]) -> LayerStatistics:
+    def select(self, models: Sequence[int]) -> LayerStatistics:
         """Return those of some of the models, in this order."""
         pairs = np.ix_(models, models)
-        spectrum = None if self.spectrum is None else self.spectrum.of(models)
+        spectrum = None if self.spectrum is None else self.spectrum.select(models)
         return LayerStatistics(self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum)
 
     def without_bases(self) -> LayerStatistics:

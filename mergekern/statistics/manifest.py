@@ -1,8 +1,8 @@
 """The manifest of a folder of statistics: which models it is of, and which blocks have their pairs.
 
 manifest.json            the models, the tensors with their content hashes and blocks, options, provenance
-blocks/KEY.safetensors   a block each; and one for each kind of what running the models gave
-bases/KEY.safetensors    the singular vectors of a block
+blocks/NAME.safetensors   a block each; and one for each kind of what running the models gave
+bases/NAME.safetensors    the singular vectors of a block
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import xxhash
 
 from mergekern._internal.files import write_atomically
 from mergekern.errors import StatisticsError
-from mergekern.statistics.layer_block import BLOCKS, FORMAT
+from mergekern.statistics.keys import BLOCKS, FORMAT
 
 MANIFEST = "manifest.json"
 
@@ -30,7 +30,7 @@ class LayerEntry:
     Attributes:
         name, shape: of the tensor.
         hashes: of its content in the base, then in each model.
-        blocks: keys of those that have the pairs.
+        blocks: file names of those that have the pairs, without suffix.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Manifest:
         skipped: tensors left out because the checkpoints do not match in them.
         provenance: versions, backend, dtypes, content hashes.
         sources: where base and models were read from, by name; None for what was in memory.
-        functional: keys of the blocks of what running the models gave, by kind.
+        functional: file names of the blocks of what running the models gave, by kind.
         functional_models: the models that these are of.
         part: which of how many parts of the work on the zoo this is, from 1; the tensors of a part have no hashes and
             blocks of what is left to others.
@@ -68,11 +68,11 @@ class Manifest:
     part: tuple[int, int] = (1, 1)
 
     @property
-    def keys(self) -> set[str]:
-        """Keys of all blocks."""
-        return {key for layer in self.layers for key in layer.blocks} | set(self.functional.values())
+    def file_names(self) -> set[str]:
+        """File names of all blocks, without suffix."""
+        return {file_name for layer in self.layers for file_name in layer.blocks} | set(self.functional.values())
 
-    def of(self, models: Sequence[str]) -> Manifest:
+    def select(self, models: Sequence[str]) -> Manifest:
         """Return the manifest of some of the models; the blocks are the same."""
         at = [0, *(1 + self.models.index(model) for model in models)]
         layers = (dataclasses.replace(e, hashes=tuple(e.hashes[i] for i in at)) for e in self.layers)

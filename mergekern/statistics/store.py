@@ -23,17 +23,10 @@ import xxhash
 from mergekern._internal.files import link_or_copy, not_written
 from mergekern._internal.locks import LOCK_FILES, locked
 from mergekern.errors import MergekernError, OutputError, StatisticsError
-from mergekern.statistics import FUNCTIONAL, Bases, FunctionalStatistics
-from mergekern.statistics.layer_block import (
-    BASES,
-    BLOCKS,
-    FORMAT,
-    LayerBlock,
-    Measured,
-    bases_path,
-    block_path,
-    read_bases,
-)
+from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics
+from mergekern.statistics.keys import BASES, BLOCKS, FORMAT, BlockKey, bases_path, block_path
+from mergekern.statistics.layer_block import LayerBlock, read_bases
+from mergekern.statistics.layers import Bases
 from mergekern.statistics.manifest import MANIFEST, Manifest, is_statistics_folder, shards_in
 
 logger = logging.getLogger(__name__)
@@ -58,44 +51,44 @@ class Store:
             self.manifest = self._attempt(Manifest.read, path)
         self._entries = {} if self.manifest is None else {entry.name: entry for entry in self.manifest.layers}
 
-    def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[Measured]:
+    def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[BlockKey]:
         """Return what the blocks of one tensor are of, that the manifest names and that are whole and hold what is
         needed.
         """
         if name not in self._entries:
             return []
-        blocks = (self.get(key, with_spectrum) for key in self._entries[name].blocks)
+        blocks = (self.get(file_name, with_spectrum) for file_name in self._entries[name].blocks)
         return [
-            block.of
+            block.key
             for block in blocks
             if block is not None
-            and (block.of.base, block.of.how) == (base, how)
+            and (block.key.base, block.key.how) == (base, how)
             and (block.has_spectra or not with_spectrum)
         ]
 
-    def get(self, key: str, with_spectrum: bool) -> LayerBlock | None:
+    def get(self, file_name: str, with_spectrum: bool) -> LayerBlock | None:
         """Return a block if it is there, whole, and holds what is needed: of pairs without overlaps these can be made.
 
         Args:
-            key: of the block.
+            file_name: of the block, without suffix.
             with_spectrum: whether spectra are needed, and the singular vectors that they come with.
         """
-        if not block_path(self.path, key).exists():
-            if self._lender is None or not block_path(self._lender, key).exists():
+        if not block_path(self.path, file_name).exists():
+            if self._lender is None or not block_path(self._lender, file_name).exists():
                 return None
             for path_in in (bases_path, block_path):
-                if path_in(self._lender, key).exists():
-                    self.bring(path_in(self._lender, key), path_in(self.path, key))
-        block = self._attempt(LayerBlock.read, self.path, key)
-        if block is None or not (with_spectrum and block.of.is_diagonal):
+                if path_in(self._lender, file_name).exists():
+                    self.bring(path_in(self._lender, file_name), path_in(self.path, file_name))
+        block = self._attempt(LayerBlock.read, self.path, file_name)
+        if block is None or not (with_spectrum and block.key.is_diagonal):
             return block
-        return block if block.has_spectra and bases_path(self.path, key).exists() else None
+        return block if block.has_spectra and bases_path(self.path, file_name).exists() else None
 
-    def has_bases(self, of: Measured) -> bool:
+    def has_bases(self, key: BlockKey) -> bool:
         """Tell whether the singular vectors of a diagonal block are whole."""
-        return self._attempt(read_bases, self.path, of.key) is not None
+        return self._attempt(read_bases, self.path, key.file_name) is not None
 
-    def bases(self, models: Sequence[str], blocks: Sequence[Measured]) -> Bases:
+    def bases(self, models: Sequence[str], blocks: Sequence[BlockKey]) -> Bases:
         """Return the singular vectors of models from the diagonal blocks that have them.
 
         Args:
@@ -107,11 +100,11 @@ class Store:
         """
         parts: dict[int, Bases] = {}
         left = dict.fromkeys(models)
-        for of in blocks:
-            rows = {digest: row for row, digest in enumerate(of.rows) if digest in left}
-            if not of.is_diagonal or not rows:
+        for key in blocks:
+            rows = {digest: row for row, digest in enumerate(key.rows) if digest in left}
+            if not key.is_diagonal or not rows:
                 continue
-            every = read_bases(self.path, of.key)
+            every = read_bases(self.path, key.file_name)
             for position, digest in enumerate(models):
                 if digest in rows:
                     parts[position] = Bases(*(side[rows[digest]] for side in every))
@@ -126,25 +119,25 @@ class Store:
         Raises:
             OutputError: it cannot be written.
         """
-        self._write(block_path(self.path, block.of.key), lambda: block.write(self.path))
+        self._write(block_path(self.path, block.key.file_name), lambda: block.write(self.path))
 
-    def functional_key(self, kind: str, hashes: Sequence[str], how: Sequence[object]) -> str:
+    def functional_file_name(self, kind: str, hashes: Sequence[str], how: Sequence[object]) -> str:
         """Return the name of the block of one functional kind, from the models' content and from how they are run."""
         return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT, kind, list(hashes), list(how)]).encode())
 
-    def get_functional(self, keys: Mapping[str, str]) -> FunctionalStatistics:
+    def get_functional(self, file_names: Mapping[str, str]) -> FunctionalStatistics:
         """Return those of the functional kinds whose blocks are there and whole."""
         found = {}
-        for kind, key in keys.items():
-            path = block_path(self.path, key)
+        for kind, file_name in file_names.items():
+            path = block_path(self.path, file_name)
             if path.exists():
                 found[kind] = self._attempt(FUNCTIONAL[kind].read, path)
         return FunctionalStatistics(**found)
 
-    def put_functional(self, statistics: FunctionalStatistics, keys: Mapping[str, str]) -> None:
+    def put_functional(self, statistics: FunctionalStatistics, file_names: Mapping[str, str]) -> None:
         """Write the blocks of what running the models gave; OutputError as for `put`."""
         for kind, part in statistics.kinds.items():
-            path = block_path(self.path, keys[kind])
+            path = block_path(self.path, file_names[kind])
             self._write(path, partial(part.write, path))
 
     def bring(self, source: Path, target: Path) -> None:
@@ -155,7 +148,7 @@ class Store:
         """Write the manifest and remove the blocks that it does not name: what was written stays from now on."""
         self._write(self.path / MANIFEST, lambda: manifest.write(self.path))
         self._written, self._is_new = [], False
-        remove_others(self.path, manifest.keys)
+        remove_others(self.path, manifest.file_names)
 
     def undo(self) -> None:
         """Remove what this run wrote: its input turned out to be bad."""
@@ -229,12 +222,12 @@ def shard_folder(folder: Path, index: int, count: int) -> Path:
     return folder / f"shard-{index}-of-{count}"
 
 
-def remove_others(folder: Path, keys: Collection[str]) -> None:
-    """Remove blocks with other keys from a folder of statistics, and what killed runs left of unfinished ones."""
+def remove_others(folder: Path, file_names: Collection[str]) -> None:
+    """Remove blocks with other names from a folder of statistics, and what killed runs left of unfinished ones."""
     for kind in (BLOCKS, BASES):
         if (folder / kind).is_dir():
             for path in (folder / kind).iterdir():
-                if path.stem not in keys:
+                if path.stem not in file_names:
                     path.unlink(missing_ok=True)
     for path in folder.glob(f".{MANIFEST}.*"):
         path.unlink(missing_ok=True)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergekern.errors import StatisticsError
+from mergekern.statistics.assembly import Coverage
 from mergekern.statistics.functional import FUNCTIONAL
-from mergekern.statistics.layer_block import SAVED, Coverage, LayerBlock, bases_path, block_path, read_bases
+from mergekern.statistics.keys import SAVED, bases_path, block_path
+from mergekern.statistics.layer_block import LayerBlock, read_bases
 from mergekern.statistics.manifest import Manifest
 
 
@@ -47,27 +49,27 @@ def verify(statistics: str | os.PathLike[str]) -> list[Damage]:
 def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     for entry in manifest.layers:
         coverage, is_whole = Coverage([digest for digest in entry.hashes[1:] if digest]), True
-        for key in entry.blocks:
-            block = _attempt(LayerBlock.read, folder, key)
+        for file_name in entry.blocks:
+            block = _attempt(LayerBlock.read, folder, file_name)
             if isinstance(block, str):
                 is_whole = False
-                yield Damage(block_path(folder, key), block)
+                yield Damage(block_path(folder, file_name), block)
                 continue
-            coverage.add(block.of)
-            vectors = bases_path(folder, key)
-            if not vectors.exists() and block.of.is_diagonal and block.has_spectra and block.of.how != SAVED:
+            coverage.add(block.key)
+            vectors = bases_path(folder, file_name)
+            if not vectors.exists() and block.key.is_diagonal and block.has_spectra and block.key.how != SAVED:
                 yield Damage(vectors, f"{vectors}: is missing; models cannot be added to those of this block")
             if vectors.exists():
-                bases = _attempt(read_bases, folder, key)
+                bases = _attempt(read_bases, folder, file_name)
                 if isinstance(bases, str):
-                    yield Damage(bases_path(folder, key), bases)
+                    yield Damage(bases_path(folder, file_name), bases)
         if is_whole and manifest.part == (1, 1) and not coverage.pairs.all():
             yield Damage(folder, f"tensor {entry.name!r}: pairs of models are in no block")
 
 
 def _functional(folder: Path, manifest: Manifest) -> Iterator[Damage]:
-    for kind, key in manifest.functional.items():
-        path = block_path(folder, key)
+    for kind, file_name in manifest.functional.items():
+        path = block_path(folder, file_name)
         found = _attempt(FUNCTIONAL[kind].read, path)
         if isinstance(found, str):
             yield Damage(path, found)

@@ -13,8 +13,10 @@ import xxhash
 
 from mergekern._internal.files import not_written
 from mergekern.errors import OptionError, StatisticsError, did_you_mean
+from mergekern.statistics.assembly import assemble
 from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics, read_only
-from mergekern.statistics.layer_block import BLOCKS, SAVED, LayerBlock, Measured, assemble, block_path
+from mergekern.statistics.keys import BLOCKS, SAVED, BlockKey, block_path
+from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.layers import LayerStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest, provenance_of
 
@@ -66,7 +68,7 @@ class ZooStatistics:
         """Return the statistics of a zoo of the same models with this one tensor."""
         return ZooStatistics(self.models, (layer,), self.top_k, self.spectrum_k)
 
-    def of(self, models: Sequence[str]) -> ZooStatistics:
+    def select(self, models: Sequence[str]) -> ZooStatistics:
         """Return the statistics of some of the models, in this order: those that a zoo of them alone would have.
 
         What running the models gave is of the samples of all tasks, and stays so.
@@ -77,12 +79,12 @@ class ZooStatistics:
         at = positions(self.models, models)
         return ZooStatistics(
             tuple(models),
-            tuple(layer.of(at) for layer in self.layers),
+            tuple(layer.select(at) for layer in self.layers),
             self.top_k,
             self.spectrum_k,
             self.skipped,
             provenance_of(self.provenance, models),
-            self.functional.of(at),
+            self.functional.select(at),
         )
 
     def save(self, path: str | Path) -> None:
@@ -106,9 +108,9 @@ class ZooStatistics:
                 xxhash.xxh3_128_hexdigest(f"{layer.name}\0{name}\0{contents.get(name)}".encode())
                 for name in ("base", *self.models)
             )
-            of = Measured(layer.name, layer.shape, SAVED, base, tuple(hashes), ())
-            LayerBlock.of_models(of, layer.without_bases()).write(folder)
-            entries.append(LayerEntry(layer.name, layer.shape, (base, *hashes), (of.key,)))
+            key = BlockKey(layer.name, layer.shape, SAVED, base, tuple(hashes), ())
+            LayerBlock.from_layer(key, layer.without_bases()).write(folder)
+            entries.append(LayerEntry(layer.name, layer.shape, (base, *hashes), (key.file_name,)))
         kinds = self.functional.kinds
         for kind, part in kinds.items():
             part.write(block_path(folder, kind))
@@ -146,20 +148,22 @@ class ZooStatistics:
             )
         if models is not None:
             positions(manifest.models, models)
-            manifest = manifest.of(models)
+            manifest = manifest.select(models)
         layers = []
         for entry in manifest.layers:
-            keys, hashes = list(entry.blocks), set(entry.hashes[1:])
+            blocks, hashes = list(entry.blocks), set(entry.hashes[1:])
             try:
-                if models is not None and len(keys) > 1:
-                    keys = [key for key in keys if Measured.read(folder, key).has_pairs_of(hashes)]
-                layers.append(assemble((LayerBlock.read(folder, key) for key in keys), entry.hashes[1:]))
+                if models is not None and len(blocks) > 1:
+                    blocks = [name for name in blocks if BlockKey.read(folder, name).has_pairs_of(hashes)]
+                layers.append(assemble((LayerBlock.read(folder, name) for name in blocks), entry.hashes[1:]))
             except StatisticsError as error:
                 raise StatisticsError(f"{folder}: tensor {entry.name!r}: {error}") from error
         functional = FunctionalStatistics()
         if set(manifest.models) <= set(manifest.functional_models):
-            found = {kind: FUNCTIONAL[kind].read(block_path(folder, key)) for kind, key in manifest.functional.items()}
-            functional = FunctionalStatistics(**found).of(positions(manifest.functional_models, manifest.models))
+            found = {
+                kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()
+            }
+            functional = FunctionalStatistics(**found).select(positions(manifest.functional_models, manifest.models))
         return ZooStatistics(
             manifest.models,
             tuple(layers),

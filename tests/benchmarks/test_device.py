@@ -1,6 +1,7 @@
 """The program behind `make gpu-check`, without a GPU: small sizes through the interpreters."""
 
 import doctest
+import fcntl
 import json
 import os
 import re
@@ -176,13 +177,27 @@ def test_a_group_that_breaks_its_process_stops_nothing_else(tmp_path, monkeypatc
     assert "FAILED: spectrum (its process broke)" in done.output
 
 
-def test_a_program_is_stopped_with_those_it_started(capfd):
-    child = "import time; print('begun', flush=True); time.sleep(60)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    began = time.time()
+def test_a_program_is_stopped_with_those_it_started(tmp_path, capfd):
+    """Both hold a lock while they live."""
+    lock = tmp_path / "lock"
+    child = "import time; print('begun', flush=True); time.sleep(600)"
+    parent = f"""
+import fcntl, subprocess, sys
+held = open({str(lock)!r}, "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+subprocess.run([sys.executable, "-c", {child!r}], pass_fds=[held.fileno()])
+"""
     assert device_machine.run([sys.executable, "-c", parent], 1.5) == -1
-    assert time.time() - began < 30
     assert "stopped after 2 s" in capfd.readouterr().out
+    guard = time.monotonic() + 60  # the child would hold it for ten minutes
+    with lock.open("w") as free:
+        while True:
+            try:
+                fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < guard, "a program of the stopped one lives on"
+                time.sleep(0.01)
 
 
 def test_tests_of_device_code_are_found(monkeypatch):

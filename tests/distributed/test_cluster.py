@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import mergekern
+from mergekern.distributed import cluster as cluster_module
 from mergekern.distributed.cluster import measure_on_cluster
 from tests.support.zoos import assert_same, write_zoo
 
@@ -61,8 +62,9 @@ def test_a_worker_killed_midway(tmp_path):
     assert_same(found, mergekern.compute_all(zoo, per_layer=True))
 
 
-def test_workers_that_all_die(zoo, tmp_path):
+def test_workers_that_all_die(zoo, tmp_path, monkeypatch):
     """Is an error with a remedy; called again, the measurement ends as ever."""
+    monkeypatch.setattr(cluster_module, "RETRIES", 1)  # each is a new process, which imports torch before it can die
     is_over = threading.Event()
 
     def kill():
@@ -70,7 +72,7 @@ def test_workers_that_all_die(zoo, tmp_path):
             for owner in (tmp_path / "s").glob("shard-*/.lock-owner"):
                 with contextlib.suppress(OSError, ValueError):
                     os.kill(json.loads(owner.read_text())["process"], signal.SIGKILL)
-            time.sleep(0.001)
+            time.sleep(0.005)
 
     killer = threading.Thread(target=kill)
     killer.start()

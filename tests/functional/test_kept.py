@@ -10,7 +10,7 @@ from torch import nn
 
 import mergekern
 from mergekern import OptionError, ZooStatistics
-from mergekern.functional.runs import Runs
+from mergekern.functional.model_runs import ModelRuns
 from tests.functional.tables import KINDS, assert_close, run
 from tests.support.encoders import make_case
 from tests.support.names import OF_RUNS, OF_WEIGHTS
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def counted(monkeypatch):
     """The kinds of statistics that runs measured."""
     measured = []
-    original = Runs.measure
+    original = ModelRuns.measure
 
     def measure(self):
         measured.extend(sorted(self.kinds))
         return original(self)
 
-    monkeypatch.setattr(Runs, "measure", measure)
+    monkeypatch.setattr(ModelRuns, "measure", measure)
     return measured
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from mergekern.checkpoints import open_zoo
-from mergekern.functional.plan import Probes
+from mergekern.functional.binding import Binding
+from mergekern.functional.measure import measure_functional
 from mergekern.kernels import dispatch
 from mergekern.statistics import FUNCTIONAL
 from tests.functional.tables import KINDS, assert_close, run
@@ -40,8 +41,8 @@ def test_models_run_on_the_device(kind, monkeypatch):
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
     state = torch.cuda.get_rng_state() if DEVICE.type == "cuda" else None
     try:
-        prober = Probes(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
-        first, second = (prober.measure(kernels, 1, 1 << 30)[0] for _ in range(2))
+        binding = Binding(open_zoo(case.models, case.base), case.calibration(), frozenset(FUNCTIONAL))
+        first, second = (measure_functional(binding, kernels, 1, 1 << 30)[0] for _ in range(2))
     finally:
         handle.remove()
     assert devices == {DEVICE.type}

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -69,24 +70,38 @@ def test_products_and_thin_svd():
     np.testing.assert_allclose(rotation @ b, values[:, None] * vectors, atol=1e-13)
 
 
-def test_blas_threads_are_restored_when_the_last_of_overlapping_users_leaves():
+def with_two_blas_threads(program):
+    """Run a program in a process of its own: in this one BLAS may have a single thread, and no limit would show."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def overlapping_users():
+    lapack.multiply(np.eye(2), np.eye(2))  # the library is there from here on
     before = blas_threads()
+    assert set(before) == {2}
     inside, release = threading.Event(), threading.Event()
 
     def other():
         with lapack.single_threaded_pool(1) as pool:
             pool.submit(inside.set)
-            release.wait(10)
+            assert release.wait(60)
 
     thread = threading.Thread(target=other)
     with lapack.single_threaded_pool(2) as pool:
         assert set(pool.submit(blas_threads).result()) == {1}
         thread.start()
-        inside.wait(10)
+        assert inside.wait(60)
     assert set(blas_threads()) == {1}
     release.set()
     thread.join()
     assert blas_threads() == before
+
+
+def test_blas_threads_are_restored_when_the_last_of_overlapping_users_leaves():
+    program = "from tests.kernels import test_lapack; test_lapack.overlapping_users(); print('done')"
+    assert with_two_blas_threads(program) == "done"
 
 
 def test_the_first_pool_of_a_process_limits_the_library_it_uses():
@@ -99,8 +114,7 @@ with lapack.single_threaded_pool(2) as pool:
     inside = threadpool_info()
 print(sorted({library["num_threads"] for library in inside if library["user_api"] == "blas"}))
 """
-    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert out.strip() == "[1]"
+    assert with_two_blas_threads(program) == "[1]"
 
 
 def test_an_error_drops_the_tasks_that_wait():

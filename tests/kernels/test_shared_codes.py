@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mergekern
-from mergekern.checkpoints import checkpoint, formats, stream, writer
+from mergekern.checkpoints import checkpoint, open_checkpoint, safetensors_file, stream, writer
 from mergekern.kernels import native
 from mergekern.kernels.combine import CONSENSUS, Consensus
 from mergekern.merging import apply
@@ -91,21 +91,21 @@ def test_the_extension_refuses_a_code_without_a_dtype():
 
 
 def test_dtypes_of_files_are_read_or_refused(tmp_path):
-    for name, dtype in formats._SAFETENSORS_DTYPES.items():
+    for name, dtype in safetensors_file._SAFETENSORS_DTYPES.items():
         path = tmp_path / f"{name}.safetensors"
         header = b'{"w":{"dtype":"%s","shape":[1],"data_offsets":[0,%d]}}' % (name.encode(), dtype.itemsize)
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(dtype.itemsize))
         if dtype in checkpoint.FLOAT_DTYPES:
-            assert formats.open_checkpoint(path).tensors["w"].dtype == dtype
+            assert open_checkpoint(path).tensors["w"].dtype == dtype
         else:
             with pytest.raises(mergekern.CheckpointError, match="w"):
-                formats.open_checkpoint(path)
+                open_checkpoint(path)
 
 
 def test_dtypes_that_are_written_are_those_that_are_read():
-    names = formats._SAFETENSORS_DTYPES | formats._INTEGERS
+    names = safetensors_file._SAFETENSORS_DTYPES | safetensors_file._INTEGERS
     assert all(names[name] == dtype for dtype, name in writer._DTYPE_NAMES.items())
-    assert {*apply.DTYPES.values(), *formats._INTEGERS.values()} == set(writer._DTYPE_NAMES)
+    assert {*apply.DTYPES.values(), *safetensors_file._INTEGERS.values()} == set(writer._DTYPE_NAMES)
     assert all(str(dtype) == f"torch.{name}" for name, dtype in apply.DTYPES.items())
 
 

@@ -139,22 +139,14 @@ def compile_all(storage_dtype):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Compile in processes of their own, where kernels are not interpreted."""
+    """Compile in a process of its own, where kernels are not interpreted: one for all, since it begins with imports."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.kernels.test_triton_compiles", dtype],
-            env=environment,
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for dtype in ("fp32", "bf16")
-    ]
-    printed = [process.communicate()[0] for process in processes]
-    assert not any(process.returncode for process in processes)
-    return {name: found for text in printed for name, found in json.loads(text).items()}
+    command = [sys.executable, "-m", "tests.kernels.test_triton_compiles"]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(done.stdout)
 
 
 def test_instructions(compiled):
@@ -180,4 +172,4 @@ def test_nothing_is_spilled(compiled):
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_all(sys.argv[1])))
+    print(json.dumps(compile_all("fp32") | compile_all("bf16")))

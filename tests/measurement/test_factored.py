@@ -200,7 +200,7 @@ def test_an_untrained_adapter_is_frozen(tmp_path):
     save_file({n: v * ("lora_A" in n or "down" in n) for n, v in load_file(path).items()}, path)
     statistics = mergekern.measure([tmp_path / name for name in "abc"])
     for layer in statistics.layers:
-        assert layer.frozen.tolist() == [False, False, "q_proj" in layer.name]
+        assert layer.unchanged.tolist() == [False, False, "q_proj" in layer.name]
         assert layer.spectrum.rank.tolist() == [12, 12, 0 if "q_proj" in layer.name else 12]
 
 

@@ -70,7 +70,7 @@ def assert_part(found, every):
         if layer.spectrum is not None:
             for name in ("values", "rank"):
                 assert np.array_equal(getattr(layer.spectrum, name), getattr(other.spectrum, name)[at]), layer.name
-            for name in ("left_top", "right_top", "right_bottom"):
+            for name in ("left_top_overlap", "right_top_overlap", "right_bottom_overlap"):
                 assert np.array_equal(getattr(layer.spectrum, name), getattr(other.spectrum, name)[pairs]), layer.name
 
 
@@ -135,4 +135,4 @@ def test_vectors_that_are_kept_give_the_overlaps_of_later_models(zoo):
             spectrum = measurement.finish(measurement.begin(layer, opened, pool)).spectrum
             for side, bases in spectrum.bases._asdict().items() if spectrum else ():
                 found = measurement.backend.overlap(bases[-1:], bases[:-1])
-                assert np.array_equal(found, getattr(spectrum, side)[-1:, :-1]), (layer.tensor.name, side)
+                assert np.array_equal(found, getattr(spectrum, f"{side}_overlap")[-1:, :-1]), (layer.tensor.name, side)

@@ -3,12 +3,13 @@
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergekern.measurement.tiles import Item, cost, share, tiles
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(1, 100), min_size=1, max_size=5), min_size=1, max_size=12), st.integers(1, 20))
 def test_shares_have_every_item_once_and_are_balanced(costs, count):
     shares = [share(costs, index, count) for index in range(count)]
@@ -19,6 +20,7 @@ def test_shares_have_every_item_once_and_are_balanced(costs, count):
     assert max(loads) - min(loads) <= max(itertools.chain(*costs)) + 1e-9
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12), st.integers(1, 12), st.integers(1, 6))
 def test_tiles_have_every_new_pair_once(known, new, size):
     models = range(known, known + new)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import mergekern
-from mergekern.checkpoints.formats import SafetensorsFile
+from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.errors import OptionError, OutputError
 from tests.merging.zoos import SHAPES, assert_equal, drawn
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from mergekern.metrics import CATALOGUE
-from mergekern.prediction import fingerprints, fit_exact, fit_published, variance_components
+from mergekern.prediction import fingerprints, fit_exact, fit_published, make_predictor, variance_components
 from tests.support.pairs import all_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +104,8 @@ def test_a_whole_run(script, made_up, monkeypatch):
     columns = ["study", "fit", "method", *script.COLUMNS]
     pd.DataFrame(rows, columns=columns).to_csv(made_up / "loto_results.csv", index=False)
     monkeypatch.setattr(script, "MEASURED", 12)
+    small = {"forest": {"n_estimators": 20}}  # forests of 200 trees took half of the run
+    monkeypatch.setattr(script, "make_predictor", lambda kind: make_predictor(kind, **small.get(kind, {})))
     result = CliRunner().invoke(script.main, [str(made_up), "--seeds", "2", "--out", str(made_up / "out")])
     assert result.exit_code == 0, result.output
     assert "tsv: 2 incomplete: task00 and task01, task01 and task02" in result.output

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 import mergekern
 from mergekern import ZooStatistics
-from mergekern.statistics.layer_block import Coverage, LayerBlock, Measured
+from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.keys import BlockKey
+from mergekern.statistics.layer_block import LayerBlock
 from tests.support.zoos import assert_same, paths
 
 GEOMETRY = ["task-vector geometry"]
@@ -16,9 +18,9 @@ GEOMETRY = ["task-vector geometry"]
 def test_the_same_content_on_both_sides_of_a_block_has_no_spectra_there():
     """Two models that share a tensor: the block of their pair is not that of one with itself."""
     pairs = np.ones((1, 1))
-    block = LayerBlock(Measured("w", (2, 2), "how", "base", ("x",), ("x",)), pairs, pairs)
+    block = LayerBlock(BlockKey("w", (2, 2), "how", "base", ("x",), ("x",)), pairs, pairs)
     coverage = Coverage(["x", "x"])
-    coverage.add(block.of)
+    coverage.add(block.key)
     assert coverage.pairs.tolist() == [[False, True], [True, False]]
     assert coverage.known() == []
 
@@ -57,7 +59,7 @@ def test_any_sequence_of_zoos_in_one_folder(tmp_path_factory, sequence):
             np.testing.assert_array_equal(one.squared_distance, other.squared_distance)
         assert not mergekern.verify(folder)
         names = list(models)[::-1][:2]
-        np.testing.assert_array_equal(ZooStatistics.load(folder, names).inner, alone.of(names).inner)
+        np.testing.assert_array_equal(ZooStatistics.load(folder, names).inner, alone.select(names).inner)
 
 
 def test_models_added_for_some_metrics_have_no_spectra_of_others(tmp_path):
@@ -108,4 +110,4 @@ def test_any_subset_in_any_order(zoo, tmp_path, names):
     whole = mergekern.measure(zoo, statistics=folder)
     alone = mergekern.compute_all(paths(zoo, names), zoo / "base.safetensors", per_layer=True)
     assert_same(ZooStatistics.load(folder, list(names)), alone)
-    assert_same(whole.of(list(names)), alone)
+    assert_same(whole.select(list(names)), alone)

@@ -28,35 +28,35 @@ from mergekern.statistics import (
 )
 
 if TYPE_CHECKING:
-    from mergekern.functional.plan import Probes
+    from mergekern.functional.binding import Binding
 
 logger = logging.getLogger(__name__)
 
 
-class Runs:
+class ModelRuns:
     """Each model is run, and what it gives is kept until all can be compared."""
 
     def __init__(
-        self, probes: Probes, kinds: frozenset[str], backend: Backend | DeviceBackend, threads: int, max_memory: int,
+        self, binding: Binding, kinds: frozenset[str], backend: Backend | DeviceBackend, threads: int, max_memory: int,
         folder: Path | None, progress: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.probes, self.calibration, self.model = probes, probes.calibration, probes.model
-        self.forward = Forward(probes, backend.device)
+        self.binding, self.calibration, self.model = binding, binding.calibration, binding.model
+        self.forward = Forward(binding, backend.device)
         self.kinds, self.backend, self.threads, self.max_memory = kinds, backend, threads, max_memory
         self.device = backend.device
         self.folder, self.progress = folder, progress
 
     def measure(self) -> FunctionalStatistics:
-        names = self.probes.zoo.model_names
+        names = self.binding.zoo.model_names
         means: list[np.ndarray] = []
         of_encoder: list[Kept] = []
         of_inputs: list[Kept] = []
         shapes: list[tuple[int, ...]] = []
         with temporary_folder(self.folder) as folder:
             keeper = GradientKeeper(folder, self.max_memory, self._gram_of)
-            for index, (name, checkpoint) in enumerate(zip(names, self.probes.zoo.models, strict=True)):
+            for index, (name, checkpoint) in enumerate(zip(names, self.binding.zoo.models, strict=True)):
                 with self.forward.undisturbed():
-                    parameters, buffers = self.probes.tensors(checkpoint, self.device)
+                    parameters, buffers = self.binding.tensors(checkpoint, self.device)
                     if "activations" in self.kinds:
                         self._report(f"activations of {name}")
                         means.append(self._mean_activation(name, {**parameters, **buffers}))
@@ -89,7 +89,7 @@ class Runs:
         # Sorted, so that the order in which models or tasks are given has no part in the last bits.
         tasks = [task for _, task in sorted(self.calibration.tasks.items())]
         for parts in batches([task.inputs for task in tasks], self.calibration.activation_batch_size):
-            inputs = self.probes.inputs(parts, self.device)
+            inputs = self.binding.inputs(parts, self.device)
             with outputs_of(self.model, self.calibration.layer) as outputs:
                 self.forward.features(tensors, inputs)
             output = only_output(outputs, "layer", self.calibration.layer)
@@ -139,7 +139,7 @@ class Runs:
         of_inputs = []
         for start in range(0, task.size, size):
             rows = slice(start, min(start + size, task.size))
-            inputs = self.probes.inputs([rows_of(task.inputs, rows)], self.device)
+            inputs = self.binding.inputs([rows_of(task.inputs, rows)], self.device)
             loss, at = self._loss(name, task, rows, {**leaves, **buffers}, inputs)
             if not loss.requires_grad:
                 raise CalibrationError(f"model {name!r}: the loss does not depend on the model; is a result detached?")
@@ -149,7 +149,7 @@ class Runs:
                 of_inputs.append(dense(at.grad, at).detach())
         encoder, by_inputs = {}, {}
         for key, leaf in leaves.items():
-            encoder[self.probes.layer_name(key)] = dense(leaf.grad, leaf).div_(task.size)
+            encoder[self.binding.layer_name(key)] = dense(leaf.grad, leaf).div_(task.size)
             leaf.grad = None
         if of_inputs:
             divisor = task.size if self.calibration.batch_weighting == "sample" else 1
@@ -185,7 +185,7 @@ class Runs:
     def _encoder_gradients(self, keeper: GradientKeeper, kept: Sequence[Kept]) -> EncoderGradientStatistics:
         found = {layer.name: layer for layer in keeper.compare(kept)}
         # In the order of the model: files have another, and sums should not depend on what went to files.
-        names = map(self.probes.layer_name, self.probes.parameters)
+        names = map(self.binding.layer_name, self.binding.parameters)
         return EncoderGradientStatistics(tuple(found[name] for name in names if name in found))
 
     def _input_gradients(

@@ -1,33 +1,22 @@
-"""What is run, checked against the checkpoints before any weights are read."""
+"""A model bound to the checkpoints of a zoo: which tensor of them is which parameter of the model."""
 
 from __future__ import annotations
 
-import dataclasses
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from mergekern.checkpoints import Checkpoint, Zoo
 from mergekern.errors import CalibrationError, MismatchError, did_you_mean
 from mergekern.functional.calibration import Calibration, Inputs
-from mergekern.functional.runs import Runs
-from mergekern.kernels.device_backend import DeviceBackend
-from mergekern.kernels.dispatch import Backend
-from mergekern.statistics import FUNCTIONAL, FunctionalStatistics
-from mergekern.statistics.store import Store
-
-# Elements of a tensor that are hashed at a time.
-_HASHED = 1 << 24
 
 
 @dataclass
-class Probes:
-    """A model, and what it is run for, checked against the checkpoints before any weights are read.
+class Binding:
+    """A model bound to the checkpoints whose tensors it runs on, checked before any weights are read.
 
     Attributes:
         zoo: whose models are run.
@@ -69,54 +58,6 @@ class Probes:
         self._zoo_names = frozenset(tensor.name for tensor in self.zoo.tensors)
         for checkpoint in self.zoo.models:
             self.check_fit(checkpoint)
-
-    def measure(
-        self,
-        backend: Backend | DeviceBackend,
-        threads: int,
-        max_memory: int,
-        store: Store | None = None,
-        how: Sequence[object] = (),
-        progress: Callable[[str], None] = lambda what: None,
-    ) -> tuple[FunctionalStatistics, dict[str, str]]:
-        """Run every model, or take what a store has for the same inputs.
-
-        Args:
-            backend: its device runs the models, and its `gram` kernel compares what they give.
-            threads: that the kernel may use.
-            max_memory: bytes of gradients held at a time, beside those of the model that is running.
-            store: where the statistics are kept.
-            how: what else the values depend on, such as versions.
-            progress: called with what is run, before it is.
-
-        Returns:
-            The statistics, and the keys of their blocks in the store.
-
-        Raises:
-            CalibrationError: the loss is NaN or no scalar, a label is outside the classes of the logits, the head does
-                not fit the features, a named layer does not run exactly once.
-            NonFiniteError: NaN or infinite activations or gradients.
-            MismatchError: tensors that the model ties differ in a checkpoint.
-            OptionError: no room on the disk for the gradients.
-        """
-        keys: dict[str, str] = {}
-        found = FunctionalStatistics()
-        if store is not None:
-            # Where the content cannot be known, the statistics are kept to be loaded, but not used for another run.
-            calibration_hash = self.calibration.content_hash(self.model) or uuid.uuid4().hex
-            hashes = [content_hash(checkpoint) for checkpoint in self.zoo.models]
-            how = [*how, torch.__version__, backend.name, calibration_hash, list(self.zoo.model_names)]
-            keys = {kind: store.functional_key(kind, hashes, how) for kind in FUNCTIONAL}
-            found = store.get_functional(keys)
-        if lacking := self.wanted - found.kinds.keys():
-            folder = None if store is None else store.path
-            runs = Runs(self, lacking, backend, threads, max_memory, folder, progress)
-            measured = runs.measure()
-            self.zoo.check_unchanged()  # or what was run is not what was hashed
-            if store is not None:
-                store.put_functional(measured, keys)
-            found = dataclasses.replace(found, **measured.kinds)  # type: ignore[arg-type]
-        return found, keys
 
     def provenance(self) -> dict[str, Any]:
         """Return what a table says of how the models were run."""
@@ -211,18 +152,3 @@ def _by_first_name(named: Iterator[tuple[str, Tensor]]) -> dict[str, list[str]]:
 
 def _some(lines: Sequence[str]) -> str:
     return ", ".join(lines[:5]) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-
-
-def content_hash(checkpoint: Checkpoint) -> str:
-    """Return a hash of every tensor of a checkpoint."""
-    hasher = xxhash.xxh3_128()
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        hasher.update(f"{name}\0{tensor.read_dtype}{tensor.shape}".encode())
-        for start in range(0, tensor.count, _HASHED):
-            block = checkpoint.read_range(name, start, min(start + _HASHED, tensor.count))
-            hasher.update(block.view(torch.uint8).numpy())
-    for name in sorted(checkpoint.buffers):
-        values = checkpoint.read_buffer(name).contiguous()
-        hasher.update(f"{name}\0{values.dtype}{tuple(values.shape)}".encode())
-        hasher.update(values.reshape(-1).view(torch.uint8).numpy())
-    return hasher.hexdigest()

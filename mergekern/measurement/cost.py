@@ -1,0 +1,67 @@
+"""What a measurement will take: bytes that are read, and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor
+from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
+from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
+from mergekern.measurement.options import MeasureOptions
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a measurement will take.
+
+    Attributes:
+        bytes_read: of weights; tensors larger than the budget are read several times.
+        peak_memory: estimate of the bytes allocated at once, beside mapped files and the interpreter itself.
+    """
+
+    bytes_read: int
+    peak_memory: int
+
+
+def estimate_cost(zoo: Zoo, options: MeasureOptions | None = None) -> Cost:
+    """Return what measuring a zoo will take, without reading its weights.
+
+    >>> from mergekern.checkpoints import open_zoo
+    >>> models = {"a": {"w": torch.ones(2)}, "b": {"w": torch.zeros(2)}}
+    >>> estimate_cost(open_zoo(models, base={"w": torch.zeros(2)})).bytes_read
+    24
+    """
+    options = options or MeasureOptions()
+    budget = LayerStream(zoo, options.max_memory).max_memory
+    threads = torch.get_num_threads()
+    total = held = working = 0
+    for tensor in zoo.tensors:
+        size, changes = zoo.nbytes(tensor), zoo.changes(tensor)
+        whole = changes.count("whole")
+        is_split = size > budget
+        # Split tensors are read once to hash them, once for the Gram matrix, and twice for each spectrum.
+        total += size * (2 if is_split else 1)
+        widened = any(c.tensors[n].read_dtype != c.tensors[n].dtype for c, n in _stored(zoo, tensor))
+        if options.io == "pread" or is_split or widened:
+            held += size
+        if "factors" in changes:
+            ranks = [c.factors(n).left.shape[1] for c, n in _stored(zoo, tensor) if c.change(n) == "factors"]
+            flat = (tensor.shape[0], math.prod(tensor.shape[1:]))
+            working = max(working, threads * low_rank_on_cpu.workspace(ranks, flat, budget // (2 * threads)))
+        if options.with_spectrum and tensor.is_matrix and whole:
+            shape = (tensor.shape[0], tensor.shape[1])
+            if is_split:
+                base_size = zoo.base.tensors[tensor.names[0]].nbytes
+                total += 2 * (size - base_size + whole * base_size)
+            # The vectors of one layer, their stack, and those of the layer that is ahead.
+            vectors = 3 * 4 * whole * min(options.top_k, *shape) * (shape[0] + 2 * shape[1])
+            working = max(working, threads * spectrum_on_cpu.workspace(shape, options.top_k) + vectors)
+    return Cost(total, min(held, budget) + working)
+
+
+def _stored(zoo: Zoo, tensor: ZooTensor) -> Iterable[tuple[Checkpoint, str]]:
+    return zip(zoo.checkpoints, tensor.names, strict=True)
