@@ -11,7 +11,7 @@ from tests.golden.zoo import GOLDEN
 from tests.merging.zoos import mixed
 
 GROUPS = {"pair01": range(2), "all5": range(5)}
-# Of the README beside the values: of the methods by singular vectors, and of the others.
+# From golden/README.md. The methods by singular vectors are listed; the others are held to 1e-5.
 TOLERANCE = {"tsv": 1e-4, "isotropic": 1e-4, "isotropic_cts": 1e-4}
 CASES = {name: (name, {}) for name in METHODS if name not in ("dare", "dare_ties")}
 CASES["dare_magnitude"] = ("dare", {"mask": "magnitude"})
@@ -61,7 +61,7 @@ def test_the_pure_function_is_what_is_streamed(case):
     if name == "tall_masks":
         resolved["models"] = 3
     if name in ("dare", "dare_ties") and resolved["mask"] == "random":
-        resolved["rate"] = 0.0  # The masks are those of other keys.
+        resolved["rate"] = 0.0  # DARE's masks come from other keys here.
         options = {**options, "rate": 0.0}
     merged = mergekern.merge(models, base, name, **options)
     for tensor in ("blocks.0.attn.weight", "blocks.0.attn.bias", "embed.conv.weight", "head.small.weight"):

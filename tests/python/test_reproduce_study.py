@@ -38,7 +38,7 @@ def test_published_fits_come_out_in_the_spread_of_seeds(script, study):
     seeds = 5
     found = script.reproduce(study, pd.read_csv(PUBLISHED / "loto_results.csv"), seeds)
     assert len(found) == 10 * 4 * 4 + 4 * 4
-    # Few seeds say little of one row's spread, but all rows of a figure together do.
+    # A few seeds estimate the spread of one row badly, but that of all rows of a figure well.
     spread = found.groupby("figure")["sd"].transform(lambda sd: np.sqrt((sd**2).mean())) * np.sqrt(1 + 1 / seeds)
     z = (found["published"] - found["mean"]) / spread
     assert np.abs(z).max() < 4.5
@@ -83,7 +83,7 @@ def test_task_effects_of_the_study(study):
 
 @pytest.fixture
 def made_up(tmp_path):
-    """Files as the study's: 8 tasks, a method, one pair without gradients and one without an accuracy."""
+    """Files in the study's format: 8 tasks, a method, one pair without gradients, one without an accuracy."""
     random = np.random.default_rng(0)
     index = all_pairs(8)
     metrics = pd.DataFrame(random.standard_normal((28, 28)), index=index, columns=list(CATALOGUE))
