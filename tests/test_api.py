@@ -41,7 +41,7 @@ def test_only_the_metrics_asked_for(mixed):
 
 def test_metrics_of_inner_products_cause_no_factorisation(mixed):
     base, zoo = mixed
-    statistics = mergekern.measure(zoo, base, metrics="task-vector geometry")
+    statistics = mergekern.measure(zoo, base, options=mergekern.MeasureOptions("task-vector geometry"))
     assert all(layer.spectrum is None for layer in statistics.layers)
     assert not statistics.has_spectra
 
@@ -64,7 +64,9 @@ def test_statistics_give_every_metric_without_the_weights(mixed, tmp_path):
     pd.testing.assert_frame_equal(table.to_pandas(), expected.to_pandas(), check_exact=True)
     assert table.provenance == expected.provenance
     with pytest.raises(OptionError, match="without spectra"):
-        mergekern.MetricTable.from_statistics(mergekern.measure(zoo, base, metrics="stable_rank"), SUBSPACE_METRICS)
+        mergekern.MetricTable.from_statistics(
+            mergekern.measure(zoo, base, options=mergekern.MeasureOptions("stable_rank")), SUBSPACE_METRICS
+        )
 
 
 def test_statistics_are_reused_only_while_the_inputs_are_the_same(mixed, tmp_path, monkeypatch):
@@ -297,6 +299,6 @@ def test_blocks_of_another_backend_are_not_reused(mixed, tmp_path, monkeypatch):
 
 def test_metrics_cannot_change_the_statistics(mixed):
     base, zoo = mixed
-    statistics = mergekern.measure(zoo, base, metrics="stable_rank")
+    statistics = mergekern.measure(zoo, base, options=mergekern.MeasureOptions("stable_rank"))
     with pytest.raises(ValueError, match="read-only"):
         CATALOGUE["task_vector_dot_product"].compute(statistics)[:] = 0

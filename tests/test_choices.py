@@ -26,13 +26,13 @@ ACCEPTED = {
 # The function that a command hands its options to.
 FUNCTIONS = {
     "metrics": mergekern.compute_all,
-    "info": mergekern.plan,
+    "info": mergekern.MeasureOptions,
     "table": mergekern.MetricTable.from_statistics,
     "merge": mergekern.merge,
     "merge-all": mergekern.merge_all,
     "add": mergekern.add_models,
     "fit": MergePredictor.fit,
-    "screen": mergekern.measure,
+    "screen": mergekern.MeasureOptions,
 }
 CHOICES = [
     pytest.param(parameter, id=f"{name} {parameter.name}")

@@ -38,7 +38,7 @@ def positive_bytes(name: str, size: Any) -> int:
     2000000000
     """
     if isinstance(size, Real) and 1 <= float(size) < math.inf:
-        return int(math.floor(size))
+        return int(size)  # type: ignore[call-overload]
     raise OptionError(f"{name} must be a positive number of bytes, not {size!r}")
 
 

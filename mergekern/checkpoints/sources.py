@@ -15,10 +15,10 @@ from mergekern.checkpoints import hub
 from mergekern.errors import CheckpointError, OptionError
 
 IO = Literal["mmap", "pread"]
-CheckpointLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, torch.Tensor | np.ndarray] | torch.nn.Module"
+CheckpointLike: TypeAlias = str | os.PathLike[str] | Mapping[str, torch.Tensor | np.ndarray] | torch.nn.Module
 """A checkpoint as users give it: a path (`.safetensors`, a Hugging Face folder, a PEFT folder, a torch file), the id of
 a model on the Hugging Face Hub where no such path exists, tensors or arrays by name, or a module."""
-ZooLike: TypeAlias = "str | os.PathLike[str] | Sequence[CheckpointLike] | Mapping[str, CheckpointLike]"
+ZooLike: TypeAlias = str | os.PathLike[str] | Sequence[CheckpointLike] | Mapping[str, CheckpointLike]
 """Several models as users give them: a folder of checkpoints, a sequence of them, or a mapping name -> checkpoint."""
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")

@@ -299,7 +299,7 @@ def test_a_base_is_needed_for_what_is_held_whole(folders, tmp_path):
     configure(tmp_path / "c", base_model_name_or_path="org/base")
     with pytest.raises(OptionError, match=r"c: holds 'lm_head.weight' whole .*pass base=org/base, or on_mismatch"):
         mergekern.measure([*folders, tmp_path / "c"])
-    statistics = mergekern.measure([*folders, tmp_path / "c"], on_mismatch="skip")
+    statistics = mergekern.measure([*folders, tmp_path / "c"], options=mergekern.MeasureOptions(on_mismatch="skip"))
     assert [line.partition(":")[0] for line in statistics.skipped] == ["lm_head.weight"]
     assert len(statistics.layers) == 4
 

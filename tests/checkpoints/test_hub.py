@@ -138,10 +138,15 @@ def test_without_huggingface_hub(cache, monkeypatch):
 
 
 def test_offline_by_environment(cache, tmp_path):
-    code = "import mergekern; print(mergekern.measure(['org/one', 'else/two'], 'org/base', device='cpu').inner[0, 1])"
+    code = (
+        "import mergekern; options = mergekern.MeasureOptions(device='cpu'); "
+        "print(mergekern.measure(['org/one', 'else/two'], 'org/base', options).inner[0, 1])"
+    )
     environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     models = {"one": weights(1), "two": weights(2)}
-    assert float(done.stdout) == mergekern.measure(models, weights(0), device="cpu").inner[0, 1]
+    assert (
+        float(done.stdout) == mergekern.measure(models, weights(0), mergekern.MeasureOptions(device="cpu")).inner[0, 1]
+    )

@@ -91,7 +91,7 @@ def test_only_what_is_new_is_measured(zoo, tmp_path, monkeypatch):
     mergekern.add_models(zoo / "g.safetensors", folder)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     new = [LayerBlock.read(folder, path.stem) for path in (folder / "blocks").iterdir() if path not in before]
-    assert sorted((len(block.of.rows), len(block.of.columns)) for block in new) == [(1, 0)] * 5 + [(6, 1)] * 5
+    assert sorted((len(block.key.rows), len(block.key.columns)) for block in new) == [(1, 0)] * 5 + [(6, 1)] * 5
 
 
 def test_nobody_else_writes_while_models_are_added(zoo, tmp_path):

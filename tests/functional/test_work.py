@@ -39,7 +39,10 @@ def test_each_model_runs_once(monkeypatch):
 def test_runs_cause_no_factorisation_and_input_gradients_no_others():
     case = make_case("transformer")
     statistics = mergekern.measure(
-        case.models, case.base, metrics="input_gradient_l2_distance", calibration=case.calibration()
+        case.models,
+        case.base,
+        calibration=case.calibration(),
+        options=mergekern.MeasureOptions("input_gradient_l2_distance"),
     )
     assert not statistics.has_spectra
     assert list(statistics.functional.kinds) == ["input_gradients"]

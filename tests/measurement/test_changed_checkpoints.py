@@ -62,12 +62,17 @@ def test_a_checkpoint_replaced_while_it_is_read(zoo, tmp_path, change, io):
     mine = shutil.copytree(zoo, tmp_path / "zoo")
     path, content = mine / "c.safetensors", (mine / "d.safetensors").read_bytes()
     folder = tmp_path / "s"
-    mergekern.measure(mine, statistics=folder, top_k=3)
+    mergekern.measure(mine, statistics=folder, options=mergekern.MeasureOptions(top_k=3))
     before = snapshot(folder)
     for at, options in ((1, {"statistics": folder}), (4, {"statistics": folder}), (1, {})):
         shutil.copyfile(zoo / "c.safetensors", path)
         with pytest.raises(CheckpointError, match=rf"{path}: was changed while 'c' was being read; .*run again"):
-            mergekern.measure(mine, progress=changing(change, path, content, at), max_memory=20_000, io=io, **options)
+            mergekern.measure(
+                mine,
+                progress=changing(change, path, content, at),
+                **options,
+                options=mergekern.MeasureOptions(max_memory=20_000, io=io),
+            )
         assert snapshot(folder) == before
     if change is not by_deleting:
         assert_same(mergekern.measure(mine, statistics=folder), mergekern.compute_all(mine, per_layer=True))
@@ -80,7 +85,10 @@ def test_a_checkpoint_replaced_by_one_that_is_known(folder, zoo, tmp_path):
     before = snapshot(folder)
     with pytest.raises(CheckpointError, match="was changed while 'c'"):
         mergekern.measure(
-            mine, statistics=folder, progress=changing(in_place, mine / "c.safetensors", content), max_memory=20_000
+            mine,
+            statistics=folder,
+            progress=changing(in_place, mine / "c.safetensors", content),
+            options=mergekern.MeasureOptions(max_memory=20_000),
         )
     assert snapshot(folder) == before
 
@@ -130,4 +138,6 @@ def test_a_checkpoint_cut_off_while_it_is_read(zoo, expected, tmp_path):
 
 def cut_off(zoo, folder, io):
     progress = changing(lambda path, _: os.truncate(path, 0), zoo / "c.safetensors", b"")
-    mergekern.measure(zoo, statistics=folder, progress=progress, max_memory=20_000, io=io)
+    mergekern.measure(
+        zoo, statistics=folder, progress=progress, options=mergekern.MeasureOptions(max_memory=20_000, io=io)
+    )

@@ -276,10 +276,10 @@ def test_values_that_are_not_finite(value, tmp_path):
 
 def test_a_plan_counts_factors(zoos):
     zoo = zoos("one rank")
-    plan = mergekern.plan(open_zoo(zoo.adapters, zoo.base))
+    plan = mergekern.estimate_cost(open_zoo(zoo.adapters, zoo.base))
     held = [load_file(path / "adapter_model.safetensors").values() for path in zoo.adapters.values()]
     assert plan.bytes_read == sum(values.nbytes for tensors in held for values in tensors)
-    assert mergekern.plan(open_zoo(zoo.adapters, needs_base=False)).bytes_read == plan.bytes_read
+    assert mergekern.estimate_cost(open_zoo(zoo.adapters, needs_base=False)).bytes_read == plan.bytes_read
 
 
 def test_on_the_command_line(zoos, tmp_path):

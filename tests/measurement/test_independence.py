@@ -98,7 +98,7 @@ def test_the_budget_does_not_change_a_bit():
     segment = 5 * 4 * SEGMENT  # of the base and of all models
     every = mergekern.measure(models, base)
     for budget in (segment, int(1.9 * segment), 3 * segment):
-        assert_part(mergekern.measure(models, base, max_memory=budget), every)
+        assert_part(mergekern.measure(models, base, options=mergekern.MeasureOptions(max_memory=budget)), every)
     table = mergekern.compute_all(models, base, max_memory=segment)
     pd.testing.assert_frame_equal(table.to_pandas(), mergekern.compute_all(models, base).to_pandas(), check_exact=True)
 
@@ -106,7 +106,10 @@ def test_the_budget_does_not_change_a_bit():
 def test_a_budget_of_few_adapters_does_not_change_a_bit(mixed):
     base, models = mixed
     adapters = {name: model for name, model in models.items() if not isinstance(model, dict)}
-    assert_part(mergekern.measure(adapters, base, max_memory=30_000), mergekern.measure(adapters, base))
+    assert_part(
+        mergekern.measure(adapters, base, options=mergekern.MeasureOptions(max_memory=30_000)),
+        mergekern.measure(adapters, base),
+    )
 
 
 @pytest.mark.parametrize("split", [1, 3, 6, 9])

@@ -100,8 +100,10 @@ def test_catalogue_entries_are_complete(metric):
 
 @pytest.mark.parametrize("metric", [name for name, entry in CATALOGUE.items() if entry.runs_models])
 def test_statistics_without_runs_are_refused(metric):
-    """The check is not an assertion, which `python -O` would drop."""
-    statistics = mergekern.measure(*make_zoo_of_one_matrix(), metrics="task_vector_dot_product")
+    """Also under python -O, where an assertion would not."""
+    statistics = mergekern.measure(
+        *make_zoo_of_one_matrix(), options=mergekern.MeasureOptions("task_vector_dot_product")
+    )
     for compute in (CATALOGUE[metric].compute, CATALOGUE[metric].compute_layers):
         with pytest.raises(OptionError, match=f"{metric}: .* measured without"):
             compute(statistics)

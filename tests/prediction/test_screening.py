@@ -150,7 +150,7 @@ def test_models_measured_for_fewer_metrics(screened, tmp_path):
     models = {name: zoo / f"{name}.safetensors" for name in "abcdefg"}
     base, folder = zoo / "base.safetensors", tmp_path / "s"
     mergekern.measure({name: models[name] for name in "abc"}, base, statistics=folder)
-    mergekern.measure(models, base, metrics="task-vector geometry", statistics=folder)
+    mergekern.measure(models, base, statistics=folder, options=mergekern.MeasureOptions("task-vector geometry"))
     with pytest.raises(mergekern.StatisticsError, match="measured for fewer metrics than others; measure all of them"):
         screen(folder, out=tmp_path / "pairs.parquet", tile=3)
     assert not (tmp_path / "pairs.parquet").exists()

@@ -78,7 +78,7 @@ def test_correlations_are_those_of_tables_computed_one_by_one(script, zoo):
     def make(drawn):
         return mergekern.Calibration(calibration.model, drawn, calibration.layer)
 
-    results = script.repeat(mergekern.api.open_zoo(zoo), tasks, [3, 11], 2, make)
+    results = script.repeat(mergekern.checkpoints.open_zoo(zoo), tasks, [3, 11], 2, make)
     small = mergekern.compute_all(zoo, metrics=OF_RUNS, calibration=make(script.draw(tasks, 3, 1)))
     large = mergekern.compute_all(zoo, metrics=OF_RUNS, calibration=make(script.draw(tasks, 11, 0)))
     for name in OF_RUNS:

@@ -49,11 +49,11 @@ def test_any_sequence_of_zoos_in_one_folder(tmp_path_factory, sequence):
     folder = tmp_path_factory.mktemp("sequence") / "s"
     for seeds, metrics in sequence:
         models = {f"m{seed}": model(seed) for seed in seeds}
-        found = mergekern.measure(models, BASE, metrics=metrics, statistics=folder)
+        found = mergekern.measure(models, BASE, statistics=folder, options=mergekern.MeasureOptions(metrics))
         assert metrics == GEOMETRY or found.has_spectra
         if found.has_spectra:
             assert_same(found, mergekern.compute_all(models, BASE, per_layer=True))
-        alone = mergekern.measure(models, BASE, metrics=metrics)
+        alone = mergekern.measure(models, BASE, options=mergekern.MeasureOptions(metrics))
         for one, other in zip(found.layers, alone.layers, strict=True):
             np.testing.assert_array_equal(one.inner, other.inner)
             np.testing.assert_array_equal(one.squared_distance, other.squared_distance)
@@ -67,7 +67,7 @@ def test_models_added_for_some_metrics_have_no_spectra_of_others(tmp_path):
     models = {f"m{seed}": model(seed) for seed in range(3)}
     two = {name: models[name] for name in ("m0", "m1")}
     mergekern.measure(two, BASE, statistics=tmp_path / "s")
-    found = mergekern.measure(models, BASE, metrics=GEOMETRY, statistics=tmp_path / "s")
+    found = mergekern.measure(models, BASE, statistics=tmp_path / "s", options=mergekern.MeasureOptions(GEOMETRY))
     assert not found.has_spectra
     with pytest.raises(mergekern.MergekernError):
         mergekern.MetricTable.from_statistics(found, ["subspace_overlap"])

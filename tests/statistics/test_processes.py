@@ -53,7 +53,7 @@ def waiting(zoo, folder, event):
             event.set()
             time.sleep(600)
 
-    mergekern.measure(zoo, statistics=folder, progress=progress, max_memory=20_000)
+    mergekern.measure(zoo, statistics=folder, progress=progress, options=mergekern.MeasureOptions(max_memory=20_000))
 
 
 def test_two_processes_on_one_folder(zoo, expected, tmp_path):
@@ -130,7 +130,8 @@ def test_a_bad_model_is_added(zoo, expected, folder, tmp_path):
 
 def test_a_bad_model_in_a_shard(zoo, tmp_path):
     models = {**paths(zoo, "ab"), "bad": with_nan(zoo, tmp_path)}
-    options = {"base": zoo / "base.safetensors", "max_memory": 20_000, "block_size": 2, "metrics": GEOMETRY}
+    measured = mergekern.MeasureOptions(GEOMETRY, max_memory=20_000)
+    options = {"base": zoo / "base.safetensors", "block_size": 2, "options": measured}
     mergekern.measure_shard(paths(zoo, "abc"), shard=(1, 1), statistics=tmp_path / "s", **options)
     before = snapshot(tmp_path / "s")
     with pytest.raises(NonFiniteError, match="1 in 'bad'"):

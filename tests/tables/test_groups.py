@@ -191,7 +191,7 @@ def test_what_is_no_group(statistics, groups, message):
 
 def test_metrics_that_were_not_measured(deltas):
     base = {key: np.zeros_like(array) for key, array in deltas["a"].items()}
-    statistics = mergekern.measure(deltas, base, metrics="effective rank")
+    statistics = mergekern.measure(deltas, base, options=mergekern.MeasureOptions("effective rank"))
     with pytest.raises(mergekern.OptionError, match="measured without spectra"):
         mergekern.group_metrics(statistics, [("a", "b", "c")], "subspace_overlap")
     assert "mean_subspace_overlap" not in mergekern.group_metrics(statistics, [("a", "b", "c")])
