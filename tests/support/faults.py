@@ -126,5 +126,5 @@ def stopped(zoo, folder, how):
         if step.tensors_done == 2:
             os.kill(os.getpid(), how)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     mergekern.measure(zoo, statistics=folder, progress=progress, options=mergekern.MeasureOptions(max_memory=20_000))
