@@ -10,10 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch and the C++ kernels
 import pytest
 import torch
 
-# Checks that tests share say what differed, as those in the tests do.
+# A failed assertion in tests/support shows the values that differ, as one in a test does.
 pytest.register_assert_rewrite("tests.support")
 
-# Read when Triton is imported: without a GPU its kernels are interpreted, on CPU tensors.
+# Triton reads this when it is imported. Without a GPU its kernels are interpreted, on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def poisoned_memory(monkeypatch):
-    """Fill new memory with NaN, so that what a kernel leaves unwritten is found."""
+    """Fill new memory with NaN, so that an element that a kernel does not write is found."""
     empty = torch.empty
 
     def poisoned(*args, **kwargs):
@@ -41,7 +41,7 @@ def poisoned_memory(monkeypatch):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For tensors that are too small to share."""
+    """Run torch on one thread: the tensors are too small to gain from more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,8 +1,8 @@
 """The tests as other processors would run them: `python tests/processors.py`, or `make test-processors`.
 
 The libraries choose their kernels by the processor, and each can be told to choose as on another one. Every value of
-every variable is in one setting at least. A pass on an Intel machine with AVX-512 says little about an AMD one without;
-under these settings the same code takes the same turns.
+every variable is in at least one setting. A pass on an Intel machine with AVX-512 proves little for an AMD machine
+without it; under these settings the libraries take the branches that they take there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTINGS = {
         "MERGEKERN_INSTRUCTION_SET": "generic", "OMP_NUM_THREADS": "1",
     },
 }  # fmt: skip
-# What depends on rounding; the rest is files, words and commands.
+# Tests whose results depend on rounding.
 SENSITIVE = ["tests/kernels", "tests/measurement", "tests/merging", "tests/metrics", "tests/test_api.py",
              "tests/test_golden.py", "tests/test_oracle.py", "tests/functional"]  # fmt: skip
 

@@ -88,7 +88,7 @@ def test_statistics_are_reused_only_while_the_inputs_are_the_same(mixed, tmp_pat
 
     changed = {**zoo, "m1": {**zoo["m1"], "blocks.0.attn.weight": zoo["m1"]["blocks.0.attn.weight"] * 1.0001}}
     again = frame(changed, base, statistics=folder)
-    # By itself, and with each of the others.
+    # The changed model by itself, and with each of the others.
     name = "blocks.0.attn.weight"
     assert measured == [(name, ("m1",)), (name, ("m0", "m2", "m3", "m4", "m1"))]
     pd.testing.assert_frame_equal(again, frame(changed, base), check_exact=True)
@@ -151,7 +151,7 @@ class TestFrozen:
             (p.loc[pair, "right_subspace_overlap_top_k"] + 1) / 2, abs=1e-6
         )
         assert include.loc[pair, "singular_value_overlap"] == pytest.approx(p.loc[pair, "singular_value_overlap"] / 2)
-        # One frozen: the identity's first columns against the other's singular vectors.
+        # A frozen matrix has the first columns of the identity as singular vectors.
         u, _, _ = np.linalg.svd(models["c"]["q"] - base["q"])
         left = np.linalg.norm(u[:10, :10]) / 10
         expected = (p.loc[("a", "c"), "subspace_overlap"] + left) / 2
@@ -242,7 +242,7 @@ def test_leaves_no_global_state_changed(mixed):
             sorted((p["filepath"], p["num_threads"]) for p in threadpool_info()), np.geterr(),
         )  # fmt: skip
 
-    mergekern.compute_all(zoo, base)  # libraries that load at first use
+    mergekern.compute_all(zoo, base)  # so that libraries that load at first use are loaded
     before = state()
     mergekern.compute_all(zoo, base)
     assert state() == before

@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input: one error that says so, and nothing written."""
+"""Bad input of every kind raises one clear error, and nothing is written."""
 
 import json
 import logging
@@ -27,13 +27,13 @@ from tests.support.checkpoint_files import draw, entry, write_safetensors
 
 
 def weights(seed=0, **others):
-    # Files keep them in this order, which is that of the names.
+    # Files keep tensors in the order of their names, which is this one.
     return {"first": draw(12, 8, seed=seed), "middle": draw(8, seed=seed), "zlast": draw(9, 7, seed=seed), **others}
 
 
 @pytest.fixture
 def zoo(tmp_path):
-    """A folder of base, a and b, in which nothing is wrong yet."""
+    """A folder with a base and the models a and b, all valid."""
     folder = tmp_path / "zoo"
     folder.mkdir()
     for seed, name in enumerate(("base", "a", "b")):
@@ -43,7 +43,7 @@ def zoo(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path):
-    """A function that runs compute_all and holds it to one error that says everything, and to writing nothing."""
+    """A function that expects compute_all to raise one complete error and to write nothing."""
 
     def run(error, says, *arguments, **options):
         statistics = tmp_path / "statistics"
@@ -114,7 +114,7 @@ def test_bad_input_leaves_earlier_statistics_as_they_were(zoo, tmp_path):
     statistics = tmp_path / "statistics"
     compute_all(zoo, statistics=statistics)
     before = content(statistics)
-    # The first tensor is good and new: its block is written, and must go again.
+    # The first tensor is good and new, so its block is written, and must be removed again.
     save_file({**weights(4), "zlast": torch.full((9, 7), torch.nan)}, zoo / "b.safetensors")
     with pytest.raises(NonFiniteError, match="63 in 'b'"):
         compute_all(zoo, statistics=statistics)
@@ -208,7 +208,7 @@ def test_bad_file(tmp_path, zoo, refused, io, name, write, says):
 
 
 class RunsCode:
-    """Makes a folder when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -228,7 +228,7 @@ def test_code_in_pickles_is_not_run(tmp_path, zoo, refused, name, write, trust, 
     marker = tmp_path / "marker"
     write({**weights(2), "code": RunsCode(marker)}, tmp_path / name)
     trust(tmp_path / name)
-    assert marker.exists()  # It is armed: a loader that trusts it runs it.
+    assert marker.exists()  # A loader that trusts the file does run the code.
     marker.rmdir()
     models = [zoo / "a.safetensors", tmp_path / name]
     refused(CheckpointError, [name, *says, "where you trust it"], models, zoo / "base.safetensors")
@@ -355,7 +355,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(zoo, tmp_path, interrupt)
     with pytest.raises(StatisticsError, match="not a folder of finished statistics"):
         ZooStatistics.load(resumed)
     assert values(compute_all(zoo, statistics=resumed)) == expected
-    assert {path: path.stat().st_mtime_ns for path in left} == left  # What was there is not computed again.
+    assert {path: path.stat().st_mtime_ns for path in left} == left  # Blocks that exist are not computed again.
     assert content(resumed) == content(whole)
 
 

@@ -15,7 +15,7 @@ from mergekern.cli import main
 from mergekern.prediction import PREDICTORS, MergePredictor
 
 OF_COMPUTE_ALL = typing.get_type_hints(mergekern.compute_all)
-# What the library accepts for the parameter of each name, where a command offers choices.
+# Values that the library accepts, by the name of the parameter for which a command offers choices.
 ACCEPTED = {
     "on_mismatch": typing.get_args(OF_COMPUTE_ALL["on_mismatch"]),
     "frozen": typing.get_args(OF_COMPUTE_ALL["frozen"]),

@@ -102,7 +102,7 @@ def test_metrics_that_run_models(encoders, how):
     assert f"MetricTable(3 models, 3 pairs, {len(mergekern.CATALOGUE)} metrics)" in result.stdout
     assert "gradients of m1: " in result.stderr
     expected = mergekern.compute_all(case.models, case.base, calibration=case.calibration())
-    # Files have another order of tensors, and sums over them other last bits.
+    # Files keep tensors in another order, which changes the last bits of sums.
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "t.parquet"), expected.to_pandas(), rtol=1e-9)
     for name, metric in CATALOGUE.items():
         line = next(line.split() for line in result.stdout.splitlines() if line.split()[:1] == [name])

@@ -1,4 +1,4 @@
-"""What starting costs: modules that are imported. Seconds are measured in benchmarks/test_startup.py."""
+"""The modules that starting imports. benchmarks/test_startup.py measures the seconds."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ COMMANDS = sorted(main.commands)
 
 
 def imported(program, *arguments, cwd=None):
-    """Run a program in a process of its own, and return which heavy modules it imported."""
+    """Run a program in its own process, and return the heavy modules that it imported."""
     program = f"import json, sys\n{program}\nprint(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)], check=True, capture_output=True, text=True, cwd=cwd
@@ -24,7 +24,7 @@ def imported(program, *arguments, cwd=None):
 
 
 def imported_by_commands(*lines, cwd=None):
-    """Run commands in one process, and return which heavy modules they imported, or the first that fails."""
+    """Run commands in one process, and return the heavy modules that they imported, or the first failure."""
     program = (
         "from mergekern.cli import main\n"
         "for line in json.loads(sys.argv[1]):\n"

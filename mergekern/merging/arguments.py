@@ -2,6 +2,95 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.dtypes import FLOATS
+from mergekern.errors import OptionError, did_you_mean
+from mergekern.merging.method import Method
+from mergekern.merging.option_checks import plain
 
 DTYPES = {str(row.dtype).removeprefix("torch."): row.dtype for row in FLOATS if row.is_written}
+
+Weights = Mapping[str, float] | Sequence[float] | None
+
+
+def resolve_weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, ...]:
+    """Return the weight of each model of a zoo.
+
+    Args:
+        weights: by name or in the models' order; None for 1 each.
+        zoo: the models.
+        method: decides which weights are allowed.
+
+    Raises:
+        OptionError: a weight is missing, has no model, is not finite, or not allowed.
+    """
+    names = zoo.model_names
+    if weights is None:
+        return (1.0,) * len(names)
+    values = [plain(value) for value in _in_order(weights, names)]
+    for value in values:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise OptionError(f"a weight must be a finite number, not {value!r}")
+    if not method.any_weight and (min(values) < 0 or not sum(values) > 0):
+        raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
+    return tuple(float(value) for value in values)
+
+
+def _in_order(weights: Mapping[str, float] | Sequence[float], names: Sequence[str]) -> list[float]:
+    if isinstance(weights, Mapping):
+        for name in weights:
+            if name not in names:
+                raise OptionError(f"a weight for {name!r}, which is no model{did_you_mean(name, names)}")
+        if missing := [name for name in names if name not in weights]:
+            raise OptionError(f"no weight for {', '.join(missing)}")
+        return [weights[name] for name in names]
+    if isinstance(weights, str) or not isinstance(weights, Iterable):
+        raise OptionError(f"weights are a number for each model, by name or in their order, not {weights!r}")
+    values = list(weights)
+    if len(values) != len(names):
+        raise OptionError(f"{len(values)} weights for {len(names)} models")
+    return values
+
+
+def resolve_groups(groups: Iterable[Sequence[str]] | None, zoo: Zoo) -> list[tuple[int, ...]]:
+    """Return the positions of the models of each group.
+
+    Args:
+        groups: names of the models of each; None for every pair.
+        zoo: the models.
+
+    Raises:
+        OptionError: a group has an unknown model, the same model twice, or fewer than two; a group is given twice.
+    """
+    if groups is None:
+        return list(itertools.combinations(range(len(zoo.models)), 2))
+    found = []
+    for group in groups:
+        if isinstance(group, str) or len(set(group)) != len(group) or len(group) < 2:
+            raise OptionError(f"a group is two or more different model names, not {group!r}")
+        for name in group:
+            if name not in zoo.model_names:
+                raise OptionError(f"no model {name!r} in the zoo{did_you_mean(name, zoo.model_names)}")
+        found.append(tuple(sorted(zoo.model_names.index(name) for name in group)))
+    if not found or len(set(found)) != len(found):
+        raise OptionError("groups must be different from each other, and one at least")
+    return found
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the dtype of a name, or a dtype or None as it is.
+
+    Raises:
+        OptionError: merges are not written in this dtype.
+    """
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if str(dtype) not in DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}{did_you_mean(str(dtype), DTYPES)}")
+    return DTYPES[str(dtype)]

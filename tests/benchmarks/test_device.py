@@ -156,7 +156,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_group_that_breaks_its_process_stops_nothing_else(tmp_path, monkeypatch):
-    """The path of a machine with a GPU, whose groups are programs of their own."""
+    """On a machine with a GPU, each group of cases runs as a program of its own."""
     monkeypatch.setattr(device, "_has_gpu", lambda: True)
     monkeypatch.setattr(device, "_device_name", lambda has_gpu: "abacus")
     monkeypatch.setattr(device_machine, "missing", lambda packages: [])

@@ -89,7 +89,7 @@ def test_what_is_held_whole_and_what_as_factors(tmp_path):
     found = {name: adapter.change(name) for name in adapter.tensors if adapter.change(name) != "none"}
     assert found == {
         "lm_head.weight": "whole",
-        # PEFT saves the base's embeddings beside the factors; they say nothing new.
+        # PEFT saves the base's embeddings beside the factors. The copies are unchanged.
         "model.embed_tokens.weight": "factors",
         **{f"model.layers.{layer}.self_attn.q_proj.bias": "whole" for layer in (0, 1)},
         **{f"model.layers.{layer}.self_attn.q_proj.weight": "factors" for layer in (0, 1)},
@@ -144,7 +144,7 @@ def test_a_read_has_the_same_bits_from_wherever_it_begins(tmp_path):
 
 @pytest.mark.parametrize(("wrapped", "stored"), [("", "model."), ("model.", ""), ("x.", "y.")])
 def test_names_that_differ_by_a_prefix(wrapped, stored, tmp_path):
-    """As where an adapter was trained on a bare model and the base is saved with its head, or the other way round."""
+    """An adapter trained on a bare model fits a base that was saved with its head, and the other way round."""
     model = seeded(llama)
     merged = adapt(model, tmp_path / "a", **LINEAR)
     path = tmp_path / "a" / "adapter_model.safetensors"

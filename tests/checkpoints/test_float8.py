@@ -51,7 +51,7 @@ SCALES = {
 
 
 def draw_scaled(shape, scale_shape, grid, dtype=torch.float8_e4m3fn, scale_dtype=torch.float32):
-    """Return (stored tensor, stored scale, the values that they stand for)."""
+    """Return the stored tensor, the stored scale, and the values that they encode."""
     stored = draw(*shape, dtype=dtype)
     scale = (1 + draw(*scale_shape, seed=1).abs()).to(scale_dtype)
     return stored, scale, stored.float() * grid(scale.float())
@@ -90,7 +90,7 @@ STORED_IN = {
 def test_scaled_values_and_every_part_of_them(tmp_path, case, store):
     stored, scale, values = draw_scaled(*case)
     checkpoint = store(tmp_path, {"w": stored, "w_scale": scale})
-    assert list(checkpoint.tensors) == ["w"]  # The scale is no weight.
+    assert list(checkpoint.tensors) == ["w"]  # The scale is not listed as a weight.
     tensor = checkpoint.tensors["w"]
     assert (tensor.dtype, tensor.read_dtype, tensor.nbytes) == (torch.float8_e4m3fn, torch.float32, 4 * values.numel())
     assert_same(checkpoint.read("w"), values)
@@ -117,7 +117,7 @@ def test_names_and_dtypes_of_scales(name, dtype, scale_dtype):
 @pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_without_a_scale_the_stored_values_count(dtype):
     every_byte = torch.arange(256, dtype=torch.uint8).view(dtype).reshape(16, 16)
-    # Half precision needs no scale and is not given one.
+    # Tensors of half precision have no scale.
     half = draw(2, dtype=torch.float16)
     checkpoint = open_checkpoint({"w": every_byte, "half": half, "half_scale": draw(1)})
     assert list(checkpoint.tensors) == ["w", "half", "half_scale"]
@@ -154,6 +154,6 @@ def test_scales_of_a_convolution_are_refused():
 
 @pytest.mark.parametrize("store", [STORED_IN["memory"], in_shards], ids=["memory", "shards"])
 def test_integer_scale_is_refused_and_not_ignored(tmp_path, store):
-    # As in MX formats, which keep the exponents as bytes.
+    # MX formats keep the exponents as bytes.
     with pytest.raises(CheckpointError, match="the scale 'w_scale' holds integers"):
         store(tmp_path, {"w": draw(6, 10, dtype=torch.float8_e4m3fn), "w_scale": torch.ones(6, 1, dtype=torch.uint8)})

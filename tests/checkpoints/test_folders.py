@@ -95,7 +95,7 @@ BAD_INDICES = {
 def test_bad_index(tmp_path, more, says):
     shards = {"model-1.safetensors": {"w": draw(2)}, "model-2.safetensors": {"v": draw(2)}}
     folder = write_shards(tmp_path / "hf", shards, **more)
-    # What such an index reaches for is there and would be served.
+    # The files that a bad index names exist, so that only the check of the index can refuse them.
     (folder / "inner").mkdir()
     for file in (tmp_path / "outside.safetensors", tmp_path / "model.safetensors", folder / "inner/model.safetensors"):
         save_file({"x": draw(1)}, file)
@@ -112,7 +112,7 @@ def test_index_that_is_none(tmp_path, text):
 
 
 def test_linked_folders_keep_their_names(tmp_path):
-    # Model hubs keep a model in a folder named by a hash; what links to it has the name that was chosen.
+    # Model hubs keep a model in a folder named by a hash. The name that a user chose is that of the link.
     (tmp_path / "4f9a").mkdir()
     save_file({"w": draw(2)}, tmp_path / "4f9a" / "model.safetensors")
     (tmp_path / "mnist").symlink_to(tmp_path / "4f9a")

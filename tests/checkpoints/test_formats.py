@@ -61,7 +61,7 @@ def test_unaligned_data(tmp_path, io, padding):
 
 @pytest.mark.parametrize("io", IO)
 def test_scalars_and_empty_tensors(tmp_path, io):
-    # The odd byte puts the empty tensors where no float could begin.
+    # The odd byte puts the empty tensors at an offset where no float can begin.
     header = {
         "flag": entry("U8", [1], 0, 1),
         "empty": entry("F32", [0, 3], 1, 1),

@@ -17,7 +17,7 @@ from mergekern.errors import MergekernError
 from tests.support.checkpoint_files import draw, entry, write_safetensors
 
 FUZZ = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-# Of the memory that the process ever had: what a file of some hundred bytes makes the package allocate.
+# Bytes by which the peak memory of the process may grow while it opens files of some hundred bytes.
 MAX_GROWTH = 200 << 20
 
 TENSORS = {
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 
 def opens_or_refuses(path):
-    """Read a checkpoint as both models and base of a zoo; return {name: shape} if it opens, None if it is refused."""
+    """Read a checkpoint as the base and both models of a zoo. Return {name: shape}, or None if it is refused."""
     before = peak_memory()
     mapped, read = (shapes_as_read(path, how) for how in ("mmap", "pread"))
     assert mapped == read
@@ -73,7 +73,7 @@ def peak_memory():
 
 @st.composite
 def mutated(draw, content, end=None):
-    """Flip, cut out and insert bytes ahead of `end`; cut the tail, or not."""
+    """Flip, remove and insert bytes before `end`, and cut off the tail in some draws."""
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, min(end or len(content), max(len(content) - 1, 0))))
@@ -98,7 +98,7 @@ DTYPES = st.sampled_from(["F64", "F32", "F16", "BF16", "F8_E4M3", "U8", "BOOL", 
 
 @st.composite
 def declared(draw, begin):
-    """Draw the entry of a tensor at `begin`: a right one, one field of which may then be made wrong."""
+    """Draw the header entry of a tensor whose data begin at `begin`. In some draws one field is wrong."""
     sizes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
     dtype = draw(st.sampled_from(list(sizes)))
     shape = draw(st.lists(st.integers(0, 4), max_size=3))
@@ -130,7 +130,7 @@ METADATA = st.none() | JSON | st.dictionaries(NAMES, NAMES, max_size=3)
 
 @st.composite
 def safetensors_files(draw):
-    """Draw (header, bytes of data) of a file that is right, or nearly so."""
+    """Draw the header and the data of a file that is valid or nearly valid."""
     header, end = {}, 0
     for name in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)):
         header[name], end = draw(declared(end))
@@ -178,7 +178,7 @@ def test_hostile_headers(folder):
                 assert list(shape) == header[name]["shape"]
 
     fuzz()
-    # Both ways were taken, often.
+    # Many files were opened, and many were refused.
     assert min(outcomes[True], outcomes[False]) > 10
 
 
@@ -216,7 +216,7 @@ PICKLE = next(name for name in MEMBERS if name.endswith("data.pkl"))
     compression=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
 )
 def test_torch_file_with_a_mutated_pickle(folder, pickle, left_out, compression):
-    # The archive itself is whole, so that all that the pickle declares is met.
+    # The archive is a valid zip file, so that the reader meets everything that the pickle declares.
     path = folder / "pickle.pt"
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, member in {**MEMBERS, PICKLE: pickle}.items():

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub, from a cache that is laid out here; nothing reaches for the network."""
+"""Models of the Hugging Face Hub, read from a cache that the tests write. The network is not used."""
 
 import json
 import os
@@ -19,7 +19,7 @@ MAIN, OLD = "1" * 40, "a" * 40
 
 
 def lay_out(cache, repository, commit, tensors, branch=None, save=save_file, file="model.safetensors"):
-    """Put a model into a cache as a download of one commit leaves it."""
+    """Write a model to a cache as the download of one commit does."""
     folder = cache / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True)
@@ -37,7 +37,7 @@ def weights(seed):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache with a base, two models, and an older commit of one; the Hub is not asked."""
+    """A cache with a base, two models, and an older commit of one of them; the Hub is offline."""
     cache = tmp_path / "cache"
     lay_out(cache, "org/base", MAIN, weights(0), "main")
     lay_out(cache, "org/one", MAIN, weights(1), "main")

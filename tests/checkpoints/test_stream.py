@@ -10,7 +10,8 @@ from tests.support.checkpoint_files import assert_same, draw
 
 IO = ("mmap", "pread")
 SHAPES = {"matrix": (7, 5), "convolution": (2, 3, 4), "scalar": (), "vector": (9,)}
-# Of one element in all checkpoints below: float32, bfloat16, float64, and scaled float8, which is read as float32.
+# Bytes of one element in memory, summed over the checkpoints below: float32, bfloat16, float64, and scaled float8,
+# which is read as float32.
 BYTES = 4 + 2 + 8 + 4
 BUDGETS = {
     "one element": BYTES,
@@ -36,7 +37,7 @@ def drawn(seed, dtype):
 
 
 def expected(name):
-    """Return the values of one tensor in base, a, b, c."""
+    """Return the values of one tensor in the base and the models a, b and c."""
     dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float8_e4m3fn)
     *plain, scaled = (drawn(seed, dtype)[name] for seed, dtype in enumerate(dtypes))
     return [*plain, scaled.float() * 0.5]

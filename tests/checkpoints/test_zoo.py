@@ -11,7 +11,7 @@ from tests.support.checkpoint_files import assert_same, draw
 
 
 def weights(seed=0, **others):
-    """Return a model of one matrix and one vector, and others."""
+    """Return a model of one matrix, one vector, and the given tensors."""
     return {"w": draw(4, 3, seed=seed), "b": draw(3, seed=seed + 100), **others}
 
 
@@ -21,7 +21,7 @@ def models(**zoo):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Models `one` and `two`, and their base."""
+    """Paths of the models `one` and `two` and of their base."""
     folder = tmp_path / "zoo"
     folder.mkdir()
     for seed, name in enumerate(("base", "one", "two")):
@@ -210,7 +210,7 @@ def test_tensors_follow_the_file_order_of_the_base():
 
 
 def tied(seed, *, names=("embed", "head"), untied=False):
-    """Return a model whose tensors of these names are one, or equal copies."""
+    """Return a model in which the named tensors share memory, or are equal copies."""
     shared = draw(4, 3, seed=seed)
     return {name: shared.clone() if untied else shared for name in names} | {"b": draw(3, seed=seed + 100)}
 
@@ -240,7 +240,7 @@ def test_tied_everywhere_counts_once(tmp_path, on_disk):
 def test_untied_anywhere_counts_both(untied):
     base, *tuned = (tied(seed, untied=name == untied) for seed, name in enumerate(("base", "one", "two")))
     zoo = dict(zip(("one", "two"), tuned, strict=True))
-    zoo["two"]["head"].mul_(2)  # in "two" alone the head is another one where it is untied
+    zoo["two"]["head"].mul_(2)  # only the untied head of "two" differs
     opened = open_zoo(zoo, base)
     assert [tensor.name for tensor in opened.tensors] == ["embed", "head", "b"]
     np.testing.assert_allclose(squared_norms(opened), expected_norms(base, zoo, ["embed", "head", "b"]), rtol=1e-12)

@@ -21,7 +21,7 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    # The GPU exists for Ray alone, where the machine has none.
+    # Ray is told of a GPU, even where the machine has none.
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
@@ -37,7 +37,7 @@ def test_two_workers(zoo, tmp_path):
 
 
 def test_a_worker_killed_midway(tmp_path):
-    """Its shard is finished by another worker."""
+    """Another worker finishes its shard."""
     zoo = write_zoo(tmp_path / "zoo", names=[f"m{index:02d}" for index in range(40)])
     killed = []
 
@@ -63,7 +63,7 @@ def test_a_worker_killed_midway(tmp_path):
 
 
 def test_workers_that_all_die(zoo, tmp_path, monkeypatch):
-    """Is an error with a remedy; called again, the measurement ends as ever."""
+    """The error says what to do, and the same call made again finishes the measurement."""
     monkeypatch.setattr(cluster_module, "RETRIES", 1)  # each is a new process, which imports torch before it can die
     is_over = threading.Event()
 

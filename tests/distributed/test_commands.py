@@ -1,4 +1,4 @@
-"""`add`, `remove`, `combine`, `verify`, `table`, `metrics --shard`: what they say, and each error in one sentence."""
+"""`add`, `remove`, `combine`, `verify`, `table`, `metrics --shard`: their output, and errors of one sentence."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ def run(*arguments):
 
 
 def fails(*arguments):
-    """Return the one sentence that a command fails with."""
+    """Run a command that must fail, and return its error message, which is one sentence."""
     code, _, errors = run(*arguments)
     assert code != 0
     (line,) = [line for line in errors.splitlines() if line.startswith("Error: ")]

@@ -67,7 +67,7 @@ def test_models_added_to_combined_shards(zoo, expected, tmp_path):
 
 
 def test_blocks_are_those_of_every_way(zoo, tmp_path):
-    """The files of a run are byte for byte those of its shards."""
+    """A run and its shards write the same files, byte for byte."""
     mergekern.measure(zoo, statistics=tmp_path / "run")
     for index in (1, 2, 3):
         mergekern.measure_shard(zoo, shard=(index, 3), statistics=tmp_path / "shards")

@@ -13,7 +13,7 @@ def run(case, methods, models=None, base=None, **options):
 
 
 def catch_merges(monkeypatch):
-    """Let merged tensors be kept by (method, models) as they are handed over."""
+    """Return a dictionary that fills with the merged tensors, by (method, models), as the probes run them."""
     caught, real = {}, mergekern.functional.merge_probes.open_checkpoint
 
     def catch(state, what):

@@ -1,4 +1,4 @@
-"""Tables of metrics that run the models of a case, and how near two of them are."""
+"""Shared by the tests of metrics that run models: the table of a case, and the comparison of two tables."""
 
 import pandas as pd
 

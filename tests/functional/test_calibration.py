@@ -1,4 +1,4 @@
-"""Calibration data: what is refused when they are given, and folders of them."""
+"""Calibration data: which are refused, and how they are saved to folders and read back."""
 
 import json
 
@@ -123,7 +123,7 @@ def test_a_saved_folder_gives_the_same_calibration(tmp_path):
     assert torch.equal(read.tasks["m2"].head[0], head.weight)
     assert read.tasks["m1"].head[1] is None
     model = case.make()
-    assert read.content_hash(model) != given.content_hash(model)  # a module is not a pair of tensors
+    assert read.content_hash(model) != given.content_hash(model)  # a head module is read back as a pair of tensors
     read.save(tmp_path / "again")
     assert Calibration.from_folder(tmp_path / "again", model).content_hash(model) == read.content_hash(model)
 

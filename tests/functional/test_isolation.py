@@ -58,7 +58,7 @@ def test_nothing_of_the_caller_changes():
     before = state()
     run(case, tasks=tasks, model=model)
     assert state() == before
-    # Nor where a run is refused half-way.
+    # Nothing changes either when a run is refused half-way.
     with pytest.raises(CalibrationError):
         run(case, tasks=bad, model=model)
     assert state() == before

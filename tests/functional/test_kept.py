@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The kinds of statistics that runs measured."""
+    """A list that fills with the kinds of statistics that are measured."""
     measured = []
     original = ModelRuns.measure
 
@@ -120,7 +120,7 @@ def test_other_inputs_are_run_again(tmp_path, counted, change):
     table = run(case, statistics=tmp_path / "s", **options)
     assert len(counted) == 3
     assert_close(table, run(case, **options), rel=0, abs=0)
-    # Of changed weights, what is left of the tensor of the other models, and what is new.
+    # Changed weights add two blocks of their tensor: the changed model by itself, and with the others.
     assert len(list((tmp_path / "s" / "blocks").iterdir())) == len(case.base) + 3 + 2 * (change == "weights")
 
 

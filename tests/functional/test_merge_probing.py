@@ -67,7 +67,7 @@ KNOWN_ALONE = ["weight_average", "task_arithmetic", "ties", "tsv", "isotropic", 
 
 
 def alone(method, delta):
-    """What such a method is to do to one task vector beside a zero one, for a matrix and for a vector."""
+    """Return the merge of one task vector with a zero one, a matrix or a vector, by the paper of the method."""
     if method == "weight_average":
         return delta / 2
     if method == "task_arithmetic":
@@ -85,14 +85,14 @@ def alone(method, delta):
         return left[:, : rank // 2] * values[: rank // 2] @ right[: rank // 2]
     if method == "isotropic":
         return values[: rank // 2].sum() / rank * left[:, : rank // 2] @ right[: rank // 2]
-    assert method == "isotropic_cts"  # 80 % in common, and half of the rest are the model's own
+    assert method == "isotropic_cts"  # 80 % of the directions are common, and half of the rest belong to the model
     kept = int(0.8 * rank) + round((rank - int(0.8 * rank)) / 2)
     return values[:kept].sum() / rank * left[:, :kept] @ right[:kept]
 
 
 @pytest.mark.parametrize("method", KNOWN_ALONE)
 def test_alone_a_method_does_what_its_paper_says(method, monkeypatch):
-    """What reaches the models is caught; the merges are those of a model with the base."""
+    """The state dicts that the models run with are recorded, and compared with merges of one model with the base."""
     draw = np.random.default_rng(0)
     base = {"weight": draw.standard_normal((10, 20)), "bias": draw.standard_normal(10)}
     deltas = {name: {key: draw.standard_normal(v.shape) for key, v in base.items()} for name in "ab"}
@@ -118,7 +118,7 @@ def test_alone_dare_keeps_the_elements_that_it_keeps_in_a_pair(method, monkeypat
         kept = merged != 0
         assert 0.02 < kept.mean() < 0.2
         np.testing.assert_allclose(merged[kept], factor * models[name]["weight"][kept])
-    one = (a != 0) ^ (b != 0)  # where one of them is kept alone, the pair has what it has alone
+    one = (a != 0) ^ (b != 0)  # an element that only one model keeps has the same value in the pair
     np.testing.assert_allclose(both[one], (a + b)[one])
     assert (both[(a == 0) & (b == 0)] == 0).all()
 

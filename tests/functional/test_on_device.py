@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_run_on_the_device(kind, monkeypatch):
-    """There, or here with the device's `gram` alone, by its interpreter."""
+    """On a GPU everything runs on the device; without one, only the interpreted `gram` does."""
     from mergekern.kernels.gram import on_triton
 
     case, kernels = make_case(kind), backend()

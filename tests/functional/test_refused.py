@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def refused(tmp_path):
-    """A function that holds a run to one error that says everything, and to writing nothing."""
+    """A function that expects a run to raise one complete error and to write nothing."""
 
     def refuse(error, says, case, *arguments, **options):
         with pytest.raises(error) as caught:

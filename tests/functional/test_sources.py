@@ -15,7 +15,7 @@ def test_files_give_what_tensors_give(kind, tmp_path):
     case = make_case(kind)
     paths = {}
     for name, state in {"base": case.base, **case.models}.items():
-        kept = {key: v for key, v in state.items() if key != "down.weight"}  # safetensors keep one of a tied pair
+        kept = {key: v for key, v in state.items() if key != "down.weight"}  # the file holds one of a tied pair
         paths[name] = tmp_path / f"{name}.safetensors"
         save_file(kept, paths[name])
     base = paths.pop("base")

@@ -86,7 +86,7 @@ def test_order_of_models_and_tasks_does_not_matter():
     at = [table.models.index(name) for name in order]
     for name in OF_RUNS:
         np.testing.assert_allclose(other.matrix(name), table.matrix(name)[np.ix_(at, at)], rtol=1e-12, atol=1e-12)
-    # Nor does that of the tasks alone, to the last bit, though batches mix them.
+    # The order of the tasks does not change a bit either, though batches mix tasks.
     turned = [run(case, tasks={name: case.tasks[name] for name in names}, activation_batch_size=7)
               for names in (order, order[::-1])]  # fmt: skip
     assert_close(*turned, rel=0, abs=0)
@@ -162,6 +162,6 @@ def test_tables_with_layers_are_read_back(tmp_path, suffix):
     pd.testing.assert_frame_equal(again.to_pandas(), table.to_pandas(), check_exact=True)
     for name in table.metrics:
         layers = table.per_layer(name)
-        if suffix == "csv":  # which has no word on what is defined
+        if suffix == "csv":  # CSV does not record which layers have a value
             layers = layers.loc[:, layers.notna().any()] if name in OF_RUNS else layers
         pd.testing.assert_frame_equal(again.per_layer(name), layers, check_exact=True)

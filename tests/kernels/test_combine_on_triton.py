@@ -62,7 +62,7 @@ def test_masks_of_large_indices(start):
     check(*inputs(20), rule("mean", False, True), start=start)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, which interprets
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes in NumPy, which warns
 def test_counts():
     base = torch.zeros(4)
     tuned = [torch.tensor([1.0, 2.0, 0.0, -1.0]), torch.tensor([-1.0, 1.0, 0.0, -1.0])]

@@ -1,4 +1,4 @@
-"""The kernels on the processor: what runs right on a GPU runs right, and what does not is seen."""
+"""CUDA kernels on the processor: what is correct on a GPU gives the same result, and errors are reported."""
 
 import pytest
 import torch
@@ -182,7 +182,7 @@ def test_blocks_run_in_the_order(order):
 def test_divergence(order, kind, message):
     with pytest.raises(RuntimeError, match=rf"^kernel 'divergent', block \(., 0\): .*{message}"):
         module(order=order).launch("divergent", (2, 1), 64, [vector(0), kind])
-    module(order=order).launch("divergent", (2, 1), 64, [vector(0), 5])  # what follows an error is not changed by it
+    module(order=order).launch("divergent", (2, 1), 64, [vector(0), 5])  # an error does not change what runs after it
 
 
 def test_a_warp_with_missing_threads_exchanges_nothing():

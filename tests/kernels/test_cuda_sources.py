@@ -1,4 +1,4 @@
-"""The CUDA sources: their one text, what the compilers make of it, and when the loader refuses."""
+"""The CUDA sources: they form one text, compile within the limits of a GPU, and the loader says why it refuses."""
 
 import ctypes
 import ctypes.util
@@ -61,7 +61,7 @@ def test_the_sources_need_no_other_header():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc_compiles_the_sources(architecture, tmp_path):
-    """Without a warning, each kernel in registers alone, and so few of them that its largest block can start."""
+    """No warning, no spilled register, and few enough registers for the largest block to start."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("needs nvcc")
@@ -98,7 +98,7 @@ def test_nvcc_compiles_the_sources(architecture, tmp_path):
 
 
 def nvrtc():
-    """Return the library by which CuPy compiles, or skip: torch for CUDA brings it."""
+    """Return the library by which CuPy compiles. Skip where it is missing; torch for CUDA brings it."""
     folders = [Path(folder) for folder in sys.path]
     found = [str(path) for folder in folders for path in folder.glob("nvidia/*/lib/libnvrtc.so.*")]
     name = ctypes.util.find_library("nvrtc") or next(iter(found), None)
@@ -109,7 +109,7 @@ def nvrtc():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvrtc_compiles_the_sources(architecture):
-    """It has no headers at all, which nvcc cannot show."""
+    """NVRTC has no headers at all. A build by nvcc would not show that one is needed."""
     library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
     text = cuda_module.source().encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), text, b"all.cu", 0, None, None) == 0

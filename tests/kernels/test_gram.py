@@ -20,7 +20,7 @@ IMPLEMENTATIONS = [
     pytest.param(on_cpu.native, id="native", marks=pytest.mark.skipif(native.extension is None, reason="not built")),
     pytest.param(on_cpu.numpy, id="numpy"),
 ]
-# Where elements and models are few: without a GPU Triton is interpreted. It has more tests in test_gram_on_triton.py.
+# Triton only with few elements and models, since it is interpreted without a GPU; test_gram_on_triton.py has more.
 AND_TRITON = [*IMPLEMENTATIONS, pytest.param(on_triton, id="triton", marks=TRITON)]
 # (elements, models): below, at and above registers, tiles, chunks and segments.
 SIZES = [(1, 2), (7, 3), (63, 5), (64, 6), (65, 20), (4095, 4), (4097, 23), (131_073, 2), (262_144, 11), (300_001, 1)]
@@ -125,13 +125,13 @@ needs_native = pytest.mark.skipif(native.extension is None, reason="not built")
 
 
 def assert_part(some, every, models):
-    """Hold the Gram of some models, in any order, to their part of that of all, to the last bit."""
+    """Assert that the Gram matrix of some models, in any order, is their part of the whole, to the last bit."""
     for part, matrix in zip(some, every, strict=True):
         assert np.array_equal(part, matrix[np.ix_(models, models)])
 
 
 def nearly_equal(tuned):
-    """Return models of which some differ so little that their distance cancels, in float64 at least."""
+    """Return models, some of which are so close that their distance cancels, in float64 at least."""
     return [tensor if index % 3 else tuned[0] + 1e-9 * tensor for index, tensor in enumerate(tuned)]
 
 
@@ -163,7 +163,7 @@ def test_native_bits_of_models_of_several_dtypes_do_not_depend_on_the_others():
 @needs_native
 @pytest.mark.parametrize("size", [1, 100])
 def test_native_bits_do_not_depend_on_the_order_of_many_models(size):
-    """Of more than the tiles that are taken together."""
+    """More models than one group of tiles holds."""
     base, *tuned = draw(300, 260, torch.float32)
     every, some = on_cpu.native(whole(base, tuned)), np.random.default_rng(0).permutation(259)[:size]
     assert_part(on_cpu.native(whole(base, [tuned[i] for i in some])), every, some)
@@ -223,7 +223,7 @@ def test_native_refuses_what_it_cannot_address():
 
 @pytest.mark.parametrize("gram", AND_TRITON)
 def test_distances_are_decided_on_the_whole(gram):
-    """In one block of two the distance cancels; in the sum it does not, and in the other order it does."""
+    """The distance cancels in one of two blocks but not in their sum, whichever block comes first."""
     generator = torch.Generator().manual_seed(1)
     base, delta, change = (torch.randn(1000, generator=generator, dtype=torch.float64) for _ in range(3))
     near = (base, [base + delta, base + delta * (1 + 1e-9 * change)])

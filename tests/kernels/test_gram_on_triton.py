@@ -65,7 +65,7 @@ def test_chunks_depend_on_the_layer_alone_and_are_few():
         assert len(on_triton._chunks([count])[0]) <= on_triton.CHUNKS
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, which interprets
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter computes in NumPy, which warns
 @pytest.mark.parametrize("models", [3, 20, 33])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_values_reach_the_pairs_of_their_model_alone(models, bad):

@@ -48,7 +48,7 @@ def test_a_failed_inverse_iteration_is_seen_and_replaced(monkeypatch):
     values = lapack.tridiagonal_values(diagonal, off)
     expected = lapack.tridiagonal_vectors(diagonal, off, values[:5])
     routine = lapack._routine
-    idle = {"dstein": lambda *_: None}  # leaves its output as it found it
+    idle = {"dstein": lambda *_: None}  # the output is not touched
     monkeypatch.setattr(lapack, "_routine", lambda name: idle.get(name) or routine(name))
     found = lapack.tridiagonal_vectors(diagonal, off, values[:5])
     np.testing.assert_allclose(np.abs(np.sum(found * expected, axis=1)), np.ones(5), atol=1e-12)

@@ -44,7 +44,7 @@ def test_two_sets_of_models(overlap, monkeypatch, models, size, k):
 @both
 def test_the_same_bases_on_both_sides(overlap):
     some = bases(6, 20, 3)
-    overlap(bases(6, 20, 3, seed=1))  # what is left in memory that a result of this size may get
+    overlap(bases(6, 20, 3, seed=1))  # leaves other values in memory that the next result may be given
     np.testing.assert_allclose(overlap(some, some), reference.overlap(some), rtol=0, atol=SUBSPACE_SINE)
 
 

@@ -58,7 +58,7 @@ def test_wide_conditions(polar, shape, condition):
 
 @pytest.mark.parametrize("polar", POLAR)
 def test_of_the_sum_of_truncated_noise(polar):
-    """Two halves of a space make a matrix of which every scale is there, down to the tolerance."""
+    """The sum of two half-rank matrices has singular values of every size, down to the tolerance."""
     halves = [truncation_reference.leading(draw((192, 192), seed=seed), 96).matrix() for seed in range(2)]
     np.testing.assert_allclose(polar(sum(halves)), reference.polar(sum(halves)), atol=1e-8)
 
@@ -75,7 +75,7 @@ def test_rank_deficient_matrices_give_partial_isometries(polar, shape, rank, sma
 
 
 def orthonormal(rows, columns, seed, shared=None):
-    """Return orthonormal columns, the last of which span some of those given."""
+    """Return orthonormal columns whose span includes the shared ones."""
     free = draw((rows, columns), seed=seed)
     if shared is not None:
         free[:, -shared.shape[1] :] = shared

@@ -1,4 +1,4 @@
-"""C++ and CUDA sources share numbers and names with Python: both sides say the same."""
+"""Numbers and names that C++ and CUDA share with Python are equal on both sides."""
 
 import ast
 import importlib.util
@@ -23,7 +23,7 @@ CSRC = Path(__file__).parents[2] / "csrc"
 STUB = Path(mergekern.__file__).with_name("_native.pyi")
 # Enumerations that Python never sees.
 INTERNAL = {"Shape"}
-# What reading a checkpoint can give: some storage dtypes are widened as they are read.
+# The dtypes that a reader returns. Some storage dtypes are widened when they are read.
 READ_DTYPES = {checkpoint.StoredTensor("", (), dtype, None).read_dtype for dtype in dtypes.FLOAT_DTYPES}
 
 needs_extension = pytest.mark.skipif(native.extension is None, reason="the extension was not built")
@@ -131,7 +131,7 @@ def test_dtypes_that_triton_loads_are_named_alike():
 
 
 def test_storage_codes_of_trim_on_cuda():
-    """A kernel that knows no code counts nothing, and says nothing."""
+    """A kernel that does not know a code counts nothing and raises nothing, so the codes are compared here."""
     device_inputs = pytest.importorskip("mergekern.kernels.device_inputs", exc_type=ImportError)
     branches = re.findall(r"if \(storage == (\d+)\) count<(\w+)>", text_of("cuda/trim.cu"))
     expected = enumerate(str(dtype).removeprefix("torch.") for dtype in device_inputs.LOADED)
@@ -152,7 +152,7 @@ def test_constants_of_the_cuda_sources():
 
 
 def test_segments_of_the_extension_are_those_of_the_stream():
-    """Ranges that end elsewhere would change the last bits."""
+    """Ranges with other ends would change the last bits."""
     for name in ("cpu/task_vector.hpp", "cpu/merge.cpp"):
         assert constants(text_of(name))["kSegment"] == stream.SEGMENT
     assert native.extension is None or native.extension.SEGMENT == stream.SEGMENT
@@ -164,7 +164,7 @@ def test_codes_of_consensus():
 
 
 def test_the_triton_kernel_knows_every_consensus():
-    """What it does not compare with takes its last branch, the sum."""
+    """A rule that the kernel does not name takes its last branch, the sum."""
     source = Path(mergekern.__file__).parent.joinpath("kernels", "combine", "on_triton.py").read_text("utf-8")
     assert {*re.findall(r'CONSENSUS == "(\w+)"', source), "sum"} == set(CONSENSUS)
 
@@ -181,7 +181,7 @@ def test_every_instruction_set_has_a_name():
 
 @needs_extension
 def test_instruction_sets_by_their_names():
-    """The environment variable names each; a lesser one than the best is taken, and reported by that name."""
+    """The environment variable can name each set, and the extension reports the set that it uses."""
     names = list(ENUMS["InstructionSet"])
     assert list(ENUMS["InstructionSet"].values()) == list(range(len(names)))
     path = native.extension.__file__
@@ -236,7 +236,7 @@ def test_the_stub_is_what_was_compiled():
 
 
 def test_the_stub_is_what_the_bindings_define():
-    """Also where nothing was compiled."""
+    """The check also runs where the extension is not compiled."""
     text = text_of("cpu/bindings.cpp")
     functions, values = signatures_of_stub()
     definitions = re.findall(r'module\.def\("(\w+)"(.*?)\);', text, re.DOTALL)
@@ -247,6 +247,6 @@ def test_the_stub_is_what_the_bindings_define():
 
 
 def test_the_extension_is_of_this_tree():
-    """A module that another checkout built would make the comparisons above say nothing."""
+    """If another checkout had built the extension, the comparisons above would prove nothing."""
     found = importlib.util.find_spec("mergekern._native")
     assert found is None or Path(found.origin).parent == Path(mergekern.__file__).parent

@@ -159,7 +159,7 @@ def test_sizes_asked_for(run, top_k, spectrum_k):
 
 
 def test_large_entries_do_not_hide_small_differences(run):
-    """τ is the exact difference of stored values, here 1e-6 of them."""
+    """τ is the exact difference of stored values, here a millionth of their size."""
     base = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     tuned = base * (1 + 1e-6 * torch.randn(64, 32, generator=torch.Generator().manual_seed(1)))
     assert_spectrum(run(tuned, base), reference.spectrum(base, tuned))

@@ -12,7 +12,7 @@ from tests.support.tolerances import SUBSPACE_SINE
 
 pytestmark = TRITON
 
-# The last makes every kernel work in global memory.
+# The last module has so little shared memory that every kernel works in global memory.
 MODULES = [
     *(pytest.param(dict(order=order), id=order) for order in ORDERS),
     pytest.param(dict(shared_limit=3000), id="global memory"),
@@ -26,12 +26,12 @@ def draw(*shape, seed=0):
 
 
 def poisoned(*shape, dtype=torch.float64):
-    """Return memory in which an element that is not written shows."""
+    """Return memory filled with a value that shows which elements are not written."""
     return torch.full(shape, np.nan if dtype.is_floating_point else -1, dtype=dtype, device=DEVICE)
 
 
 def shared(module, count):
-    """Return the bytes of shared memory, and whether a kernel is to use them."""
+    """Return the bytes of shared memory, and whether the kernel uses them."""
     return (8 * count, 1) if 8 * count <= module.shared_limit else (0, 0)
 
 
@@ -146,7 +146,7 @@ class Recording:
 
 
 def test_every_order_of_threads_leaves_the_same_bits_in_each_kernel(monkeypatch):
-    """Before an iteration converges, and rounding to float32, hide that a barrier is missing."""
+    """Bits are compared before convergence and rounding to float32 can hide a missing barrier."""
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
     monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
@@ -233,7 +233,7 @@ def entry(row, column):
     ],
 )  # fmt: skip
 def test_directions_beyond_the_rank_are_orthonormal_whatever_the_rounding(matrices):
-    """Equal values give inverse iteration nothing to tell vectors apart by; one matrix in fifty came out NaN."""
+    """Inverse iteration cannot tell the vectors of equal values apart. One matrix in fifty once came out as NaN."""
     tuned = [matrix.to(DEVICE, torch.float64) for matrix in matrices]
     found = on_cuda.spectra([Stack(torch.zeros_like(tuned[0]), tuned)], 4, 100, module())[0]
     assert found.good.all()
@@ -306,7 +306,7 @@ def test_bad_values_are_marked_and_spoil_no_other_model(bad):
 
 
 class Damaged:
-    """A module one of whose kernels gives something wrong for the second matrix."""
+    """A module in which one kernel returns a wrong result for the second matrix."""
 
     def __init__(self, kernel, argument):
         self._module, self._kernel, self._argument = module(), kernel, argument
@@ -337,7 +337,7 @@ class Damaged:
     ],
 )
 def test_faults_are_found(kernel, argument):
-    """Whatever the kernels get wrong by a millionth is marked, and nothing else is."""
+    """A result that is off by a millionth is marked, and no other result is."""
     found = on_cuda.spectra([stack((40, 36), ["linear"] * 3)], 3, 10, Damaged(kernel, argument))[0]
     assert found.good.tolist() == [True, False, True]
 

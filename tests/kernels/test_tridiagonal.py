@@ -9,7 +9,7 @@ SIZES = [1, 2, 3, 8, 23, 24, 25, 26, 47, 48, 49, 50, 72, 73, 100, 200]
 
 
 def reduced(implementation, matrix):
-    """Return the tridiagonal form of a symmetric matrix, only whose upper triangle is shown."""
+    """Return the tridiagonal form of a symmetric matrix, given its upper triangle only."""
     n = len(matrix)
     storage = implementation.zeros(n)
     storage[:n, :n] = np.triu(matrix)

@@ -16,7 +16,7 @@ from tests.support.device import TRITON
 pytestmark = TRITON
 
 ARCHITECTURE = 90
-FLOAT64_PRODUCT = r"mma\.sync\.aligned\.m\d+n8k\d+\.row\.col\.f64\.f64\.f64\.f64"  # of what size, versions differ in
+FLOAT64_PRODUCT = r"mma\.sync\.aligned\.m\d+n8k\d+\.row\.col\.f64\.f64\.f64\.f64"  # its size depends on the version
 
 
 def cases(storage):
@@ -67,7 +67,7 @@ def cases(storage):
                     constants,
                     task_product_options,
                 )
-    # The widest of each: both readings and the mask, or a quotient.
+    # The widest case of each kernel: both ways of reading and the mask, or a quotient.
     merged = {"addresses": "i64", "numbers": "fp64", "keys": "i64", "out": "fp32", "tally": "i64"}
     integers = ["first_tile", "count", "start", "models", "dropped_below", "needed"]
     constants = {"STORAGE": storage, "ALIGNED": True, "WHOLE": True, "TILE": combine.TILE, "MASKED": storage == "fp32"}
@@ -95,7 +95,7 @@ def cases(storage):
 
 
 def compile_all(storage_dtype):
-    """Return {name of a kernel: what its code has}; with fp32 those that read no weights too."""
+    """Return what the code of each kernel has, by name. Kernels that read no weights come with fp32."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget

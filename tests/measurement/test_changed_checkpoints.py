@@ -58,7 +58,7 @@ def changing(change, path, content, at=1):
 @pytest.mark.parametrize("io", ["mmap", "pread"])
 @pytest.mark.parametrize("change", WAYS)
 def test_a_checkpoint_replaced_while_it_is_read(zoo, tmp_path, change, io):
-    """Neither a folder nor a table is of both files."""
+    """Neither a folder nor a table mixes the old file and the new one."""
     mine = shutil.copytree(zoo, tmp_path / "zoo")
     path, content = mine / "c.safetensors", (mine / "d.safetensors").read_bytes()
     folder = tmp_path / "s"
@@ -79,7 +79,7 @@ def test_a_checkpoint_replaced_while_it_is_read(zoo, tmp_path, change, io):
 
 
 def test_a_checkpoint_replaced_by_one_that_is_known(folder, zoo, tmp_path):
-    """No block is written, all being there, and yet the tensors are of both files."""
+    """All blocks exist already, so none is written; still the run has read tensors of both files, and fails."""
     mine = shutil.copytree(zoo, tmp_path / "zoo")
     content = (mine / "d.safetensors").read_bytes()
     before = snapshot(folder)
@@ -121,7 +121,7 @@ def test_a_checkpoint_replaced_between_shards(zoo, tmp_path, block_size):
 
 
 def test_a_checkpoint_cut_off_while_it_is_read(zoo, expected, tmp_path):
-    """Reads say so; of a mapped file, the system ends the process. Either way nothing wrong is kept."""
+    """A read fails with an error. With a mapped file the system ends the process. No wrong result is kept."""
     mine = shutil.copytree(zoo, tmp_path / "zoo")
     whole = (mine / "c.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match=r"c\.safetensors: "):

@@ -30,7 +30,7 @@ ZOOS = {
         {"target_modules": ["q_proj", "up_proj"], "r": 30, "modules_to_save": ["norm", "lm_head"], "bias": "all"},
         {"target_modules": ["q_proj", "k_proj"], "r": 12, "lora_bias": True},
     ],
-    # Of full rank, so that the bottom is measured.
+    # Full rank, so that the bottom-k metrics are defined.
     "ranks above the sizes": [{"target_modules": ["q_proj", "down_proj"], "r": rank} for rank in (24, 26, 64)],
 }
 
@@ -102,7 +102,7 @@ def test_adapters_of_convolutions(tmp_path):
 def test_adapters_need_no_base(zoos):
     zoo = zoos("one rank")
     without, with_base = mergekern.compute_all(zoo.adapters), mergekern.compute_all(zoo.adapters, zoo.base)
-    # Their layers are in another order, and so are the sums over them.
+    # Layers, and so the sums over them, come in another order.
     pd.testing.assert_frame_equal(without.to_pandas(), with_base.to_pandas(), rtol=1e-13)
     assert without.provenance["dtypes"] == {"base": [], "m0": ["float64"], "m1": ["float64"], "m2": ["float64"]}
 
@@ -136,7 +136,7 @@ def test_the_native_kernels_are_not_needed(zoos, monkeypatch):
 
 
 def test_distances_of_nearly_equal_adapters(zoos, tmp_path):
-    """As after a few steps of training: ‖τ_i‖² + ‖τ_j‖² − 2<τ_i, τ_j> would have no digit left."""
+    """Two adapters after a few steps of training: ‖τ_i‖² + ‖τ_j‖² − 2<τ_i, τ_j> would keep no correct digit."""
     zoo = zoos("one rank")
     paths = {name: tmp_path / name for name in ("a", "same", "near")}
     for path in paths.values():
@@ -154,7 +154,7 @@ def test_distances_of_nearly_equal_adapters(zoos, tmp_path):
     expected = 0.0
     for tensor in opened.tensors:
         (a, b, s), (c, d, _) = (opened.models[i].factors(tensor.name) for i in (0, 2))
-        difference = a @ (b - d) + (a - c) @ d  # exact where the products' difference is not
+        difference = a @ (b - d) + (a - c) @ d  # exact, unlike the difference of inner products
         expected += (s * difference).square().sum().item()
     assert distance[0, 1] == 0.0
     assert distance[0, 2] == pytest.approx(expected, rel=1e-7, abs=0)
@@ -175,7 +175,7 @@ def test_distance_of_an_adapter_to_its_merged_model(zoos, tmp_path):
 
 
 def test_a_low_rank_change_has_no_bottom_and_no_top_beyond_its_rank(tmp_path):
-    """A rank-4 change against itself: elsewhere its bottom 10 vectors, which do not exist, overlap by 0.48."""
+    """A rank-4 change has no bottom 10 vectors. Code that compares ten anyway finds an overlap of 0.48."""
     model = seeded(llama)
     for name in "ab":
         adapt(model, tmp_path / name, target_modules=["q_proj", "down_proj"], r=4)
@@ -192,7 +192,7 @@ def test_a_low_rank_change_has_no_bottom_and_no_top_beyond_its_rank(tmp_path):
 
 
 def test_an_untrained_adapter_is_frozen(tmp_path):
-    """B starts as zeros."""
+    """The factor B of an adapter starts as zeros."""
     model = seeded(llama)
     for seed, name in enumerate("abc"):
         adapt(model, tmp_path / name, seed=seed, target_modules=["q_proj", "down_proj"], r=12)
@@ -239,7 +239,7 @@ def test_another_alpha_is_another_input(tmp_path):
 
 
 def test_kept_vectors_are_those_of_the_merged_models(zoos, tmp_path):
-    """Blocks of statistics hold the vectors, with which other models can be compared later."""
+    """Blocks keep the singular vectors, so that models added later can be compared."""
     zoo = zoos("one rank")
     for name, models in (("adapters", zoo.adapters), ("merged", zoo.merged)):
         mergekern.measure(models, zoo.base, statistics=tmp_path / name)

@@ -1,4 +1,4 @@
-"""What is measured of a pair is the same to the last bit whatever other models, and how much memory, are there."""
+"""The statistics of a pair do not depend on the other models or on the memory budget, to the last bit."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def draw(seed, shapes, dtype=torch.float32):
 
 @pytest.fixture(scope="module")
 def full():
-    """(base, models): of several dtypes, two nearly equal, one with frozen tensors, one of low rank."""
+    """A base and models of several dtypes: two nearly equal, one with frozen tensors, one of low rank."""
     base, models = draw(0, SHAPES), {}
     dtypes = [torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64]
     for index in range(13):
@@ -41,7 +41,7 @@ def full():
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """(base, models): adapters of several ranks beside the models that some of them are merged into, in float64."""
+    """A base, adapters of several ranks, and the float64 models that some of the adapters are merged into."""
     folder, model, models = tmp_path_factory.mktemp("adapters"), seeded(llama), {}
     for index, rank in enumerate([2, 12, 5, 24, 3, 12, 30, 16]):
         targets = ["q_proj", "down_proj"] if index % 2 else ["q_proj", "up_proj"]
@@ -57,7 +57,7 @@ def zoo(request):
 
 
 def assert_part(found, every):
-    """Hold all statistics of some models, in any order, to their part of those of more models."""
+    """Assert that the statistics of some models, in any order, are their part of those of more models."""
     at = [every.models.index(name) for name in found.models]
     pairs = np.ix_(at, at)
     others = {layer.name: layer for layer in every.layers}
@@ -129,7 +129,7 @@ def test_a_split_measures_what_is_new(zoo, split):
 
 
 def test_vectors_that_are_kept_give_the_overlaps_of_later_models(zoo):
-    """As where models are added: theirs with the kept vectors of the others."""
+    """The vectors of an added model are compared with the kept vectors of the others."""
     base, models = zoo
     opened = open_zoo(models, base)
     measurement = CpuMeasurement(True, 10, 100, 2, None, dispatch.backends()[0], True)

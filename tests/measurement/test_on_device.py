@@ -1,4 +1,4 @@
-"""Whole tables by the kernels of a GPU: there, or here by their interpreter and emulator."""
+"""Whole tables by the kernels of a GPU, which are interpreted and emulated where there is none."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_metrics_of_inner_products_cause_no_factorisation(on_the_device, monkeyp
 
 @pytest.mark.parametrize("max_memory", [300, 1100, 4000])
 def test_a_small_budget_gives_the_same(on_the_device, max_memory):
-    """Layers come in blocks, matrices one model at a time."""
+    """A small budget: layers are read in blocks, and matrices one model at a time."""
     base, zoo = small_zoo()
     expected = mergekern.compute_all(zoo, base, top_k=2, device="cpu")
     assert_same(on_the_device(zoo, base, max_memory=max_memory), expected)

@@ -16,13 +16,13 @@ def test_a_folder_of_one_run(zoo, expected, tmp_path):
 
 
 def measure(zoo, folder, begun):
-    """Run in a process that may be killed."""
+    """Measure a zoo, in a process that the test may kill."""
     begun.set()
     mergekern.measure(zoo, statistics=folder)
 
 
 def test_killed_at_twenty_moments_and_resumed(tmp_path):
-    """Runs on a folder are killed until one gets to its end, then the next is begun; each ends as if none had been."""
+    """Runs on a folder are killed until one finishes; then the next folder begins. No kill changes a result."""
     zoo = write_zoo(tmp_path / "zoo", [f"m{index:02d}" for index in range(30)], blocks=6)
     expected = mergekern.compute_all(zoo, per_layer=True)
     context = multiprocessing.get_context("forkserver")
@@ -42,7 +42,7 @@ def test_killed_at_twenty_moments_and_resumed(tmp_path):
     killed = folders = 0
     for attempt in range(200):
         process = start(tmp_path / f"s{folders}")
-        time.sleep(seconds * (attempt * 0.618 % 1))  # an irrational step meets every stage
+        time.sleep(seconds * (attempt * 0.618 % 1))  # an irrational step spreads the kills over all stages
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
@@ -53,7 +53,7 @@ def test_killed_at_twenty_moments_and_resumed(tmp_path):
     for folder in tmp_path.glob("s?"):
         assert_same(mergekern.measure(zoo, statistics=folder), expected)
         assert not mergekern.verify(folder)
-        # Nothing of the killed ones is left.
+        # The killed runs leave no files behind.
         keys = Manifest.read(folder).file_names
         left = {path for path in folder.rglob("*") if path.is_file()} - {folder / "manifest.json", folder / ".lock"}
         assert {path.stem for path in left} == keys

@@ -16,7 +16,7 @@ def test_shares_have_every_item_once_and_are_balanced(costs, count):
     every = [Item(tensor, tile) for tensor, row in enumerate(costs) for tile in range(len(row))]
     assert sorted(item for part in shares for item in part) == every
     loads = [sum(costs[item.tensor][item.tile] for item in part) for part in shares]
-    # No share has more than the least by more than one item, the largest.
+    # The largest and the smallest share differ by at most the largest item.
     assert max(loads) - min(loads) <= max(itertools.chain(*costs)) + 1e-9
 
 

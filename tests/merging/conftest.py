@@ -7,7 +7,7 @@ from tests.merging.zoos import BUFFERS, SHAPES, drawn
 
 @pytest.fixture
 def zoo(tmp_path):
-    """Paths of a base and two models, and what their merge is in memory."""
+    """A folder with a base and two models."""
     base, tuned = drawn(2, SHAPES)
     base |= BUFFERS
     save_file(base, tmp_path / "base.safetensors", metadata={"format": "pt", "author": "someone"})

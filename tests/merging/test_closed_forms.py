@@ -50,7 +50,7 @@ def test_task_arithmetic():
 
 
 def test_ties():
-    # Of 16 a quarter: A keeps 8, −6, 5, −7; B keeps 7, −6, −8, −5. At (1, 2) and (3, 1) both agree.
+    # A quarter of 16 elements: A keeps 8, −6, 5, −7; B keeps 7, −6, −8, −5. At (1, 2) and (3, 1) both agree.
     change = torch.tensor([[8.0, 0, 0, 0], [0, 0, -5.5, 0], [7.0, 0, 0, 0], [5.0, -6.5, 0, -8.0]])
     assert torch.equal(merged("ties", A, B, density=0.25, scale=2.0), 1 + 2 * change)
 
@@ -69,14 +69,15 @@ def test_ties_of_balanced_signs_take_plus():
 
 
 def test_dare_by_magnitude():
-    # Of 16 the 12 smallest go, the rest counts fourfold, and the mean halves it.
+    # The 12 smallest of 16 elements are dropped, the others are multiplied by 4, and the mean halves them.
     change = torch.tensor([[8.0, 0, 0, 0], [0, 0, -11.0, 0], [7.0, 0, 0, 0], [5.0, -13.0, 0, -8.0]])
     assert torch.equal(merged("dare", A, B, rate=0.75, mask="magnitude"), 1 + 2 * change)
 
 
 def test_tall_masks():
     first, second, third = (torch.tensor([[4.0, 1.0], [0.0, a]]) for a in (1.0, 10.0, -6.0))
-    # All claim what they share; at (1, 1) the sum is 5: claimed by the second and third alone; nobody claims a zero.
+    # Each model claims the elements they share. At (1, 1) the sum is 5, which only the second and third claim. No model
+    # claims a zero.
     expected = torch.tensor([[12.0, 3.0], [0.0, 5.0]])
     by_all = torch.tensor([[12.0, 3.0], [0.0, 0.0]])
     assert torch.equal(merged("tall_masks", first, second, third), 1 + expected)
@@ -84,9 +85,9 @@ def test_tall_masks():
 
 
 def test_tall_masks_of_a_pair():
-    # |a| > 0.4·|b| or |b| > 0.4·|a| holds of every pair of numbers that are not both zero: one of them is enough here.
+    # |a| > 0.4·|b| or |b| > 0.4·|a| holds for any two numbers that are not both zero, and one condition is enough here.
     assert torch.equal(merged("tall_masks", A, B), 1 + A + B)
-    # With both needed: neither may be more than 2.5 times the other.
+    # Both conditions: neither number may be more than 2.5 times the other.
     both = torch.tensor([[1.0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]])
     assert torch.equal(merged("tall_masks", A, B, needed=2), 1 + both * (A + B))
 
@@ -111,20 +112,20 @@ def diagonal(*values):
     return torch.diag(torch.tensor(values))
 
 
-# Two orthogonal task matrices: rotations of a diagonal, so that singular vectors are known and not those of axes.
+# Two orthogonal task matrices. They are rotations of a diagonal, so that singular vectors are known but not axes.
 ROTATION = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5], [0.5, 0.5, -0.5, -0.5], [0.5, -0.5, -0.5, 0.5]])
 
 
 @pytest.mark.parametrize(
     ("method", "options", "expected"),
     [
-        # Each keeps two triplets: 8, 4 of the first, 6, 3 of the second; they do not meet.
+        # Each keeps two triplets, with 8 and 4 of the first and 6 and 3 of the second, in orthogonal spaces.
         ("tsv", {}, diagonal(8.0, 4.0, 6.0, 3.0)),
         # Σ = (8, 4, 6, 3), mean 5.25.
         ("isotropic", {}, diagonal(5.25, 5.25, 5.25, 5.25)),
         # Σ = (9, 6, 6, 3), mean 6.
         ("isotropic", {"truncate": None}, diagonal(6.0, 6.0, 6.0, 6.0)),
-        # Common: 9 and one of the sixes... the rest is divided; (9, 6, 6, 3) again fill the space.
+        # 9 and one of the sixes are common, the rest is divided, and (9, 6, 6, 3) again fill the space.
         ("isotropic_cts", {"common_fraction": 1.0}, diagonal(6.0, 6.0, 6.0, 6.0)),
     ],
     ids=["tsv", "isotropic", "isotropic untruncated", "isotropic_cts"],
@@ -171,7 +172,7 @@ def test_copies_of_one_model(models):
     torch.testing.assert_close(change("isotropic"), torch.from_numpy(mean * kept.left @ kept.right.T), **near)
     factor, mean = polar(delta["w"].numpy()), np.linalg.svd(delta["w"].numpy())[1].mean()
     torch.testing.assert_close(change("isotropic", truncate=None), torch.from_numpy(models * mean * factor), **near)
-    # The mask is that of the content, so all copies have the same.
+    # The mask depends on the content, so all copies have the same mask.
     dropped = change("dare", rate=0.5)
     assert torch.minimum(dropped.abs(), (dropped - 2 * delta["w"]).abs()).max() < 1e-6
 

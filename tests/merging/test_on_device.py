@@ -1,4 +1,4 @@
-"""Merges by the kernels of a GPU: there, or here by interpreter and emulator; to the last bit, element by element."""
+"""Merges by the kernels of a GPU, interpreted and emulated where there is none, against those of the CPU."""
 
 import json
 
@@ -27,7 +27,7 @@ CASES = [
 
 @pytest.fixture
 def on_the_device(monkeypatch):
-    """Return what calls a function of the package with the device's kernels."""
+    """Return a function that calls a function of the package with the kernels of the device."""
     kernels = backend()
 
     def call(function, *arguments, **options):
@@ -39,7 +39,7 @@ def on_the_device(monkeypatch):
 
 
 def assert_same(found, expected, method):
-    """Hold a merge to that of the CPU: by singular vectors to 1e-8 of task matrices of 0.01, else to the last bit."""
+    """Compare a merge with that of the CPU: to 1e-8 of 0.01 if it takes singular vectors, else to the last bit."""
     if METHODS[method].matrix is None:
         assert_equal(found, expected)
         return
@@ -78,7 +78,7 @@ def test_dtypes(on_the_device, dtype):
 
 
 def test_signs_that_cancel(on_the_device):
-    """The sign of the tensor decides, which is known only when all of it has been counted."""
+    """The sign of the whole tensor decides, and is known only after all of it has been counted."""
     base = {"w": torch.zeros(8)}
     tuned = {
         "a": {"w": torch.tensor([1.0, -4, -4, -4, 2, 0, 0, 0])},

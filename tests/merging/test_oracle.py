@@ -1,4 +1,4 @@
-"""Merges by singular vectors against their rules written out with full SVDs in float64; and on tensors of a device."""
+"""Merges by singular vectors against their rules, written out with full SVDs in float64, on arrays and on tensors."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_zeros_on_tensors(method):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("dare")])  # keyed by the bytes
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("dare")])  # masks depend on bytes
 def test_the_storage_dtype_rounds_once(method, dtype):
     base, tuned = drawn(3, {"w": (40, 30), "b": (500,)}, dtype, scale=0.1)
     found = mergekern.merge(tuned, base, method)

@@ -1,4 +1,4 @@
-"""What is written: like the base, whole or not at all, with a record; and what is refused."""
+"""Merged files: they look like the base, are written whole or not at all, and carry a record; bad input is refused."""
 
 import errno
 import inspect

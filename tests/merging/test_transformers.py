@@ -1,4 +1,4 @@
-"""What is merged loads with `from_pretrained`: a tiny ViT, and a tiny Llama with tied embeddings."""
+"""A merge loads with `from_pretrained`: a tiny ViT, and a tiny Llama with tied embeddings."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_from_pretrained(tmp_path, make, method):
     model, loading = type(make()).from_pretrained(out, output_loading_info=True)
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = mergekern.merge([tmp_path / name for name in names[1:]], tmp_path / "base", method)
-    model.save_pretrained(tmp_path / "again")  # with the names that are stored
+    model.save_pretrained(tmp_path / "again")  # under the stored names
     saved = load_file(tmp_path / "again" / "model.safetensors")
     assert len(saved) > 10
     for name, tensor in saved.items():

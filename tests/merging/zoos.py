@@ -1,4 +1,4 @@
-"""Zoos that the tests of merging share."""
+"""Zoos in memory that several tests of merging use."""
 
 import torch
 
@@ -29,7 +29,7 @@ def drawn(models, shapes, dtype=torch.float32, scale=0.01, seed=0):
 
 
 def assert_equal(found, expected):
-    """Hold a state dict to another to the last bit."""
+    """Assert that two state dicts are equal, to the last bit."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name

@@ -114,7 +114,7 @@ def test_subspace_metrics_average_over_matrices_alone():
 @pytest.mark.parametrize("metric", GEOMETRIC)
 @pytest.mark.parametrize("closeness", [1e-2, 1e-4, 1e-6])
 def test_nearly_identical_pair(metric, closeness):
-    """Against 50 digits: nothing may cancel in a distance of 1e-6 of the length."""
+    """Compared with 50 digits: a distance of a millionth of the length loses no digits to cancellation."""
     mpmath = pytest.importorskip("mpmath")
     rng = np.random.default_rng(5)
     base, a = rng.standard_normal(40), rng.standard_normal(40)

@@ -1,4 +1,4 @@
-"""What holds for every zoo: symmetry, order of models, scale, ranges."""
+"""Properties of the metrics of every zoo: symmetry, order of models, scale, ranges."""
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def test_catalogue_entries_are_complete(metric):
 
 @pytest.mark.parametrize("metric", [name for name, entry in CATALOGUE.items() if entry.runs_models])
 def test_statistics_without_runs_are_refused(metric):
-    """Also under python -O, where an assertion would not."""
+    """The check is not an assertion, which `python -O` would drop."""
     statistics = mergekern.measure(
         *make_zoo_of_one_matrix(), options=mergekern.MeasureOptions("task_vector_dot_product")
     )

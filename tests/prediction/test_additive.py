@@ -19,7 +19,7 @@ def simulate(tasks=12, sd=0.1, noise=0.02, seed=0):
 
 
 def restricted_deviance(design, y, ratio):
-    """−2 log restricted likelihood with the whole covariance matrix, up to a constant of n."""
+    """Return −2 log restricted likelihood from the whole covariance matrix, up to a constant that depends on n."""
     n = len(y)
     covariance = np.eye(n) + ratio * design @ design.T
     inverse = np.linalg.inv(covariance)

@@ -42,7 +42,7 @@ def test_effects_alone_explain_all_and_interaction_the_rest():
     parts = variance_components(additive)
     assert parts.tasks == pytest.approx(1)
     np.testing.assert_allclose(parts.effects, effects, atol=1e-9)
-    # +1 and -1 around a cycle of four, which sums to 0 for every task: no effect can see it.
+    # +1 and -1 around a cycle of four sum to 0 for every task, so no task effect can explain them.
     pure = pd.Series(0.0, index=index)
     for first, second, sign in (("0", "1", 1), ("1", "2", -1), ("2", "3", 1), ("0", "3", -1)):
         pure[(f"task0{first}", f"task0{second}")] = sign
@@ -149,7 +149,7 @@ def test_single_metrics_where_they_have_values():
 
 
 def test_significance_is_of_tasks_not_of_pairs():
-    """Effects of tasks on both sides by chance: pairs taken as independent are significant far too often."""
+    """Task effects in X and y agree by chance; a test that takes pairs as independent finds them significant."""
     naive, by_tasks, adjusted = [], [], []
     for seed in range(1000, 1100):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Intervals cover as often as they say, whatever is known of the models of a pair."""
+"""Intervals cover as often as they state, whether both, one or none of a pair's models are known."""
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ def coverage(estimator, splitter, tables=4, folds=2):
     "splitter", [MeasuredPairs(30), LeaveOneTaskOut(), LeaveTasksOut(4)], ids=["both", "one", "neither"]
 )
 def test_coverage_is_what_is_promised(estimator, splitter):
-    # Errors of one fold come from the same one or few unknown effects: 8 folds are not many.
+    # All errors of a fold come from the same few unknown effects, so 8 folds are few.
     assert 0.68 <= coverage(estimator, splitter) <= 0.92
 
 

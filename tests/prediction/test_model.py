@@ -1,4 +1,4 @@
-"""A fitted predictor: what it predicts, says and keeps; and the commands that make and use one."""
+"""A fitted predictor: its predictions, explanations and files, and the commands that make and use one."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def scores(table):
-    """Scores of the pairs of six of the eight models."""
+    """Scores of the pairs among six of the eight models."""
     every = make_scores(table, metric_share=0.02)
     return every[[("task6" not in pair) and ("task7" not in pair) for pair in every.index]]
 
@@ -115,7 +115,7 @@ def test_pairs_without_a_metric_are_left_out_by_name(scores, table):
     assert last.name == ("task0", "task1")
     assert np.isnan(last["prediction"])
     assert last["remarks"] == f"not predicted: no value for {name}"
-    # Effects need no metric.
+    # Task effects need no metric.
     assert MergePredictor.fit(holed, scores, "tsv", "additive").dropped == {}
 
 
@@ -135,7 +135,7 @@ def test_a_table_without_the_metrics_is_refused(fitted, table):
 
 @pytest.mark.parametrize("call", ["predict", "explain"])
 def test_a_frame_without_the_names_of_the_models_is_refused(fitted, table, call):
-    """Also under python -O, where an assertion would not."""
+    """The check is not an assertion, which `python -O` would drop."""
     with pytest.raises(PredictionError, match="does not name the two models"):
         getattr(fitted["linear"], call)(table.to_pandas().reset_index(drop=True))
 
@@ -273,7 +273,7 @@ def test_plan_on_the_command_line(files, table):
     rows = pd.read_csv(out)
     assert rows.columns.tolist() == ["method", "model_a", "model_b", "accuracy"]
     assert rows["method"].tolist() == ["tsv"] * 3 + ["ties"] * 3
-    # What is to be filled in is not measured yet.
+    # The scores are empty until they are measured.
     assert read_scores(out, "ties").isna().all()
     few = run("plan-measurements", files / "metrics.parquet", "-k", 1, "--models", "task2,task3")
     assert "task2+task3" in few.stdout

@@ -1,4 +1,4 @@
-"""PearsonRegressor: optimal, deterministic, indifferent to units; the published fit alone as in the batch."""
+"""PearsonRegressor: optimal, deterministic, independent of units; the published fit gives the same in a batch."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def test_scikit_learn_conventions(estimator, check):
 
 
 def make_data(n=60, metrics=8, seed=0):
-    """Correlated metrics of different sizes, two of which matter."""
+    """Correlated metrics of different scales, two of which determine y."""
     random = np.random.default_rng(seed)
     X = random.standard_normal((n, metrics)) @ random.standard_normal((metrics, metrics))
     X *= 10.0 ** random.integers(-6, 6, metrics)
@@ -78,7 +78,7 @@ def test_l1_is_the_lasso_of_standardised_targets():
 
 
 def test_l1_solves_the_well_posed_problem():
-    """No direction near by, nor any that a general optimiser finds, has a larger r - alpha ‖c‖₁."""
+    """Neither a direction nearby nor a general optimiser reaches a larger r - alpha ‖c‖₁."""
     X, y = make_data(metrics=5)
     alpha = 10.0
     r, length = r_and_length(PearsonRegressor(alpha=alpha).fit(X, y), X, y)
@@ -177,7 +177,7 @@ def test_seeds_decide_and_nothing_else():
 
 
 def published_fit(X, y, mask, c, alpha, protocol):
-    """The published fit as the study describes it, one fit, by autograd, in float64."""
+    """Return one published fit as the study describes it, by autograd in float64."""
     import torch
 
     x = torch.from_numpy(scale(X, mask)[mask])
@@ -204,7 +204,7 @@ def published_fit(X, y, mask, c, alpha, protocol):
     ("alpha", "name", "protocol"),
     [
         (None, "DENSE", published.DENSE),
-        # Near zero the gradient of L1 jumps, and two ways of summing part company after some steps.
+        # The gradient of L1 jumps at zero, so two orders of summation differ after some steps.
         (1.0, "SPARSE", dataclasses.replace(published.SPARSE, steps=30)),
         (1.0, "SPARSE", dataclasses.replace(published.SPARSE, patience=3, threshold=0.05)),
     ],

@@ -1,4 +1,4 @@
-"""Plans of measurements: the formulas against plain linear algebra, and better than chance where it counts."""
+"""Plans of measurements: the formulas against plain linear algebra, and the plan against random choices."""
 
 from itertools import combinations
 

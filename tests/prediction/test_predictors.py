@@ -1,4 +1,4 @@
-"""What every predictor has in common: conventions, symmetries, clear rules for odd data, and how well they predict."""
+"""All predictors: conventions, symmetries, clear rules for unusual data, and how well they predict."""
 
 import numpy as np
 import pandas as pd

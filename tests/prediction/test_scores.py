@@ -1,4 +1,4 @@
-"""Scores: read as the study writes them, aligned with a table, and refused by the line where they are wrong."""
+"""Scores: read in the study's format, aligned with a table; an error names the wrong line."""
 
 import numpy as np
 import pandas as pd

@@ -65,7 +65,7 @@ def test_without_predictors_by_a_metric(screened):
 
 
 def test_memory_is_of_a_tile(screened, monkeypatch):
-    """No table is of more models than the two sides of a tile."""
+    """No table has more models than the two sides of a tile."""
     _, statistics, _, predictors = screened
     sizes = []
     original = MetricTable.from_statistics

@@ -96,7 +96,7 @@ def test_a_task_in_one_pair_only():
     pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("c", "lonely")]
     folds = {fold.held_out: (fold.train.tolist(), fold.test.tolist()) for fold in LeaveOneTaskOut().folds(pairs)}
     assert folds[("lonely",)] == ([0, 1, 2], [3])
-    # Without c, a and b are left; without the pair's models, only one pair is.
+    # Holding out c leaves the pair of a and b; holding out both models of a pair leaves one pair.
     assert folds[("c",)] == ([0], [1, 2, 3])
     assert [(f.held_out, f.train.tolist()) for f in LeaveTwoTasksOut().folds(pairs)] == [
         (("a", "b"), [3]),
@@ -105,7 +105,7 @@ def test_a_task_in_one_pair_only():
 
 
 def test_missing_pairs_are_drawn_around():
-    """Of a path of five models, most groups of two leave no pair within them."""
+    """Five models in a path: most groups of two contain no measured pair."""
     pairs = [("a", "b"), ("b", "c"), ("c", "d"), ("d", "e")]
     folds = list(LeaveTasksOut(2, repeats=10).folds(pairs))
     assert len(folds) == 10

@@ -132,7 +132,7 @@ def test_a_pair_listed_twice_is_refused_in_either_order():
 
 
 class KnowsPairs(RegressorMixin, BaseEstimator):
-    """Predicts the length of the first name; fails without the right names."""
+    """An estimator that predicts the length of the first name, and fails without the right names."""
 
     def fit(self, X, y, pairs=None):
         assert len(pairs) == len(X) == len(y)
@@ -174,7 +174,7 @@ def test_the_constant_baseline_shows_the_bias_of_pooling():
 
 @pytest.mark.parametrize(("splitter", "draws"), [(LeaveOneTaskOut(), 20), (LeaveTwoTasksOut(), 6)], ids=repr)
 def test_centred_pooling_takes_most_of_the_bias_away(splitter, draws):
-    """y is of the tasks and X is noise: whatever is found beyond 0 over many draws is bias."""
+    """y depends on the tasks and X is noise, so a mean above 0 over many draws is bias."""
     pooled, centred = [], []
     a, b = np.triu_indices(12, 1)
     for seed in range(draws):

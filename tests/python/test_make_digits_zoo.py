@@ -50,7 +50,7 @@ def run(script: ModuleType, out: Path, *options: str) -> Result:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file of a folder with its bytes."""
+    """Return the bytes of every file in a folder."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
@@ -116,7 +116,7 @@ def test_the_saved_files_give_the_recorded_accuracy(script, zoo):
         with torch.no_grad():
             logits = encoder(data["test.inputs"]) @ data["head.weight"].T + data["head.bias"]
         accuracy = (logits.argmax(dim=1) == data["test.labels"]).double().mean().item()
-        assert accuracy == pytest.approx(record["accuracy"], abs=0.01)  # a near tie may fall otherwise on two threads
+        assert accuracy == pytest.approx(record["accuracy"], abs=0.01)  # threads may decide a near tie differently
 
 
 @pytest.mark.parametrize(("name", "classes"), [("rotated", 10), ("parity", 2), ("three_or_eight", 2)])
@@ -140,7 +140,7 @@ def test_mergekern_reads_the_folder(zoo):
 
 
 def test_mergekern_runs_the_models_on_the_samples(zoo, tmp_path):
-    """As `make demo` does."""
+    """The metrics command of `make demo` works on the zoo."""
     out = tmp_path / "metrics.parquet"
     arguments = ["metrics", zoo, "--calibration", zoo / "calibration", "--model", f"{SCRIPT}:build_model"]
     result = CliRunner().invoke(cli.main, [*map(str, arguments), "--summary", "--out", str(out)])

@@ -33,7 +33,7 @@ CANDIDATES = {
     "additive, 7 merges": analysis.Candidate("additive", (), 7),
     "additive, 40 merges": analysis.CANDIDATES["additive, 40 merges"],
 }  # fmt: skip
-# What depends on how long things took.
+# Columns that depend on running times.
 TIMED = ("timings.csv", "comparison.csv", "comparison.svg", "findings.md")
 TASKS = ["rotated", "parity", "three_or_eight", "erased_quadrant", "low_digits"]
 PAIRS = list(combinations(sorted(TASKS), 2))
@@ -41,7 +41,7 @@ PAIRS = list(combinations(sorted(TASKS), 2))
 
 @pytest.fixture(autouse=True, scope="module")
 def short_training(one_thread):
-    """Let perceptrons learn in a second, and few folds validate; all of it is too small for several threads."""
+    """Short training, few folds, and one thread, since everything is small."""
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
         patch.setitem(making.RECIPES, "mlp", (60, 4e-3, 30, 2e-3))
         patch.setattr(analysis, "SEEDS", range(2))
@@ -86,7 +86,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy of it that a test may change."""
+    """A copy of the study that a test may change."""
     for name, content in contents(finished).items():
         path = tmp_path / "copy" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def test_a_second_run_changes_nothing(finished):
     "stage", ["fine-tuning", "metrics", "merging", "measuring", "probing", "timing", "validating", "fitting"]
 )
 def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypatch):
-    """Leave what a run killed in this stage leaves, start it again, kill it there once more, and start it again."""
+    """Restore the files of a run killed in this stage, resume, kill it in the same stage again, and resume."""
     before = contents(copied)
     later = {
         "fine-tuning": ["zoo/parity.safetensors", "statistics", "metrics.parquet", "scores.csv", "analysis"],
@@ -186,7 +186,7 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
         "fitting": ["predictors", "report.html"],
     }[stage]
     anew = TIMED if "timings.csv" in later else ()
-    if stage == "timing":  # as a run leaves it that has all probes
+    if stage == "timing":  # the folder of a run that has all probes
         kept = [
             line for line in before["timings.csv"].decode().splitlines() if not line.startswith(("metrics", "merges"))
         ]
@@ -219,12 +219,12 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
         assert len(pd.read_csv(copied / "scores.csv")) == 3
     assert study(copied).exit_code == 0
     after = contents(copied)
-    for files in (before, after):  # of which the statistics say where they lie: not in the copy, but where that is from
+    for files in (before, after):  # the statistics name the original folder, not the copy
         manifest = json.loads(files["statistics/manifest.json"])
         files["statistics/manifest.json"] = {**manifest, "sources": None, "checksum": None}
     assert after.keys() == before.keys()
     assert [name for name in before if after[name] != before[name] and name not in anew] == []
-    if stage == "probing":  # the method that was done before the kill keeps the seconds of then
+    if stage == "probing":  # a method that was finished before the kill keeps its seconds
         assert calls.count("merge_probes") == 4
 
 

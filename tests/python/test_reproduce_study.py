@@ -38,7 +38,7 @@ def test_published_fits_come_out_in_the_spread_of_seeds(script, study):
     seeds = 5
     found = script.reproduce(study, pd.read_csv(PUBLISHED / "loto_results.csv"), seeds)
     assert len(found) == 10 * 4 * 4 + 4 * 4
-    # Few seeds say little of one row's spread, but all rows of a figure together do.
+    # A few seeds estimate the spread of one row badly, but that of all rows of a figure well.
     spread = found.groupby("figure")["sd"].transform(lambda sd: np.sqrt((sd**2).mean())) * np.sqrt(1 + 1 / seeds)
     z = (found["published"] - found["mean"]) / spread
     assert np.abs(z).max() < 4.5

@@ -110,10 +110,11 @@ def pair_functional_metrics(
 
     Args:
         first, second: the models, weights loaded.
-        tasks: of the two: inputs, labels and head.
+        tasks: inputs, labels and head of each of the two models.
         samples: the inputs of all tasks.
-        layer, input_layer: where activations are, and the input gradient where it is not at the inputs.
-        metrics: names; default all.
+        layer: name of the module whose output is the activation.
+        input_layer: name of the module whose output the input gradient is taken at; None takes it at the inputs.
+        metrics: names of the metrics to compute; None computes all.
 
     >>> model, head = torch.nn.Linear(3, 2), torch.nn.Linear(2, 4)
     >>> task = torch.ones(5, 3), torch.zeros(5, dtype=torch.long), head

@@ -1,4 +1,4 @@
-"""What a browser would find on a page, without one."""
+"""The content of a report page, parsed without a browser."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Page(HTMLParser):
-    """What a browser finds on a page: the document, the arrays, all text, all elements."""
+    """The parsed page: its document, its arrays, all text and all elements."""
 
     def __init__(self, html):
         super().__init__()

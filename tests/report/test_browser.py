@@ -1,4 +1,4 @@
-"""The page as a browser shows it. Nothing here asks how fast it is; benchmarks/report.py does."""
+"""The page as a browser shows it. benchmarks/report.py measures how fast it opens."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def page(browser, path):
 
 
 def cells(page, column):
-    """What a column of the ranked table shows."""
+    """Return the texts in one column of the ranked table."""
     rows = "[...document.querySelectorAll('#ranking tbody tr')]"
     return page.run(f"return {rows}.map(row => row.cells[arguments[0]].firstChild.textContent)", column)
 
@@ -110,7 +110,7 @@ def test_heatmap_shows_the_metric_and_the_layer_that_are_chosen(page, table):
     layer = table.per_layer("weight_space_angle")["blocks.2.weight"].to_numpy()
     found = as_array(drawn(page, "heatmap-plot"))
     np.testing.assert_array_equal(found, expected_heatmap(layer, 7, "lower").astype(np.float32))
-    # A metric without values of single tensors shows the whole models.
+    # A metric without values per tensor shows the values of whole models.
     choose(page, "metric", "activation_l2_distance")
     expected = expected_heatmap(frame["activation_l2_distance"].to_numpy(), 7, "lower")
     np.testing.assert_array_equal(as_array(drawn(page, "heatmap-plot")), expected)

@@ -1,4 +1,4 @@
-"""Sketches: what they estimate, how well, and that nothing but models, base, size and seed changes them."""
+"""Sketches: their estimates and errors, and that they depend on models, base, size and seed only."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ SHAPES = {"embed": (40, 24), "norm": (24,), "up": (36, 24), "kernel": (3, 2, 2, 
 
 
 def make_zoo(shares=(0.0, 0.2, 0.5, 0.9, 0.999)):
-    """Return a base, and models that have so much of their change in common with the first one's."""
+    """Return a base and models whose changes have the given shares of one common change."""
     rng = np.random.default_rng(0)
 
     def draw():
@@ -39,7 +39,7 @@ def zoo():
 
 @pytest.fixture(scope="module")
 def draws(zoo):
-    """Estimates, standard errors and the truth: (metric, draw, pair)."""
+    """Estimates, standard errors and true values, each of shape (metric, draw, pair)."""
     base, models = zoo
     exact = mergekern.compute_all(models, base, metrics=list(ESTIMATED)).to_pandas()
     found = [sketch(models, base, size=512, seed=seed) for seed in range(120)]
@@ -62,7 +62,7 @@ def test_standard_errors_are_those_of_the_estimates(draws):
             continue
         z = (estimate - truth) / np.sqrt(np.square(error).mean(0))
         assert (np.sqrt(np.square(z).mean(0)) < 1.3).all(), name
-        # The change is counted from the estimate, which makes it up to twice too large where the true one is a minimum.
+        # The change is counted from the estimate, so it is up to twice too large where the true value is a minimum.
         assert (np.sqrt(np.square(z).mean(0)) > 0.4).all(), name
         if name.startswith("task_vector") or name == "weight_space_angle":
             # The others are even in the inner product, and have a bias of that size where it is near 0.
@@ -111,7 +111,7 @@ def test_neither_memory_nor_reading_change_a_bit(zoo, options, tmp_path):
     assert np.array_equal(found.values, expected.values)
     np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-14)
     assert found.base == expected.base
-    in_memory = sketch(models, base)  # whose tensors are in another order
+    in_memory = sketch(models, base)  # with the tensors in another order
     np.testing.assert_allclose(found.values, in_memory.values, rtol=0, atol=1e-13)
     assert found.base == in_memory.base
 

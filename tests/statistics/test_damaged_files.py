@@ -18,7 +18,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(folder):
     damageable = files_of(folder)
     for path in damageable:
         whole = path.read_bytes()
-        # Of the header's length, the header, and the arrays.
+        # Bytes of the header's length, of the header, and of the arrays.
         header = 8 + int.from_bytes(whole[:8], "little")
         ranges = [(0, 8), (8, header), (header, len(whole))]
         for start, stop in (each for each in ranges for _ in range(12)):
@@ -56,7 +56,7 @@ def test_damaged_files_are_measured_again(zoo, expected, folder, caplog, how):
             path.unlink()
         else:
             os.truncate(path, int(draw.integers(size)) if how == "truncated" else 0)
-        if path.parent.name == "bases":  # of use for added models only, so that a run on these does not read them
+        if path.parent.name == "bases":  # bases are read only when models are added
             assert [each.path for each in mergekern.verify(folder)] == [path]
             path.unlink(missing_ok=True)
         with caplog.at_level(logging.WARNING):

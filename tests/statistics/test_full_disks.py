@@ -18,7 +18,7 @@ def test_a_full_disk(zoo, expected, tmp_path, kilobytes):
     kind, message = run(on_small_disk, disk, kilobytes << 10, kept, measure, zoo, disk)
     assert kind == "OutputError"
     assert re.search(rf"^{disk}/\S+: cannot be written \(.*; [\d,]+ bytes free\); what was .* kept", message), message
-    # What was written is there, whole, and is used: on a larger disk the same command continues.
+    # Files that were written are whole, and the same command continues from them on a larger disk.
     before = {path: path.stat().st_mtime_ns for path in files_of(kept)}
     assert len(before) >= (kilobytes - 8) // 16
     assert not [path for path in kept.rglob(".*") if not path.name.startswith(".lock")]
@@ -66,7 +66,7 @@ def test_a_read_only_folder(zoo, measured, tmp_path, shards):
         kind, message = run(on_read_only, folder, *write)
         assert kind == "OutputError"
         assert re.match(rf"{folder}.*: cannot be written.*; (give a folder that can|what was measured)", message)
-    # And yet it can be read.
+    # The folder can still be read.
     assert run(on_read_only, folder, read, folder) == [7, 0, 21]
 
 

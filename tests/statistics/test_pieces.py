@@ -16,7 +16,7 @@ GEOMETRY = ["task-vector geometry"]
 
 
 def test_the_same_content_on_both_sides_of_a_block_has_no_spectra_there():
-    """Two models that share a tensor: the block of their pair is not that of one with itself."""
+    """Two models share a tensor. The block of their pair is not the block of one model with itself."""
     pairs = np.ones((1, 1))
     block = LayerBlock(BlockKey("w", (2, 2), "how", "base", ("x",), ("x",)), pairs, pairs)
     coverage = Coverage(["x", "x"])
@@ -29,7 +29,7 @@ BASE = {"w": np.zeros((5, 4), dtype=np.float32), "b": np.zeros(3, dtype=np.float
 
 
 def model(seed):
-    """Return a model: its matrix is that of every other of the same seed modulo 3, its vector its own modulo 5."""
+    """Return a model whose matrix depends on the seed modulo 3, and whose vector on the seed modulo 5."""
     return {
         "w": np.random.default_rng(seed % 3).normal(size=(5, 4)).astype(np.float32),
         "b": np.random.default_rng(100 + seed % 5).normal(size=3).astype(np.float32),
@@ -63,7 +63,7 @@ def test_any_sequence_of_zoos_in_one_folder(tmp_path_factory, sequence):
 
 
 def test_models_added_for_some_metrics_have_no_spectra_of_others(tmp_path):
-    """Where one model was not factorised, there is no matrix of overlaps; it comes with a run that needs it."""
+    """Overlaps are missing while one model is not factorised. A run that needs them computes them."""
     models = {f"m{seed}": model(seed) for seed in range(3)}
     two = {name: models[name] for name in ("m0", "m1")}
     mergekern.measure(two, BASE, statistics=tmp_path / "s")
@@ -76,7 +76,7 @@ def test_models_added_for_some_metrics_have_no_spectra_of_others(tmp_path):
 
 
 def test_blocks_that_no_model_needs_are_removed(tmp_path):
-    """With the last of its models on one side, a block goes."""
+    """A block is removed when the last model on one of its sides is."""
     models = {f"m{seed}": {"b": np.full(3, seed + 1.0)} for seed in range(4)}
     base = {"b": np.zeros(3)}
     mergekern.measure({name: models[name] for name in ("m0", "m1")}, base, statistics=tmp_path / "s")
@@ -90,7 +90,7 @@ def test_blocks_that_no_model_needs_are_removed(tmp_path):
 
 
 def test_only_blocks_of_the_models_are_read(tmp_path):
-    """Values of pairs of others may be damaged, and are not looked at."""
+    """Damaged values of other models' pairs are not read, so they do no harm."""
     models = {f"m{seed}": {"b": np.full(3, seed + 1.0)} for seed in range(4)}
     base = {"b": np.zeros(3)}
     mergekern.measure({name: models[name] for name in ("m0", "m1")}, base, statistics=tmp_path / "s")

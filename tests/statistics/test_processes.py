@@ -21,7 +21,7 @@ GEOMETRY = ["task-vector geometry"]
 
 @pytest.mark.parametrize("year", [1970, 2100])
 def test_clocks_that_jump(zoo, expected, folder, tmp_path, year):
-    """Nothing is measured again, and no lock is taken for another's, whatever the times of files say."""
+    """The times of files cause no new measurement, and no lock is mistaken for another process's."""
     (folder / ".lock-owner").write_text(json.dumps({"process": 1, "host": "elsewhere", "since": f"{year}-01-01"}))
     mine = shutil.copytree(zoo, tmp_path / "zoo")
     stamp = (year - 1970) * 365 * 86400
@@ -46,7 +46,7 @@ def test_an_interrupted_run(zoo, expected, tmp_path):
 
 
 def waiting(zoo, folder, event):
-    """Run until the third tensor, and stay there."""
+    """Measure up to the third tensor, then wait."""
 
     def progress(step):
         if step.tensors_done == 2:
@@ -73,7 +73,7 @@ def test_two_processes_on_one_folder(zoo, expected, tmp_path):
     assert snapshot(folder) == before
     process.kill()
     process.join()
-    assert owner(folder)["process"] == process.pid  # it could not tidy up
+    assert owner(folder)["process"] == process.pid  # a killed process does not remove its name
     assert_same(mergekern.measure(zoo, statistics=folder), expected)
     assert not (folder / ".lock-owner").exists()
 
@@ -143,7 +143,7 @@ def test_a_bad_model_in_a_shard(zoo, tmp_path):
 
 
 def test_bad_input_leaves_what_an_earlier_run_was_killed_with(zoo, expected, tmp_path):
-    """Blocks of good models are not undone with those of bad ones."""
+    """A refused run does not remove the blocks that an earlier run of good models wrote."""
     folder = tmp_path / "s"
     process = context.Process(target=stopped, args=(zoo, folder, signal.SIGKILL))
     process.start()

@@ -49,7 +49,7 @@ def seeded(build, seed=0):
         torch.manual_seed(seed)
         model = build().double()
         for name, values in model.named_parameters():
-            if name.endswith("bias"):  # zeros tell nothing
+            if name.endswith("bias"):  # zero biases would test nothing
                 nn.init.normal_(values)
     return model
 

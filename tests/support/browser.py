@@ -1,4 +1,4 @@
-"""The system's Chromium without a window or a network, and what happened in it."""
+"""The system's Chromium without a window or a network, with a record of messages and requests."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ MISSING = "needs chromium and chromedriver (Debian: apt-get install chromium chr
 
 
 class Browser:
-    """Opens pages, runs JavaScript on them, and tells which messages and requests there were since the last page."""
+    """A browser that opens pages, runs JavaScript, and lists messages and requests since the last page."""
 
     def __init__(self, width=1280, height=900):
         options = webdriver.ChromeOptions()
@@ -40,7 +40,7 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, script, *arguments, seconds=20):
-        """Run JavaScript until what it returns is true, and return that."""
+        """Run JavaScript until it returns something true, and return that."""
         end = time.monotonic() + seconds
         while not (found := self.run(script, *arguments)):
             assert time.monotonic() < end, f"{script} has not become true in {seconds} s"
@@ -51,7 +51,7 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requests(self):
-        """Return the addresses of all that was asked for, but for what a page holds itself."""
+        """Return the addresses of all requests, except those for data inside the page."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith(("data:", "blob:"))]

@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: seeded tensors, files of any content, and comparison to the last bit."""
+"""Seeded tensors, checkpoint files of any content, and comparison to the last bit."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ def draw(*shape, dtype=torch.float32, seed=0):
 
 
 def entry(dtype, shape, begin, end):
-    """Return what a safetensors header says of one tensor."""
+    """Return the entry of one tensor in a safetensors header."""
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
@@ -34,7 +34,7 @@ def write_shards(folder, shards, save=save_file, index="model.safetensors.index.
 
 
 def assert_same(found, expected):
-    """Hold a tensor to dtype, shape and every bit: NaNs and signs of zeros count."""
+    """Assert equal dtype, shape and bits, NaNs and the signs of zeros included."""
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     assert raw(found) == raw(expected)

@@ -31,7 +31,7 @@ BUILDS = Path(__file__).parents[2] / "build" / "cuda_on_host"
 ORDERS = ("forward", "reverse", "shuffled")
 FLAGS = ("-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", "-w")
 
-# As `accepts` of cuda_on_host.hpp has them.
+# The same letters as in `accepts` of cuda_on_host.hpp.
 _LETTERS = {
     torch.float64: "D",
     torch.float32: "F",
@@ -55,7 +55,7 @@ class _Launch(ctypes.Structure):
 
 
 def kernels(text: str) -> dict[str, str]:
-    """Return the names of the kernels in a text, and of each the most threads of a block, as an expression."""
+    """Return, for each kernel in a text, the most threads of a block, as an expression."""
     found = _KERNEL.findall(_COMMENT.sub(" ", text))
     return {name: (before or after).strip() or "1024" for before, after, name in found}
 
@@ -64,12 +64,12 @@ class HostCudaModule:
     """A CudaModule on CPU tensors.
 
     Args:
-        text: the kernels; those of csrc/cuda if None.
-        order: which of the threads that are ready runs first: "forward", "reverse" or "shuffled".
-        shared_limit: bytes of shared memory of a block; smaller ones make callers choose other paths.
-        seed: of the shuffled order.
-        flags: added to the compiler's; those of the environment variable CUDA_ON_HOST_FLAGS if None, as
-            -fsanitize=address, which also sees what is read or written beyond a tensor.
+        text: source of the kernels; None takes csrc/cuda.
+        order: order in which threads that are ready run: "forward", "reverse" or "shuffled".
+        shared_limit: bytes of shared memory of a block; with little of it, callers choose other paths.
+        seed: seed of the shuffled order.
+        flags: further flags for the compiler; None takes those of the environment variable CUDA_ON_HOST_FLAGS. With
+            -fsanitize=address, accesses beyond a tensor are errors too.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class HostCudaModule:
         arguments: Sequence[torch.Tensor | int | float],
         shared_bytes: int = 0,
     ) -> None:
-        """Run a kernel to its end; RuntimeError says what a GPU would have left undefined."""
+        """Run a kernel to its end. A RuntimeError reports behaviour that a GPU leaves undefined."""
         if not (1 <= grid[0] < 2**31 and 1 <= grid[1] <= 65535):
             raise ValueError(f"kernel {name!r}: a GPU has no grid of {grid}")
         if not 1 <= threads <= 1024:
@@ -131,7 +131,7 @@ def _argument(name: str, value: torch.Tensor | int | float) -> tuple[str, ctypes
 
 
 def _library(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile a text, unless that has been done, and load it."""
+    """Compile a text, unless a build of it exists, and load it."""
     compiler = shutil.which("g++")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs g++ on Linux")

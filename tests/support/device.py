@@ -19,19 +19,19 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 def there(tensors):
-    """Return tensors, or None, on the device."""
+    """Move tensors to the device; None stays None."""
     return [None if tensor is None else tensor.to(DEVICE) for tensor in tensors]
 
 
 def backend(**options):
-    """Return the kernels of the device; options are those of HostCudaModule, which a GPU ignores."""
+    """Return the kernels of the device. The options are those of HostCudaModule, and a GPU ignores them."""
     if DEVICE.type == "cuda":
         return dispatch.choose("cuda")
     return DeviceBackend("emulated", "the processor", DEVICE, 2, HostCudaModule(**options))
 
 
 def module(**options):
-    """Return the CUDA C++ kernels of the device; of the options a GPU takes `shared_limit` alone."""
+    """Return the CUDA C++ kernels of the device. A GPU ignores all options except `shared_limit`."""
     kernels = copy.copy(backend(**options).module)
     kernels.shared_limit = options.get("shared_limit", kernels.shared_limit)
     return kernels

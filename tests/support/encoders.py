@@ -1,4 +1,4 @@
-"""Small encoders of three kinds, and zoos of them with samples and heads, for what runs models."""
+"""Small encoders of three kinds, and zoos of them with samples and heads."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Processes that are interrupted, and disks that are small or read-only, in a mount namespace of a process's own."""
+"""Faults for tests: interrupted processes, flipped bits, and small or read-only disks in a private mount namespace."""
 
 import ctypes
 import json
@@ -20,7 +20,7 @@ context.set_forkserver_preload(["mergekern", "tests.support.faults"])
 
 
 def run(function, *arguments):
-    """Run a function in another process, and return what it returned, or [name of the error, message] of its error."""
+    """Run a function in another process, and return its result, or the name and message of its error."""
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments))
     process.start()
@@ -39,12 +39,12 @@ def _send(sender, function, arguments):
 
 
 def on_small_disk(folder, size, kept, function, *arguments):
-    """Run a function while a folder is a disk of some bytes, then copy to `kept` what the disk holds."""
+    """Run a function while a folder is a disk of `size` bytes, then copy the disk to `kept`."""
     folder.mkdir(exist_ok=True)
     try:
         _mount_privately("none", folder, "tmpfs", 0, f"size={size}")
     except PermissionError:
-        # Where nothing can be mounted: no file may be larger.
+        # Where mounting is forbidden, the size of each file is limited instead.
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 8, resource.RLIM_INFINITY))
     try:
         return function(*arguments)
@@ -91,7 +91,7 @@ def _call(name, *arguments):
 
 
 def snapshot(folder):
-    """Return the content of every file in a folder, without the lock's."""
+    """Return the bytes of every file in a folder, by path, except the lock's files."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -107,7 +107,7 @@ def flip(path, bit):
 
 
 def owner(folder):
-    """Return who has the lock of a folder."""
+    """Return the record of the process that holds the lock of a folder."""
     return json.loads((folder / ".lock-owner").read_text())
 
 
@@ -120,11 +120,11 @@ def measure(zoo, folder, **options):
 
 
 def stopped(zoo, folder, how):
-    """Run until the second tensor, and be stopped there."""
+    """Measure up to the second tensor, where the process sends itself the signal `how`."""
 
     def progress(step):
         if step.tensors_done == 2:
             os.kill(os.getpid(), how)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
     mergekern.measure(zoo, statistics=folder, progress=progress, options=mergekern.MeasureOptions(max_memory=20_000))

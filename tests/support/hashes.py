@@ -1,4 +1,4 @@
-"""Hashes of what small zoos give, by which one sees that a change of the code changes no result.
+"""Hashes of the results of small zoos, which show whether a change of the code changes a result.
 
     python -m tests.support.hashes --json before.json
 
@@ -31,9 +31,9 @@ from tests.golden.zoo import SPECS, make_zoo
 from tests.support.adapters import adapt, seeded
 from tests.support.encoders import make_case
 
-# The checksum of a manifest is also of the folder that it names.
+# A manifest names its folder, so its checksum depends on the folder.
 MASKED = {"versions", "seconds", "time", "checksum"}
-# What the defaults spend seconds on.
+# Faster choices where the defaults take seconds.
 PREDICTOR_OPTIONS = {"dense": {"solver": "exact"}, "sparse": {"solver": "exact"}, "forest": {"n_estimators": 5}}
 # Method, its options, and other arguments of a merge.
 VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -67,14 +67,14 @@ def of_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def masked(document: Any) -> Any:
-    """Return a JSON document without what differs between two runs."""
+    """Return a JSON document without the values that differ between two runs."""
     if isinstance(document, dict):
         return {key: masked(value) for key, value in document.items() if key not in MASKED}
     return [masked(value) for value in document] if isinstance(document, list) else document
 
 
 def document_of(path: Path) -> Any:
-    """Return a JSON file, masked, as are the folders that hold it wherever it names them."""
+    """Return the content of a JSON file, with varying values and the names of its folders masked."""
     return masked(json.loads(path.read_text("utf-8").replace(str(path.parents[1]), "FOLDER")))
 
 
@@ -139,7 +139,7 @@ def functional(folder: Path) -> Iterator[Product]:
 
 
 def sketches(folder: Path) -> Iterator[Product]:
-    """Yield sketches of task vectors, what they estimate, and the commands on them."""
+    """Yield sketches of task vectors, their estimates, and the output of their commands."""
     zoo = write_zoo(folder / "sketched", "mixed")
     found = mergekern.sketch(zoo, size=256, seed=3)
     yield "sketches", [digest(found.values), digest(found.squares)]
@@ -154,7 +154,7 @@ def sketches(folder: Path) -> Iterator[Product]:
 
 
 def predictors(folder: Path) -> Iterator[Product]:
-    """Yield what predictors predict, fitted to made-up scores, and the files of two."""
+    """Yield the predictions of predictors that are fitted to made-up scores, and two saved ones."""
     random = np.random.default_rng(5)
     tuned = {f"m{i}": {"w": random.standard_normal((9, 7))} for i in range(6)}
     table = mergekern.compute_all(tuned, {"w": np.zeros((9, 7))}, metrics=["task-vector geometry", "stable_rank"])

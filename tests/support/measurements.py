@@ -1,4 +1,4 @@
-"""Metrics and scores of pairs: made up, and the study's own where they are at hand."""
+"""Metrics and scores of pairs: made up, or the study's own where its files are at hand."""
 
 import os
 from itertools import combinations
@@ -19,7 +19,7 @@ needs_published = pytest.mark.skipif(
 
 
 def make_table(tasks=10, metrics=5, seed=0):
-    """Return a table of metrics that are partly the two models', partly the pair's own."""
+    """Return a table of metrics, each a sum of effects of the two models and of the pair."""
     random = np.random.default_rng(seed)
     values = {}
     for name in list(CATALOGUE)[:metrics]:
@@ -30,7 +30,7 @@ def make_table(tasks=10, metrics=5, seed=0):
 
 
 def make_scores(table, metric_share=0.0, noise=0.01, seed=0):
-    """Return scores that are additive in the models, with a share of the first metric's, named accuracy."""
+    """Return scores named accuracy: effects of the models, a share of the first metric, and noise."""
     random = np.random.default_rng(seed)
     effects = dict(zip(table.models, 0.05 * random.standard_normal(len(table.models)), strict=True))
     frame = table.to_pandas()

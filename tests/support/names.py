@@ -1,4 +1,4 @@
-"""Names of metrics, by what they are computed from."""
+"""Names of metrics: those computed from weights, and those that run models."""
 
 from mergekern.metrics import CATALOGUE
 

@@ -1,4 +1,4 @@
-"""Tables to report on, without a zoo behind them."""
+"""Made-up tables and scores for reports."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def make_table(models=6, layers=3, seed=0, missing=(), names=None, all_have_layers=False, metrics=tuple(CATALOGUE)):
-    """A table of every metric, without values for `missing`; as in truth, some metrics have no values of layers."""
+    """Return a table of every metric, without values for `missing`. As in a real table, some have none per layer."""
     rng = np.random.default_rng(seed)
 
     def matrix():
@@ -34,7 +34,7 @@ def make_table(models=6, layers=3, seed=0, missing=(), names=None, all_have_laye
 
 
 def make_scores(table, methods=("ties", "tsv"), seed=0, unmeasured=3):
-    """Accuracies as (method, pair) would have them: an effect of each model, something of the first metric, noise."""
+    """Return accuracies by method and pair: an effect of each model, a share of the first metric, and noise."""
     rng = np.random.default_rng(seed)
     frame = table.to_pandas()
     scores = {}
@@ -48,7 +48,7 @@ def make_scores(table, methods=("ties", "tsv"), seed=0, unmeasured=3):
 
 
 def write_scores(scores, path):
-    """Write scores as the study's CSV."""
+    """Write scores as CSV in the study's format."""
     frame = pd.concat(scores, names=["method"]).rename("accuracy")
     frame.to_csv(path)
     return path

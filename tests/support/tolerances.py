@@ -1,11 +1,11 @@
-"""The one table of tolerances: what every path is held to against a float64 reference."""
+"""The one table of tolerances, which every path is held to against a float64 reference."""
 
 # Geometry and effective rank: relative.
 GEOMETRY = 1e-5
 # Subspace metrics: absolute.
 SUBSPACE = 1e-4
-# A metric moves by at most the sine of the largest angle between a computed subspace and the true one, so that
-# kernels are held to a tenth of the above (sines in the Frobenius norm, float32 vectors).
+# Sines between a computed subspace and the true one, in the Frobenius norm, for float32 vectors. A metric moves by at
+# most the sine of the largest angle, so kernels are held to a tenth of SUBSPACE.
 SUBSPACE_SINE = 1e-5
 # Sums in float64, relative to the sum of absolute values.
 SUM = 1e-13

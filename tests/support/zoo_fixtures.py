@@ -22,7 +22,7 @@ def expected(zoo):
 
 @pytest.fixture(scope="module")
 def measured(zoo, tmp_path_factory):
-    """A finished folder, not to be written to."""
+    """The folder of a finished measurement of the zoo, not to be written to."""
     folder = tmp_path_factory.mktemp("measured") / "s"
     mergekern.measure(zoo, statistics=folder)
     return folder
@@ -30,12 +30,12 @@ def measured(zoo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(zoo, tmp_path_factory):
-    """Two of two, not to be written to."""
+    """The folders of both of two shards of the zoo, not to be written to."""
     folder = tmp_path_factory.mktemp("shards")
     return [mergekern.measure_shard(zoo, shard=(index, 2), statistics=folder) for index in (1, 2)]
 
 
 @pytest.fixture
 def folder(measured, tmp_path):
-    """A finished folder."""
+    """A copy of the folder of a finished measurement, which a test may change."""
     return shutil.copytree(measured, tmp_path / "s")

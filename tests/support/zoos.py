@@ -1,4 +1,4 @@
-"""A zoo in files that has a matrix of either form, a vector, a frozen tensor, a tensor that two models share."""
+"""A zoo in files with wide and tall matrices, a vector, a frozen tensor, and a tensor that two models share."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ NAMES = tuple("abcdefg")
 
 
 def write_zoo(folder, names=NAMES, seed=0, dtype=torch.float32, blocks=0):
-    """Write base and models as safetensors, with more matrices if `blocks` says so, and return the folder."""
+    """Write a base and models as safetensors files, with `blocks` more matrices, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(seed)
     shapes = SHAPES | {f"blocks.{index}": (64, 48) for index in range(blocks)}
@@ -32,12 +32,12 @@ def write_zoo(folder, names=NAMES, seed=0, dtype=torch.float32, blocks=0):
 
 
 def paths(folder, names=NAMES):
-    """Return the models by name."""
+    """Return the paths of models by name."""
     return {name: folder / f"{name}.safetensors" for name in names}
 
 
 def assert_same(found, expected):
-    """Tables are equal to the last bit, in every layer, with their notes and provenance."""
+    """Assert that two tables are equal to the last bit, layers, notes and provenance included."""
     if isinstance(found, Path):
         found = ZooStatistics.load(found)
     if not isinstance(found, MetricTable):

@@ -1,4 +1,4 @@
-"""Metrics of groups: against whole stacks, against pairs, by hand, and what is refused."""
+"""Metrics of groups: against whole stacks, against pairs and by hand; bad groups are refused."""
 
 from itertools import combinations
 
@@ -20,7 +20,7 @@ STACK_METRICS = (
 
 @pytest.fixture(scope="module")
 def deltas():
-    """Task vectors of six models, of unlike lengths and partly alike."""
+    """Task vectors of six models, of different lengths and with a common part."""
     rng = np.random.default_rng(0)
     common = {"w": rng.standard_normal((14, 12)), "b": rng.standard_normal(9)}
     return {
@@ -31,7 +31,7 @@ def deltas():
 
 @pytest.fixture(scope="module")
 def statistics(deltas, tmp_path_factory):
-    """All that the metrics need, read back from files."""
+    """Statistics for all 28 metrics, read back from files."""
     encoder = torch.nn.Linear(12, 14, bias=False)
     draw = torch.Generator().manual_seed(0)
     head = torch.randn(3, 14, generator=draw), None

@@ -16,7 +16,7 @@ def dtype(request):
 
 
 def network(dtype=torch.float64, seed=0):
-    """A perceptron and its base, a little away from it."""
+    """A perceptron, and a base that differs from it a little."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
     return model, {name: value + 0.1 * torch.randn_like(value) for name, value in model.state_dict().items()}
@@ -206,7 +206,7 @@ def test_the_larger_its_weight_the_smaller_what_is_regularized(measure, weights)
 
 
 def test_held_to_one_subspace_task_vectors_overlap():
-    """What the regularizer is for: two models on unlike labels, held to the base's leading directions, overlap more."""
+    """Two models trained on different labels overlap more when both are held to the base's leading directions."""
     overlaps = []
     for weight in (0.0, 3.0):
         models = {}
