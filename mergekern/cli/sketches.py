@@ -14,7 +14,7 @@ from mergekern.cli.metrics import show_table
 from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.errors import OutputError
 from mergekern.metrics import RANKED_BY
-from mergekern.tables.metric_table import check_suffix
+from mergekern.tables.files import check_suffix
 
 
 @click.command(

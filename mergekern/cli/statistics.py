@@ -21,7 +21,8 @@ from mergekern.cli.prediction import show_pairs
 from mergekern.errors import StatisticsError
 from mergekern.metrics import RANKED_BY
 from mergekern.statistics.manifest import Manifest
-from mergekern.tables.metric_table import MetricTable, check_suffix
+from mergekern.tables.files import check_suffix
+from mergekern.tables.metric_table import MetricTable
 
 path_type = click.Path(path_type=Path)
 

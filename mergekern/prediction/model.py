@@ -22,7 +22,8 @@ from mergekern.prediction.predictors import contributions, make_predictor, predi
 from mergekern.prediction.scores import align_scores
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
 from mergekern.prediction.validation import cross_validate_pairs, fit_estimator, predict_pairs
-from mergekern.tables.metric_table import INDEX, MetricTable
+from mergekern.tables.frames import INDEX
+from mergekern.tables.metric_table import MetricTable
 
 FORMAT = "mergekern predictor"
 FORMAT_VERSION = 1

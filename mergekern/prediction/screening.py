@@ -22,7 +22,8 @@ from mergekern.metrics.subspace import Frozen
 from mergekern.prediction import MergePredictor, recommend
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.manifest import Manifest
-from mergekern.tables.metric_table import INDEX, MetricTable
+from mergekern.tables.frames import INDEX
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     import pandas as pd
