@@ -183,7 +183,7 @@ def leave_one_task_out(study: Study) -> pd.DataFrame:
     out: dict[str, dict[str, float]] = {}
     for method, X, y in _complete(study):
         for name, estimator in estimators.items():
-            found = cross_validate_pairs(estimator, X, y, baselines=name == "forest", resamples=0)
+            found = cross_validate_pairs(estimator, X, y, baselines=name == "forest", n_resamples=0)
             out.setdefault(name, {})[method] = found.score
             for baseline, validation in found.baselines.items():
                 out.setdefault(f"{baseline}, no metric", {})[method] = validation.score
@@ -207,7 +207,7 @@ def what_tasks_explain(study: Study) -> pd.DataFrame:
         ):
             for kind in kinds:
                 estimator = make_predictor(kind)
-                found = cross_validate_pairs(estimator, X, y, splitter=splitter, baselines=False, resamples=0)
+                found = cross_validate_pairs(estimator, X, y, splitter=splitter, baselines=False, n_resamples=0)
                 facts[f"{name}: {kind}"] = found.score
         folds = KFold(10, shuffle=True, random_state=0)
         ridge = make_pipeline(RankNormalScaler(), Ridge(10.0))

@@ -158,7 +158,7 @@ def failure_signatures(validation: PairValidation) -> list[str]:
     >>> random = np.random.default_rng(0)
     >>> pairs = [(a, b) for a in "abcdefg" for b in "abcdefg" if a < b]
     >>> X, y = random.normal(size=(21, 3)), random.normal(size=21)
-    >>> for warning in failure_signatures(cross_validate_pairs(LinearRegression(), X, y, pairs, permutations=20)):
+    >>> for warning in failure_signatures(cross_validate_pairs(LinearRegression(), X, y, pairs, n_permutations=20)):
     ...     print(warning)
     training r exceeds validation r by 0.61 (0.39 against -0.23)
     over the folds, the standard deviation is above the mean of 2 of 3 coefficients: x0, x1

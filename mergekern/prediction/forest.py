@@ -21,7 +21,7 @@ class ForestRegressor(RegressorMixin, BaseEstimator):
     Args:
         n_estimators: trees.
         min_samples_leaf: pairs in a leaf, at least.
-        random_state: seed of the trees.
+        random_state: of the trees.
 
     Attributes:
         nodes_: of all trees together: "left", "right" (position of the child where a metric is at most the threshold,

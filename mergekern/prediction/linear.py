@@ -142,7 +142,7 @@ def _scores_of_unseen(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties
     if tasks < 2 * PAIRS_OF_A_FOLD:
         return None
     try:
-        folds = list(LeaveTasksOut(tasks // 3, repeats=UNSEEN_FOLDS).folds(pairs))
+        folds = list(LeaveTasksOut(tasks // 3, n_repeats=UNSEEN_FOLDS).folds(pairs))
     except PredictionError:  # no group of tasks has pairs both within and without, where all pairs share one model
         return None
     errors = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,15 @@ import pandas as pd
 from mergekern._internal.files import write_atomically
 from mergekern._internal.versions import package_version, versions
 from mergekern.errors import PredictionError
-from mergekern.prediction.intervals import Intervals, calibrate, predicted_sd
-from mergekern.prediction.pairs import IncompletePairsWarning, complete_pairs, find_pairs, pair_key, task_codes
+from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals, predicted_sd
+from mergekern.prediction.pairs import (
+    CompletePairs,
+    IncompletePairsWarning,
+    complete_pairs,
+    find_pairs,
+    pair_key,
+    task_codes,
+)
 from mergekern.prediction.persistence import from_document, to_document
 from mergekern.prediction.predictors import contributions, make_predictor, predictor_kind
 from mergekern.prediction.scores import align_scores
@@ -28,7 +35,7 @@ from mergekern.tables.metric_table import MetricTable
 FORMAT = "mergekern predictor"
 FORMAT_VERSION = 1
 # What is held out in cross-validation, by how many models of a pair then have measured merges.
-REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(repeats=20)}
+REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(n_repeats=20)}
 FEWEST_PAIRS = 3
 DRIVERS = 3
 
@@ -59,7 +66,7 @@ class MergePredictor:
     estimator: Any
     ranges: dict[str, tuple[float, float]]
     measured: pd.Series
-    intervals: Intervals
+    intervals: ConformalIntervals
     validation: dict[str, dict[str, Any]]
     dropped: dict[tuple[str, str], str]
     provenance: dict[str, Any]
@@ -72,59 +79,45 @@ class MergePredictor:
         kind: str = "additive+metrics",
         *,
         level: float = 0.8,
-        seed: int = 0,
-        **options: Any,
+        random_state: int = 0,
+        options: Mapping[str, Any] | None = None,
     ) -> MergePredictor:
-        """Fit a predictor, validate it, and measure how wide its intervals must be.
+        """Fit a predictor, validate it, and measure how wide its conformal intervals must be.
 
-        Pairs with a score but without a value of every metric that the predictor uses are left out, and named in
-        `dropped`; a metric without any value is left out as a whole.
+        A pair with a score is left out, and named in `dropped`, where it lacks a value of a metric that the predictor
+        uses. A metric without any value is left out as a whole.
 
         Args:
             table: metrics of the models.
-            scores: of merged pairs, as `read_scores` returns them; its name is the target.
-            method: the merge method that they are of.
-            kind: of the predictor, see `make_predictor`; `options` are the predictor's.
-            level: share of pairs that the intervals are to cover.
-            seed: of what is held out to measure that.
+            scores: scores of merged pairs, as `read_scores` returns them; the name of the series is the target.
+            method: the merge method that gave the scores.
+            kind: name of the predictor, see `make_predictor`.
+            level: share of pairs that the conformal intervals are to cover.
+            random_state: decides which pairs are held out to measure the intervals.
+            options: parameters of the predictor's estimator, see `make_predictor`.
 
         Raises:
             PredictionError: unknown models, predictor or options, or too few pairs with everything.
         """
-        entry, estimator = predictor_kind(kind), make_predictor(kind, **options)
-        frame = table.to_pandas()
-        target = align_scores(scores, frame.index, table.models)
-        scored = target.notna()
-        if not entry.uses_metrics:
-            frame = frame[[]].assign(no_metric=0.0)
-        with warnings.catch_warnings():
-            # What is left out is in `dropped`, for whoever shows it.
-            warnings.simplefilter("ignore", IncompletePairsWarning)
-            if scored.sum() < FEWEST_PAIRS:
-                raise PredictionError(f"{int(scored.sum())} scores of {method} are too few: at least {FEWEST_PAIRS}")
-            data = complete_pairs(frame[scored], target[scored])
-            if len(data.y) < FEWEST_PAIRS:
-                raise PredictionError(
-                    f"{len(data.y)} of {int(scored.sum())} pairs with a score have every metric: at least "
-                    f"{FEWEST_PAIRS} are needed"
-                )
-            validation = {name: _validate(estimator, data.X, data.y, splitter) for name, splitter in REGIMES.items()}
+        uses_metrics, estimator = predictor_kind(kind).uses_metrics, make_predictor(kind, options)
+        data = _training_pairs(table, scores, method, uses_metrics)
+        metrics = data.X if uses_metrics else data.X[[]]
         return MergePredictor(
             kind=kind,
             method=method,
             target=str(scores.name or "score"),
-            metrics=tuple(map(str, data.X.columns)) if entry.uses_metrics else (),
+            metrics=tuple(map(str, metrics)),
             estimator=fit_estimator(estimator, data.X, data.y, data.pairs),
-            ranges={str(name): (float(v.min()), float(v.max())) for name, v in data.X.items()}
-            if entry.uses_metrics
-            else {},
+            ranges={str(name): (float(values.min()), float(values.max())) for name, values in metrics.items()},
             measured=pd.Series(data.y, index=data.X.index),
-            intervals=calibrate(estimator, data.X, data.y, data.pairs, level=level, seed=seed),
-            validation=validation,
+            intervals=conformal_intervals(
+                estimator, data.X, data.y, data.pairs, level=level, random_state=random_state
+            ),
+            validation={name: _validate(estimator, data.X, data.y, splitter) for name, splitter in REGIMES.items()},
             dropped=data.dropped,
             provenance={
                 "versions": {**versions(), "scikit-learn": package_version("scikit-learn")},
-                "options": {name: value for name, value in estimator.get_params().items()},
+                "options": estimator.get_params(),
                 "metrics_without_values": list(data.dropped_metrics),
                 "table": table.provenance,
             },
@@ -280,57 +273,25 @@ class MergePredictor:
         return remarks
 
 
-def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.DataFrame) -> pd.DataFrame:
-    """Return for each pair of a table, or of some rows of its frame, the method with the best score, the most promising
-    pairs first.
-
-    A score that was measured takes the place of its prediction. Columns: method, score (measured or predicted), low,
-    high, measured (bool), runner_up (the second-best method), lead (over it), clear (whether the interval of the best
-    one lies above that of the runner-up), remarks.
-
-    Raises:
-        PredictionError: no predictors, two of one method, targets that differ, or metrics that the table lacks.
-    """
-    predictors = list(predictors)
-    methods = [predictor.method for predictor in predictors]
-    targets = {predictor.target for predictor in predictors}
-    if not predictors or len(set(methods)) < len(methods):
-        raise PredictionError(f"one predictor for each method is needed to recommend one, not {methods}")
-    if len(targets) > 1:
-        raise PredictionError(f"scores of different targets cannot be compared: {', '.join(sorted(targets))}")
-    index = (table.to_pandas() if isinstance(table, MetricTable) else table).index
-    frames = [predictor.predict(table).reindex(index) for predictor in predictors]
-
-    def column(name: str) -> np.ndarray:
-        """Return (pairs, methods + 1) values; the last column, without any, is the runner-up of a single method."""
-        return np.column_stack([*(frame[name].to_numpy() for frame in frames), np.full(len(index), np.nan)])
-
-    measured = np.isfinite(column("measured"))
-    score, low, high = (np.where(measured, column("measured"), column(name)) for name in ("prediction", "low", "high"))
-    # Stable: of equal scores, the method that was named first. Those without a score are last.
-    order = np.argsort(-score, axis=1, kind="stable")
-    best, second = order[:, :1], order[:, 1:2]
-
-    def take(values: np.ndarray, at: np.ndarray = best) -> np.ndarray:
-        return np.take_along_axis(values, at, axis=1)[:, 0]
-
-    named = np.where(np.isfinite(score), np.array([*methods, None], dtype=object), np.array(None, dtype=object))
-    predicted = np.isfinite(take(score))
-    out = pd.DataFrame(
-        {
-            "method": take(named),
-            "score": take(score),
-            "low": np.where(predicted, take(low), np.nan),
-            "high": np.where(predicted, take(high), np.nan),
-            "measured": take(measured),
-            "runner_up": take(named, second),
-            "lead": take(score) - take(score, second),
-            "clear": take(low) > take(high, second),
-            "remarks": np.where(predicted, take(column("remarks")), "not predicted by any method"),
-        },
-        index=index,
-    )
-    return out.sort_values("score", ascending=False, kind="stable", na_position="last")
+def _training_pairs(table: MetricTable, scores: pd.Series, method: str, uses_metrics: bool) -> CompletePairs:
+    """Return the pairs with a score and, where the predictor uses metrics, with a value of every metric."""
+    frame = table.to_pandas()
+    target = align_scores(scores, frame.index, table.models)
+    scored = target.notna()
+    if not uses_metrics:
+        frame = frame[[]].assign(no_metric=0.0)
+    if scored.sum() < FEWEST_PAIRS:
+        raise PredictionError(f"{int(scored.sum())} scores of {method} are too few: at least {FEWEST_PAIRS}")
+    with warnings.catch_warnings():
+        # What is left out is in `MergePredictor.dropped`, for whoever shows it.
+        warnings.simplefilter("ignore", IncompletePairsWarning)
+        data = complete_pairs(frame[scored], target[scored])
+    if len(data.y) < FEWEST_PAIRS:
+        raise PredictionError(
+            f"{len(data.y)} of {int(scored.sum())} pairs with a score have every metric: at least "
+            f"{FEWEST_PAIRS} are needed"
+        )
+    return data
 
 
 def _names_of(X: pd.DataFrame) -> np.ndarray:
@@ -346,7 +307,7 @@ def _names_of(X: pd.DataFrame) -> np.ndarray:
 def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> dict[str, Any]:
     """Return the figures of a cross-validation, or why there are none."""
     try:
-        found = cross_validate_pairs(estimator, X, y, splitter=splitter, resamples=0)
+        found = cross_validate_pairs(estimator, X, y, splitter=splitter, n_resamples=0)
     except PredictionError as error:
         return {"splitter": repr(splitter), "why_not": str(error)}
     figures: dict[str, Any] = {"splitter": repr(splitter), "folds": len(found.folds)}
@@ -369,7 +330,7 @@ def _from_document(document: dict[str, Any]) -> MergePredictor:
         estimator=from_document(document["estimator"]),
         ranges={name: (low, high) for name, (low, high) in document["ranges"].items()},
         measured=pd.Series([score for *_, score in measured], index=index, dtype=np.float64),
-        intervals=Intervals(
+        intervals=ConformalIntervals(
             level=intervals["level"],
             widths=dict(enumerate(intervals["widths"])),
             held_out=dict(enumerate(intervals["held_out"])),

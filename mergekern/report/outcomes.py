@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -131,8 +132,8 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
         predicted = predictor.predict(table)[["prediction", "low", "high", "drivers", "remarks"]].reindex(frame.index)
         outcome = replace(outcome, kind=predictor.kind, predicted=predicted, level=predictor.intervals.level)
     try:
-        validation = _validate(frame, outcome.measured, outcome.kind)
-        of_metrics = _validate(frame, outcome.measured, OF_METRICS, solver="exact")
+        validation = _validate(frame, outcome.measured, make_predictor(outcome.kind))
+        of_metrics = _validate(frame, outcome.measured, make_predictor(OF_METRICS, {"solver": "exact"}))
         variance = variance_components(outcome.measured)
     except PredictionError as error:
         return replace(outcome, warnings=[str(error)])
@@ -140,12 +141,12 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
     return replace(outcome, validation=validation, of_metrics=of_metrics, variance=variance, warnings=doubts)
 
 
-def _validate(frame: pd.DataFrame, measured: pd.Series, kind: str, **options: str) -> PairValidation:
+def _validate(frame: pd.DataFrame, measured: pd.Series, estimator: Any) -> PairValidation:
     scored = measured.notna()
     with warnings.catch_warnings():
         # What was left out is in the validation.
         warnings.simplefilter("ignore", IncompletePairsWarning)
-        return cross_validate_pairs(make_predictor(kind, **options), frame[scored], measured[scored], resamples=0)
+        return cross_validate_pairs(estimator, frame[scored], measured[scored], n_resamples=0)
 
 
 def _fingerprints(methods: list[Outcome]) -> Fingerprints | None:

@@ -34,7 +34,7 @@ from mergekern.prediction import (
     variance_components,
 )
 
-REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(repeats=20)}
+REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(n_repeats=20)}
 # As in the study: ten starts of its L1 fit.
 ALPHA, SEEDS, TOP = 1.0, range(10), 5
 
@@ -188,9 +188,9 @@ def validate(
     """Return how well a candidate predicts held-out pairs."""
     if candidate.merges is not None:
         splitter = Measured(splitter, candidate.merges)
-    estimator = make_predictor(candidate.kind, **candidate.options)
+    estimator = make_predictor(candidate.kind, candidate.options)
     X = candidate.select(table, method)
-    result = cross_validate_pairs(estimator, X, y, None, splitter, baselines=False, resamples=0)
+    result = cross_validate_pairs(estimator, X, y, None, splitter, baselines=False, n_resamples=0)
     row = {"val_r": result.folds["val_r"].mean(), "val_r_sd": result.folds["val_r"].std(ddof=0)}
     row |= {"train_r": result.folds["train_r"].mean(), "pooled_r_centred": result.pooled_r_centred}
     return row | {"folds": len(result.folds)}

@@ -38,7 +38,7 @@ def fitted(table, scores):
     X = table.to_pandas().loc[found["linear"].measured.index]
     for kind in PREDICTORS:
         if kind not in VALIDATED:
-            estimator = make_predictor(kind, **OPTIONS.get(kind, {})).fit(X, found["linear"].measured.to_numpy())
+            estimator = make_predictor(kind, OPTIONS.get(kind, {})).fit(X, found["linear"].measured.to_numpy())
             found[kind] = dataclasses.replace(found["linear"], kind=kind, estimator=estimator)
     return found
 

@@ -72,7 +72,7 @@ def test_held_out_pairs_are_those_of_cross_validation(page, table, scores):
     for entry in page.document["outcomes"]["accuracy"]:
         measured = scores[entry["method"]].dropna()
         kind = "linear" if entry["method"] == "tsv" else "additive+metrics"
-        result = cross_validate_pairs(make_predictor(kind), frame.loc[measured.index], measured, resamples=0)
+        result = cross_validate_pairs(make_predictor(kind), frame.loc[measured.index], measured, n_resamples=0)
         expected = result.predictions
         assert len(expected) == 2 * len(measured)
         pairs = frame.index[page.arrays[entry["pairs"]]]
@@ -89,8 +89,10 @@ def test_coefficients_effects_and_shares(page, contents, table, scores):
     means = {}
     for entry, effects in zip(outcomes["coefficients"], outcomes["effects"], strict=True):
         measured = scores[entry["method"]].dropna()
-        sparse = make_predictor("sparse", solver="exact")
-        folds = cross_validate_pairs(sparse, table.to_pandas().loc[measured.index], measured, resamples=0).coefficients
+        sparse = make_predictor("sparse", {"solver": "exact"})
+        folds = cross_validate_pairs(
+            sparse, table.to_pandas().loc[measured.index], measured, n_resamples=0
+        ).coefficients
         means[entry["method"]] = folds.mean()
         np.testing.assert_allclose(page.arrays[entry["values"]], folds.mean(), atol=1e-12)
         np.testing.assert_allclose(page.arrays[entry["spread"]], folds.std(ddof=0), atol=1e-12)

@@ -159,11 +159,11 @@ def predictors(folder: Path) -> Iterator[Product]:
     frame = table.to_pandas()
     scores = (frame["stable_rank"] + 0.05 * random.standard_normal(len(frame))).rename("accuracy").iloc[:-3]
     for kind in PREDICTORS:
-        estimator = make_predictor(kind, **PREDICTOR_OPTIONS.get(kind, {}))
+        estimator = make_predictor(kind, PREDICTOR_OPTIONS.get(kind, {}))
         yield f"{kind} estimator", estimator.fit(frame.loc[scores.index], scores.to_numpy()).predict(frame)
     paths = [folder / f"{kind}.json" for kind in ("dense", "additive+metrics")]
     for path in paths:
-        MergePredictor.fit(table, scores, path.stem, path.stem, **PREDICTOR_OPTIONS.get(path.stem, {})).save(path)
+        MergePredictor.fit(table, scores, path.stem, path.stem, options=PREDICTOR_OPTIONS.get(path.stem)).save(path)
         yield f"{path.stem} file", document_of(path)
         yield f"{path.stem} predictions", MergePredictor.load(path).predict(table)
     yield "recommendations", recommend(map(MergePredictor.load, paths), table)
