@@ -1,7 +1,7 @@
 """How many samples do the activation and gradient metrics need? Repeat them for growing samples, and compare.
 
     python python/make_digits_zoo.py zoo
-    python python/calibration_sensitivity.py zoo --model python/make_digits_zoo.py:build_model --out sensitivity
+    python python/calibration_sensitivity.py zoo --model-fn python/make_digits_zoo.py:build_model --out sensitivity
 
 For every number of samples a task and every seed, samples are drawn anew, the ten metrics computed for all pairs, and
 the pairs ranked. What is reported is the rank correlation (Spearman) with the largest number of samples, in the draw of
@@ -168,7 +168,9 @@ def show(results: pd.DataFrame) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="ZOO", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--model", type=Function(), required=True, help="What builds the model, as in `mergekern metrics`.")
+@click.option(
+    "--model-fn", "model", type=Function(), required=True, help="What builds the model, as in `mergekern metrics`."
+)
 @click.option("--calibration", "samples", type=click.Path(path_type=Path), help="[default: ZOO/calibration]")
 @click.option("--sizes", default=",".join(map(str, SIZES)), show_default=True, help="Numbers of samples a task.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Draws of each number.")

@@ -44,7 +44,7 @@ def zoo(tmp_path_factory):
 
 
 def run(script, *arguments):
-    model = ["--model", "tests.encoders:Transformer"]
+    model = ["--model-fn", "tests.encoders:Transformer"]
     return CliRunner().invoke(script.main, [*map(str, arguments), *model])
 
 

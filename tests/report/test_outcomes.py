@@ -166,7 +166,7 @@ def test_the_command_reads_scores_and_predictors(tmp_path, monkeypatch, table, s
     table.save("table.parquet")
     write_scores(scores, "scores.csv")
     predictor.save("tsv.json")
-    result = CliRunner().invoke(main, ["report", "table.parquet", "--scores", "scores.csv", "--model", "tsv.json"])
+    result = CliRunner().invoke(main, ["report", "table.parquet", "--scores", "scores.csv", "--predictor", "tsv.json"])
     assert result.output == "wrote report.html\n"
     page = Page((tmp_path / "report.html").read_text())
     found = columns(page)

@@ -139,7 +139,7 @@ def functional(folder: Path) -> Iterator[Product]:
 def sketches(folder: Path) -> Iterator[Product]:
     """Yield sketches of task vectors, what they estimate, and the commands on them."""
     zoo = write_zoo(folder / "sketched", "mixed")
-    found = mergekern.sketch(zoo, size=256, seed=3)
+    found = mergekern.sketch(zoo, size=256, random_state=3)
     yield "sketches", [digest(found.values), digest(found.squares)]
     yield "estimates", found.table().to_pandas()
     yield "standard errors", found.standard_errors()
