@@ -127,8 +127,8 @@ pairs are those of a finished folder of --statistics.
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rows", default=20, show_default=True, help="Pairs shown.")
 def screen(
-    zoo: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None, out: Path | None, metrics: str, rows: int,
-    **options: Any,
+    zoo: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None, out: Path | None, metrics: str,
+    rows: int, **options: Any,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
     from mergekern.prediction.screening import check_screening

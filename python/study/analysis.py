@@ -36,7 +36,7 @@ from mergekern.prediction import (
 
 REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(n_repeats=20)}
 # As in the study: ten starts of its L1 fit.
-ALPHA, SEEDS, TOP = 1.0, range(10), 5
+ALPHA, RANDOM_STATES, TOP = 1.0, range(10), 5
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def published_coefficients(metrics: pd.DataFrame, scores: Mapping[str, pd.Series
     masks = []
     for fold in LeaveOneTaskOut().folds(data.pairs):
         masks.append(np.isin(np.arange(len(data.y)), fold.train))
-    found = fit_published(data.X.to_numpy(), targets, np.array(masks), SEEDS, ALPHA)
+    found = fit_published(data.X.to_numpy(), targets, np.array(masks), RANDOM_STATES, ALPHA)
     frame = pd.DataFrame(found.mean(axis=(0, 2)).T, index=data.X.columns, columns=list(scores))
     return frame.rename_axis("metric")
 

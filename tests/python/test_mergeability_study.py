@@ -325,7 +325,7 @@ def test_more_calibration_samples_leave_half_for_scores():
 
 def test_other_options_need_force(finished):
     before = contents(finished)
-    result = study(finished, "--seed", "1")
+    result = study(finished, "--random-state", "1")
     assert result.exit_code == 1
     assert "other options" in result.output
     assert contents(finished) == before
