@@ -15,6 +15,7 @@ import pandas as pd
 
 from mergekern.errors import PredictionError, did_you_mean
 from mergekern.prediction.pairs import pair_key
+from mergekern.tables.frames import INDEX
 
 # Variance of a task effect, and of the mean, in residual variances: about what the study's data have, and much more.
 TASK_RATIO = 10.0
@@ -143,7 +144,7 @@ def _as_frame(names: list[str], chosen: list[int], done: list[int], ratio: float
         design.measure(order[-1])
         variances.append(design.mean_variance())
     pairs = [tuple(names[model] for model in design.pairs[pair]) for pair in order]
-    index = pd.MultiIndex.from_tuples(pairs, names=["model_a", "model_b"])
+    index = pd.MultiIndex.from_tuples(pairs, names=INDEX)
     return pd.DataFrame({"mean_sd": np.sqrt(variances)}, index=index)
 
 

@@ -46,7 +46,7 @@ class Contents:
         first: the metric by which pairs are ranked and which is drawn until another is chosen.
         summary: a row for each metric: lowest, median, highest, missing (pairs without a value), best_a and best_b (the
             pair it finds most mergeable; None where no pair has a value).
-        of_models: of each metric, the share of its variance over pairs that one number for each model explains, beyond
+        model_shares: of each metric, the share of its variance over pairs that one number for each model explains, beyond
             what as many numbers would explain of noise; NaN where pairs are too few, or models more than SPLIT_MODELS.
         correlations: "pearson" and "spearman": (metrics, metrics), over the pairs that have both values.
         orders: of each metric, (1 + tensors, N) models in the order of a clustering by its values: of the whole
@@ -60,7 +60,7 @@ class Contents:
     table: MetricTable
     first: str
     summary: pd.DataFrame
-    of_models: pd.Series
+    model_shares: pd.Series
     correlations: dict[str, pd.DataFrame]
     orders: dict[str, np.ndarray]
     layers: dict[str, pd.DataFrame]
@@ -107,7 +107,7 @@ def gather(
         table,
         first,
         summarise(values),
-        _of_models(values, len(table.models)),
+        _model_shares(values, len(table.models)),
         {kind: values.corr(method=kind, min_periods=3) for kind in CORRELATIONS},
         {},
         layers,
@@ -131,7 +131,7 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object).astype(types)
 
 
-def _of_models(values: pd.DataFrame, models: int) -> pd.Series:
+def _model_shares(values: pd.DataFrame, models: int) -> pd.Series:
     from mergekern.errors import PredictionError
     from mergekern.prediction import variance_components
 

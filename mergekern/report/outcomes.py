@@ -26,7 +26,7 @@ from mergekern.tables.metric_table import MetricTable
 
 # What predicts held-out pairs where no predictor was given, and what the coefficients are of.
 DEFAULT_KIND = "additive+metrics"
-OF_METRICS = "sparse"
+METRICS_ALONE = "sparse"
 LARGEST = 5
 
 
@@ -41,7 +41,7 @@ class Outcome:
         predicted: of the P pairs: prediction, low, high, drivers, remarks; None without a predictor.
         level: share of pairs that the intervals are to cover.
         validation: its leave-one-task-out validation on the measured pairs, beside the baselines.
-        of_metrics: the same of the study's L1 fit, which knows metrics alone; its coefficients are the fingerprint.
+        metrics_alone: the same of the study's L1 fit, which knows metrics alone; its coefficients are the fingerprint.
         variance: how much of the scores' variance is of the models, how much of the pairs.
         warnings: why to doubt the predictions, or why there is no validation, in words.
     """
@@ -52,7 +52,7 @@ class Outcome:
     predicted: pd.DataFrame | None = None
     level: float | None = None
     validation: PairValidation | None = None
-    of_metrics: PairValidation | None = None
+    metrics_alone: PairValidation | None = None
     variance: VarianceComponents | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -70,9 +70,9 @@ class Outcome:
     @property
     def coefficients(self) -> pd.DataFrame | None:
         """Mean and sd over the folds, a row for each metric; of metrics scaled to [-1, 1] over the training pairs."""
-        if self.of_metrics is None or self.of_metrics.coefficients is None:
+        if self.metrics_alone is None or self.metrics_alone.coefficients is None:
             return None
-        folds = self.of_metrics.coefficients
+        folds = self.metrics_alone.coefficients
         return pd.DataFrame({"mean": folds.mean(), "sd": folds.std(ddof=0)})
 
 
@@ -133,12 +133,12 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
         outcome = replace(outcome, kind=predictor.kind, predicted=predicted, level=predictor.intervals.level)
     try:
         validation = _validate(frame, outcome.measured, make_predictor(outcome.kind))
-        of_metrics = _validate(frame, outcome.measured, make_predictor(OF_METRICS, {"solver": "exact"}))
+        metrics_alone = _validate(frame, outcome.measured, make_predictor(METRICS_ALONE, {"solver": "exact"}))
         variance = variance_components(outcome.measured)
     except PredictionError as error:
         return replace(outcome, warnings=[str(error)])
     doubts = failure_signatures(validation)
-    return replace(outcome, validation=validation, of_metrics=of_metrics, variance=variance, warnings=doubts)
+    return replace(outcome, validation=validation, metrics_alone=metrics_alone, variance=variance, warnings=doubts)
 
 
 def _validate(frame: pd.DataFrame, measured: pd.Series, estimator: Any) -> PairValidation:

@@ -106,7 +106,7 @@ def test_coefficients_effects_and_shares(page, contents, table, scores):
 def test_the_table_of_correlations(page, contents):
     for outcome in contents.outcomes.methods:
         cells = next(row for row in page.rows if row[:1] == [outcome.method] and outcome.kind in row)
-        scores = [outcome.validation.score, outcome.of_metrics.score, outcome.validation.baselines["additive"].score]
+        scores = [outcome.validation.score, outcome.metrics_alone.score, outcome.validation.baselines["additive"].score]
         assert cells[3:6] == [number(score) for score in scores]
         assert cells[1] == str(outcome.measured.notna().sum())
         assert all(doubt in cells[6] for doubt in outcome.warnings)
