@@ -152,7 +152,7 @@ class MergePredictor:
             sd = predicted_sd(self.estimator, rows, names)
             low, high = self.intervals.around(predictions, sd, out["measured_models"].to_numpy()[possible])
             out.loc[possible, ["prediction", "low", "high"]] = np.column_stack([predictions, low, high])
-            out.loc[possible, "drivers"] = self._drivers(contributions(self.estimator, rows, names), names)
+            out.loc[possible, "drivers"] = _drivers(contributions(self.estimator, rows, names), names)
         out["remarks"] = self._remarks(X, out["measured_models"].to_numpy())
         return out.sort_values("prediction", ascending=False, kind="stable", na_position="last")
 
@@ -239,23 +239,11 @@ class MergePredictor:
             )
         return frame[list(self.metrics)]
 
-    def _drivers(self, terms: pd.DataFrame, pairs: np.ndarray) -> list[str]:
-        values = terms.drop(columns="mean").to_numpy()
-        metrics = list(terms.columns[3:])
-        order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :DRIVERS]
-        largest = np.take_along_axis(values, order, axis=1)
-        return [
-            ", ".join(
-                f"{pair[k] if k < 2 else metrics[k - 2]} {term:+.3g}" for k, term in zip(at, moved, strict=True) if term
-            )
-            for pair, at, moved in zip(pairs.tolist(), order.tolist(), largest.tolist(), strict=True)
-        ]
-
     def _remarks(self, X: pd.DataFrame, measured_models: np.ndarray) -> list[str]:
         r = self.expected_r("both unseen")
         # No "-0.0".
         expected = "how well that can be predicted is not known" if r is None else f"expected r {round(r, 1) + 0.0:.1f}"
-        of_models = [
+        by_measured_models = [
             f"no merge of either model has been measured: {expected}",
             "no merge of one of the models has been measured",
             "",
@@ -264,13 +252,24 @@ class MergePredictor:
         missing = ~np.isfinite(values)
         low, high = np.array(list(self.ranges.values())).T if self.ranges else (-np.inf, np.inf)
         outside = (values < low) | (values > high)
-        remarks = [of_models[count] for count in measured_models]
+        remarks = [by_measured_models[count] for count in measured_models]
         for row in np.flatnonzero(outside.any(1)):
             found = f"outside of the training pairs in {', '.join(names[outside[row]])}"
             remarks[row] = "; ".join(filter(None, (remarks[row], found)))
         for row in np.flatnonzero(missing.any(1)):
             remarks[row] = f"not predicted: no value for {', '.join(names[missing[row]])}"
         return remarks
+
+
+def _drivers(terms: pd.DataFrame, pairs: np.ndarray) -> list[str]:
+    """Return the largest terms of each prediction in words, such as "mnist +0.041, subspace_overlap -0.02"."""
+    effects_and_metrics = terms.drop(columns="mean").to_numpy()
+    order = np.argsort(-np.abs(effects_and_metrics), axis=1, kind="stable")[:, :DRIVERS]
+    described = []
+    for pair, values, largest in zip(pairs.tolist(), effects_and_metrics, order, strict=True):
+        names = [*pair, *terms.columns[3:]]
+        described.append(", ".join(f"{names[place]} {values[place]:+.3g}" for place in largest if values[place]))
+    return described
 
 
 def _training_pairs(table: MetricTable, scores: pd.Series, method: str, uses_metrics: bool) -> CompletePairs:

@@ -46,8 +46,8 @@ class Contents:
         first: the metric by which pairs are ranked and which is drawn until another is chosen.
         summary: a row for each metric: lowest, median, highest, missing (pairs without a value), best_a and best_b (the
             pair it finds most mergeable; None where no pair has a value).
-        model_shares: of each metric, the share of its variance over pairs that one number for each model explains, beyond
-            what as many numbers would explain of noise; NaN where pairs are too few, or models more than SPLIT_MODELS.
+        model_shares: share of each metric's variance over pairs that one number for each model explains, beyond what as
+            many numbers would explain of noise; NaN where pairs are too few, or models more than SPLIT_MODELS.
         correlations: "pearson" and "spearman": (metrics, metrics), over the pairs that have both values.
         orders: of each metric, (1 + tensors, N) models in the order of a clustering by its values: of the whole
             models, then of each tensor in `layers`.
