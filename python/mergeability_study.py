@@ -77,7 +77,7 @@ def run_study(
         options: of the zoo, from `default_options`.
         count: of tasks.
         methods: of merging.
-        random_state: of the zoo.
+        random_state: decides all random numbers of the zoo.
         bar: shows how far it is.
 
     Returns:
@@ -222,7 +222,7 @@ def show(findings: list[Finding], scores: pd.DataFrame, comparison: pd.DataFrame
     "--methods", default=",".join(mergekern.METHODS), callback=parse_methods, help="Of merging.  [default: all]"
 )
 @click.option("--samples", type=click.IntRange(10, 200), default=CALIBRATION_SAMPLES, show_default=True,
-              help="Of calibration a task, at most half of what is held out; the others give scores.")  # fmt: skip
+              help="Calibration samples a task, at most half of the held-out ones; others give scores.")  # fmt: skip
 @click.option("--random-state", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Make everything anew, replacing a study with other options.")
 def main(

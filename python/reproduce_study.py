@@ -192,7 +192,7 @@ def leave_one_task_out(study: Study) -> pd.DataFrame:
 
 
 def what_tasks_explain(study: Study) -> pd.DataFrame:
-    """Return how much of the accuracy is each task by itself, and the r of what predicts the rest; a column a method.
+    """Return the share of the accuracy due to each task by itself, and r of predictors of the rest; a column a method.
 
     The residual of the additive model over all pairs is predicted for a tenth of them at a time.
     """

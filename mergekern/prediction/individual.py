@@ -27,7 +27,7 @@ def individual_correlations(
         y: (n,) values; pairs without one take no part.
         pairs: (n, 2) names; the index of X if None.
         n_permutations: permutations of the names; none of the p-values can be below 1 / (1 + n_permutations).
-        random_state: of the permutations.
+        random_state: decides the permutations.
 
     Returns:
         A row for each metric, the strongest first: r, rho, p_value, p_adjusted, n (pairs with a value). NaN for metrics

@@ -22,13 +22,13 @@ TASK_FOLDS = 40
 
 @dataclass(frozen=True)
 class ConformalIntervals:
-    """How far off predictions are, by how many of a pair's models (0, 1 or 2) have a measured merge.
+    """Widths of conformal intervals, by how many of a pair's models (0, 1 or 2) have a measured merge.
 
     Attributes:
         level: share of pairs that the intervals are to cover.
         widths: half the width of an interval, in predicted standard deviations where the estimator predicts them,
             otherwise in the units of y; None where too few pairs could be held out to know.
-        held_out: of how many held-out pairs.
+        held_out: numbers of the held-out pairs from which the widths are.
 
     >>> intervals = ConformalIntervals(0.8, {0: None, 1: 2.0, 2: 1.0}, {0: 2, 1: 30, 2: 30})
     >>> low, high = intervals.around(np.array([0.7, 0.9]), np.array([0.1, 0.1]), np.array([1, 2]))

@@ -45,14 +45,14 @@ class MergePredictor:
     """A fitted predictor of the score of merged pairs; make one with `fit` or `load`.
 
     Attributes:
-        kind: of `make_predictor`.
+        kind: name of the predictor, see `make_predictor`.
         method: the merge method whose scores it was fitted to.
         target: the name of the score.
-        metrics: what it needs a value of, in order.
+        metrics: names of the metrics it needs a value of, in order.
         estimator: the fitted regressor.
         ranges: (lowest, highest) of each metric in the training pairs.
         measured: the training pairs and their scores.
-        intervals: how far off predictions were on held-out pairs.
+        intervals: half widths of the conformal intervals, from errors on held-out pairs.
         validation: for each of `REGIMES`, mean and standard deviation of Pearson's r over the folds, beside those of
             the additive baseline; or why there are none.
         dropped: pairs with a score that took no part, and why.
@@ -124,12 +124,12 @@ class MergePredictor:
         )
 
     def predict(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
-        """Return the pairs of a table, or of some rows of its frame, the most promising first; those that cannot be
-        predicted are last.
+        """Return the pairs of a table, or of some rows of its frame, the most promising first.
 
-        The index is (model_a, model_b), the columns are
+        Pairs that cannot be predicted are last. The index is (model_a, model_b), the columns are
 
-        - prediction, low, high: of the target, and its interval; NaN where too few pairs could be held out to know;
+        - prediction: of the target;
+        - low, high: conformal interval around it; NaN where too few pairs could be held out to know;
         - measured: the score, of a pair that has one;
         - measured_models: how many of the two models have a measured merge, 0 to 2;
         - drivers: the effects and metrics that moved the prediction most, each with how far;

@@ -22,10 +22,10 @@ class PredictorKind:
     """A predictor that can be asked for by name.
 
     Attributes:
-        description: in a line.
-        make: the estimator, given its options.
+        description: what it is, in one line.
+        make: class of the estimator.
         defaults: options other than the estimator's own defaults.
-        uses_metrics: whether a pair needs a value of every metric.
+        uses_metrics: whether it needs a value of every metric.
     """
 
     description: str

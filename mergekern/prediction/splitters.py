@@ -33,7 +33,7 @@ class Fold(NamedTuple):
 
 
 class PairSplitter(BaseCrossValidator):
-    """Base of the splitters over pairs; a subclass says in `_masks` what each fold trains on and is validated on."""
+    """Base of the splitters over pairs; `_masks` of a subclass yields the training and validation pairs of a fold."""
 
     __metadata_request__split = {"groups": True}  # noqa: RUF012 (how scikit-learn declares it)
 
@@ -120,7 +120,7 @@ class LeaveTasksOut(PairSplitter):
     Args:
         n: how many tasks to hold out; half of them if None.
         n_repeats: how many folds.
-        random_state: of the draws; folds depend on it, on the names and on nothing else.
+        random_state: decides the draws; folds depend on it, on the names and on nothing else.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
     >>> [fold.held_out for fold in LeaveTasksOut(n_repeats=3, random_state=1).folds(pairs)]
@@ -155,7 +155,7 @@ class MeasuredPairs(PairSplitter):
     Args:
         n: how many pairs are measured.
         n_repeats: how many folds.
-        random_state: of the draws; folds depend on it, on the names and on nothing else.
+        random_state: decides the draws; folds depend on it, on the names and on nothing else.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("b", "c")]
     >>> [fold.train.tolist() for fold in MeasuredPairs(2, n_repeats=3, random_state=0).folds(pairs)]

@@ -24,7 +24,7 @@ FOLD_COLUMNS = ["held_out", "n_train", "n_val", "train_r", "val_r", "train_rho",
 
 @dataclass(frozen=True)
 class PairValidation:
-    """What `cross_validate_pairs` found.
+    """The result of `cross_validate_pairs`: how well an estimator predicts held-out pairs.
 
     Attributes:
         folds: a row for each fold: held_out (a name, or a tuple of names; "draw k" where pairs are drawn and not
@@ -33,12 +33,12 @@ class PairValidation:
         predictions: a row for each fold and validation pair: fold, model_a, model_b, y, prediction, train_mean (of y
             in the fold's training pairs).
         coefficients: (folds, metrics), where the estimator has `coef_`; otherwise None.
-        dropped: the pairs left out, and why.
-        dropped_metrics: metrics left out, since no pair has a value.
-        p_value: share of task permutations that do as well, of `n_permutations` and the data as they are; NaN if none
-            were asked for.
+        dropped: why each pair left out is left out, by its two names.
+        dropped_metrics: metrics without a value for any pair, which are left out.
+        p_value: share of task permutations that do as well, counting the data as they are as one of them; NaN for
+            `n_permutations=0`.
         intervals: 95 % bootstrap intervals over tasks, (low, high), of "val_r", "pooled_r" and "pooled_r_centred".
-        baselines: the same of "additive" (task effects alone) and "constant" (the mean of the training pairs).
+        baselines: validations of "additive" (task effects alone) and "constant" (the mean of the training pairs).
     """
 
     folds: pd.DataFrame
@@ -62,14 +62,14 @@ class PairValidation:
 
     @property
     def pooled_r_centred(self) -> float:
-        """`pooled_r` of what is predicted beyond the mean of each fold's training pairs: without the leave-out bias.
+        """`pooled_r` after subtracting the mean of each fold's training pairs from its predictions, in [-1, 1].
 
-        The mean of the training pairs is what a regressor with an intercept falls back on. Taken from the predictions
-        (and from nothing else: y stays as measured), it leaves what the estimator says of a pair: nothing, for the
-        constant baseline (NaN). What bias remains is that a pair left out also bends the coefficients away from itself:
-        ridge on ten metrics of pure noise, over 187 pairs of 20 tasks, gets -0.02 on average, where `pooled_r` is -0.22
-        (leave-one-task-out) and -0.40 (leave-two-tasks-out); with fewer pairs it is more. An estimator whose intercept
-        is not the mean of its training pairs, as a robust one, keeps the bias of the difference.
+        This removes the leave-out bias: a regressor with an intercept falls back on that mean. y stays as measured. The
+        constant baseline predicts nothing beyond the mean and gets NaN. A smaller bias remains, because a pair left out
+        also bends the coefficients away from itself: ridge on ten metrics of pure noise, over 187 pairs of 20 tasks,
+        gets -0.02 on average, where `pooled_r` is -0.22 (leave-one-task-out) and -0.40 (leave-two-tasks-out). With
+        fewer pairs it grows. An estimator whose intercept is not the mean of its training pairs, such as a robust one,
+        keeps the bias of the difference.
         """
         beyond = (self.predictions["prediction"] - self.predictions["train_mean"]).to_numpy()
         return pearson_r(beyond, self.predictions["y"].to_numpy())
@@ -84,8 +84,8 @@ class PairValidation:
     def summary(self) -> pd.DataFrame:
         """Means and standard deviations over the folds, pooled correlations and errors; a row for each baseline.
 
-        `folds_with_r` says of how many folds the mean of val_r is, since a fold of one pair has none. `rmse` is over
-        the validation pairs of all folds, in the units of y.
+        `folds_with_r` counts the folds in the mean of val_r; a fold of one pair has none. `rmse` is over the validation
+        pairs of all folds, in the units of y.
         """
         rows = {"estimator": self, **self.baselines}
         return pd.DataFrame({name: _summary(validation) for name, validation in rows.items()}).T

@@ -1,4 +1,4 @@
-"""What a report says: every number of it, computed from a table before anything is drawn.
+"""Contents of a report: every number in it, computed from a table before anything is drawn.
 
 >>> import mergekern
 >>> zoo = {"a": {"w": np.array([3.0, 4.0])}, "b": {"w": np.array([3.0, -4.0])}, "c": {"w": np.array([0.0, 5.0])}}
@@ -54,7 +54,7 @@ class Contents:
         layers: of each metric that has them, the values of every tensor alone, pairs × tensors.
         spread: the same as quantiles over the pairs, QUANTILES × tensors.
         with_layers: whether a page has room for `layers`, or for `spread` alone.
-        outcomes: what merges gave and what is predicted of them, if anything is known.
+        outcomes: measured and predicted scores of merges; None without any.
     """
 
     table: MetricTable

@@ -1,4 +1,4 @@
-"""What merges gave and what is predicted of them: the part of a report that scores and predictors make."""
+"""Outcomes of merges, measured and predicted: the part of a report that scores and predictors make."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ LARGEST = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one merge method.
+    """Scores of the merges by one method, and their predictions.
 
     Attributes:
         method: its name.
         measured: scores of the table's P pairs in their order, NaN where there is none.
-        kind: of the predictor that was given, or else DEFAULT_KIND; it is what `validation` validates.
-        predicted: of the P pairs: prediction, low, high, drivers, remarks; None without a predictor.
-        level: share of pairs that the intervals are to cover.
-        validation: its leave-one-task-out validation on the measured pairs, beside the baselines.
-        metrics_alone: the same of the study's L1 fit, which knows metrics alone; its coefficients are the fingerprint.
-        variance: how much of the scores' variance is of the models, how much of the pairs.
+        kind: name of the predictor that was given, or else DEFAULT_KIND; `validation` validates it.
+        predicted: prediction, low, high, drivers and remarks of the P pairs; None without a predictor.
+        level: share of pairs that the conformal intervals are to cover.
+        validation: leave-one-task-out validation on the measured pairs, beside the baselines.
+        metrics_alone: the same validation of the study's L1 fit, which knows metrics alone; its coefficients are the
+            fingerprint.
+        variance: shares of the scores' variance that are due to the models and to the pairs.
         warnings: why to doubt the predictions, or why there is no validation, in words.
     """
 
@@ -58,9 +59,9 @@ class Outcome:
 
     @property
     def held_out(self) -> pd.DataFrame:
-        """Of each fold and each pair of its held-out model, as index: held_out (the model), y and prediction.
+        """A row for each fold and each pair of its held-out model (index): held_out (the model), y and prediction.
 
-        A pair is there twice, once without either model. The mean of the two would know both models.
+        Each pair has two rows, one for either model held out. The mean of the two would know both models.
         """
         assert self.validation is not None
         predictions = self.validation.predictions.set_index(["model_a", "model_b"])
@@ -78,12 +79,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of all merge methods.
+    """Outcomes of all merge methods.
 
     Attributes:
         target: the name of the score.
         methods: in the order given.
-        fingerprints: how alike the methods' coefficients are; None of a single one.
+        fingerprints: similarity of the methods' coefficients; None for a single method.
     """
 
     target: str
@@ -94,7 +95,7 @@ class Outcomes:
 def gather_outcomes(
     table: MetricTable, scores: Mapping[str, pd.Series] | None = None, predictors: Iterable[MergePredictor] = ()
 ) -> Outcomes | None:
-    """Compute what a report says of merges; None where neither scores nor predictors are given.
+    """Compute the outcomes that a report shows; None where neither scores nor predictors are given.
 
     Args:
         table: of the pairs.

@@ -38,9 +38,9 @@ def sketch(
 
     Args:
         checkpoints, base, max_memory, on_mismatch, progress, io: as for `compute_all`; one model is enough.
-        size: numbers of one sketch, a power of two, 64 at least. The standard error of a cosine c is
+        size: length of one sketch, a power of two, 64 at least. The standard error of a cosine c is
             (1 − c²)/√((1 + c²)·size): 0.016 at most with 4096.
-        random_state: of the random map. Only sketches of one size and random_state can be compared.
+        random_state: decides the random map. Only sketches of one size and random_state can be compared.
 
     Raises:
         OptionError, CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.

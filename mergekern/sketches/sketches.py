@@ -1,4 +1,4 @@
-"""Sketches: a few thousand numbers of each task vector, by which any two models ever seen are compared.
+"""Sketches: a few thousand numbers for each task vector, by which any two models are compared without weights.
 
 The sketch of a model is a count sketch of its whole task vector (`kernels.count_sketch`), with its exact length.
 The metrics of whole task vectors are functions of lengths and of one inner product a pair; that is estimated from the
@@ -38,7 +38,7 @@ class Sketches:
 
     Attributes:
         models: their names.
-        values: (N, S) float64.
+        values: (N, S) float64, a sketch in each row.
         squares: (N,) float64, exact squared lengths of the task vectors.
         random_state: of the random map.
         base: hash of the base; None where only adapters were seen, without it.
@@ -89,7 +89,8 @@ class Sketches:
     def standard_errors(self) -> pd.DataFrame:
         """Return the standard errors of the estimates: a row for each pair, a column for each metric.
 
-        That of an inner product, carried through each metric: the most that one standard error more or less changes it.
+        The standard error of an inner product is carried through each metric: the value is the larger of the changes
+        that one standard error more, or less, makes.
         """
         inner, distance, error = self._estimate_with_errors()
 

@@ -1,4 +1,4 @@
-"""group_metrics: what the statistics of a zoo say of groups of more than two models."""
+"""group_metrics: metrics of groups of any size, from the statistics of a zoo."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def group_metrics(
 
     Args:
         statistics: from `mergekern.measure` or `ZooStatistics.load`.
-        groups: names of the models of each; sizes may differ, the order of the names does not matter.
+        groups: names of the models of each group; sizes may differ, the order of the names does not matter.
         metrics, frozen: as for `MetricTable.from_statistics`.
 
     Returns:

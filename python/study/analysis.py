@@ -1,4 +1,4 @@
-"""What predicts the scores of merged pairs: predictors validated in both regimes, and what their coefficients say."""
+"""Analysis of a study: predictors of the scores of merged pairs, validated in both regimes, and their coefficients."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Candidate:
     """Something that may predict scores, validated beside the others.
 
     Attributes:
-        kind: of `make_predictor`.
-        features: which columns of the table of metrics and probes it sees, of `FEATURES`.
-        merges: how many measured merges it is fitted to, those of `plan_measurements`; None: all there are.
-        options: of the predictor.
+        kind: name of the predictor, see `make_predictor`.
+        features: columns of the table of metrics and probes that it sees, of `FEATURES`.
+        merges: number of measured merges it is fitted to, chosen by `plan_measurements`; None for all.
+        options: parameters of the predictor.
     """
 
     kind: str

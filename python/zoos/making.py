@@ -71,9 +71,9 @@ def learn(
         task: what to learn.
         encoder: where to start; changed in place.
         recipe: "steps", "batch_size" and "learning_rate"; "penalties" may have weights of `PENALTIES`, by name.
-        random_state: of the zoo.
+        random_state: decides all random numbers of the zoo.
         domain: of the task.
-        samples: of calibration, at most half of what is held out; all others are test samples.
+        samples: number of calibration samples, at most half of the held-out ones; the others are test samples.
 
     Returns:
         The calibration data to be saved, and the entry of model.json.
@@ -155,7 +155,7 @@ def write_config(out: Path, options: Mapping[str, Any], records: Mapping[str, An
 
 
 def take_over(out: Path, options: Mapping[str, Any], force: bool) -> dict[str, Any]:
-    """Return the entries, by name, of what an earlier run left whole; remove its files if they cannot be kept.
+    """Return the entries, by name, that an earlier run finished; remove its files if they cannot be kept.
 
     Raises:
         click.ClickException: the earlier run had other options, and `force` is not set.
@@ -193,7 +193,7 @@ def make_zoo(
         out: the folder of the zoo.
         options: of `default_options`.
         count: of tasks.
-        random_state: of all random numbers.
+        random_state: decides all random numbers.
         bar: shows how far it is.
         force: replace a zoo made with other options.
 
