@@ -1,14 +1,14 @@
 """How many samples do the activation and gradient metrics need? Repeat them for growing samples, and compare.
 
     python python/make_digits_zoo.py zoo
-    python python/calibration_sensitivity.py zoo --model python/make_digits_zoo.py:build_model --out sensitivity
+    python python/calibration_sensitivity.py zoo --model-fn python/make_digits_zoo.py:build_model --out sensitivity
 
-For every number of samples a task and every seed, samples are drawn anew, the ten metrics computed for all pairs, and
-the pairs ranked. What is reported is the rank correlation (Spearman) with the largest number of samples, in the draw of
-the next seed, so that the largest number has a value too: how well it repeats itself. OUT gets
+For every number of samples a task and every random_state, samples are drawn anew, the ten metrics are computed for all
+pairs, and the pairs are ranked. The result is the rank correlation (Spearman) with the largest number of samples, in
+the draw of the next random_state, so that the largest number has a value too: how well it repeats itself. OUT gets
 
-    sensitivity.csv    metric, samples, seed, rank_correlation, pairs (that have a value in both)
-    sensitivity.svg    the mean over the seeds for each metric, and their spread
+    sensitivity.csv    metric, samples, random_state, rank_correlation, pairs (that have a value in both)
+    sensitivity.svg    the mean over the draws for each metric, and their spread
 
 Samples are drawn from ZOO/calibration/TASK.safetensors: `inputs` and `labels`, and, where they are there, `test.inputs`
 and `test.labels`. Where a task has fewer samples than the largest number, all that it has are the largest.
@@ -55,7 +55,7 @@ def with_test_samples(tasks: Mapping[str, Task], folder: Path) -> dict[str, Task
     return pools
 
 
-def draw(tasks: Mapping[str, Task], count: int, seed: int) -> dict[str, Task]:
+def draw(tasks: Mapping[str, Task], count: int, random_state: int) -> dict[str, Task]:
     """Return `count` samples of each task, drawn without replacement; the same for the same arguments.
 
     >>> task = Task(torch.arange(4.0), torch.arange(4), (torch.ones(4, 1), None))
@@ -64,7 +64,7 @@ def draw(tasks: Mapping[str, Task], count: int, seed: int) -> dict[str, Task]:
     """
     drawn = {}
     for name, task in tasks.items():
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {count} {name}".encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{random_state} {count} {name}".encode()))
         rows = torch.randperm(task.size, generator=generator)[:count]
         inputs = {k: v[rows] for k, v in task.inputs.items()} if isinstance(task.inputs, dict) else task.inputs[rows]
         drawn[name] = Task(inputs, task.labels[rows], task.head)
@@ -98,37 +98,37 @@ def repeat(
     zoo: Zoo,
     tasks: Mapping[str, Task],
     sizes: Sequence[int],
-    seeds: int,
+    n_repeats: int,
     make: Callable[[Mapping[str, Task]], mergekern.Calibration],
     progress: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
-    """Compute the metrics for every size and seed, and return how they rank the pairs beside the largest size.
+    """Compute the metrics for every size and random_state, and return how they rank the pairs beside the largest size.
 
     Args:
         zoo: of the models.
         tasks: all samples there are.
         sizes: numbers of samples a task, ascending.
-        seeds: number of draws of each.
+        n_repeats: number of draws of each.
         make: from tasks to a calibration.
         progress: called after every run.
 
     Returns:
-        One row for each metric, size and seed; the columns of sensitivity.csv.
+        One row for each metric, size and random_state; the columns of sensitivity.csv.
     """
     tables = {}
     for size in sizes:
-        for seed in range(seeds):
-            calibration = make(draw(tasks, size, seed))
+        for random_state in range(n_repeats):
+            calibration = make(draw(tasks, size, random_state))
             names = [metric.name for metric in METRICS]
-            tables[size, seed] = mergekern.compute_all(zoo, metrics=names, calibration=calibration).to_pandas()
+            tables[size, random_state] = mergekern.compute_all(zoo, metrics=names, calibration=calibration).to_pandas()
             progress()
     rows = []
-    for (size, seed), table in tables.items():
-        largest = tables[sizes[-1], (seed + 1) % seeds]
+    for (size, random_state), table in tables.items():
+        largest = tables[sizes[-1], (random_state + 1) % n_repeats]
         for metric in METRICS:
             correlation, pairs = rank_correlation(table[metric.name].to_numpy(), largest[metric.name].to_numpy())
-            rows.append((metric.name, size, seed, correlation, pairs))
-    return pd.DataFrame(rows, columns=["metric", "samples", "seed", "rank_correlation", "pairs"])
+            rows.append((metric.name, size, random_state, correlation, pairs))
+    return pd.DataFrame(rows, columns=["metric", "samples", "random_state", "rank_correlation", "pairs"])
 
 
 def plot(results: pd.DataFrame, path: Path) -> None:
@@ -168,10 +168,12 @@ def show(results: pd.DataFrame) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="ZOO", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--model", type=Function(), required=True, help="What builds the model, as in `mergekern metrics`.")
+@click.option(
+    "--model-fn", "model", type=Function(), required=True, help="What builds the model, as in `mergekern metrics`."
+)
 @click.option("--calibration", "samples", type=click.Path(path_type=Path), help="[default: ZOO/calibration]")
 @click.option("--sizes", default=",".join(map(str, SIZES)), show_default=True, help="Numbers of samples a task.")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Draws of each number.")
+@click.option("--n-repeats", type=click.IntRange(1), default=5, show_default=True, help="Draws of each number.")
 @click.option("--batch-weighting", type=click.Choice(["published", "sample"]), default="published", show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 def main(
@@ -179,7 +181,7 @@ def main(
     model: Callable[[], Any],
     samples: Path | None,
     sizes: str,
-    seeds: int,
+    n_repeats: int,
     batch_weighting: Any,
     out: Path,
 ) -> None:
@@ -209,8 +211,8 @@ def main(
             )  # fmt: skip
 
         with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("running models", total=len(possible) * seeds)
-            results = repeat(zoo, tasks, possible, seeds, make, lambda: bar.advance(task))
+            task = bar.add_task("running models", total=len(possible) * n_repeats)
+            results = repeat(zoo, tasks, possible, n_repeats, make, lambda: bar.advance(task))
     except mergekern.MergekernError as error:
         raise click.ClickException(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ EFFECTS = "model effects"
 METHODS = "weight_average,task_arithmetic,ties,tsv,isotropic"
 
 
-def draw_groups(names: Sequence[str], size: int, count: int, seed: int) -> list[tuple[str, ...]]:
+def draw_groups(names: Sequence[str], size: int, count: int, random_state: int) -> list[tuple[str, ...]]:
     """Return so many different groups of a size, or all there are; the same for the same arguments.
 
     >>> draw_groups("abcd", 3, 2, 0)
@@ -49,7 +49,7 @@ def draw_groups(names: Sequence[str], size: int, count: int, seed: int) -> list[
     """
     if comb(len(names), size) <= count:
         return list(combinations(names, size))
-    random = np.random.default_rng([seed, size])
+    random = np.random.default_rng([random_state, size])
     found: dict[tuple[str, ...], None] = {}
     while len(found) < count:
         chosen = np.sort(random.choice(len(names), size, replace=False))
@@ -100,8 +100,8 @@ def show(scores: pd.DataFrame, correlations: pd.DataFrame) -> None:
 @click.option("--largest", type=click.IntRange(3), default=8, show_default=True, help="n goes from 2 to this.")
 @click.option("--groups", "count", type=click.IntRange(3), default=40, show_default=True, help="Of each n.")
 @click.option("--methods", default=METHODS, callback=parse_methods, show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Of the groups drawn.")
-def main(folder: Path, largest: int, count: int, methods: list[str], seed: int) -> None:
+@click.option("--random-state", default=0, show_default=True, help="Of the groups drawn.")
+def main(folder: Path, largest: int, count: int, methods: list[str], random_state: int) -> None:
     """Relate the metrics of groups to the accuracy of n-way merges, for the zoo of a study in the folder STUDY."""
     try:
         statistics = mergekern.ZooStatistics.load(folder / "statistics")
@@ -112,7 +112,7 @@ def main(folder: Path, largest: int, count: int, methods: list[str], seed: int) 
     if lacking := sorted(set(methods) - set(pairs["method"])):
         raise click.ClickException(f"the study in {folder} has no merges by {', '.join(lacking)}; give other --methods")
     sizes = range(2, min(largest, len(statistics.models)) + 1)
-    groups = {size: draw_groups(statistics.models, size, count, seed) for size in sizes}
+    groups = {size: draw_groups(statistics.models, size, count, random_state) for size in sizes}
     every = [group for size in sizes for group in groups[size]]
     out = folder / "groups"
     out.mkdir(exist_ok=True)

@@ -56,13 +56,13 @@ def build_model(config: Mapping[str, Any] = OPTIONS) -> nn.Module:
 @click.option("--architecture", type=click.Choice(list(encoders.CLASSES)), default="vit", show_default=True)
 @click.option("--tasks", "count", type=click.IntRange(2, len(TASKS)), default=len(TASKS), show_default=True,
               help="Fine-tune on so many tasks.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True)
+@click.option("--random-state", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Make everything anew, replacing a zoo made with other options.")
-def main(out: Path, architecture: str, count: int, seed: int, force: bool) -> None:
+def main(out: Path, architecture: str, count: int, random_state: int, force: bool) -> None:
     """Make a zoo in the folder OUT: an encoder pretrained on ten classes, and fine-tuned on each task."""
     options = OPTIONS if architecture == "vit" else default_options(architecture)
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        records = make_zoo(out, options, count, seed, bar, force)
+        records = make_zoo(out, options, count, random_state, bar, force)
     table = Table("task", "kind", "classes", "chance", "accuracy", box=None)
     for name, record in records.items():
         rates = (f"{record[rate]:.3f}" for rate in ("chance", "accuracy"))

@@ -68,7 +68,7 @@ TARGET = "normalized_accuracy"
 
 
 def run_study(
-    out: Path, options: dict[str, Any], count: int, methods: Sequence[str], seed: int, bar: Progress
+    out: Path, options: dict[str, Any], count: int, methods: Sequence[str], random_state: int, bar: Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Make a zoo, compute its metrics and score its merges, or what of that is not yet there.
 
@@ -77,14 +77,14 @@ def run_study(
         options: of the zoo, from `default_options`.
         count: of tasks.
         methods: of merging.
-        seed: of the zoo.
+        random_state: decides all random numbers of the zoo.
         bar: shows how far it is.
 
     Returns:
         Metrics (a row for each pair), and scores (a row for each method and pair).
     """
     zoo = out / "zoo"
-    make_zoo(zoo, options, count, seed, bar)
+    make_zoo(zoo, options, count, random_state, bar)
     metrics = compute_metrics(out, bar, out / "statistics")
     metrics.save(out / "metrics.parquet")
     alone = score_alone(zoo, out / "alone.csv")["accuracy"]
@@ -222,20 +222,20 @@ def show(findings: list[Finding], scores: pd.DataFrame, comparison: pd.DataFrame
     "--methods", default=",".join(mergekern.METHODS), callback=parse_methods, help="Of merging.  [default: all]"
 )
 @click.option("--samples", type=click.IntRange(10, 200), default=CALIBRATION_SAMPLES, show_default=True,
-              help="Of calibration a task, at most half of what is held out; the others give scores.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True)
+              help="Calibration samples a task, at most half of the held-out ones; others give scores.")  # fmt: skip
+@click.option("--random-state", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Make everything anew, replacing a study with other options.")
 def main(
-    out: Path, architecture: str, quick: bool, tasks: int | None, methods: list[str], samples: int, seed: int,
+    out: Path, architecture: str, quick: bool, tasks: int | None, methods: list[str], samples: int, random_state: int,
     force: bool,
 ) -> None:  # fmt: skip
     """Study which pairs of a zoo merge well, and what predicts it, in the folder OUT."""
     count = tasks or (QUICK_TASKS if quick else TASKS)
     zoo_options = default_options(architecture) | {"calibration_samples": samples}
     names = [task.name for task in DOMAINS[architecture].tasks[:count]]
-    check_options(out, {"seed": seed, "tasks": names, "methods": methods, "zoo": zoo_options}, force)
+    check_options(out, {"random_state": random_state, "tasks": names, "methods": methods, "zoo": zoo_options}, force)
     with progress_bar() as bar:
-        metrics, scores = run_study(out, zoo_options, count, methods, seed, bar)
+        metrics, scores = run_study(out, zoo_options, count, methods, random_state, bar)
         frames, comparison = compare_costs(out, metrics, scores, methods, bar)
         measured = {method: read_scores(out / "scores.csv", method, TARGET) for method in methods}
         table = mergekern.MetricTable.load(out / "metrics.parquet")

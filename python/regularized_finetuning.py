@@ -106,11 +106,11 @@ def parse_weights(ctx: click.Context, param: click.Parameter, value: str) -> lis
 @click.option("--architecture", type=click.Choice(list(CLASSES)), default="vit", show_default=True)
 @click.option("--tasks", type=click.IntRange(3, TASKS), default=QUICK_TASKS, show_default=True)
 @click.option("--methods", default=METHODS, callback=parse_methods, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--random-state", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Make everything anew, replacing what was made with other options.")
 def main(
-    out: Path, regularizer: str, weights: list[float], architecture: str, tasks: int, methods: list[str], seed: int,
-    force: bool,
+    out: Path, regularizer: str, weights: list[float], architecture: str, tasks: int, methods: list[str],
+    random_state: int, force: bool,
 ) -> None:  # fmt: skip
     """Repeat the study for several weights of a regularizer on fine-tuning, in the folder OUT."""
     scores, metrics, alone = {}, {}, {}
@@ -118,9 +118,11 @@ def main(
         for weight in weights:
             folder, options = out / f"{regularizer}={weight:g}", default_options(architecture)
             options["fine_tuning"]["regularizers"] = {regularizer: weight}
-            check_options(folder, {"seed": seed, "tasks": tasks, "methods": methods, "zoo": options}, force)
+            check_options(
+                folder, {"random_state": random_state, "tasks": tasks, "methods": methods, "zoo": options}, force
+            )
             bar.console.print(f"λ = {weight:g}")
-            metrics[weight], scores[weight] = run_study(folder, options, tasks, methods, seed, bar)
+            metrics[weight], scores[weight] = run_study(folder, options, tasks, methods, random_state, bar)
             alone[weight] = pd.read_csv(folder / "alone.csv")
     accuracy, moved = compare_accuracy(scores, alone), compare_metrics(metrics)
     write_atomically(out / "accuracy.csv", accuracy.to_csv().encode())

@@ -1,9 +1,9 @@
 """Reproduce the predictions of "Demystifying Mergeability" (arXiv 2601.22285) from the study's own measurements.
 
-    python python/reproduce_study.py FOLDER [--seeds 10] [--out TABLES]
+    python python/reproduce_study.py FOLDER [--n-repeats 10] [--out TABLES]
 
 FOLDER holds metrics_vit_b16.csv, accuracy_vit_b16.csv, loto_results.csv and coefficients_l1_vit_b16_adamw.csv. Printed
-are, beside each other, what the study published and what comes out here: its fits, in the spread of seeds that it did
+are, beside each other, what the study published and what comes out here: its fits, in the spread of starts that it did
 not fix; the same objectives solved exactly; fingerprints of merge methods; and how much of the accuracy after merging
 is known without any metric. With --out each table is also written there as a CSV file.
 """
@@ -94,7 +94,7 @@ def training_masks(pairs: pd.Index[Any]) -> np.ndarray:
 
 
 def evaluate(coefficients: np.ndarray, X: np.ndarray, Y: np.ndarray, masks: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the study's figures for each target and seed, from (folds, targets, seeds, metrics) coefficients.
+    """Return the study's figures for each target and start, from (folds, targets, starts, metrics) coefficients.
 
     As published: the pooled r is of predictions each in the arbitrary units of its fold.
     """
@@ -120,12 +120,12 @@ def _correlate(a: np.ndarray, b: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def reproduce(
-    study: Study, published: pd.DataFrame, seeds: int, fits: Sequence[str] = (*ALPHAS, *ABLATED)
+    study: Study, published: pd.DataFrame, n_repeats: int, fits: Sequence[str] = (*ALPHAS, *ABLATED)
 ) -> pd.DataFrame:
-    """Return, for every published fit and figure that the folder's data allow, the published value and ours over seeds.
+    """Return the published value and ours over starts, for every published fit and figure that the folder's data allow.
 
-    Columns: fit, method, figure, published, mean, sd, low, high (over seeds), t (of the published value among ours,
-    as one more draw: Student's with seeds - 1 degrees of freedom).
+    Columns: fit, method, figure, published, mean, sd, low, high (over starts), t (of the published value among ours,
+    as one more draw: Student's with n_repeats - 1 degrees of freedom).
     """
     X, accuracy = study.as_fitted()
     masks = training_masks(X.index)
@@ -135,13 +135,13 @@ def reproduce(
         kept = X.loc[:, [CATEGORIES[name] != ABLATED.get(fit) for name in X.columns]].to_numpy()
         methods = rows.loc[fit].index
         Y = accuracy[methods].to_numpy().T
-        figures = evaluate(fit_published(kept, Y, masks, range(seeds), ALPHAS.get(fit)), kept, Y, masks)
+        figures = evaluate(fit_published(kept, Y, masks, range(n_repeats), ALPHAS.get(fit)), kept, Y, masks)
         for number, method in enumerate(methods):
             for figure in COLUMNS:
                 was, ours = rows.loc[(fit, method), figure], figures[figure][number]
                 if np.isnan(was):
                     continue
-                spread = ours.std(ddof=1) * np.sqrt(1 + 1 / seeds)
+                spread = ours.std(ddof=1) * np.sqrt(1 + 1 / n_repeats)
                 t = (was - ours.mean()) / spread if spread > 0 else float("nan")
                 out.append([fit, method, figure, was, ours.mean(), ours.std(ddof=1), ours.min(), ours.max(), t])
     return pd.DataFrame(out, columns=["fit", "method", "figure", "published", "mean", "sd", "low", "high", "t"])
@@ -183,7 +183,7 @@ def leave_one_task_out(study: Study) -> pd.DataFrame:
     out: dict[str, dict[str, float]] = {}
     for method, X, y in _complete(study):
         for name, estimator in estimators.items():
-            found = cross_validate_pairs(estimator, X, y, baselines=name == "forest", resamples=0)
+            found = cross_validate_pairs(estimator, X, y, baselines=name == "forest", n_resamples=0)
             out.setdefault(name, {})[method] = found.score
             for baseline, validation in found.baselines.items():
                 out.setdefault(f"{baseline}, no metric", {})[method] = validation.score
@@ -192,7 +192,7 @@ def leave_one_task_out(study: Study) -> pd.DataFrame:
 
 
 def what_tasks_explain(study: Study) -> pd.DataFrame:
-    """Return how much of the accuracy is each task by itself, and the r of what predicts the rest; a column a method.
+    """Return the share of the accuracy due to each task by itself, and r of predictors of the rest; a column a method.
 
     The residual of the additive model over all pairs is predicted for a tenth of them at a time.
     """
@@ -207,7 +207,7 @@ def what_tasks_explain(study: Study) -> pd.DataFrame:
         ):
             for kind in kinds:
                 estimator = make_predictor(kind)
-                found = cross_validate_pairs(estimator, X, y, splitter=splitter, baselines=False, resamples=0)
+                found = cross_validate_pairs(estimator, X, y, splitter=splitter, baselines=False, n_resamples=0)
                 facts[f"{name}: {kind}"] = found.score
         folds = KFold(10, shuffle=True, random_state=0)
         ridge = make_pipeline(RankNormalScaler(), Ridge(10.0))
@@ -248,9 +248,11 @@ def show(console: Console, title: str, frame: pd.DataFrame, digits: int = 3) -> 
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--seeds", default=10, show_default=True, type=click.IntRange(min=2), help="Fits of each published row.")
+@click.option(
+    "--n-repeats", default=10, show_default=True, type=click.IntRange(min=2), help="Fits of each published row."
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the tables as CSV files.")
-def main(folder: Path, seeds: int, out: Path | None) -> None:
+def main(folder: Path, n_repeats: int, out: Path | None) -> None:
     """Print every table; see the module's docstring."""
     console = Console(width=None if Console().is_terminal else 160)
     study = Study.read(folder)
@@ -260,13 +262,14 @@ def main(folder: Path, seeds: int, out: Path | None) -> None:
     console.print(f"complete in every file: {len(study.as_fitted()[0])} of {len(study.metrics)}\n")
 
     start = time.perf_counter()
-    reproduced = reproduce(study, published, seeds)
+    reproduced = reproduce(study, published, n_repeats)
     seconds = time.perf_counter() - start
-    show(console, f"The study's fits, beside {seeds} seeds of the same here", reproduced)
+    show(console, f"The study's fits, beside {n_repeats} fits of the same here", reproduced)
     inside = reproduced["published"].between(reproduced["low"], reproduced["high"])
     console.print(
-        f"{inside.sum()} of {len(inside)} published figures lie within the range of {seeds} seeds (of one more draw, "
-        f"{(seeds - 1) / (seeds + 1):.0%} would); largest |t| {reproduced['t'].abs().max():.1f}; {seconds:.0f} s\n"
+        f"{inside.sum()} of {len(inside)} published figures lie within the range of {n_repeats} fits "
+        f"(of one more draw, {(n_repeats - 1) / (n_repeats + 1):.0%} would); "
+        f"largest |t| {reproduced['t'].abs().max():.1f}; {seconds:.0f} s\n"
     )
     exact, seconds = solve_exactly(study, published)
     show(console, "The study's fits, beside the exact solver", exact)

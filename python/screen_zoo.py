@@ -1,6 +1,6 @@
 """Screen a zoo on a Ray cluster: metrics of all pairs, predicted scores of their merges, and the most promising first.
 
-    python python/screen_zoo.py ZOO --statistics zoo.stats --model tsv.json --out pairs.parquet
+    python python/screen_zoo.py ZOO --statistics zoo.stats --predictor tsv.json --out pairs.parquet
     python python/screen_zoo.py ZOO --statistics zoo.stats --address auto --num-cpus 8 --num-gpus 1
 
 Every worker must see the checkpoints and the folder of statistics under the same paths. Without --address the cluster
@@ -11,7 +11,7 @@ With a scheduler that knows nothing of Ray the same is
 
     mergekern metrics ZOO --statistics zoo.stats --shard 1/5    # … 5/5, anywhere, in any order
     mergekern combine zoo.stats
-    mergekern screen --statistics zoo.stats --model tsv.json --out pairs.parquet
+    mergekern screen --statistics zoo.stats --predictor tsv.json --out pairs.parquet
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ path_type = click.Path(path_type=Path)
 @click.argument("zoo", type=path_type)
 @click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from [default: base.* in ZOO].")
 @click.option("--statistics", type=path_type, required=True, help="A folder that all workers can write to.")
-@click.option("--model", "models", type=path_type, multiple=True,
-              help="What `mergekern fit` wrote, one for each merge method [default: rank by a metric].")  # fmt: skip
+@click.option("--predictor", "predictor_files", type=path_type, multiple=True,
+              help="A file of `mergekern fit`, one for each merge method [default: rank by a metric].")  # fmt: skip
 @click.option("--out", type=path_type, help="Write all pairs, metrics and predictions here, as .parquet.")
 @click.option("--address", help='Of the cluster, such as "auto" [default: this machine].')
 @click.option("--shards", default=SHARDS, show_default=True, help="Into which the work is cut.")
@@ -49,13 +49,14 @@ path_type = click.Path(path_type=Path)
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights that a worker holds at a time [default: 1G].")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown.")
 def main(
-    zoo: Path, base: Path | None, statistics: Path, models: tuple[Path, ...], out: Path | None, address: str | None,
-    shards: int, num_cpus: int, num_gpus: float, max_memory: int | None, rows: int,
+    zoo: Path, base: Path | None, statistics: Path, predictor_files: tuple[Path, ...], out: Path | None,
+    address: str | None, shards: int, num_cpus: int, num_gpus: float, max_memory: int | None,
+    rows: int,
 ) -> None:  # fmt: skip
     """Rank the pairs of the folder ZOO by the score that their merge is predicted to have, measured on a cluster."""
     began = time.perf_counter()
     try:
-        predictors = [MergePredictor.load(path) for path in models]
+        predictors = [MergePredictor.load(path) for path in predictor_files]
         check_screening(predictors, out)
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task("measuring", total=shards)

@@ -21,7 +21,7 @@ ACCEPTED = {
     "frozen": typing.get_args(OF_COMPUTE_ALL["frozen"]),
     "io": typing.get_args(OF_COMPUTE_ALL["io"]),
     "batch_weighting": typing.get_args(typing.get_type_hints(mergekern.Calibration)["batch_weighting"]),
-    "predictor": tuple(PREDICTORS),
+    "kind": tuple(PREDICTORS),
 }
 # The function that a command hands its options to.
 FUNCTIONS = {

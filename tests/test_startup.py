@@ -75,8 +75,8 @@ def test_commands_that_read_tables_do_not_import_torch(tmp_path):
     write_scores(tmp_path / "scores.csv", make_scores(table))
     lines = [
         ["fit", "t.parquet", "--scores", "scores.csv", "--method", "tsv", "--out", "p.json"],
-        ["predict", "t.parquet", "--model", "p.json"],
-        ["recommend", "t.parquet", "--model", "p.json"],
+        ["predict", "t.parquet", "--predictor", "p.json"],
+        ["recommend", "t.parquet", "--predictor", "p.json"],
         ["plan-measurements", "t.parquet", "-k", "3"],
         ["report", "t.parquet", "--out", "r.html"],
     ]

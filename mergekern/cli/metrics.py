@@ -14,7 +14,8 @@ import mergekern
 from mergekern.cli.display import console, progress_display, readable_bytes
 from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, parse_methods, with_options
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
-from mergekern.tables.metric_table import MetricTable, check_suffix
+from mergekern.tables.files import check_suffix
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     import torch

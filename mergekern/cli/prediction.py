@@ -44,15 +44,16 @@ def result_options(command: Callable) -> Callable:
               help="What was measured: a CSV file with the columns method, model_a, model_b and accuracy.")  # fmt: skip
 @click.option("--method", required=True, help="Whose rows of the scores to learn from, such as tsv.")
 @click.option("--target", default="accuracy", show_default=True, help="Which column of the scores to predict.")
-@click.option("--predictor", type=click.Choice(KINDS), default="additive+metrics", show_default=True)
-@click.option("--level", default=0.8, show_default=True, help="Share of pairs that intervals are to cover.")
+@click.option("--kind", type=click.Choice(KINDS), default="additive+metrics", show_default=True,
+              help="Which predictor to fit.")  # fmt: skip
+@click.option("--level", default=0.8, show_default=True, help="Share of pairs that conformal intervals are to cover.")
 @click.option("--out", type=path_type, required=True, help="Write the predictor here, as .json.")
-def fit(table: Path, scores: Path, method: str, target: str, predictor: str, level: float, out: Path) -> None:
+def fit(table: Path, scores: Path, method: str, target: str, kind: str, level: float, out: Path) -> None:
     from mergekern.prediction import MergePredictor, read_scores
 
     _check_output(out, ".json")
     measured = read_scores(scores, method, target)
-    fitted = MergePredictor.fit(MetricTable.load(table), measured, method, predictor, level=level)
+    fitted = MergePredictor.fit(MetricTable.load(table), measured, method, kind, level=level)
     fitted.save(out)
     show_fit(fitted)
     click.echo(f"wrote {out}")
@@ -60,13 +61,13 @@ def fit(table: Path, scores: Path, method: str, target: str, predictor: str, lev
 
 @click.command(help="Rank the pairs in TABLE by the score that their merge is predicted to have.")
 @table_argument
-@click.option("--model", type=path_type, required=True, help="What `mergekern fit` wrote.")
+@click.option("--predictor", type=path_type, required=True, help="A file of `mergekern fit`.")
 @result_options
-def predict(table: Path, model: Path, out: Path | None, rows: int) -> None:
+def predict(table: Path, predictor: Path, out: Path | None, rows: int) -> None:
     from mergekern.prediction import MergePredictor
 
     _check_output(out, ".csv")
-    fitted = MergePredictor.load(model)
+    fitted = MergePredictor.load(predictor)
     found = fitted.predict(MetricTable.load(table))
     shown = found.assign(
         measured=[f"{score:.4f}" if score == score else "" for score in found["measured"]],
@@ -79,21 +80,21 @@ def predict(table: Path, model: Path, out: Path | None, rows: int) -> None:
         click.echo(f"{len(unknown)} pairs: {unknown['remarks'].iloc[0].split(';')[0]}")
     click.echo(
         f"{fitted.target} of {fitted.method}, predicted by {fitted.kind} from {len(fitted.measured)} measured pairs; "
-        f"intervals are to cover {fitted.intervals.level:.0%}"
+        f"conformal intervals are to cover {fitted.intervals.level:.0%}"
     )
 
 
 @click.command(help="Say for each pair in TABLE by which method to merge it, the most promising pairs first.")
 @table_argument
-@click.option("--model", "models", type=path_type, required=True, multiple=True,
-              help="What `mergekern fit` wrote, one for each merge method.")  # fmt: skip
+@click.option("--predictor", "predictors", type=path_type, required=True, multiple=True,
+              help="A file of `mergekern fit`, one for each merge method.")  # fmt: skip
 @result_options
-def recommend(table: Path, models: tuple[Path, ...], out: Path | None, rows: int) -> None:
+def recommend(table: Path, predictors: tuple[Path, ...], out: Path | None, rows: int) -> None:
     from mergekern.prediction import MergePredictor
     from mergekern.prediction import recommend as recommend_methods
 
     _check_output(out, ".csv")
-    found = recommend_methods([MergePredictor.load(model) for model in models], MetricTable.load(table))
+    found = recommend_methods([MergePredictor.load(path) for path in predictors], MetricTable.load(table))
     shown = found.assign(
         measured=found["measured"].map({True: "yes", False: ""}), clear=found["clear"].map({True: "yes", False: ""})
     )
@@ -162,7 +163,7 @@ def show_fit(fitted: MergePredictor) -> None:
         names = ("val_r_mean", "val_r_sd", "rmse", "additive_val_r_mean", "additive_rmse")
         shown.add_row(regime, *(_number(figures[name]) for name in names))
     console().print(shown)
-    click.echo(f"of {fitted.intervals.level:.0%} intervals, calibrated on held-out pairs:")
+    click.echo(f"{fitted.intervals.level:.0%} conformal intervals, from held-out pairs:")
     for measured, words in enumerate(("neither model", "one model", "both models")):
         width, held_out = fitted.intervals.widths[measured], fitted.intervals.held_out[measured]
         known = "too few to know" if width is None else "ready"

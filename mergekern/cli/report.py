@@ -21,16 +21,16 @@ TABLE is what `mergekern metrics --out` wrote: .parquet, .csv or .json.
 @click.option("--scores", type=click.Path(path_type=Path),
               help="What was measured: a CSV file with the columns method, model_a, model_b and accuracy.")  # fmt: skip
 @click.option("--target", default="accuracy", show_default=True, help="Which column of the scores.")
-@click.option("--model", "models", type=click.Path(path_type=Path), multiple=True,
-              help="What `mergekern fit` wrote; may be repeated, one for a merge method.")  # fmt: skip
+@click.option("--predictor", "predictor_files", type=click.Path(path_type=Path), multiple=True,
+              help="A file of `mergekern fit`; may be repeated, one for a merge method.")  # fmt: skip
 @click.option("--metric", help=f"The metric shown first [default: {RANKED_BY}].")
 @click.option("--title", help="Of the page.")
 @click.option("--static", is_flag=True, help="Figures for a paper: a .pdf (one a page) or a .png (one a file).")
 @click.option("--out", type=click.Path(path_type=Path),
               help="Write here [default: report.html, with --static report.pdf].")  # fmt: skip
 def report(
-    table: Path, scores: Path | None, target: str, models: tuple[Path, ...], metric: str | None, title: str | None,
-    static: bool, out: Path | None,
+    table: Path, scores: Path | None, target: str, predictor_files: tuple[Path, ...], metric: str | None,
+    title: str | None, static: bool, out: Path | None,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor, read_methods, read_scores
     from mergekern.report import write_report
@@ -41,7 +41,7 @@ def report(
     measured = {}
     if scores is not None:
         measured = {method: read_scores(scores, method, target) for method in read_methods(scores, target)}
-    predictors = [MergePredictor.load(model) for model in models]
+    predictors = [MergePredictor.load(path) for path in predictor_files]
     loaded = MetricTable.load(table)
     for path in write_report(loaded, out, scores=measured, predictors=predictors, metric=metric, title=title):
         click.echo(f"wrote {path}")

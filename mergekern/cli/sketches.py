@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,11 @@ from mergekern.cli.metrics import show_table
 from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.errors import OutputError
 from mergekern.metrics import RANKED_BY
-from mergekern.tables.metric_table import check_suffix
+from mergekern.tables.files import check_suffix
+
+if TYPE_CHECKING:
+    from mergekern.checkpoints.sources import IO
+    from mergekern.checkpoints.zoo import OnMismatch
 
 
 @click.command(
@@ -26,24 +30,28 @@ from mergekern.tables.metric_table import check_suffix
 @click.option("--out", type=click.Path(path_type=Path), required=True,
               help="Write the sketches here, beside those that are there already.")  # fmt: skip
 @click.option("--size", type=int, help="Numbers of one sketch [default: those of OUT, or 4096].")
-@click.option("--seed", type=int, help="Of the random map [default: that of OUT, or 0].")
+@click.option("--random-state", type=int, help="Of the random map [default: that of OUT, or 0].")
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @io_option
 def sketch(
-    models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, seed: int | None, **options: Any
-) -> None:
+    models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, random_state: int | None,
+    max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+) -> None:  # fmt: skip
     from mergekern.checkpoints.sources import is_zoo_folder
 
     before = mergekern.Sketches.load(out) if out.exists() else None
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: the folder it is to lie in does not exist")
     size = size if size is not None else before.values.shape[1] if before else 4096
-    seed = seed if seed is not None else before.seed if before else 0
+    random_state = random_state if random_state is not None else before.random_state if before else 0
     checkpoints: Any = models[0] if len(models) == 1 and is_zoo_folder(models[0]) else list(models)
     with progress_display() as progress:
-        found = mergekern.sketch(checkpoints, base, size=size, seed=seed, progress=progress, **options)
+        found = mergekern.sketch(
+            checkpoints, base, size=size, random_state=random_state, max_memory=max_memory, on_mismatch=on_mismatch,
+            progress=progress, io=io,
+        )  # fmt: skip
     found = found if before is None else before.joined(found)
     found.save(out)
     click.echo(f"wrote {out}: {found!r}")

@@ -21,7 +21,8 @@ from mergekern.cli.prediction import show_pairs
 from mergekern.errors import StatisticsError
 from mergekern.metrics import RANKED_BY
 from mergekern.statistics.manifest import Manifest
-from mergekern.tables.metric_table import MetricTable, check_suffix
+from mergekern.tables.files import check_suffix
+from mergekern.tables.metric_table import MetricTable
 
 path_type = click.Path(path_type=Path)
 
@@ -119,21 +120,21 @@ pairs are those of a finished folder of --statistics.
 """
 )
 @zoo_options
-@click.option("--model", "models", type=path_type, multiple=True,
-              help="What `mergekern fit` wrote, one for each merge method [default: rank by a metric].")  # fmt: skip
+@click.option("--predictor", "predictor_files", type=path_type, multiple=True,
+              help="A file of `mergekern fit`, one for each merge method [default: rank by a metric].")  # fmt: skip
 @click.option("--statistics", type=path_type, help="Keep and reuse statistics in this folder.")
 @click.option("--out", type=path_type, help="Write all pairs, metrics and predictions here, as .parquet.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rows", default=20, show_default=True, help="Pairs shown.")
 def screen(
-    zoo: Path | None, models: tuple[Path, ...], statistics: Path | None, out: Path | None, metrics: str, rows: int,
-    **options: Any,
+    zoo: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None, out: Path | None, metrics: str,
+    rows: int, **options: Any,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
     from mergekern.prediction.screening import check_screening
     from mergekern.prediction.screening import screen as screen_pairs
 
-    predictors = [MergePredictor.load(path) for path in models]
+    predictors = [MergePredictor.load(path) for path in predictor_files]
     names: Any = [name.strip() for name in metrics.split(",")]
     names = "all" if names == ["all"] else names
     if zoo is None and statistics is None:

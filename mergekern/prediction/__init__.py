@@ -13,15 +13,16 @@ from mergekern.prediction.analysis import (
 )
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.individual import individual_correlations
-from mergekern.prediction.intervals import Intervals, calibrate
+from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals
 from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
 from mergekern.prediction.mlp import mlp_baseline
-from mergekern.prediction.model import MergePredictor, recommend
+from mergekern.prediction.model import MergePredictor
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs
 from mergekern.prediction.pearson import PearsonRegressor, fit_exact
 from mergekern.prediction.planning import plan_measurements
 from mergekern.prediction.predictors import PREDICTORS, make_predictor
 from mergekern.prediction.published import fit_published
+from mergekern.prediction.recommendation import recommend
 from mergekern.prediction.scalers import RankNormalScaler
 from mergekern.prediction.scores import align_scores, read_methods, read_scores
 from mergekern.prediction.selection import (
@@ -45,12 +46,12 @@ __all__ = [
     "PREDICTORS",
     "ClippedScaler",
     "CompletePairs",
+    "ConformalIntervals",
     "Fingerprints",
     "Fold",
     "ForestRegressor",
     "GreedySelector",
     "IncompletePairsWarning",
-    "Intervals",
     "LeaveOneTaskOut",
     "LeaveTasksOut",
     "LeaveTwoTasksOut",
@@ -67,8 +68,8 @@ __all__ = [
     "ablate_categories",
     "align_scores",
     "backward_elimination",
-    "calibrate",
     "complete_pairs",
+    "conformal_intervals",
     "cross_validate_pairs",
     "failure_signatures",
     "fingerprints",

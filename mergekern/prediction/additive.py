@@ -18,31 +18,32 @@ from mergekern.prediction.pairs import find_pairs, task_codes
 class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     """Additive task effects with partial pooling: y_ab = μ + t_a + t_b + e, t ~ N(0, σ_t²).
 
-    An effect is drawn towards 0 the more, the fewer merges of its model are measured, by variances estimated from the
-    data (REML); one that was never measured is 0, with standard deviation σ_t. The residual has the heavy tails of
-    Student's t, so that a merge that failed does not count against both its models.
+    The fewer merges of a model are measured, the more its effect shrinks towards 0, by variances estimated from the
+    data (REML). The effect of a model without a measured merge is 0, with standard deviation σ_t. The residual has the
+    heavy tails of Student's t, so that a merge that failed does not count against both its models.
 
-    With `metrics=True` a linear model of the metrics is added to the effects, with a variance of its own, where the
-    likelihood-ratio test says at `level` that there is anything for it to explain. A pair of two models of which no
-    merge was measured has no effects; it gets what `LinearMetricRegressor(unseen=True)`, fitted to y itself, says of
-    its metrics.
+    With `metrics=True` a linear model of the metrics, with a variance of its own, is added to the effects if a
+    likelihood-ratio test finds at `level` that it explains anything. A pair of two models without any measured merge
+    has no effects; `LinearMetricRegressor(unseen=True)`, fitted to y itself, predicts it from its metrics.
 
-    Where the names of the pairs are not known there are no effects: predictions are the mean of y, or, with metrics,
-    the linear model's.
+    Without the names of the pairs there are no effects: predictions are the mean of y, or, with metrics, those of the
+    linear model.
 
     Args:
         metrics: whether to add the metrics.
-        level: of the test that lets the metrics in.
+        level: significance level of the test that lets the metrics in, in (0, 0.5].
         dof: degrees of freedom of Student's t.
 
     Attributes:
         tasks_: (T,) names, sorted.
-        effects_: (T,) in the units of y; mean_: μ.
+        mean_: μ.
+        effects_: (T,) effects, in the units of y.
         effect_sd_: (T,) posterior standard deviations of the effects.
-        coef_: (p,) of one standard deviation of each metric; with `metrics` only, 0 where they do not enter.
-        metrics_enter_: whether the test let them in.
+        coef_: (p,) change of the prediction by one standard deviation of each metric; 0 where the metrics do not
+            enter. With `metrics` only.
+        metrics_enter_: whether the test let the metrics in. With `metrics` only.
         task_variance_, metric_variance_, residual_variance_: variances of y due to one task, to the metrics, and left.
-        metric_model_: for pairs of unmeasured models; with `metrics` only.
+        metric_model_: the predictor of pairs of unmeasured models. With `metrics` only.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d"), ("a", "e")]
     >>> model = TaskEffectsRegressor().fit(np.zeros((7, 1)), [0.93, 0.81, 0.72, 0.7, 0.59, 0.5, 0.85], pairs)
@@ -60,12 +61,12 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = not self.metrics
-        # Without names of pairs and without metrics, nothing is known of a row.
+        # Without names of pairs and without metrics, nothing tells rows apart.
         tags.regressor_tags.poor_score = not self.metrics
         return tags
 
     def fit(self, X: Any, y: Any, pairs: Any = None) -> TaskEffectsRegressor:
-        """Fit to (n, p) metrics (of no account unless `metrics`) and (n,) targets of (n, 2) pairs."""
+        """Fit to (n, p) metrics, which are ignored unless `metrics`, and (n,) targets of (n, 2) pairs."""
         if not 0 < self.level <= 0.5 or not self.dof > 0:
             raise PredictionError(f"level must be in (0, 0.5] and dof positive, not {self.level!r} and {self.dof!r}")
         names = find_pairs(X, pairs)
@@ -136,7 +137,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     def predict_sd(self, X: Any, pairs: Any = None) -> np.ndarray:
         """Return (n,) standard deviations of y about the predictions, by the model's own assumptions.
 
-        Of a pair of unmeasured models it is that of two unknown effects, whatever its metrics say.
+        For a pair of unmeasured models it is that of two unknown effects, whatever its metrics are.
         """
         values, names = self._check(X, pairs)
         rows = [np.ones((len(values), 1)), self._incidence(names, len(values))]

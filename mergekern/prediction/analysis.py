@@ -1,4 +1,4 @@
-"""What there is to predict, what the coefficients say, and what should make a reader doubt them."""
+"""Analysis of scores and predictors: variance components, fingerprints of methods, and reasons for doubt."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """How much of the variance of y is each task by itself, and how much is left to the pair.
+    """Shares of the variance of y over pairs: main effects of the tasks, and the rest.
 
     Attributes:
         tasks: share explained by y_ab = μ + t_a + t_b (R² of least squares), in [0, 1].
-        interaction: the rest, 1 - tasks: the pair itself, and noise.
+        interaction: share left to the pair itself and to noise, 1 - tasks.
         adjusted_tasks: `tasks` less what as many effects would explain of pure noise (adjusted R²); NaN where pairs
             are too few to tell.
         effects: t of each task, in units of y, with mean 0.
@@ -81,7 +81,7 @@ def variance_components(y: Any, pairs: Any = None) -> VarianceComponents:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """How alike the coefficients of merge methods are.
+    """Similarity of the fingerprints of merge methods, which are their coefficients of the metrics.
 
     Attributes:
         topk_overlap: mean over pairs of methods of the share of the k largest |coefficients| they have in common.
@@ -147,7 +147,7 @@ def fingerprints(coefs: pd.DataFrame, k: int = 5) -> Fingerprints:
 
 
 def failure_signatures(validation: PairValidation) -> list[str]:
-    """Say in words what should make a reader doubt a validated predictor.
+    """Return reasons to doubt a validated predictor, in words.
 
     Three are the study's: coefficients whose standard deviation over the folds is above their mean, a training r more
     than 0.2 above the validation r, and coefficients whose sign changes between folds. Two come with this package's
@@ -158,7 +158,7 @@ def failure_signatures(validation: PairValidation) -> list[str]:
     >>> random = np.random.default_rng(0)
     >>> pairs = [(a, b) for a in "abcdefg" for b in "abcdefg" if a < b]
     >>> X, y = random.normal(size=(21, 3)), random.normal(size=21)
-    >>> for warning in failure_signatures(cross_validate_pairs(LinearRegression(), X, y, pairs, permutations=20)):
+    >>> for warning in failure_signatures(cross_validate_pairs(LinearRegression(), X, y, pairs, n_permutations=20)):
     ...     print(warning)
     training r exceeds validation r by 0.61 (0.39 against -0.23)
     over the folds, the standard deviation is above the mean of 2 of 3 coefficients: x0, x1

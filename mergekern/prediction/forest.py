@@ -19,9 +19,9 @@ class ForestRegressor(RegressorMixin, BaseEstimator):
     changes what the trees are drawn from. The trees are arrays (`nodes_`), which JSON keeps exactly.
 
     Args:
-        n_estimators: trees.
+        n_estimators: number of trees.
         min_samples_leaf: pairs in a leaf, at least.
-        random_state: seed of the trees.
+        random_state: decides how the trees are drawn.
 
     Attributes:
         nodes_: of all trees together: "left", "right" (position of the child where a metric is at most the threshold,

@@ -13,7 +13,7 @@ from mergekern.prediction.pairs import as_target, check_aligned, check_once, nee
 
 
 def individual_correlations(
-    X: Any, y: Any, pairs: Any = None, *, permutations: int = 999, seed: int = 0
+    X: Any, y: Any, pairs: Any = None, *, n_permutations: int = 999, random_state: int = 0
 ) -> pd.DataFrame:
     """Correlate each metric alone with y.
 
@@ -26,8 +26,8 @@ def individual_correlations(
         X: (n, metrics) values, with names if a frame; a metric is correlated over the pairs where it has a value.
         y: (n,) values; pairs without one take no part.
         pairs: (n, 2) names; the index of X if None.
-        permutations: of the names; none of the p-values can be below 1 / (1 + permutations).
-        seed: of the permutations.
+        n_permutations: permutations of the names; none of the p-values can be below 1 / (1 + n_permutations).
+        random_state: decides the permutations.
 
     Returns:
         A row for each metric, the strongest first: r, rho, p_value, p_adjusted, n (pairs with a value). NaN for metrics
@@ -51,16 +51,16 @@ def individual_correlations(
     measured = np.full((len(tasks), len(tasks)), np.nan)
     measured[codes[:, 0], codes[:, 1]] = measured[codes[:, 1], codes[:, 0]] = target
     found = _correlations(values, target)
-    random = np.random.default_rng(seed)
-    drawn = np.empty((permutations, len(found)))
+    random = np.random.default_rng(random_state)
+    drawn = np.empty((n_permutations, len(found)))
     for row in drawn:
         renamed = random.permutation(len(tasks))[codes]
         row[:] = np.abs(_correlations(values, measured[renamed[:, 0], renamed[:, 1]]))
     # Without this margin, rounding would decide where a permutation changes nothing.
     reached = np.abs(found) - 1e-9
-    p_value = (1 + (drawn >= reached).sum(0)) / (1 + permutations)
+    p_value = (1 + (drawn >= reached).sum(0)) / (1 + n_permutations)
     strongest = np.nan_to_num(drawn).max(1, initial=0)
-    p_adjusted = (1 + (strongest[:, None] >= reached).sum(0)) / (1 + permutations)
+    p_adjusted = (1 + (strongest[:, None] >= reached).sum(0)) / (1 + n_permutations)
     both = np.isfinite(values) & np.isfinite(target)[:, None]
     out = pd.DataFrame(
         {

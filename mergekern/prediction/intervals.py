@@ -1,4 +1,4 @@
-"""Intervals that cover: widths from errors on held-out pairs, one for each number of models with measured merges."""
+"""Conformal intervals: widths from errors on held-out pairs, one for each number of models with measured merges."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ TASK_FOLDS = 40
 
 
 @dataclass(frozen=True)
-class Intervals:
-    """How far off predictions are, by how many of a pair's models (0, 1 or 2) have a measured merge.
+class ConformalIntervals:
+    """Widths of conformal intervals, by how many of a pair's models (0, 1 or 2) have a measured merge.
 
     Attributes:
         level: share of pairs that the intervals are to cover.
         widths: half the width of an interval, in predicted standard deviations where the estimator predicts them,
             otherwise in the units of y; None where too few pairs could be held out to know.
-        held_out: of how many held-out pairs.
+        held_out: numbers of the held-out pairs from which the widths are.
 
-    >>> intervals = Intervals(0.8, {0: None, 1: 2.0, 2: 1.0}, {0: 2, 1: 30, 2: 30})
+    >>> intervals = ConformalIntervals(0.8, {0: None, 1: 2.0, 2: 1.0}, {0: 2, 1: 30, 2: 30})
     >>> low, high = intervals.around(np.array([0.7, 0.9]), np.array([0.1, 0.1]), np.array([1, 2]))
     >>> low.round(2).tolist(), high.round(2).tolist()
     ([0.5, 0.8], [0.9, 1.0])
@@ -46,9 +46,9 @@ class Intervals:
         return predictions - widths * sd, predictions + widths * sd
 
 
-def calibrate(
-    estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray, *, level: float = 0.8, seed: int = 0
-) -> Intervals:
+def conformal_intervals(
+    estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray, *, level: float = 0.8, random_state: int = 0
+) -> ConformalIntervals:
     """Measure how far an estimator is off on pairs held out, as cross-conformal prediction does (Vovk 2015).
 
     Pairs are held out at random, so that both their models keep other merges, and models are held out two by two, with
@@ -60,7 +60,7 @@ def calibrate(
     if not 0 < level < 1:
         raise PredictionError(f"the level of intervals is a share between 0 and 1, not {level!r}")
     found: dict[int, list[float]] = {0: [], 1: [], 2: []}
-    for train, test in _folds(pairs, seed):
+    for train, test in _folds(pairs, random_state):
         fitted = fit_estimator(clone(estimator), X.iloc[train], y[train], pairs[train])
         errors = np.abs(y[test] - predict_pairs(fitted, X.iloc[test], pairs[test]))
         ratios = errors / predicted_sd(fitted, X.iloc[test], pairs[test])
@@ -68,7 +68,7 @@ def calibrate(
         for count, ratio in zip(measured.tolist(), ratios.tolist(), strict=True):
             found[count].append(ratio)
     widths = {count: _quantile(ratios, level) for count, ratios in found.items()}
-    return Intervals(level, widths, {count: len(ratios) for count, ratios in found.items()})
+    return ConformalIntervals(level, widths, {count: len(ratios) for count, ratios in found.items()})
 
 
 def predicted_sd(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
@@ -79,10 +79,10 @@ def predicted_sd(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarr
     return np.where(sd > 0, sd, 1.0)
 
 
-def _folds(pairs: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (train, test) rows; they depend on the names and the seed, not on the order of rows."""
+def _folds(pairs: np.ndarray, random_state: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (train, test) rows; they depend on the names and on random_state, not on the order of rows."""
     names, codes = task_codes(pairs)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(random_state)
     order = np.lexsort(codes.T)
     for part in np.array_split(random.permutation(order), min(PAIR_FOLDS, len(order))):
         yield from _split(np.isin(np.arange(len(codes)), part))

@@ -22,11 +22,11 @@ STRONG_PENALTIES = (1e4, 3e4, 1e5)
 class ClippedScaler(TransformerMixin, BaseEstimator):
     """Columns to mean 0 and standard deviation 1 over the rows of `fit`, then clipped to [-limit, limit].
 
-    Metrics have heavy tails: without the limit a few pairs decide every fit, and a pair far outside of what was seen
-    gets a prediction far outside of what can be. A constant column becomes 0.
+    Metrics have heavy tails: without the limit a few pairs decide every fit, and a pair far outside of the training
+    pairs gets a prediction that no score can have. A constant column becomes 0.
 
     Args:
-        limit: in standard deviations.
+        limit: largest magnitude kept, in standard deviations.
 
     >>> ClippedScaler(limit=1.0).fit_transform(np.array([[0.0, 7.0], [0.0, 7.0], [3.0, 7.0]])).round(2).tolist()
     [[-0.71, 0.0], [-0.71, 0.0], [1.0, 0.0]]
@@ -55,21 +55,22 @@ class ClippedScaler(TransformerMixin, BaseEstimator):
 class LinearMetricRegressor(RegressorMixin, BaseEstimator):
     """Ridge regression on clipped standardised metrics, with the penalty that ranks the pairs of unseen tasks best.
 
-    Of each penalty, the score is the mean Pearson correlation over leave-one-task-out folds of the training pairs;
-    where too few pairs are known for that (or their names are not), the squared error of leave-one-out.
+    A penalty is chosen by the mean Pearson correlation over leave-one-task-out folds of the training pairs; with too
+    few pairs for that, or without their names, by the squared error of leave-one-out.
 
-    With `unseen=True` the score is the squared error on pairs within groups of held-out tasks, and there are stronger
-    penalties: where metrics say nothing of models that were never merged, little but the mean is predicted.
+    With `unseen=True` it is chosen by the squared error on pairs within groups of held-out tasks, and stronger
+    penalties are tried too: if metrics tell nothing about models that were never merged, predictions stay close to the
+    mean.
 
     Args:
-        penalties: to choose from, a penalty on the sum of squared coefficients.
+        penalties: penalties on the sum of squared coefficients, to choose from.
         unseen: whether the pairs to predict are of models without any measured merge.
-        limit: of the metrics, in standard deviations (`ClippedScaler`).
+        limit: largest magnitude of a standardised metric (`ClippedScaler`).
 
     Attributes:
         coef_: (p,) change of y with one standard deviation of each metric.
         intercept_: prediction of a pair whose metrics are all at their mean: the mean of y.
-        penalty_: the one chosen.
+        penalty_: the chosen penalty.
         scaler_: the fitted `ClippedScaler`.
 
     >>> X = np.random.default_rng(0).normal(size=(30, 3))
@@ -142,7 +143,7 @@ def _scores_of_unseen(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties
     if tasks < 2 * PAIRS_OF_A_FOLD:
         return None
     try:
-        folds = list(LeaveTasksOut(tasks // 3, repeats=UNSEEN_FOLDS).folds(pairs))
+        folds = list(LeaveTasksOut(tasks // 3, n_repeats=UNSEEN_FOLDS).folds(pairs))
     except PredictionError:  # no group of tasks has pairs both within and without, where all pairs share one model
         return None
     errors = []

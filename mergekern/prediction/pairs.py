@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mergekern.errors import PredictionError
+from mergekern.tables.frames import INDEX
 
 
 def find_pairs(X: Any, pairs: Any = None) -> np.ndarray | None:
@@ -171,7 +172,7 @@ def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
     check_once(names)
     check_aligned(X, y)
     target = as_target(y, len(names))
-    index = pd.MultiIndex.from_arrays([names[:, 0], names[:, 1]], names=["model_a", "model_b"])
+    index = pd.MultiIndex.from_arrays([names[:, 0], names[:, 1]], names=INDEX)
     frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X)).add_prefix("x")
     if not frame.columns.is_unique:
         twice = dict.fromkeys(map(str, frame.columns[frame.columns.duplicated()]))

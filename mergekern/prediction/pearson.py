@@ -30,7 +30,7 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
     predictions are then brought to the scale of y by least squares.
 
     `solver="adam"` is the study's own fit (see `fit_published`), which depends on where it starts. `solver="exact"` has
-    no seed and is optimal:
+    no randomness and is optimal:
 
     - Without a penalty, the largest r is that of least squares, whose coefficients of the smallest length are taken.
       Two copies of a metric share its coefficient.
@@ -45,7 +45,7 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
         penalty: "l1" or None.
         alpha: weight of the L1 penalty, on the same scale for both solvers; the study used 0.3 to 1.5.
         solver: "exact" or "adam".
-        random_state: seed of "adam".
+        random_state: of the first coefficients of "adam".
 
     Attributes:
         coef_: (metrics,) change of the prediction, in units of y, as a scaled metric grows by 1.

@@ -1,4 +1,4 @@
-"""Fitted estimators as JSON documents: numbers, text and lists, of known classes only; nothing of it is executed."""
+"""Fitted estimators as JSON documents: numbers, text and lists, of known classes only; reading one executes no code."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from mergekern.errors import PredictionError, did_you_mean
 from mergekern.prediction.pairs import pair_key
+from mergekern.tables.frames import INDEX
 
 # Variance of a task effect, and of the mean, in residual variances: about what the study's data have, and much more.
 TASK_RATIO = 10.0
@@ -43,7 +44,7 @@ class Design:
         self.covariance = self.covariance - sign * np.outer(gain, gain) / (1 + sign * gain[places].sum())
 
     def mean_variance(self) -> float:
-        """Return the mean variance of what is predicted of a pair, over all pairs (I-optimality minimises it)."""
+        """Return the mean variance of a prediction over all pairs, which an I-optimal plan minimises."""
         return float((self.covariance * self.moments).sum() / len(self.pairs))
 
     def reductions(self) -> np.ndarray:
@@ -69,13 +70,13 @@ def plan_measurements(
     Args:
         models: T names.
         k: how many pairs.
-        measured: pairs that are measured already; those of other models are of no account.
-        ratio: variance of the effect of one model, in variances of what effects do not explain.
+        measured: pairs that are measured already; pairs of other models are ignored.
+        ratio: variance of the effect of one model, in variances of the residual.
 
     Returns:
-        Index (model_a, model_b), in the order in which to measure, with the column mean_sd: the standard deviation of
-        what will be predicted of a pair (root of the mean variance over all pairs), once this pair and those above it
-        are measured, in units of the residual's.
+        Index (model_a, model_b), in the order in which to measure. Column mean_sd: the standard deviation of a
+        prediction (root of the mean variance over all pairs) once this pair and those above it are measured, in
+        standard deviations of the residual.
 
     Raises:
         PredictionError: fewer than two models or a name twice, or k is not from 1 to the number of unmeasured pairs.
@@ -143,7 +144,7 @@ def _as_frame(names: list[str], chosen: list[int], done: list[int], ratio: float
         design.measure(order[-1])
         variances.append(design.mean_variance())
     pairs = [tuple(names[model] for model in design.pairs[pair]) for pair in order]
-    index = pd.MultiIndex.from_tuples(pairs, names=["model_a", "model_b"])
+    index = pd.MultiIndex.from_tuples(pairs, names=INDEX)
     return pd.DataFrame({"mean_sd": np.sqrt(variances)}, index=index)
 
 

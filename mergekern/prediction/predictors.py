@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,10 @@ class PredictorKind:
     """A predictor that can be asked for by name.
 
     Attributes:
-        description: in a line.
-        make: the estimator, given its options.
+        description: what it is, in one line.
+        make: class of the estimator.
         defaults: options other than the estimator's own defaults.
-        uses_metrics: whether a pair needs a value of every metric.
+        uses_metrics: whether it needs a value of every metric.
     """
 
     description: str
@@ -59,7 +59,7 @@ def predictor_kind(kind: str) -> PredictorKind:
     return PREDICTORS[kind]
 
 
-def make_predictor(kind: str, **options: Any) -> Any:
+def make_predictor(kind: str, options: Mapping[str, Any] | None = None) -> Any:
     """Return an unfitted scikit-learn regressor.
 
     "dense" and "sparse" are the study's fits (`PearsonRegressor`), "linear" and "forest" predict from metrics alone,
@@ -68,22 +68,23 @@ def make_predictor(kind: str, **options: Any) -> Any:
 
     Args:
         kind: one of `PREDICTORS`.
-        options: of the estimator, over the predictor's own: for example solver="exact" for the study's fits.
+        options: parameters of the estimator, which replace the defaults of the predictor: for example
+            {"solver": "exact"} for the study's fits.
 
     Raises:
         PredictionError: an unknown predictor or option.
 
-    >>> make_predictor("sparse", alpha=0.5)
+    >>> make_predictor("sparse", {"alpha": 0.5})
     PearsonRegressor(alpha=0.5, solver='adam')
     """
     entry = predictor_kind(kind)
     known = entry.make._get_param_names()  # type: ignore[attr-defined]
-    for name in options:
+    for name in options or ():
         if name not in known:
             raise PredictionError(
                 f"the predictor {kind!r} has no option {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}"
             )
-    return entry.make(**{**entry.defaults, **options})
+    return entry.make(**{**entry.defaults, **(options or {})})
 
 
 def contributions(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The study's own fit, for any number of folds, targets and seeds in one computation.
+"""The study's own fit, for any number of folds, targets and random states in one computation.
 
 The study ("Demystifying Mergeability", arXiv 2601.22285) maximises Pearson's r between a weighted sum of the metrics
 and what is to be predicted, by Adam. On training pairs, r depends on the metrics only through their Gram matrix G and
@@ -39,7 +39,7 @@ SPARSE = Protocol(initial=0.1, steps=2000, patience=100, threshold=1e-5)
 
 
 def fit_published(
-    X: np.ndarray, Y: np.ndarray, masks: np.ndarray, seeds: Sequence[int], alpha: float | None = None
+    X: np.ndarray, Y: np.ndarray, masks: np.ndarray, random_states: Sequence[int], alpha: float | None = None
 ) -> np.ndarray:
     """Return the coefficients of the study's fit, as it was published.
 
@@ -62,14 +62,14 @@ def fit_published(
         X: (n, metrics) values.
         Y: (n,) or (targets, n) what is to be predicted.
         masks: (folds, n) bool, the training pairs of each fold.
-        seeds: one fit for each; every fold and target of a seed starts elsewhere.
+        random_states: one fit for each; every fold and target of one starts elsewhere.
         alpha: weight of the L1 penalty; None for the fit without.
 
     Returns:
-        (folds, targets, seeds, metrics) float64, of the scaled metrics.
+        (folds, targets, random states, metrics) float64, of the scaled metrics.
 
     >>> X = np.array([[1.0, 0.0], [2.0, 5.0], [3.0, 1.0], [4.0, 4.0]])
-    >>> fit_published(X, X[:, 0], np.ones((1, 4), dtype=bool), seeds=[0, 1], alpha=1.0).shape
+    >>> fit_published(X, X[:, 0], np.ones((1, 4), dtype=bool), random_states=[0, 1], alpha=1.0).shape
     (1, 1, 2, 2)
     """
     import torch
@@ -82,14 +82,14 @@ def fit_published(
     gram, products = zip(*(centred_products(scale(X, mask)[mask], targets[:, mask]) for mask in masks), strict=True)
     initial = np.array(
         [
-            [[_initial(X.shape[1], [seed, fold, target]) for seed in seeds] for target in range(len(targets))]
+            [[_initial(X.shape[1], [state, fold, target]) for state in random_states] for target in range(len(targets))]
             for fold in range(len(masks))
         ]
     )
     folds, metrics = len(masks), X.shape[1]
     found = _descend(
         torch.from_numpy(np.array(gram)),
-        torch.from_numpy(np.repeat(np.array(products), len(seeds), axis=1)),
+        torch.from_numpy(np.repeat(np.array(products), len(random_states), axis=1)),
         torch.from_numpy(protocol.initial * initial.reshape(folds, -1, metrics)),
         alpha,
         protocol,
@@ -129,8 +129,8 @@ def centred_products(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return X.T @ X, (Y / np.where(lengths > 0, lengths, 1.0)) @ X
 
 
-def _initial(metrics: int, seed: list[int]) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(metrics)
+def _initial(metrics: int, entropy: list[int]) -> np.ndarray:
+    return np.random.default_rng(entropy).standard_normal(metrics)
 
 
 def _descend(

@@ -22,7 +22,8 @@ from mergekern.metrics.subspace import Frozen
 from mergekern.prediction import MergePredictor, recommend
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.manifest import Manifest
-from mergekern.tables.metric_table import INDEX, MetricTable
+from mergekern.tables.frames import INDEX
+from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,12 +35,12 @@ KEPT = 10_000
 
 
 class Screening(NamedTuple):
-    """What a screening found.
+    """The result of `screen`: the most promising pairs.
 
     Attributes:
         ranked: the most promising pairs: as `recommend` returns them, or, without predictors, their metrics.
-        models, pairs: how many there are.
-        notes: of the tables of all tiles.
+        models, pairs: number of models and of pairs.
+        notes: notes of the tables of all tiles, each once.
     """
 
     ranked: pd.DataFrame
@@ -122,7 +123,7 @@ def check_screening(
     out: str | os.PathLike[str] | None = None,
     metrics: str | Iterable[str] = "all",
 ) -> None:
-    """Raise what `screen` would raise of a zoo whose weights are about to be measured, before that takes its time.
+    """Raise the errors of `screen` before the weights of a zoo are measured, which takes long.
 
     Raises:
         OptionError: an unknown metric, or another format than Parquet.

@@ -149,7 +149,7 @@ def ablate_categories(
 
     def validate(chosen: np.ndarray) -> PairValidation:
         return cross_validate_pairs(
-            estimator, data.X.loc[:, chosen], data.y, data.pairs, splitter, baselines=False, resamples=0
+            estimator, data.X.loc[:, chosen], data.y, data.pairs, splitter, baselines=False, n_resamples=0
         )
 
     whole = validate(np.ones(len(columns), dtype=bool))

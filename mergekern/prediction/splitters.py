@@ -33,7 +33,7 @@ class Fold(NamedTuple):
 
 
 class PairSplitter(BaseCrossValidator):
-    """Base of the splitters over pairs; a subclass says in `_masks` what each fold trains on and is validated on."""
+    """Base of the splitters over pairs; `_masks` of a subclass yields the training and validation pairs of a fold."""
 
     __metadata_request__split = {"groups": True}  # noqa: RUF012 (how scikit-learn declares it)
 
@@ -119,18 +119,18 @@ class LeaveTasksOut(PairSplitter):
 
     Args:
         n: how many tasks to hold out; half of them if None.
-        repeats: how many folds.
-        seed: of the draws; folds depend on it, on the names and on nothing else.
+        n_repeats: how many folds.
+        random_state: decides the draws; folds depend on it, on the names and on nothing else.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
-    >>> [fold.held_out for fold in LeaveTasksOut(repeats=3, seed=1).folds(pairs)]
+    >>> [fold.held_out for fold in LeaveTasksOut(n_repeats=3, random_state=1).folds(pairs)]
     [('b', 'c'), ('b', 'd'), ('b', 'd')]
     """
 
-    def __init__(self, n: int | None = None, repeats: int = 40, seed: int = 0) -> None:
+    def __init__(self, n: int | None = None, n_repeats: int = 40, random_state: int = 0) -> None:
         self.n = n
-        self.repeats = repeats
-        self.seed = seed
+        self.n_repeats = n_repeats
+        self.random_state = random_state
 
     def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         n = tasks // 2 if self.n is None else self.n
@@ -138,7 +138,7 @@ class LeaveTasksOut(PairSplitter):
             raise PredictionError(
                 f"{self!r}: of {tasks} tasks from 2 to {tasks - 2} can be held out, so that both sides have pairs"
             )
-        for random in _generators(self.seed, self.repeats):
+        for random in _generators(self.random_state, self.n_repeats):
             # Where pairs are missing, a draw may have none on one side: it is drawn again.
             for _ in range(ATTEMPTS):
                 held_out = np.sort(random.choice(tasks, n, replace=False))
@@ -154,29 +154,29 @@ class MeasuredPairs(PairSplitter):
 
     Args:
         n: how many pairs are measured.
-        repeats: how many folds.
-        seed: of the draws; folds depend on it, on the names and on nothing else.
+        n_repeats: how many folds.
+        random_state: decides the draws; folds depend on it, on the names and on nothing else.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("b", "c")]
-    >>> [fold.train.tolist() for fold in MeasuredPairs(2, repeats=3, seed=0).folds(pairs)]
+    >>> [fold.train.tolist() for fold in MeasuredPairs(2, n_repeats=3, random_state=0).folds(pairs)]
     [[1, 2], [1, 2], [0, 1]]
     """
 
-    def __init__(self, n: int = 40, repeats: int = 40, seed: int = 0) -> None:
+    def __init__(self, n: int = 40, n_repeats: int = 40, random_state: int = 0) -> None:
         self.n = n
-        self.repeats = repeats
-        self.seed = seed
+        self.n_repeats = n_repeats
+        self.random_state = random_state
 
     def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
         if not (isinstance(self.n, Integral) and 1 <= self.n < len(codes)):
             raise PredictionError(f"{self!r}: of {len(codes)} pairs from 1 to {len(codes) - 1} can be measured")
         order = np.lexsort(codes.T[::-1])
-        for random in _generators(self.seed, self.repeats):
+        for random in _generators(self.random_state, self.n_repeats):
             train = np.zeros(len(codes), dtype=bool)
             train[order[random.choice(len(codes), self.n, replace=False)]] = True
             yield [], train, ~train
 
 
-def _generators(seed: int, repeats: int) -> Iterator[np.random.Generator]:
+def _generators(random_state: int, n_repeats: int) -> Iterator[np.random.Generator]:
     """Yield one generator a fold, so that a fold does not depend on those before it."""
-    return (np.random.default_rng([seed, repeat]) for repeat in range(repeats))
+    return (np.random.default_rng([random_state, repeat]) for repeat in range(n_repeats))

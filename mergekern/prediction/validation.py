@@ -24,7 +24,7 @@ FOLD_COLUMNS = ["held_out", "n_train", "n_val", "train_r", "val_r", "train_rho",
 
 @dataclass(frozen=True)
 class PairValidation:
-    """What `cross_validate_pairs` found.
+    """The result of `cross_validate_pairs`: how well an estimator predicts held-out pairs.
 
     Attributes:
         folds: a row for each fold: held_out (a name, or a tuple of names; "draw k" where pairs are drawn and not
@@ -33,12 +33,12 @@ class PairValidation:
         predictions: a row for each fold and validation pair: fold, model_a, model_b, y, prediction, train_mean (of y
             in the fold's training pairs).
         coefficients: (folds, metrics), where the estimator has `coef_`; otherwise None.
-        dropped: the pairs left out, and why.
-        dropped_metrics: metrics left out, since no pair has a value.
-        p_value: share of task permutations that do as well, of `permutations` and the data as they are; NaN if none
-            were asked for.
+        dropped: why each pair left out is left out, by its two names.
+        dropped_metrics: metrics without a value for any pair, which are left out.
+        p_value: share of task permutations that do as well, counting the data as they are as one of them; NaN for
+            `n_permutations=0`.
         intervals: 95 % bootstrap intervals over tasks, (low, high), of "val_r", "pooled_r" and "pooled_r_centred".
-        baselines: the same of "additive" (task effects alone) and "constant" (the mean of the training pairs).
+        baselines: validations of "additive" (task effects alone) and "constant" (the mean of the training pairs).
     """
 
     folds: pd.DataFrame
@@ -62,14 +62,14 @@ class PairValidation:
 
     @property
     def pooled_r_centred(self) -> float:
-        """`pooled_r` of what is predicted beyond the mean of each fold's training pairs: without the leave-out bias.
+        """`pooled_r` after subtracting the mean of each fold's training pairs from its predictions, in [-1, 1].
 
-        The mean of the training pairs is what a regressor with an intercept falls back on. Taken from the predictions
-        (and from nothing else: y stays as measured), it leaves what the estimator says of a pair: nothing, for the
-        constant baseline (NaN). What bias remains is that a pair left out also bends the coefficients away from itself:
-        ridge on ten metrics of pure noise, over 187 pairs of 20 tasks, gets -0.02 on average, where `pooled_r` is -0.22
-        (leave-one-task-out) and -0.40 (leave-two-tasks-out); with fewer pairs it is more. An estimator whose intercept
-        is not the mean of its training pairs, as a robust one, keeps the bias of the difference.
+        This removes the leave-out bias: a regressor with an intercept falls back on that mean. y stays as measured. The
+        constant baseline predicts nothing beyond the mean and gets NaN. A smaller bias remains, because a pair left out
+        also bends the coefficients away from itself: ridge on ten metrics of pure noise, over 187 pairs of 20 tasks,
+        gets -0.02 on average, where `pooled_r` is -0.22 (leave-one-task-out) and -0.40 (leave-two-tasks-out). With
+        fewer pairs it grows. An estimator whose intercept is not the mean of its training pairs, such as a robust one,
+        keeps the bias of the difference.
         """
         beyond = (self.predictions["prediction"] - self.predictions["train_mean"]).to_numpy()
         return pearson_r(beyond, self.predictions["y"].to_numpy())
@@ -84,8 +84,8 @@ class PairValidation:
     def summary(self) -> pd.DataFrame:
         """Means and standard deviations over the folds, pooled correlations and errors; a row for each baseline.
 
-        `folds_with_r` says of how many folds the mean of val_r is, since a fold of one pair has none. `rmse` is over
-        the validation pairs of all folds, in the units of y.
+        `folds_with_r` counts the folds in the mean of val_r; a fold of one pair has none. `rmse` is over the validation
+        pairs of all folds, in the units of y.
         """
         rows = {"estimator": self, **self.baselines}
         return pd.DataFrame({name: _summary(validation) for name, validation in rows.items()}).T
@@ -109,10 +109,10 @@ def cross_validate_pairs(
     pairs: Any = None,
     splitter: PairSplitter | None = None,
     *,
-    permutations: int = 0,
-    resamples: int = 1000,
+    n_permutations: int = 0,
+    n_resamples: int = 1000,
     baselines: bool = True,
-    seed: int = 0,
+    random_state: int = 0,
 ) -> PairValidation:
     """Fit an estimator on the training pairs of each fold and compare its predictions with the validation pairs.
 
@@ -126,14 +126,15 @@ def cross_validate_pairs(
         y: (n,) what is to be predicted, for example the accuracy of the merged models.
         pairs: (n, 2) names; the index of X if None.
         splitter: `LeaveOneTaskOut()` if None.
-        permutations: of the names of the tasks: y of (a, b) becomes y of (π(a), π(b)), and everything is fitted again;
-            `score` is compared. Pairs share tasks and are not exchangeable one by one, so that permuting pairs would
-            find significance in anything. It asks whether the metrics know which task is which: an estimator of task
-            effects alone gets 1, since to it all names are alike.
-        resamples: of the tasks, with replacement, for the bootstrap intervals; 0 for none. A pair counts as often as
-            both its tasks were drawn, a fold by the mean of its pairs; nothing is fitted again.
+        n_permutations: permutations of the names of the tasks for the p-value; 0 for none. y of (a, b) becomes y of
+            (π(a), π(b)), everything is fitted again, and `score` is compared. Pairs share tasks and are not
+            exchangeable one by one, so that permuting pairs would find significance in anything. The p-value tells
+            whether the metrics know which task is which: an estimator of task effects alone gets 1, since all names
+            are alike to it.
+        n_resamples: draws of the tasks, with replacement, for the bootstrap intervals; 0 for none. A pair counts as
+            often as both its tasks were drawn, a fold by the mean of its pairs. Nothing is fitted again.
         baselines: whether to validate the additive and the constant baseline on the same folds.
-        seed: of permutations and bootstrap.
+        random_state: of permutations and bootstrap.
 
     Raises:
         PredictionError: names, shapes or pairs do not allow it.
@@ -152,14 +153,14 @@ def cross_validate_pairs(
     splitter = LeaveOneTaskOut() if splitter is None else splitter
     if not isinstance(splitter, PairSplitter):
         raise PredictionError(f"a splitter over pairs is needed, such as LeaveOneTaskOut(), not {splitter!r}")
-    if permutations < 0 or resamples < 0:
-        raise PredictionError(f"permutations and resamples are at least 0, not {permutations} and {resamples}")
+    if n_permutations < 0 or n_resamples < 0:
+        raise PredictionError(f"n_permutations and n_resamples are at least 0, not {n_permutations} and {n_resamples}")
     beside = {"additive": TaskEffectsRegressor(), "constant": DummyRegressor()} if baselines else {}
     validation = _validate(estimator, data, splitter)
     return dataclasses.replace(
         validation,
-        p_value=_p_value(validation, estimator, data, splitter, permutations, seed),
-        intervals=_intervals(validation, resamples, seed),
+        p_value=_p_value(validation, estimator, data, splitter, n_permutations, random_state),
+        intervals=_intervals(validation, n_resamples, random_state),
         baselines={name: _validate(baseline, data, splitter) for name, baseline in beside.items()},
     )
 
@@ -228,19 +229,19 @@ def _p_value(
     estimator: Any,
     data: CompletePairs,
     splitter: PairSplitter,
-    permutations: int,
-    seed: int,
+    n_permutations: int,
+    random_state: int,
 ) -> float:
-    """Return (1 + permutations that do as well) / (1 + permutations); see `cross_validate_pairs`."""
-    if permutations == 0:
+    """Return (1 + permutations that do as well) / (1 + n_permutations); see `cross_validate_pairs`."""
+    if n_permutations == 0:
         return float("nan")
     names, codes = task_codes(data.pairs)
     measured = np.full((len(names), len(names)), np.nan)
     measured[codes[:, 0], codes[:, 1]] = measured[codes[:, 1], codes[:, 0]] = data.y
-    random = np.random.default_rng([seed, 0])
+    random = np.random.default_rng([random_state, 0])
     found = validation.score
     as_good = 0
-    for _ in range(permutations):
+    for _ in range(n_permutations):
         renamed = random.permutation(len(names))[codes]
         y = measured[renamed[:, 0], renamed[:, 1]]
         # A pair renamed to one that was not measured has no value, and takes no part in this permutation.
@@ -248,12 +249,12 @@ def _p_value(
         permuted = CompletePairs(data.X[rows], y[rows], data.pairs[rows], {}, ())
         # Without this margin, rounding would decide where nothing changes under permutation.
         as_good += not _validate(estimator, permuted, splitter).score < found - 1e-9
-    return (1 + as_good) / (1 + permutations)
+    return (1 + as_good) / (1 + n_permutations)
 
 
-def _intervals(validation: PairValidation, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+def _intervals(validation: PairValidation, n_resamples: int, random_state: int) -> dict[str, tuple[float, float]]:
     """Return percentile intervals over tasks drawn with replacement; see `cross_validate_pairs`."""
-    if resamples == 0:
+    if n_resamples == 0:
         return {}
     table = validation.predictions
     names, codes = task_codes(table[["model_a", "model_b"]].to_numpy())
@@ -261,9 +262,9 @@ def _intervals(validation: PairValidation, resamples: int, seed: int) -> dict[st
     centred = prediction - table["train_mean"].to_numpy()
     rows = [np.flatnonzero(fold == number) for number in range(len(validation.folds))]
     rows = [part for part, r in zip(rows, validation.folds["val_r"], strict=True) if np.isfinite(r)]
-    random = np.random.default_rng([seed, 1])
+    random = np.random.default_rng([random_state, 1])
     draws: dict[str, list[float]] = {"val_r": [], "pooled_r": [], "pooled_r_centred": []}
-    for _ in range(resamples):
+    for _ in range(n_resamples):
         times = np.bincount(random.integers(len(names), size=len(names)), minlength=len(names))
         weights = times[codes].prod(1).astype(float)
         of_folds = np.array([pearson_r(prediction[part], y[part], weights[part]) for part in rows])

@@ -1,4 +1,4 @@
-"""The report: what a table says, as one page for a browser or as figures for a paper.
+"""The report of a table, as one page for a browser or as figures for a paper.
 
 >>> import tempfile, mergekern, numpy as np
 >>> zoo = {name: {"w": np.eye(3)[[index]]} for index, name in enumerate("abc")}

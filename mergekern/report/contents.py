@@ -1,4 +1,4 @@
-"""What a report says: every number of it, computed from a table before anything is drawn.
+"""Contents of a report: every number in it, computed from a table before anything is drawn.
 
 >>> import mergekern
 >>> zoo = {"a": {"w": np.array([3.0, 4.0])}, "b": {"w": np.array([3.0, -4.0])}, "c": {"w": np.array([0.0, 5.0])}}
@@ -46,21 +46,21 @@ class Contents:
         first: the metric by which pairs are ranked and which is drawn until another is chosen.
         summary: a row for each metric: lowest, median, highest, missing (pairs without a value), best_a and best_b (the
             pair it finds most mergeable; None where no pair has a value).
-        of_models: of each metric, the share of its variance over pairs that one number for each model explains, beyond
-            what as many numbers would explain of noise; NaN where pairs are too few, or models more than SPLIT_MODELS.
+        model_shares: share of each metric's variance over pairs that one number for each model explains, beyond what as
+            many numbers would explain of noise; NaN where pairs are too few, or models more than SPLIT_MODELS.
         correlations: "pearson" and "spearman": (metrics, metrics), over the pairs that have both values.
         orders: of each metric, (1 + tensors, N) models in the order of a clustering by its values: of the whole
             models, then of each tensor in `layers`.
         layers: of each metric that has them, the values of every tensor alone, pairs × tensors.
         spread: the same as quantiles over the pairs, QUANTILES × tensors.
         with_layers: whether a page has room for `layers`, or for `spread` alone.
-        outcomes: what merges gave and what is predicted of them, if anything is known.
+        outcomes: measured and predicted scores of merges; None without any.
     """
 
     table: MetricTable
     first: str
     summary: pd.DataFrame
-    of_models: pd.Series
+    model_shares: pd.Series
     correlations: dict[str, pd.DataFrame]
     orders: dict[str, np.ndarray]
     layers: dict[str, pd.DataFrame]
@@ -107,7 +107,7 @@ def gather(
         table,
         first,
         summarise(values),
-        _of_models(values, len(table.models)),
+        _model_shares(values, len(table.models)),
         {kind: values.corr(method=kind, min_periods=3) for kind in CORRELATIONS},
         {},
         layers,
@@ -131,7 +131,7 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object).astype(types)
 
 
-def _of_models(values: pd.DataFrame, models: int) -> pd.Series:
+def _model_shares(values: pd.DataFrame, models: int) -> pd.Series:
     from mergekern.errors import PredictionError
     from mergekern.prediction import variance_components
 

@@ -1,10 +1,11 @@
-"""What merges gave and what is predicted of them: the part of a report that scores and predictors make."""
+"""Outcomes of merges, measured and predicted: the part of a report that scores and predictors make."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -25,23 +26,24 @@ from mergekern.tables.metric_table import MetricTable
 
 # What predicts held-out pairs where no predictor was given, and what the coefficients are of.
 DEFAULT_KIND = "additive+metrics"
-OF_METRICS = "sparse"
+METRICS_ALONE = "sparse"
 LARGEST = 5
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one merge method.
+    """Scores of the merges by one method, and their predictions.
 
     Attributes:
         method: its name.
         measured: scores of the table's P pairs in their order, NaN where there is none.
-        kind: of the predictor that was given, or else DEFAULT_KIND; it is what `validation` validates.
-        predicted: of the P pairs: prediction, low, high, drivers, remarks; None without a predictor.
-        level: share of pairs that the intervals are to cover.
-        validation: its leave-one-task-out validation on the measured pairs, beside the baselines.
-        of_metrics: the same of the study's L1 fit, which knows metrics alone; its coefficients are the fingerprint.
-        variance: how much of the scores' variance is of the models, how much of the pairs.
+        kind: name of the predictor that was given, or else DEFAULT_KIND; `validation` validates it.
+        predicted: prediction, low, high, drivers and remarks of the P pairs; None without a predictor.
+        level: share of pairs that the conformal intervals are to cover.
+        validation: leave-one-task-out validation on the measured pairs, beside the baselines.
+        metrics_alone: the same validation of the study's L1 fit, which knows metrics alone; its coefficients are the
+            fingerprint.
+        variance: shares of the scores' variance that are due to the models and to the pairs.
         warnings: why to doubt the predictions, or why there is no validation, in words.
     """
 
@@ -51,15 +53,15 @@ class Outcome:
     predicted: pd.DataFrame | None = None
     level: float | None = None
     validation: PairValidation | None = None
-    of_metrics: PairValidation | None = None
+    metrics_alone: PairValidation | None = None
     variance: VarianceComponents | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
     def held_out(self) -> pd.DataFrame:
-        """Of each fold and each pair of its held-out model, as index: held_out (the model), y and prediction.
+        """A row for each fold and each pair of its held-out model (index): held_out (the model), y and prediction.
 
-        A pair is there twice, once without either model. The mean of the two would know both models.
+        Each pair has two rows, one for either model held out. The mean of the two would know both models.
         """
         assert self.validation is not None
         predictions = self.validation.predictions.set_index(["model_a", "model_b"])
@@ -69,20 +71,20 @@ class Outcome:
     @property
     def coefficients(self) -> pd.DataFrame | None:
         """Mean and sd over the folds, a row for each metric; of metrics scaled to [-1, 1] over the training pairs."""
-        if self.of_metrics is None or self.of_metrics.coefficients is None:
+        if self.metrics_alone is None or self.metrics_alone.coefficients is None:
             return None
-        folds = self.of_metrics.coefficients
+        folds = self.metrics_alone.coefficients
         return pd.DataFrame({"mean": folds.mean(), "sd": folds.std(ddof=0)})
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of all merge methods.
+    """Outcomes of all merge methods.
 
     Attributes:
         target: the name of the score.
         methods: in the order given.
-        fingerprints: how alike the methods' coefficients are; None of a single one.
+        fingerprints: similarity of the methods' coefficients; None for a single method.
     """
 
     target: str
@@ -93,7 +95,7 @@ class Outcomes:
 def gather_outcomes(
     table: MetricTable, scores: Mapping[str, pd.Series] | None = None, predictors: Iterable[MergePredictor] = ()
 ) -> Outcomes | None:
-    """Compute what a report says of merges; None where neither scores nor predictors are given.
+    """Compute the outcomes that a report shows; None where neither scores nor predictors are given.
 
     Args:
         table: of the pairs.
@@ -131,21 +133,21 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
         predicted = predictor.predict(table)[["prediction", "low", "high", "drivers", "remarks"]].reindex(frame.index)
         outcome = replace(outcome, kind=predictor.kind, predicted=predicted, level=predictor.intervals.level)
     try:
-        validation = _validate(frame, outcome.measured, outcome.kind)
-        of_metrics = _validate(frame, outcome.measured, OF_METRICS, solver="exact")
+        validation = _validate(frame, outcome.measured, make_predictor(outcome.kind))
+        metrics_alone = _validate(frame, outcome.measured, make_predictor(METRICS_ALONE, {"solver": "exact"}))
         variance = variance_components(outcome.measured)
     except PredictionError as error:
         return replace(outcome, warnings=[str(error)])
     doubts = failure_signatures(validation)
-    return replace(outcome, validation=validation, of_metrics=of_metrics, variance=variance, warnings=doubts)
+    return replace(outcome, validation=validation, metrics_alone=metrics_alone, variance=variance, warnings=doubts)
 
 
-def _validate(frame: pd.DataFrame, measured: pd.Series, kind: str, **options: str) -> PairValidation:
+def _validate(frame: pd.DataFrame, measured: pd.Series, estimator: Any) -> PairValidation:
     scored = measured.notna()
     with warnings.catch_warnings():
         # What was left out is in the validation.
         warnings.simplefilter("ignore", IncompletePairsWarning)
-        return cross_validate_pairs(make_predictor(kind, **options), frame[scored], measured[scored], resamples=0)
+        return cross_validate_pairs(estimator, frame[scored], measured[scored], n_resamples=0)
 
 
 def _fingerprints(methods: list[Outcome]) -> Fingerprints | None:

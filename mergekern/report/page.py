@@ -156,8 +156,8 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
             spread = arrays.add(f"coefficients/{index}/sd", rows["sd"].to_numpy(), "f8")
             coefficients.append({"method": outcome.method, "values": values, "spread": spread})
         if outcome.variance is not None:
-            of_models = outcome.variance.effects.reindex(table.models).to_numpy()
-            effects.append({"method": outcome.method, "values": arrays.add(f"effects/{index}", of_models, "f8")})
+            in_order = outcome.variance.effects.reindex(table.models).to_numpy()
+            effects.append({"method": outcome.method, "values": arrays.add(f"effects/{index}", in_order, "f8")})
     # Predictions before measurements, methods in their order.
     columns.sort(key=lambda column: "low" not in column)
     return {

@@ -28,7 +28,7 @@ def sketch(
     base: Any = None,
     *,
     size: int = 4096,
-    seed: int = 0,
+    random_state: int = 0,
     max_memory: int | None = None,
     on_mismatch: OnMismatch = "error",
     progress: Callable[[Progress], None] | None = None,
@@ -38,9 +38,9 @@ def sketch(
 
     Args:
         checkpoints, base, max_memory, on_mismatch, progress, io: as for `compute_all`; one model is enough.
-        size: numbers of one sketch, a power of two, 64 at least. The standard error of a cosine c is
+        size: length of one sketch, a power of two, 64 at least. The standard error of a cosine c is
             (1 − c²)/√((1 + c²)·size): 0.016 at most with 4096.
-        seed: of the random map. Only sketches of one size and seed can be compared.
+        random_state: decides the random map. Only sketches of one size and random_state can be compared.
 
     Raises:
         OptionError, CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.
@@ -54,8 +54,8 @@ def sketch(
     """
     if not (isinstance(size, int) and size >= LEAST and size & (size - 1) == 0):
         raise OptionError(f"size must be a power of two, {LEAST} at least, not {size!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise OptionError(f"seed must be an integer, not {seed!r}")
+    if not isinstance(random_state, int) or isinstance(random_state, bool):
+        raise OptionError(f"random_state must be an integer, not {random_state!r}")
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=False, least=1)
     sketches, squares = np.zeros((len(zoo.models), size)), np.zeros(len(zoo.models))
     knows_base = not isinstance(zoo.base, ImpliedBase)
@@ -69,7 +69,7 @@ def sketch(
 
     for done, layer in enumerate(LayerStream(zoo, max_memory).with_factors()):
         report(layer.tensor.name, done)
-        counted = CountSketch(size, seed, layer.tensor.name)
+        counted = CountSketch(size, random_state, layer.tensor.name)
         for models, start, deltas in _deltas(layer, len(zoo.models)):
             part = sketches[models]
             counted.add(part, start, deltas)
@@ -82,7 +82,7 @@ def sketch(
         layer.release()
     report("", len(sizes))
     of_base = xxhash.xxh3_128_hexdigest(repr(sorted(digests.items())).encode()) if knows_base else None
-    return Sketches(zoo.model_names, sketches, squares, seed, of_base)
+    return Sketches(zoo.model_names, sketches, squares, random_state, of_base)
 
 
 def _deltas(layer: Layer | FactoredLayer, models: int) -> Iterator[tuple[list[int], int, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Sketches: a few thousand numbers of each task vector, by which any two models ever seen are compared.
+"""Sketches: a few thousand numbers for each task vector, by which any two models are compared without weights.
 
 The sketch of a model is a count sketch of its whole task vector (`kernels.count_sketch`), with its exact length.
 The metrics of whole task vectors are functions of lengths and of one inner product a pair; that is estimated from the
@@ -34,20 +34,20 @@ _ROUNDS = 30  # of Newton's method, which takes five
 
 @dataclass(frozen=True)
 class Sketches:
-    """Of N models.
+    """Sketches of the task vectors of N models.
 
     Attributes:
         models: their names.
-        values: (N, S) float64.
+        values: (N, S) float64, a sketch in each row.
         squares: (N,) float64, exact squared lengths of the task vectors.
-        seed: of the map.
+        random_state: of the random map.
         base: hash of the base; None where only adapters were seen, without it.
     """
 
     models: tuple[str, ...]
     values: np.ndarray
     squares: np.ndarray
-    seed: int
+    random_state: int
     base: str | None
 
     def __repr__(self) -> str:
@@ -57,11 +57,12 @@ class Sketches:
         """Return the sketches of the models of both.
 
         Raises:
-            MismatchError: another size, seed or base, or models of one name.
+            MismatchError: another size, random_state or base, or models of one name.
         """
         ours, theirs = self.values.shape[1], other.values.shape[1]
         for what, first, second in (
-            ("size", ours, theirs), ("seed", self.seed, other.seed),
+            ("size", ours, theirs),
+            ("random_state", self.random_state, other.random_state),
             ("base", self.base or other.base, other.base or self.base),
         ):  # fmt: skip
             if first != second:
@@ -74,7 +75,7 @@ class Sketches:
             (*self.models, *other.models),
             np.concatenate([self.values, other.values]),
             np.concatenate([self.squares, other.squares]),
-            self.seed,
+            self.random_state,
             self.base or other.base,
         )
 
@@ -88,7 +89,8 @@ class Sketches:
     def standard_errors(self) -> pd.DataFrame:
         """Return the standard errors of the estimates: a row for each pair, a column for each metric.
 
-        That of an inner product, carried through each metric: the most that one standard error more or less changes it.
+        The standard error of an inner product is carried through each metric: the value is the larger of the changes
+        that one standard error more, or less, makes.
         """
         inner, distance, error = self._estimate_with_errors()
 
@@ -102,7 +104,7 @@ class Sketches:
 
     def save(self, path: str | Path) -> None:
         """Write to a file."""
-        description = {"format": FORMAT, "models": self.models, "seed": self.seed, "base": self.base}
+        description = {"format": FORMAT, "models": self.models, "random_state": self.random_state, "base": self.base}
         write_block(Path(path), {"values": self.values, "squares": self.squares}, description)
 
     @staticmethod
@@ -117,13 +119,16 @@ class Sketches:
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']}, but this version reads {FORMAT}")
             models = tuple(description["models"])
-            return Sketches(models, arrays["values"], arrays["squares"], description["seed"], description["base"])
+            random_state, base = description["random_state"], description["base"]
+            return Sketches(models, arrays["values"], arrays["squares"], random_state, base)
         except (KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path}: no sketches ({type(error).__name__}: {error})") from error
 
     def _statistics(self, inner: np.ndarray, distance: np.ndarray) -> ZooStatistics:
         whole = LayerStatistics("all tensors", (), inner, distance)
-        return ZooStatistics(self.models, (whole,), top_k=1, spectrum_k=1, provenance={"sketch_seed": self.seed})
+        return ZooStatistics(
+            self.models, (whole,), top_k=1, spectrum_k=1, provenance={"sketch_random_state": self.random_state}
+        )
 
     def _estimate(self) -> tuple[np.ndarray, np.ndarray]:
         inner, distance, _ = self._estimate_with_errors()

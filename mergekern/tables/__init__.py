@@ -1,1 +1,8 @@
-"""Tables: metrics of all pairs with their notes, and of groups of models; from statistics, without weights."""
+"""Tables of metrics, made from statistics without reading a weight.
+
+- `metric_table`: MetricTable, every metric of every pair of models, with notes and provenance.
+- `frames`: the matrices of a table as frames of pairs, and back.
+- `files`: a table as Parquet, CSV or JSON.
+- `notes`: what a reader of a table must know: tensors left out, pairs without a value.
+- `groups`: group_metrics, metrics of groups of more than two models.
+"""

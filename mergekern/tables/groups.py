@@ -1,4 +1,4 @@
-"""group_metrics: what the statistics of a zoo say of groups of more than two models."""
+"""group_metrics: metrics of groups of any size, from the statistics of a zoo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mergekern.tables.metric_table import MetricTable
 if TYPE_CHECKING:
     import pandas as pd
 
-OF_VALUES = {
+FROM_SINGULAR_VALUES = {
     "effective_rank": rank_of_values,
     "effective_rank_mergeability_score": lambda values: score_of_rank(rank_of_values(values), values.shape[-1]),
     "stable_rank": stable_rank_of_values,
@@ -36,7 +36,7 @@ OF_VALUES = {
 }
 LAYERWISE = "layerwise_effective_rank"
 LAYERWISE_SCORE = "layerwise_effective_rank_mergeability_score"
-OF_STACKS = (*OF_VALUES, LAYERWISE, LAYERWISE_SCORE)
+STACK_METRICS = (*FROM_SINGULAR_VALUES, LAYERWISE, LAYERWISE_SCORE)
 # Elements of the Gram matrices of as many groups as are in memory together (times 8 bytes and about 6 arrays).
 BLOCK = 1 << 20
 
@@ -55,7 +55,7 @@ def group_metrics(
 
     Args:
         statistics: from `mergekern.measure` or `ZooStatistics.load`.
-        groups: names of the models of each; sizes may differ, the order of the names does not matter.
+        groups: names of the models of each group; sizes may differ, the order of the names does not matter.
         metrics, frozen: as for `MetricTable.from_statistics`.
 
     Returns:
@@ -97,7 +97,7 @@ def group_metrics(
         for start in range(0, len(every), together):
             rows = every[start : start + together]
             block = np.array([members[row] for row in rows])
-            values = _of_pairs(table, block) | _of_stacks(statistics, table, block)
+            values = _pair_columns(table, block) | _stack_columns(statistics, table, block)
             frame.iloc[rows] = np.stack([values[column] for column in frame.columns], axis=1)
     return frame
 
@@ -121,11 +121,11 @@ def _positions(models: Sequence[str], groups: Sequence[Sequence[str]]) -> list[t
 
 
 def _columns(metrics: Sequence[str]) -> list[str]:
-    of_stacks = [name for name in metrics if name in OF_STACKS]
-    return of_stacks + [f"{how}_{name}" for name in metrics for how in ("mean", "worst", "spread")]
+    stack_metrics = [name for name in metrics if name in STACK_METRICS]
+    return stack_metrics + [f"{how}_{name}" for name in metrics for how in ("mean", "worst", "spread")]
 
 
-def _of_pairs(table: MetricTable, groups: np.ndarray) -> dict[str, np.ndarray]:
+def _pair_columns(table: MetricTable, groups: np.ndarray) -> dict[str, np.ndarray]:
     """Return mean, worst and spread of every metric over the pairs of groups (G, n)."""
     i, j = np.array(list(combinations(range(groups.shape[1]), 2))).T
     found: dict[str, np.ndarray] = {}
@@ -137,14 +137,14 @@ def _of_pairs(table: MetricTable, groups: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def _of_stacks(statistics: ZooStatistics, table: MetricTable, groups: np.ndarray) -> dict[str, np.ndarray]:
+def _stack_columns(statistics: ZooStatistics, table: MetricTable, groups: np.ndarray) -> dict[str, np.ndarray]:
     """Return the effective-rank metrics of the n×D stacks of groups (G, n)."""
     size = groups.shape[1]
-    wanted = [name for name in OF_STACKS if name in table.metrics]
+    wanted = [name for name in STACK_METRICS if name in table.metrics]
     if size == 2:
         return {name: table.matrix(name)[groups[:, 0], groups[:, 1]] for name in wanted}
     values = stack_values(Geometry.from_statistics(statistics), groups)
-    found = {name: OF_VALUES[name](values) for name in wanted if name in OF_VALUES}
+    found = {name: FROM_SINGULAR_VALUES[name](values) for name in wanted if name in FROM_SINGULAR_VALUES}
     if LAYERWISE in wanted or LAYERWISE_SCORE in wanted:
         rank = layerwise_rank(
             statistics,

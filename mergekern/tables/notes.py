@@ -1,4 +1,4 @@
-"""What a reader of a table must know: tensors left out, and pairs without a value and why."""
+"""Notes of a table: tensors left out, and pairs without a value and why."""
 
 from __future__ import annotations
 

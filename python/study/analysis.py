@@ -1,4 +1,4 @@
-"""What predicts the scores of merged pairs: predictors validated in both regimes, and what their coefficients say."""
+"""Analysis of a study: predictors of the scores of merged pairs, validated in both regimes, and their coefficients."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from mergekern.prediction import (
     variance_components,
 )
 
-REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(repeats=20)}
+REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(n_repeats=20)}
 # As in the study: ten starts of its L1 fit.
-ALPHA, SEEDS, TOP = 1.0, range(10), 5
+ALPHA, RANDOM_STATES, TOP = 1.0, range(10), 5
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Candidate:
     """Something that may predict scores, validated beside the others.
 
     Attributes:
-        kind: of `make_predictor`.
-        features: which columns of the table of metrics and probes it sees, of `FEATURES`.
-        merges: how many measured merges it is fitted to, those of `plan_measurements`; None: all there are.
-        options: of the predictor.
+        kind: name of the predictor, see `make_predictor`.
+        features: columns of the table of metrics and probes that it sees, of `FEATURES`.
+        merges: number of measured merges it is fitted to, chosen by `plan_measurements`; None for all.
+        options: parameters of the predictor.
     """
 
     kind: str
@@ -188,9 +188,9 @@ def validate(
     """Return how well a candidate predicts held-out pairs."""
     if candidate.merges is not None:
         splitter = Measured(splitter, candidate.merges)
-    estimator = make_predictor(candidate.kind, **candidate.options)
+    estimator = make_predictor(candidate.kind, candidate.options)
     X = candidate.select(table, method)
-    result = cross_validate_pairs(estimator, X, y, None, splitter, baselines=False, resamples=0)
+    result = cross_validate_pairs(estimator, X, y, None, splitter, baselines=False, n_resamples=0)
     row = {"val_r": result.folds["val_r"].mean(), "val_r_sd": result.folds["val_r"].std(ddof=0)}
     row |= {"train_r": result.folds["train_r"].mean(), "pooled_r_centred": result.pooled_r_centred}
     return row | {"folds": len(result.folds)}
@@ -221,7 +221,7 @@ def published_coefficients(metrics: pd.DataFrame, scores: Mapping[str, pd.Series
     masks = []
     for fold in LeaveOneTaskOut().folds(data.pairs):
         masks.append(np.isin(np.arange(len(data.y)), fold.train))
-    found = fit_published(data.X.to_numpy(), targets, np.array(masks), SEEDS, ALPHA)
+    found = fit_published(data.X.to_numpy(), targets, np.array(masks), RANDOM_STATES, ALPHA)
     frame = pd.DataFrame(found.mean(axis=(0, 2)).T, index=data.X.columns, columns=list(scores))
     return frame.rename_axis("metric")
 

@@ -14,7 +14,7 @@ METRICS_ALONE = ("dense", "sparse", "linear", "forest")
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement of the paper (arXiv 2601.22285) or of what was found on its data, beside ours.
+    """One statement of the paper (arXiv 2601.22285), or one found on its data, beside ours.
 
     Attributes:
         question: what it is about.

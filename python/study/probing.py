@@ -39,7 +39,7 @@ class Timings:
             self.rows = {(what, method): (count, s) for what, method, count, s in kept.itertuples(index=False)}
 
     def measure(self, what: str, method: str, count: int, work: Callable[[], Any]) -> Any:
-        """Do some work, and keep how long it took; what it returns."""
+        """Do some work, keep how long it took, and return its result."""
         began = time.perf_counter()
         result = work()
         self.rows[what, method] = (count, round(time.perf_counter() - began, 3))
@@ -65,8 +65,8 @@ def probe_merges(
     Args:
         zoo: its folder.
         calibration: samples that take no part in scores.
-        methods: of merging.
-        out: a folder for METHOD.parquet; what is there, and timed, is not measured again.
+        methods: names of merge methods.
+        out: a folder for METHOD.parquet; methods with a file and a time are not measured again.
         timings: get solo probes, and direct probes, of each method.
         bar: shows how far it is.
     """
@@ -97,7 +97,7 @@ def time_others(
     Args:
         zoo: its folder.
         compute: computes all metrics of it, from nothing.
-        methods: of merging.
+        methods: names of merge methods.
         alone: accuracy of each single model on its task.
         timings: get metrics, and merges of each method.
         bar: shows how far it is.

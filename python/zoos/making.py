@@ -62,7 +62,7 @@ def default_options(kind: str) -> dict[str, Any]:
 
 
 def learn(
-    task: Task, encoder: nn.Module, recipe: Mapping[str, Any], seed: int, domain: Domain = DIGITS,
+    task: Task, encoder: nn.Module, recipe: Mapping[str, Any], random_state: int, domain: Domain = DIGITS,
     samples: int = CALIBRATION_SAMPLES,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # fmt: skip
     """Train an encoder, all of it, and a new head on a task.
@@ -71,9 +71,9 @@ def learn(
         task: what to learn.
         encoder: where to start; changed in place.
         recipe: "steps", "batch_size" and "learning_rate"; "regularizers" may have weights of `REGULARIZERS`, by name.
-        seed: of the zoo.
+        random_state: decides all random numbers of the zoo.
         domain: of the task.
-        samples: of calibration, at most half of what is held out; all others are test samples.
+        samples: number of calibration samples, at most half of the held-out ones; the others are test samples.
 
     Returns:
         The calibration data to be saved, and the entry of model.json.
@@ -83,7 +83,7 @@ def learn(
             frequent class to 1.
     """
     # Each task has its own stream of random numbers, so that it comes out the same whichever others are made.
-    generator = Generator().manual_seed(zlib.crc32(f"{seed} {task.name}".encode()))
+    generator = Generator().manual_seed(zlib.crc32(f"{random_state} {task.name}".encode()))
     every, classes = domain.load()
     inputs, labels = task.examples(every, classes, generator)
     # The same examples are held out from all tasks, so that merged models can be tested on any of them.
@@ -94,7 +94,7 @@ def learn(
     calibration, test = held_out[:count], held_out[count:]
     head = nn.Linear(encoder.get_parameter("norm.weight").numel(), int(labels.max()) + 1)
     # Heads of one size start alike: from unlike heads, even like tasks pull the encoder in unlike directions.
-    initialise(head, Generator().manual_seed(seed))
+    initialise(head, Generator().manual_seed(random_state))
     model = nn.Sequential(encoder, head)
     fit(model, inputs[train], labels[train], recipe, generator)
 
@@ -105,7 +105,7 @@ def learn(
     if accuracy < (1 + chance) / 2 and not recipe.get("regularizers"):
         raise click.ClickException(
             f"{task.name} was not learned: held-out accuracy is {accuracy:.3f}, where the most frequent class has a "
-            f"share of {chance:.3f}; try another --seed"
+            f"share of {chance:.3f}; try another --random-state"
         )
     tensors = {
         "inputs": inputs[calibration].contiguous(), "labels": labels[calibration],
@@ -155,7 +155,7 @@ def write_config(out: Path, options: Mapping[str, Any], records: Mapping[str, An
 
 
 def take_over(out: Path, options: Mapping[str, Any], force: bool) -> dict[str, Any]:
-    """Return the entries, by name, of what an earlier run left whole; remove its files if they cannot be kept.
+    """Return the entries, by name, that an earlier run finished; remove its files if they cannot be kept.
 
     Raises:
         click.ClickException: the earlier run had other options, and `force` is not set.
@@ -185,7 +185,7 @@ def take_over(out: Path, options: Mapping[str, Any], force: bool) -> dict[str, A
 
 
 def make_zoo(
-    out: Path, options: Mapping[str, Any], count: int, seed: int, bar: Progress, force: bool = False
+    out: Path, options: Mapping[str, Any], count: int, random_state: int, bar: Progress, force: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Pretrain an encoder and fine-tune it on the first tasks of its domain, or what of that is not yet there.
 
@@ -193,7 +193,7 @@ def make_zoo(
         out: the folder of the zoo.
         options: of `default_options`.
         count: of tasks.
-        seed: of all random numbers.
+        random_state: decides all random numbers.
         bar: shows how far it is.
         force: replace a zoo made with other options.
 
@@ -204,7 +204,7 @@ def make_zoo(
         click.ClickException: a zoo made with other options is there; a task was not learned.
     """
     domain = DOMAINS[options["encoder"]]
-    options = {"seed": seed, **options}
+    options = {"random_state": random_state, **options}
     records = take_over(out, options, force)
     (out / "calibration").mkdir(parents=True, exist_ok=True)
     calibration = {"layer": options["activations"]} | ({"input_layer": "token_embed"} if domain is TEXTS else {})
@@ -217,11 +217,11 @@ def make_zoo(
         began = time.perf_counter()
         encoder = build(options["encoder"], options["architecture"])
         if task is domain.base:
-            initialise(encoder, Generator().manual_seed(seed))
+            initialise(encoder, Generator().manual_seed(random_state))
         else:
             encoder.load_state_dict(load_file(out / "base.safetensors"))
         recipe = options["pretraining" if task is domain.base else "fine_tuning"]
-        tensors, record = learn(task, encoder, recipe, seed, domain, options["calibration_samples"])
+        tensors, record = learn(task, encoder, recipe, random_state, domain, options["calibration_samples"])
         for path, content in zip(files(out, task.name), (encoder.state_dict(), tensors), strict=False):
             write_atomically(path, save(content))
         return task, record, f"accuracy {record['accuracy']:.3f}, {time.perf_counter() - began:.1f} s"

@@ -1,4 +1,4 @@
-"""What a task is, whatever the data: a change of the inputs, of the ten classes, or something else to be told."""
+"""Tasks on any data: a change of the inputs, of the ten classes, or something else to be told."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def test_fingerprints_are_of_numbers():
 
 def test_single_metrics_of_arrays_and_of_pairs_that_do_not_fit():
     X, y = make_pairs()
-    found = individual_correlations(X.to_numpy(), y.to_numpy(), X.index, permutations=9)
-    expected = individual_correlations(X, y, permutations=9)
+    found = individual_correlations(X.to_numpy(), y.to_numpy(), X.index, n_permutations=9)
+    expected = individual_correlations(X, y, n_permutations=9)
     np.testing.assert_array_equal(found.to_numpy(), expected.to_numpy())
     with pytest.raises(PredictionError, match="a different order"):
         individual_correlations(X, y.iloc[::-1])
@@ -138,7 +138,7 @@ def test_single_metrics_where_they_have_values():
     X.iloc[:3, 0] = np.nan
     X["constant"] = 0.1
     y.iloc[10] = np.nan
-    found = individual_correlations(X, y, permutations=99)
+    found = individual_correlations(X, y, n_permutations=99)
     rows = X["metric0"].notna() & y.notna()
     assert found.loc["metric0", "n"] == rows.sum() == 24
     assert found.loc["metric0", "r"] == pytest.approx(pearsonr(X["metric0"][rows], y[rows])[0])
@@ -157,7 +157,7 @@ def test_significance_is_of_tasks_not_of_pairs():
         of_tasks = random.standard_normal((8, 4))
         sums = of_tasks[a] + of_tasks[b]
         X = pd.DataFrame(sums[:, 1:], index=all_pairs(8))
-        found = individual_correlations(X, sums[:, 0], permutations=39, seed=seed)
+        found = individual_correlations(X, sums[:, 0], n_permutations=39, random_state=seed)
         naive.append(pearsonr(X[0], sums[:, 0])[1] <= 0.05)
         by_tasks.append(found.loc[0, "p_value"] <= 0.05)
         adjusted.append(found["p_adjusted"].min() <= 0.05)
@@ -201,7 +201,7 @@ def test_selection_of_copies_and_of_nothing():
 def test_each_fold_selects_for_itself():
     X, y = make_pairs(metrics=10, noise=10.0)
     found = cross_validate_pairs(
-        make_pipeline(GreedySelector(), PearsonRegressor(penalty=None)), X, y, baselines=False, resamples=0
+        make_pipeline(GreedySelector(), PearsonRegressor(penalty=None)), X, y, baselines=False, n_resamples=0
     )
     fold = found.predictions["fold"] == 2
     inside = ~(np.array(X.index.tolist()) == "task02").any(1)
@@ -215,8 +215,8 @@ def test_ablation_by_category():
     X.columns = ["stable_rank", "task_vector_dot_product", "subspace_overlap", "unknown"]
     table = ablate_categories(LinearRegression(), X, y)
     assert table.index.tolist() == ["all metrics", "effective rank", "task-vector geometry", "subspace overlap"]
-    without = cross_validate_pairs(LinearRegression(), X.drop(columns="stable_rank"), y, baselines=False, resamples=0)
-    alone = cross_validate_pairs(LinearRegression(), X[["stable_rank"]], y, baselines=False, resamples=0)
+    without = cross_validate_pairs(LinearRegression(), X.drop(columns="stable_rank"), y, baselines=False, n_resamples=0)
+    alone = cross_validate_pairs(LinearRegression(), X[["stable_rank"]], y, baselines=False, n_resamples=0)
     assert table.loc["effective rank", "val_r"] == without.score
     assert table.loc["effective rank", "alone_val_r"] == alone.score
     assert table.loc["effective rank", "change"] == without.score - table.loc["all metrics", "val_r"] < -0.1
@@ -233,7 +233,7 @@ def test_ablation_by_category():
 
 def test_signatures_of_a_sound_and_an_unsound_predictor():
     X, y = make_pairs()
-    sound = cross_validate_pairs(LinearRegression(), X[["metric0", "metric1"]], y, resamples=0, permutations=19)
+    sound = cross_validate_pairs(LinearRegression(), X[["metric0", "metric1"]], y, n_resamples=0, n_permutations=19)
     assert failure_signatures(sound) == []
     folds = sound.folds.assign(train_r=0.9, val_r=0.6)
     coefficients = sound.coefficients.assign(metric0=[1.0, -1.0] * 4)

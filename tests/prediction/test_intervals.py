@@ -1,4 +1,4 @@
-"""Intervals cover as often as they state, whether both, one or none of a pair's models are known."""
+"""Conformal intervals cover as often as they state, whether both, one or none of a pair's models are known."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from mergekern.errors import PredictionError
-from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, MeasuredPairs, calibrate, make_predictor
+from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, MeasuredPairs, conformal_intervals, make_predictor
 from mergekern.prediction.intervals import predicted_sd
 from mergekern.prediction.validation import fit_estimator, predict_pairs
 from tests.support.measurements import make_scores, make_table
@@ -22,7 +22,7 @@ def coverage(estimator, splitter, tables=4, folds=2):
         for number, (train, test) in enumerate(splitter.split(X, y)):
             if number == folds:
                 break
-            intervals = calibrate(estimator, X.iloc[train], y[train], pairs[train])
+            intervals = conformal_intervals(estimator, X.iloc[train], y[train], pairs[train])
             fitted = fit_estimator(estimator, X.iloc[train], y[train], pairs[train])
             measured = np.isin(pairs[test], np.unique(pairs[train])).sum(1)
             found = predict_pairs(fitted, X.iloc[test], pairs[test])
@@ -31,7 +31,9 @@ def coverage(estimator, splitter, tables=4, folds=2):
     return np.mean(inside)
 
 
-@pytest.mark.parametrize("estimator", [make_predictor("additive", dof=1e6), LinearRegression()], ids=["sd", "no sd"])
+@pytest.mark.parametrize(
+    "estimator", [make_predictor("additive", {"dof": 1e6}), LinearRegression()], ids=["sd", "no sd"]
+)
 @pytest.mark.parametrize(
     "splitter", [MeasuredPairs(30), LeaveOneTaskOut(), LeaveTasksOut(4)], ids=["both", "one", "neither"]
 )
@@ -45,8 +47,8 @@ def test_folds_do_not_depend_on_the_order_of_rows():
     X, y = table.to_pandas(), make_scores(table).to_numpy()
     pairs = np.array(X.index.tolist())
     order = np.random.default_rng(0).permutation(len(y))
-    plain = calibrate(make_predictor("additive"), X, y, pairs)
-    moved = calibrate(make_predictor("additive"), X.iloc[order], y[order], pairs[order][:, ::-1])
+    plain = conformal_intervals(make_predictor("additive"), X, y, pairs)
+    moved = conformal_intervals(make_predictor("additive"), X.iloc[order], y[order], pairs[order][:, ::-1])
     assert plain.held_out == moved.held_out
     np.testing.assert_allclose([*plain.widths.values()], [*moved.widths.values()], rtol=1e-6)
 
@@ -55,17 +57,21 @@ def test_a_higher_level_is_wider_and_an_impossible_one_is_refused():
     table = make_table(tasks=8)
     X, y = table.to_pandas(), make_scores(table).to_numpy()
     pairs = np.array(X.index.tolist())
-    widths = [calibrate(make_predictor("linear"), X, y, pairs, level=level).widths for level in (0.5, 0.8, 0.95)]
+    widths = [
+        conformal_intervals(make_predictor("linear"), X, y, pairs, level=level).widths for level in (0.5, 0.8, 0.95)
+    ]
     assert all(widths[0][count] < widths[1][count] < widths[2][count] for count in range(3))
     with pytest.raises(PredictionError, match="between 0 and 1"):
-        calibrate(make_predictor("linear"), X, y, pairs, level=80)
+        conformal_intervals(make_predictor("linear"), X, y, pairs, level=80)
 
 
 def test_too_few_pairs_have_no_interval_rather_than_a_made_up_one():
     X = pd.DataFrame(
         {"stable_rank": [1.0, 2.0, 3.0]}, index=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c"), ("b", "c")])
     )
-    intervals = calibrate(make_predictor("additive"), X, np.array([0.5, 0.6, 0.7]), np.array(X.index.tolist()))
+    intervals = conformal_intervals(
+        make_predictor("additive"), X, np.array([0.5, 0.6, 0.7]), np.array(X.index.tolist())
+    )
     assert intervals.widths[0] is None
     low, high = intervals.around(np.array([0.5]), np.array([1.0]), np.array([0]))
     assert np.isnan([low, high]).all()

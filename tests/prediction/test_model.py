@@ -38,7 +38,7 @@ def fitted(table, scores):
     X = table.to_pandas().loc[found["linear"].measured.index]
     for kind in PREDICTORS:
         if kind not in VALIDATED:
-            estimator = make_predictor(kind, **OPTIONS.get(kind, {})).fit(X, found["linear"].measured.to_numpy())
+            estimator = make_predictor(kind, OPTIONS.get(kind, {})).fit(X, found["linear"].measured.to_numpy())
             found[kind] = dataclasses.replace(found["linear"], kind=kind, estimator=estimator)
     return found
 
@@ -232,14 +232,14 @@ def files(tmp_path_factory, table, scores):
     folder = tmp_path_factory.mktemp("prediction")
     table.save(folder / "metrics.parquet")
     write_scores(folder / "scores.csv", scores)
-    run("fit", folder / "metrics.parquet", "--scores", folder / "scores.csv", "--method", "tsv", "--predictor",
+    run("fit", folder / "metrics.parquet", "--scores", folder / "scores.csv", "--method", "tsv", "--kind",
         "additive", "--out", folder / "tsv.json")  # fmt: skip
     return folder
 
 
 def test_fit_and_predict(files, table, scores):
     out = files / "ranked.csv"
-    result = run("predict", files / "metrics.parquet", "--model", files / "tsv.json", "--rows", 3, "--out", out)
+    result = run("predict", files / "metrics.parquet", "--predictor", files / "tsv.json", "--rows", 3, "--out", out)
     expected = MergePredictor.fit(table, scores, "tsv", "additive").predict(table)
     ranked = pd.read_csv(out, index_col=["model_a", "model_b"])
     assert ranked.index.tolist() == expected.index.tolist()
@@ -250,7 +250,7 @@ def test_fit_and_predict(files, table, scores):
 
 
 def test_fit_says_how_well_it_predicts(files):
-    result = run("fit", files / "metrics.parquet", "--scores", files / "scores.csv", "--method", "tsv", "--predictor",
+    result = run("fit", files / "metrics.parquet", "--scores", files / "scores.csv", "--method", "tsv", "--kind",
                  "linear", "--out", files / "linear.json")  # fmt: skip
     assert "linear: accuracy of tsv from 15 pairs" in result.stdout
     assert "partner known" in result.stdout
@@ -259,7 +259,7 @@ def test_fit_says_how_well_it_predicts(files):
 
 
 def test_recommend_on_the_command_line(files):
-    result = run("recommend", files / "metrics.parquet", "--model", files / "tsv.json", "--rows", 0)
+    result = run("recommend", files / "metrics.parquet", "--predictor", files / "tsv.json", "--rows", 0)
     assert "tsv: best for 28 pairs" in result.stdout
 
 
@@ -285,8 +285,8 @@ def test_plan_on_the_command_line(files, table):
         (["fit", "{table}", "--scores", "{scores}", "--method", "tvs", "--out", "m.json"], "did you mean 'tsv'"),
         (["fit", "{table}", "--scores", "{scores}", "--method", "tsv", "--out", "m.pkl"], "written as .json"),
         (["fit", "{table}", "--scores", "{scores}", "--method", "tsv", "--out", "no/where/m.json"], "no folder"),
-        (["predict", "{table}", "--model", "{scores}"], "not a readable predictor"),
-        (["predict", "{table}", "--model", "{scores}", "--rows", "-1"], "'--rows'.*-1 is not in the range"),
+        (["predict", "{table}", "--predictor", "{scores}"], "not a readable predictor"),
+        (["predict", "{table}", "--predictor", "{scores}", "--rows", "-1"], "'--rows'.*-1 is not in the range"),
         (["plan-measurements", "{table}", "-k", "999"], "k must be from 1 to 28"),
         (
             ["plan-measurements", "{table}", "-k", "1", "--models", "task1,tsk2"],

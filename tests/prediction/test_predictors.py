@@ -28,7 +28,7 @@ FAST = {"forest": {"n_estimators": 20}}
 
 
 def build(kind):
-    return make_predictor(kind, **FAST.get(kind, {}))
+    return make_predictor(kind, FAST.get(kind, {}))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_constant_target_is_predicted(kind, data):
 def test_contributions_add_up_to_the_prediction(kind, data):
     X, y, pairs = data
     options = {"solver": "exact"} if kind in ("dense", "sparse") else FAST.get(kind, {})
-    fitted = fit_estimator(make_predictor(kind, **options), X.iloc[5:], y[5:], pairs[5:])
+    fitted = fit_estimator(make_predictor(kind, options), X.iloc[5:], y[5:], pairs[5:])
     terms = contributions(fitted, X, pairs)
     assert list(terms.columns) == ["mean", "model_a", "model_b", *X.columns]
     np.testing.assert_allclose(terms.sum(axis=1), predict_pairs(fitted, X, pairs), rtol=1e-12)
@@ -163,11 +163,11 @@ def test_unknown_predictors_and_options_are_named():
     with pytest.raises(PredictionError, match="did you mean 'forest'"):
         make_predictor("forrest")
     with pytest.raises(PredictionError, match=r"no option 'alhpa' .did you mean 'alpha'"):
-        make_predictor("sparse", alhpa=1.0)
+        make_predictor("sparse", {"alhpa": 1.0})
     with pytest.raises(PredictionError, match="level must be in"):
-        make_predictor("additive", level=2.0).fit([[0.0], [1.0]], [0.0, 1.0])
+        make_predictor("additive", {"level": 2.0}).fit([[0.0], [1.0]], [0.0, 1.0])
     with pytest.raises(PredictionError, match="penalties must be positive"):
-        make_predictor("linear", penalties=[-1.0]).fit([[0.0], [1.0]], [0.0, 1.0])
+        make_predictor("linear", {"penalties": [-1.0]}).fit([[0.0], [1.0]], [0.0, 1.0])
 
 
 def test_every_predictor_has_a_description():
@@ -184,7 +184,7 @@ def published(method):
 
 def mean_r(kind, method, splitter, **options):
     X, y = published(method)
-    found = cross_validate_pairs(make_predictor(kind, **options), X, y, splitter=splitter, baselines=False, resamples=0)
+    found = cross_validate_pairs(make_predictor(kind, options), X, y, splitter=splitter, baselines=False, n_resamples=0)
     return found.folds["val_r"].mean()
 
 
@@ -201,7 +201,7 @@ def test_the_forest_predicts_the_study_better_than_the_linear_kind():
 
 @needs_published
 def test_effects_and_metrics_predict_the_study_from_forty_pairs():
-    splitter = MeasuredPairs(40, repeats=5)
+    splitter = MeasuredPairs(40, n_repeats=5)
     found = {kind: [mean_r(kind, method, splitter) for method in METHODS] for kind in ("additive", "additive+metrics")}
     assert np.mean(found["additive+metrics"]) >= 0.95
     assert (np.array(found["additive+metrics"]) >= np.array(found["additive"]) - 1e-12).all()
@@ -211,9 +211,9 @@ def test_effects_and_metrics_predict_the_study_from_forty_pairs():
 def test_effects_say_nothing_of_unmeasured_models_and_metrics_do():
     X, y = published("tsv")
     pairs = np.array(X.index.tolist())
-    train, test = next(LeaveTasksOut(repeats=1).split(X, y))
+    train, test = next(LeaveTasksOut(n_repeats=1).split(X, y))
     found = fit_estimator(make_predictor("additive+metrics"), X.iloc[train], y[train], pairs[train])
-    alone = fit_estimator(make_predictor("linear", unseen=True), X.iloc[train], y[train], pairs[train])
+    alone = fit_estimator(make_predictor("linear", {"unseen": True}), X.iloc[train], y[train], pairs[train])
     effects = fit_estimator(make_predictor("additive"), X.iloc[train], y[train], pairs[train])
     assert pd.Series(predict_pairs(effects, X.iloc[test], pairs[test])).nunique() == 1
     np.testing.assert_allclose(predict_pairs(found, X.iloc[test], pairs[test]), alone.predict(X.iloc[test]), rtol=1e-9)

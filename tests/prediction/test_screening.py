@@ -103,7 +103,7 @@ def test_the_command(screened, tmp_path):
     zoo, _, table, predictors = screened
     for predictor in predictors:
         predictor.save(tmp_path / f"{predictor.method}.json")
-    models = [option for p in predictors for option in ("--model", tmp_path / f"{p.method}.json")]
+    models = [option for p in predictors for option in ("--predictor", tmp_path / f"{p.method}.json")]
     code, output = run("screen", zoo, *models, "--out", tmp_path / "pairs.parquet", "--rows", 3)
     assert code == 0, output
     best = recommend(predictors, table)
@@ -125,7 +125,7 @@ def test_the_command(screened, tmp_path):
 def test_the_command_looks_at_predictors_and_output_before_it_measures(screened, tmp_path):
     zoo, _, _, predictors = screened
     predictors[0].save(tmp_path / "p.json")
-    asked = ("screen", zoo, "--model", tmp_path / "p.json", "--statistics", tmp_path / "s")
+    asked = ("screen", zoo, "--predictor", tmp_path / "p.json", "--statistics", tmp_path / "s")
     for wrong, message in (
         (("--metrics", "stable_rank"), "not measured here"),
         (("--out", tmp_path / "pairs.csv"), "written as .parquet"),

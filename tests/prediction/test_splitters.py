@@ -10,7 +10,7 @@ from mergekern.errors import PredictionError
 from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, LeaveTwoTasksOut, MeasuredPairs
 from tests.support.pairs import all_pairs, make_pairs
 
-SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(repeats=5), MeasuredPairs(10, repeats=5)]
+SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(n_repeats=5), MeasuredPairs(10, n_repeats=5)]
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(repeats=5), Me
         (LeaveOneTaskOut(), 20, 171, 19),
         (LeaveTwoTasksOut(), 190, 153, 1),
         (LeaveTasksOut(), 40, 45, 45),
-        (LeaveTasksOut(5, repeats=7), 7, 105, 10),
-        (MeasuredPairs(40, repeats=3), 3, 40, 150),
+        (LeaveTasksOut(5, n_repeats=7), 7, 105, 10),
+        (MeasuredPairs(40, n_repeats=3), 3, 40, 150),
     ],
     ids=repr,
 )
@@ -70,11 +70,11 @@ def test_draws_depend_on_the_seed_alone():
     pairs = all_pairs(8)
     for kind in (LeaveTasksOut, MeasuredPairs):
         first, again, other = (
-            [fold.train.tolist() for fold in kind(4, repeats=6, seed=seed).folds(pairs)] for seed in (1, 1, 2)
+            [fold.train.tolist() for fold in kind(4, n_repeats=6, random_state=seed).folds(pairs)] for seed in (1, 1, 2)
         )
         assert first == again
         assert first != other
-        assert [fold.train.tolist() for fold in kind(4, repeats=3, seed=1).folds(pairs)] == first[:3]
+        assert [fold.train.tolist() for fold in kind(4, n_repeats=3, random_state=1).folds(pairs)] == first[:3]
 
 
 @pytest.mark.parametrize("splitter", SPLITTERS, ids=repr)
@@ -107,7 +107,7 @@ def test_a_task_in_one_pair_only():
 def test_missing_pairs_are_drawn_around():
     """Five models in a path: most groups of two contain no measured pair."""
     pairs = [("a", "b"), ("b", "c"), ("c", "d"), ("d", "e")]
-    folds = list(LeaveTasksOut(2, repeats=10).folds(pairs))
+    folds = list(LeaveTasksOut(2, n_repeats=10).folds(pairs))
     assert len(folds) == 10
     assert all(len(fold.train) and len(fold.test) for fold in folds)
 

@@ -26,11 +26,11 @@ from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.correlation import pearson_r, spearman_rho
 from tests.support.pairs import make_pairs
 
-SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(repeats=5), MeasuredPairs(12, repeats=5)]
+SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(n_repeats=5), MeasuredPairs(12, n_repeats=5)]
 
 
 def quick(estimator, X, y, pairs=None, splitter=None, **options):
-    return cross_validate_pairs(estimator, X, y, pairs, splitter, **{"baselines": False, "resamples": 0} | options)
+    return cross_validate_pairs(estimator, X, y, pairs, splitter, **{"baselines": False, "n_resamples": 0} | options)
 
 
 def test_a_fold_by_hand():
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(PredictionError, match="such as LeaveOneTaskOut"):
         quick(LinearRegression(), X, y, splitter=KFold(3))
     with pytest.raises(PredictionError, match="at least 0, not -1"):
-        quick(LinearRegression(), X, y, permutations=-1)
+        quick(LinearRegression(), X, y, n_permutations=-1)
 
 
 def test_a_pair_listed_twice_is_refused_in_either_order():
@@ -166,7 +166,7 @@ def test_the_constant_baseline_shows_the_bias_of_pooling():
     a, b = np.triu_indices(8, 1)
     y[:] = np.square(a) + np.square(b)
     for splitter, pooled in ((LeaveTwoTasksOut(), -0.9), (LeaveOneTaskOut(), -0.2)):
-        constant = cross_validate_pairs(Ridge(), X, y, splitter=splitter, resamples=0).baselines["constant"]
+        constant = cross_validate_pairs(Ridge(), X, y, splitter=splitter, n_resamples=0).baselines["constant"]
         assert constant.pooled_r < pooled
         assert np.isnan(constant.pooled_r_centred)
         assert np.isnan(constant.folds["val_r"]).all()
@@ -191,25 +191,25 @@ def test_centred_pooling_takes_most_of_the_bias_away(splitter, draws):
 
 def test_p_value_tells_signal_from_noise():
     X, y = make_pairs()
-    assert quick(LinearRegression(), X, y, permutations=19).p_value == 1 / 20
+    assert quick(LinearRegression(), X, y, n_permutations=19).p_value == 1 / 20
     noise = pd.DataFrame(np.random.default_rng(1).standard_normal(X.shape), index=X.index)
-    assert quick(LinearRegression(), noise, y, permutations=19).p_value > 0.1
+    assert quick(LinearRegression(), noise, y, n_permutations=19).p_value > 0.1
     # Renaming the tasks only renames the effects.
-    assert quick(TaskEffectsRegressor(), X, y, permutations=2).p_value == 1.0
+    assert quick(TaskEffectsRegressor(), X, y, n_permutations=2).p_value == 1.0
     assert np.isnan(quick(LinearRegression(), X, y).p_value)
 
 
 def test_p_value_with_missing_pairs():
     X, y = make_pairs()
-    assert quick(LinearRegression(), X.iloc[::2], y.iloc[::2], permutations=19).p_value == 1 / 20
+    assert quick(LinearRegression(), X.iloc[::2], y.iloc[::2], n_permutations=19).p_value == 1 / 20
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_tasks():
     widths = []
     for tasks in (6, 14):
         X, y = make_pairs(tasks, noise=20.0)
-        found = quick(LinearRegression(), X, y, resamples=200)
-        again = quick(LinearRegression(), X, y, resamples=200)
+        found = quick(LinearRegression(), X, y, n_resamples=200)
+        again = quick(LinearRegression(), X, y, n_resamples=200)
         assert found.intervals == again.intervals
         for name, estimate in (("val_r", found.score), ("pooled_r", found.pooled_r)):
             low, high = found.intervals[name]
@@ -220,7 +220,7 @@ def test_intervals_hold_the_estimate_and_narrow_with_tasks():
 
 def test_folds_of_one_pair_are_scored_together():
     X, y = make_pairs()
-    found = quick(LinearRegression(), X, y, splitter=LeaveTwoTasksOut(), resamples=50)
+    found = quick(LinearRegression(), X, y, splitter=LeaveTwoTasksOut(), n_resamples=50)
     assert found.folds["val_r"].isna().all()
     assert found.score == found.pooled_r_centred > 0.9
     assert np.isnan(found.intervals["val_r"]).all()
@@ -231,12 +231,12 @@ def test_three_pairs_constant_columns_and_a_task_in_one_pair_only():
     X, y = make_pairs(3, metrics=2)
     X["constant"] = 1.0
     found = cross_validate_pairs(
-        PearsonRegressor(penalty=None), X, y, splitter=MeasuredPairs(2, repeats=3), resamples=20
+        PearsonRegressor(penalty=None), X, y, splitter=MeasuredPairs(2, n_repeats=3), n_resamples=20
     )
     assert np.isfinite(found.predictions["prediction"]).all()
     X, y = make_pairs(5)
     X, y = X.iloc[[*range(6), 7]], y.iloc[[*range(6), 7]]
-    found = cross_validate_pairs(PearsonRegressor(), X, y, resamples=20)
+    found = cross_validate_pairs(PearsonRegressor(), X, y, n_resamples=20)
     assert found.folds.set_index("held_out").loc["task04", "n_val"] == 1
     assert found.folds["n_val"].sum() == 2 * len(y)
 

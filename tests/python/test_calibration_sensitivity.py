@@ -44,7 +44,7 @@ def zoo(tmp_path_factory):
 
 
 def run(script, *arguments):
-    model = ["--model", "tests.support.encoders:Transformer"]
+    model = ["--model-fn", "tests.support.encoders:Transformer"]
     return CliRunner().invoke(script.main, [*map(str, arguments), *model])
 
 
@@ -52,8 +52,8 @@ def test_examples_in_docstrings(script):
     assert doctest.testmod(script).failed == 0
 
 
-def test_reports_every_metric_size_and_seed(script, zoo, tmp_path):
-    result = run(script, zoo, "--sizes", "2,5,50", "--seeds", "2", "--out", tmp_path / "out")
+def test_reports_every_metric_size_and_draw(script, zoo, tmp_path):
+    result = run(script, zoo, "--sizes", "2,5,50", "--n-repeats", "2", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "m3 has 11 samples: 11 instead of 50" in result.stderr
     found = pd.read_csv(tmp_path / "out" / "sensitivity.csv")
@@ -65,7 +65,7 @@ def test_reports_every_metric_size_and_seed(script, zoo, tmp_path):
     assert all(name in result.stdout for name in OF_RUNS)
     picture = (tmp_path / "out" / "sensitivity.svg").read_text()
     assert picture.startswith("<?xml")
-    run(script, zoo, "--sizes", "2,5,50", "--seeds", "2", "--out", tmp_path / "again")
+    run(script, zoo, "--sizes", "2,5,50", "--n-repeats", "2", "--out", tmp_path / "again")
     for name in ("sensitivity.csv", "sensitivity.svg"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
@@ -83,13 +83,13 @@ def test_correlations_are_those_of_tables_computed_one_by_one(script, zoo):
     large = mergekern.compute_all(zoo, metrics=OF_RUNS, calibration=make(script.draw(tasks, 11, 0)))
     for name in OF_RUNS:
         expected = small.to_pandas()[name].rank().corr(large.to_pandas()[name].rank())
-        row = results.query("metric == @name and samples == 3 and seed == 1")
+        row = results.query("metric == @name and samples == 3 and random_state == 1")
         assert row["rank_correlation"].item() == pytest.approx(expected)
 
 
 def test_draws_are_without_replacement_and_repeat(script, zoo):
     task = script.Task(torch.arange(50.0), torch.arange(50), (torch.ones(50, 1), None))
-    drawn = [script.draw({"a": task, "b": task}, 20, seed) for seed in (0, 0, 1)]
+    drawn = [script.draw({"a": task, "b": task}, 20, random_state) for random_state in (0, 0, 1)]
     labels = [[part.labels.tolist() for part in tasks.values()] for tasks in drawn]
     assert labels[0] == labels[1] != labels[2]
     assert labels[0][0] != labels[0][1]

@@ -173,9 +173,9 @@ def test_missing_and_broken_files_are_made_again_alike(script, zoo):
 
 def test_other_options_need_force(script, zoo):
     before = contents(zoo)
-    result = run(script, zoo, "--seed", "1")
+    result = run(script, zoo, "--random-state", "1")
     assert result.exit_code == 1
-    assert "other options (seed)" in result.output
+    assert "other options (random_state)" in result.output
     assert "--force" in result.output
     assert contents(zoo) == before
 
@@ -193,7 +193,7 @@ def test_without_its_base_no_model_stays(script, zoo, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "base.safetensors").unlink()
-    options = {"seed": 0, **script.OPTIONS}
+    options = {"random_state": 0, **script.OPTIONS}
     assert making.take_over(tmp_path, options, force=False) == {}
     assert list(contents(tmp_path)) == ["calibration/calibration.json", "model.json"]
 
@@ -202,4 +202,4 @@ def test_a_task_that_was_not_learned_is_an_error(script):
     encoder = script.build_model(script.OPTIONS)
     recipe = {**script.OPTIONS["fine_tuning"], "steps": 5, "learning_rate": 1e-9}
     with pytest.raises(click.ClickException, match="shuffled_pixels was not learned"):
-        making.learn({task.name: task for task in script.TASKS}["shuffled_pixels"], encoder, recipe, seed=0)
+        making.learn({task.name: task for task in script.TASKS}["shuffled_pixels"], encoder, recipe, random_state=0)

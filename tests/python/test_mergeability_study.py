@@ -45,7 +45,7 @@ def short_training(one_thread):
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
         patch.setitem(making.RECIPES, "mlp", (60, 4e-3, 30, 2e-3))
         patch.setattr(analysis, "SEEDS", range(2))
-        patch.setitem(analysis.REGIMES, "both unseen", analysis.LeaveTasksOut(repeats=3))
+        patch.setitem(analysis.REGIMES, "both unseen", analysis.LeaveTasksOut(n_repeats=3))
         patch.setattr(
             analysis,
             "CANDIDATES",
@@ -53,7 +53,7 @@ def short_training(one_thread):
         )
         patch.setattr(comparison, "CANDIDATES", CANDIDATES)
         patch.setattr(probing, "TIMED_MERGES", 2)
-        patch.setitem(model.REGIMES, "both unseen", analysis.LeaveTasksOut(repeats=3))
+        patch.setitem(model.REGIMES, "both unseen", analysis.LeaveTasksOut(n_repeats=3))
         patch.setattr(scoring, "SAVED_EVERY", 3)
         yield
 
@@ -325,7 +325,7 @@ def test_more_calibration_samples_leave_half_for_scores():
 
 def test_other_options_need_force(finished):
     before = contents(finished)
-    result = study(finished, "--seed", "1")
+    result = study(finished, "--random-state", "1")
     assert result.exit_code == 1
     assert "other options" in result.output
     assert contents(finished) == before

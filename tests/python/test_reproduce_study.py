@@ -34,12 +34,12 @@ def study(script):
 
 
 @needs_published
-def test_published_fits_come_out_in_the_spread_of_seeds(script, study):
-    seeds = 5
-    found = script.reproduce(study, pd.read_csv(PUBLISHED / "loto_results.csv"), seeds)
+def test_published_fits_come_out_in_the_spread_of_starts(script, study):
+    n_repeats = 5
+    found = script.reproduce(study, pd.read_csv(PUBLISHED / "loto_results.csv"), n_repeats)
     assert len(found) == 10 * 4 * 4 + 4 * 4
-    # A few seeds estimate the spread of one row badly, but that of all rows of a figure well.
-    spread = found.groupby("figure")["sd"].transform(lambda sd: np.sqrt((sd**2).mean())) * np.sqrt(1 + 1 / seeds)
+    # Few starts say little of one row's spread, but all rows of a figure together do.
+    spread = found.groupby("figure")["sd"].transform(lambda sd: np.sqrt((sd**2).mean())) * np.sqrt(1 + 1 / n_repeats)
     z = (found["published"] - found["mean"]) / spread
     assert np.abs(z).max() < 4.5
     assert np.sqrt((z**2).groupby(found["figure"]).mean()).max() < 1.6
@@ -105,8 +105,8 @@ def test_a_whole_run(script, made_up, monkeypatch):
     pd.DataFrame(rows, columns=columns).to_csv(made_up / "loto_results.csv", index=False)
     monkeypatch.setattr(script, "MEASURED", 12)
     small = {"forest": {"n_estimators": 20}}  # forests of 200 trees took half of the run
-    monkeypatch.setattr(script, "make_predictor", lambda kind: make_predictor(kind, **small.get(kind, {})))
-    result = CliRunner().invoke(script.main, [str(made_up), "--seeds", "2", "--out", str(made_up / "out")])
+    monkeypatch.setattr(script, "make_predictor", lambda kind: make_predictor(kind, small.get(kind)))
+    result = CliRunner().invoke(script.main, [str(made_up), "--n-repeats", "2", "--out", str(made_up / "out")])
     assert result.exit_code == 0, result.output
     assert "tsv: 2 incomplete: task00 and task01, task01 and task02" in result.output
     assert "complete in every file: 26 of 28" in result.output

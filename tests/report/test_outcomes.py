@@ -72,7 +72,7 @@ def test_held_out_pairs_are_those_of_cross_validation(page, table, scores):
     for entry in page.document["outcomes"]["accuracy"]:
         measured = scores[entry["method"]].dropna()
         kind = "linear" if entry["method"] == "tsv" else "additive+metrics"
-        result = cross_validate_pairs(make_predictor(kind), frame.loc[measured.index], measured, resamples=0)
+        result = cross_validate_pairs(make_predictor(kind), frame.loc[measured.index], measured, n_resamples=0)
         expected = result.predictions
         assert len(expected) == 2 * len(measured)
         pairs = frame.index[page.arrays[entry["pairs"]]]
@@ -89,8 +89,10 @@ def test_coefficients_effects_and_shares(page, contents, table, scores):
     means = {}
     for entry, effects in zip(outcomes["coefficients"], outcomes["effects"], strict=True):
         measured = scores[entry["method"]].dropna()
-        sparse = make_predictor("sparse", solver="exact")
-        folds = cross_validate_pairs(sparse, table.to_pandas().loc[measured.index], measured, resamples=0).coefficients
+        sparse = make_predictor("sparse", {"solver": "exact"})
+        folds = cross_validate_pairs(
+            sparse, table.to_pandas().loc[measured.index], measured, n_resamples=0
+        ).coefficients
         means[entry["method"]] = folds.mean()
         np.testing.assert_allclose(page.arrays[entry["values"]], folds.mean(), atol=1e-12)
         np.testing.assert_allclose(page.arrays[entry["spread"]], folds.std(ddof=0), atol=1e-12)
@@ -104,7 +106,7 @@ def test_coefficients_effects_and_shares(page, contents, table, scores):
 def test_the_table_of_correlations(page, contents):
     for outcome in contents.outcomes.methods:
         cells = next(row for row in page.rows if row[:1] == [outcome.method] and outcome.kind in row)
-        scores = [outcome.validation.score, outcome.of_metrics.score, outcome.validation.baselines["additive"].score]
+        scores = [outcome.validation.score, outcome.metrics_alone.score, outcome.validation.baselines["additive"].score]
         assert cells[3:6] == [number(score) for score in scores]
         assert cells[1] == str(outcome.measured.notna().sum())
         assert all(doubt in cells[6] for doubt in outcome.warnings)
@@ -164,7 +166,7 @@ def test_the_command_reads_scores_and_predictors(tmp_path, monkeypatch, table, s
     table.save("table.parquet")
     write_scores(scores, "scores.csv")
     predictor.save("tsv.json")
-    result = CliRunner().invoke(main, ["report", "table.parquet", "--scores", "scores.csv", "--model", "tsv.json"])
+    result = CliRunner().invoke(main, ["report", "table.parquet", "--scores", "scores.csv", "--predictor", "tsv.json"])
     assert result.output == "wrote report.html\n"
     page = Page((tmp_path / "report.html").read_text())
     found = columns(page)

@@ -1,4 +1,4 @@
-"""Sketches: their estimates and errors, and that they depend on models, base, size and seed only."""
+"""Sketches: their estimates and errors, and that they depend on models, base, size and random state only."""
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,7 @@ def draws(zoo):
     """Estimates, standard errors and true values, each of shape (metric, draw, pair)."""
     base, models = zoo
     exact = mergekern.compute_all(models, base, metrics=list(ESTIMATED)).to_pandas()
-    found = [sketch(models, base, size=512, seed=seed) for seed in range(120)]
+    found = [sketch(models, base, size=512, random_state=seed) for seed in range(120)]
     estimates = np.stack([each.table().to_pandas()[exact.columns].to_numpy().T for each in found], axis=1)
     errors = np.stack([each.standard_errors()[exact.columns].to_numpy().T for each in found], axis=1)
     return list(exact.columns), estimates, errors, exact.to_numpy().T[:, None]
@@ -150,7 +150,7 @@ def test_what_cannot_be_compared(zoo, tmp_path):
     one = sketch({"m0": models["m0"]}, base)
     for other, message in (
         (sketch({"m1": models["m1"]}, base, size=128), "of size 4096 and of size 128 cannot be compared"),
-        (sketch({"m1": models["m1"]}, base, seed=1), "of seed 0 and of seed 1"),
+        (sketch({"m1": models["m1"]}, base, random_state=1), "of random_state 0 and of random_state 1"),
         (sketch({"m1": models["m1"]}, models["m2"]), "of base [0-9a-f]{32} and of base [0-9a-f]{32}"),
         (one, "there already: m0"),
     ):
@@ -168,7 +168,7 @@ def test_what_cannot_be_compared(zoo, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"size": 100}, "size must be a power of two, 64 at least, not 100"), ({"size": 32}, "64 at least"),
-     ({"size": 64.0}, "size must be"), ({"seed": "0"}, "seed must be an integer")],
+     ({"size": 64.0}, "size must be"), ({"random_state": "0"}, "random_state must be an integer")],
 )  # fmt: skip
 def test_bad_options(zoo, options, message):
     with pytest.raises(OptionError, match=message):

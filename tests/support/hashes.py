@@ -141,7 +141,7 @@ def functional(folder: Path) -> Iterator[Product]:
 def sketches(folder: Path) -> Iterator[Product]:
     """Yield sketches of task vectors, their estimates, and the output of their commands."""
     zoo = write_zoo(folder / "sketched", "mixed")
-    found = mergekern.sketch(zoo, size=256, seed=3)
+    found = mergekern.sketch(zoo, size=256, random_state=3)
     yield "sketches", [digest(found.values), digest(found.squares)]
     yield "estimates", found.table().to_pandas()
     yield "standard errors", found.standard_errors()
@@ -161,11 +161,11 @@ def predictors(folder: Path) -> Iterator[Product]:
     frame = table.to_pandas()
     scores = (frame["stable_rank"] + 0.05 * random.standard_normal(len(frame))).rename("accuracy").iloc[:-3]
     for kind in PREDICTORS:
-        estimator = make_predictor(kind, **PREDICTOR_OPTIONS.get(kind, {}))
+        estimator = make_predictor(kind, PREDICTOR_OPTIONS.get(kind, {}))
         yield f"{kind} estimator", estimator.fit(frame.loc[scores.index], scores.to_numpy()).predict(frame)
     paths = [folder / f"{kind}.json" for kind in ("dense", "additive+metrics")]
     for path in paths:
-        MergePredictor.fit(table, scores, path.stem, path.stem, **PREDICTOR_OPTIONS.get(path.stem, {})).save(path)
+        MergePredictor.fit(table, scores, path.stem, path.stem, options=PREDICTOR_OPTIONS.get(path.stem)).save(path)
         yield f"{path.stem} file", document_of(path)
         yield f"{path.stem} predictions", MergePredictor.load(path).predict(table)
     yield "recommendations", recommend(map(MergePredictor.load, paths), table)
