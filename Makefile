@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
-	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model python/make_digits_zoo.py:build_model \
+	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model-fn python/make_digits_zoo.py:build_model \
 		--per-layer --summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
 	$(VENV)/bin/mergekern report zoo/metrics.parquet --title "20 tasks on handwritten digits" --out zoo/report.html
 	$(RUN) python/mergeability_study.py demo --quick --methods weight_average,task_arithmetic,ties,tsv,isotropic

@@ -1,11 +1,11 @@
 """Make a zoo to try mergekern on: a vision transformer pretrained on handwritten digits and fine-tuned on 20 tasks.
 
     python python/make_digits_zoo.py zoo
-    mergekern metrics zoo --calibration zoo/calibration --model python/make_digits_zoo.py:build_model
+    mergekern metrics zoo --calibration zoo/calibration --model-fn python/make_digits_zoo.py:build_model
 
 The digits are the 1,797 images of 8×8 pixels that come with scikit-learn, so nothing is downloaded. `--architecture`
 makes other encoders of the same digits (cnn, mlp), or one of text, on passages of Python's own standard library;
-`--model python/zoos/encoders.py:cnn` builds them. A run that was stopped continues where it was. The folder gets
+`--model-fn python/zoos/encoders.py:cnn` builds them. A run that was stopped continues where it was. The folder gets
 
     base.safetensors, TASK.safetensors   encoders, with the same tensors in each
     calibration/TASK.safetensors         inputs, labels: a few held-out examples; test.inputs, test.labels: all
@@ -27,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-# A program finds what is beside it; one that another program loads by its path, as --model does, must say so.
+# A program finds what is beside it; one that another program loads by its path, as --model-fn does, must say so.
 if (here := str(Path(__file__).parent)) not in sys.path:
     sys.path.append(here)
 

@@ -96,7 +96,7 @@ def encoders(tmp_path):
 def test_metrics_that_run_models(encoders, how):
     folder, case = encoders
     model = f"{folder / 'encoder.py'}:build" if how == "file" else "tests.support.encoders:Transformer"
-    given = ["--calibration", folder / "samples", "--model", model]
+    given = ["--calibration", folder / "samples", "--model-fn", model]
     result = run("metrics", folder / "zoo", *given, "--out", folder / "t.parquet", "--summary")
     assert result.exit_code == 0, result.output
     assert f"MetricTable(3 models, 3 pairs, {len(mergekern.CATALOGUE)} metrics)" in result.stdout
@@ -121,17 +121,20 @@ def test_metrics_that_run_models(encoders, how):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--calibration", "samples"], "--calibration and --model are given together"),
-        (["--model", "encoder.py:build"], "--calibration and --model are given together"),
+        (["--calibration", "samples"], "--calibration and --model-fn are given together"),
+        (["--model-fn", "encoder.py:build"], "--calibration and --model-fn are given together"),
         (["--layer", "blocks.1"], "--layer is of use with --calibration only"),
         (["--metrics", "gradient"], "models must be run for these; give calibration="),
         (["--sort-by", "input_gradient_l2_distance"], "is not among the metrics computed"),
-        (["--calibration", "gone", "--model", "encoder.py:build"], "no calibration.json names the layer"),
-        (["--calibration", "samples", "--model", "encoder.py"], "is not package.module:function"),
-        (["--calibration", "samples", "--model", "encoder.py:made"], "encoder.py has no function 'made'"),
-        (["--calibration", "samples", "--model", "gone.py:build"], "cannot be imported: no file gone.py"),
-        (["--calibration", "samples", "--model", "not_a_module:build"], "cannot be imported: No module named"),
-        (["--calibration", "samples", "--model", "encoder.py:build", "--layer", "blocks.2"], "did you mean 'blocks."),
+        (["--calibration", "gone", "--model-fn", "encoder.py:build"], "no calibration.json names the layer"),
+        (["--calibration", "samples", "--model-fn", "encoder.py"], "is not package.module:function"),
+        (["--calibration", "samples", "--model-fn", "encoder.py:made"], "encoder.py has no function 'made'"),
+        (["--calibration", "samples", "--model-fn", "gone.py:build"], "cannot be imported: no file gone.py"),
+        (["--calibration", "samples", "--model-fn", "not_a_module:build"], "cannot be imported: No module named"),
+        (
+            ["--calibration", "samples", "--model-fn", "encoder.py:build", "--layer", "blocks.2"],
+            "did you mean 'blocks.",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -48,7 +48,7 @@ output_option = click.option(
 Compute the metrics of all pairs of models in the folder ZOO.
 
 The activation and gradient metrics, and merge probes, run the models: --calibration names a folder with samples and
-heads, --model the Python function that builds the model.
+heads, --model-fn the Python function that builds the model.
 """
 )
 @zoo_options
@@ -64,8 +64,8 @@ heads, --model the Python function that builds the model.
 @click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
 @click.option("--shard", type=Shard(), help="Measure only share i of n, as i/n, into --statistics; see combine.")
 @click.option("--calibration", type=click.Path(path_type=Path),
-              help="A folder of samples and heads for activation and gradient metrics; needs --model.")  # fmt: skip
-@click.option("--model", type=Function(), help="What builds the model that the checkpoints are of: "
+              help="A folder of samples and heads for activation and gradient metrics; needs --model-fn.")  # fmt: skip
+@click.option("--model-fn", type=Function(), help="What builds the model that the checkpoints are of: "
               "package.module:function or file.py:function. Its code is run.")  # fmt: skip
 @click.option("--layer", help="The module whose output is the activation [default: what the folder says].")
 @click.option("--input-layer", help="The module at whose output the input gradient is taken, for integer inputs.")
@@ -80,7 +80,7 @@ heads, --model the Python function that builds the model.
 @click.pass_context
 def metrics(
     ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
-    sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model: Callable | None,
+    sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model_fn: Callable | None,
     layer: str | None, input_layer: str | None, batch_weighting: str | None, shard: tuple[int, int] | None,
     merge_probes: list[str], direct_probes: bool, **options: Any,
 ) -> None:  # fmt: skip
@@ -91,42 +91,22 @@ def metrics(
         raise click.UsageError("missing argument ZOO", ctx)
     names = [name.strip() for name in metrics.split(",")]
     if shard is not None:
-        unused = {"--calibration": calibration, "--model": model, "--out": out, "--per-layer": options["per_layer"]}
-        unused["--merge-probes"] = merge_probes
+        unused = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
+        unused |= {"--per-layer": options["per_layer"], "--merge-probes": merge_probes}
         if given := [name for name, value in unused.items() if value]:
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
-        measure_one_shard(ctx, zoo, base, shard, "all" if names == ["all"] else names, options)
+        measure_one_shard(ctx, zoo, base, shard, names, options)
         return
-    if (calibration is None) != (model is None):
-        raise click.UsageError("--calibration and --model are given together", ctx)
-    run_options = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
-    run_options = {name: value for name, value in run_options.items() if value is not None}
-    if run_options and calibration is None:
-        raise click.UsageError(f"--{next(iter(run_options)).replace('_', '-')} is of use with --calibration only", ctx)
-    if merge_probes and calibration is None:
-        raise click.UsageError("--merge-probes runs the models; give --calibration and --model", ctx)
-    if direct_probes and not merge_probes:
-        raise click.UsageError("--direct-probes is of use with --merge-probes only", ctx)
-    every = select(names)
-    if calibration is None and "all" in names:
-        every = [metric for metric in every if not metric.runs_models]
-    chosen = [metric.name for metric in every]
-    probes = [name for name in MERGE_PROBES if direct_probes or name.startswith("solo")]
-    chosen += [f"{name}[{method}]" for name in probes for method in merge_probes]
-    sort_by = sort_by or (RANKED_BY if RANKED_BY in chosen else chosen[0])
-    if sort_by not in chosen:
-        raise click.BadParameter(f"{sort_by!r} is not among the metrics computed", ctx, param_hint="--sort-by")
-    if out is not None:
-        check_suffix(out)
-        if not out.resolve().parent.is_dir():
-            raise click.BadParameter(f"the folder of {out} does not exist", ctx, param_hint="--out")
+    how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
+    how_run = {name: value for name, value in how_run.items() if value is not None}
+    _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
+    sort_by = _ranking(ctx, sort_by, _columns(names, calibration is not None, merge_probes, direct_probes))
+    _check_output(ctx, out)
     options["calibration"] = None
-    if calibration is not None and model is not None:
-        options["calibration"] = mergekern.Calibration.from_folder(calibration, model, **run_options)
+    if calibration is not None and model_fn is not None:
+        options["calibration"] = mergekern.Calibration.from_folder(calibration, model_fn, **how_run)
     with progress_display() as progress:
-        table = mergekern.compute_all(
-            zoo, base, metrics="all" if names == ["all"] else names, progress=progress, **options
-        )
+        table = mergekern.compute_all(zoo, base, metrics=names, progress=progress, **options)
         if merge_probes:
             same = {name: options[name] for name in ("calibration", "device", "max_memory", "on_mismatch", "io")}
             kept = options["statistics"] and options["statistics"] / "merge_probes"
@@ -141,6 +121,46 @@ def metrics(
     show_table(table, sort_by, rows)
     if out is not None:
         click.echo(f"wrote {out}")
+
+
+def _check_runs(
+    ctx: click.Context, calibration: Path | None, model_fn: Callable | None, how_run: dict[str, str],
+    merge_probes: list[str], direct_probes: bool,
+) -> None:  # fmt: skip
+    """Raise UsageError where options about running models do not go together."""
+    if (calibration is None) != (model_fn is None):
+        raise click.UsageError("--calibration and --model-fn are given together", ctx)
+    if how_run and calibration is None:
+        raise click.UsageError(f"--{next(iter(how_run)).replace('_', '-')} is of use with --calibration only", ctx)
+    if merge_probes and calibration is None:
+        raise click.UsageError("--merge-probes runs the models; give --calibration and --model-fn", ctx)
+    if direct_probes and not merge_probes:
+        raise click.UsageError("--direct-probes is of use with --merge-probes only", ctx)
+
+
+def _columns(names: list[str], runs_models: bool, merge_probes: list[str], direct_probes: bool) -> list[str]:
+    """Return the columns that the table will have."""
+    leaves_out = "all" in names and not runs_models
+    chosen = [metric.name for metric in select(names) if not (leaves_out and metric.runs_models)]
+    probes = [name for name in MERGE_PROBES if direct_probes or name.startswith("solo")]
+    return chosen + [f"{name}[{method}]" for name in probes for method in merge_probes]
+
+
+def _ranking(ctx: click.Context, sort_by: str | None, columns: list[str]) -> str:
+    """Return the column that pairs are ranked by."""
+    if sort_by is None:
+        return RANKED_BY if RANKED_BY in columns else columns[0]
+    if sort_by not in columns:
+        raise click.BadParameter(f"{sort_by!r} is not among the metrics computed", ctx, param_hint="--sort-by")
+    return sort_by
+
+
+def _check_output(ctx: click.Context, out: Path | None) -> None:
+    """Raise an error, before anything is computed, where the table cannot be written."""
+    if out is not None:
+        check_suffix(out)
+        if not out.resolve().parent.is_dir():
+            raise click.BadParameter(f"the folder of {out} does not exist", ctx, param_hint="--out")
 
 
 def measure_one_shard(

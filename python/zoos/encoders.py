@@ -1,6 +1,6 @@
 """Small encoders of four kinds, from a batch of inputs to features (batch, dim).
 
-`--model python/zoos/encoders.py:cnn` builds them for the commands of mergekern.
+`--model-fn python/zoos/encoders.py:cnn` builds them for the commands of mergekern.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def command(*arguments):
 
 
 def test_metrics_with_merge_probes(folder, tmp_path):
-    given = ["--calibration", folder / "samples", "--model", "tests.support.encoders:Transformer"]
+    given = ["--calibration", folder / "samples", "--model-fn", "tests.support.encoders:Transformer"]
     given += ["--merge-probes", "ties,tsv", "--direct-probes", "--statistics", tmp_path / "statistics"]
     given += ["--out", tmp_path / "table.parquet", "--sort-by", "direct_loss_worst[tsv]"]
     for _ in range(2):
@@ -121,7 +121,7 @@ def test_metrics_with_merge_probes(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--merge-probes", "ties"], "give --calibration and --model"),
+        (["--merge-probes", "ties"], "give --calibration and --model-fn"),
         (["--merge-probes", "tis"], "no method 'tis' (did you mean 'ties'?)"),
         (["--direct-probes"], "of use with --merge-probes only"),
     ],

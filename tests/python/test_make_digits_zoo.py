@@ -142,7 +142,7 @@ def test_mergekern_reads_the_folder(zoo):
 def test_mergekern_runs_the_models_on_the_samples(zoo, tmp_path):
     """The metrics command of `make demo` works on the zoo."""
     out = tmp_path / "metrics.parquet"
-    arguments = ["metrics", zoo, "--calibration", zoo / "calibration", "--model", f"{SCRIPT}:build_model"]
+    arguments = ["metrics", zoo, "--calibration", zoo / "calibration", "--model-fn", f"{SCRIPT}:build_model"]
     result = CliRunner().invoke(cli.main, [*map(str, arguments), "--summary", "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert f"MetricTable(3 models, 3 pairs, {len(mergekern.CATALOGUE)} metrics)" in result.stdout
