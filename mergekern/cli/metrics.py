@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +91,14 @@ def metrics(
         raise click.UsageError("missing argument ZOO", ctx)
     names = [name.strip() for name in metrics.split(",")]
     if shard is not None:
-        unused = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
+        unused: dict[str, Any] = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
         unused |= {"--per-layer": options["per_layer"], "--merge-probes": merge_probes}
         if given := [name for name, value in unused.items() if value]:
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
         measure_one_shard(ctx, zoo, base, shard, names, options)
         return
-    how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
-    how_run = {name: value for name, value in how_run.items() if value is not None}
+    given_of_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
+    how_run = {name: value for name, value in given_of_run.items() if value is not None}
     _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
     sort_by = _ranking(ctx, sort_by, _columns(names, calibration is not None, merge_probes, direct_probes))
     _check_output(ctx, out)
@@ -124,7 +124,7 @@ def metrics(
 
 
 def _check_runs(
-    ctx: click.Context, calibration: Path | None, model_fn: Callable | None, how_run: dict[str, str],
+    ctx: click.Context, calibration: Path | None, model_fn: Callable | None, how_run: Mapping[str, str],
     merge_probes: list[str], direct_probes: bool,
 ) -> None:  # fmt: skip
     """Raise UsageError where options about running models do not go together."""
