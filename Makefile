@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-processors bench gpu-check sanitize lint readme clean
+.PHONY: demo test quick test-processors bench gpu-check sanitize lint readme clean
 
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
@@ -16,6 +16,11 @@ demo: $(VENV)/.installed
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
 	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -p no:benchmark
+
+# What catches most mistakes, in under a minute.
+quick: lint
+	$(RUN) -m pytest --numprocesses auto -p no:benchmark tests/test_architecture.py tests/test_golden.py tests/test_choices.py \
+		tests/metrics tests/tables tests/kernels/test_gram.py tests/kernels/test_shared_codes.py tests/merging/test_golden.py
 
 # The same as other processors would run it: the libraries are told to choose their kernels as on older ones, or on AMD's
 # (about 4 times as long as `make test`); OPTIONS="--sensitive" runs the tests of numbers alone.

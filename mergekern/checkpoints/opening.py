@@ -36,6 +36,7 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
     Raises:
         CheckpointError: the file is missing, truncated, corrupt, or of a kind that is not supported.
 
+    >>> import torch
     >>> open_checkpoint({"w": torch.zeros(2, 3), "steps": torch.tensor(7)}).tensors["w"].shape
     (2, 3)
     """

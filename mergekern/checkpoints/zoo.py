@@ -113,6 +113,7 @@ def open_zoo(
         CheckpointError: a checkpoint cannot be read.
         MismatchError: the checkpoints do not fit together.
 
+    >>> import torch
     >>> models = {"a": {"w": torch.ones(2)}, "b": {"w": torch.zeros(2)}}
     >>> open_zoo(models, base={"w": torch.zeros(2)}).model_names
     ('a', 'b')

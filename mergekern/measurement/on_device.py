@@ -264,7 +264,7 @@ class DeviceMeasurement(Measurement):
         spectra = factorised.spectra
         if not bool(spectra.good.all()):
             return self.fallback.overlaps(self._redo(layer, spectra))
-        overlaps = {side: overlap.cpu().numpy() for side, overlap in factorised.overlaps.items()}
+        overlaps = {f"{side}_overlap": overlap.cpu().numpy() for side, overlap in factorised.overlaps.items()}
         bases = Bases(*(getattr(spectra, side).cpu().numpy() for side in Bases._fields)) if self.with_bases else None
         return SpectrumStatistics(
             spectra.values.cpu().numpy(),

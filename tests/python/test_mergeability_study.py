@@ -44,7 +44,7 @@ def short_training(one_thread):
     """Short training, few folds, and one thread, since everything is small."""
     with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
         patch.setitem(making.RECIPES, "mlp", (60, 4e-3, 30, 2e-3))
-        patch.setattr(analysis, "SEEDS", range(2))
+        patch.setattr(analysis, "RANDOM_STATES", range(2))
         patch.setitem(analysis.REGIMES, "both unseen", analysis.LeaveTasksOut(n_repeats=3))
         patch.setattr(
             analysis,
