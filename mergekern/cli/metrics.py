@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from mergekern.checkpoints import Checkpoint
+    from mergekern.functional.calibration import BatchWeighting
 
 # What the zoo is, and how it is read.
 zoo_options = with_options(
@@ -81,7 +82,7 @@ heads, --model-fn the Python function that builds the model.
 def metrics(
     ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
     sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model_fn: Callable | None,
-    layer: str | None, input_layer: str | None, batch_weighting: str | None, shard: tuple[int, int] | None,
+    layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None, shard: tuple[int, int] | None,
     merge_probes: list[str], direct_probes: bool, **options: Any,
 ) -> None:  # fmt: skip
     if list_metrics:
@@ -97,14 +98,15 @@ def metrics(
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
         measure_one_shard(ctx, zoo, base, shard, names, options)
         return
-    given_of_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
-    how_run = {name: value for name, value in given_of_run.items() if value is not None}
+    how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
     _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
     sort_by = _ranking(ctx, sort_by, _columns(names, calibration is not None, merge_probes, direct_probes))
     _check_output(ctx, out)
     options["calibration"] = None
     if calibration is not None and model_fn is not None:
-        options["calibration"] = mergekern.Calibration.from_folder(calibration, model_fn, **how_run)
+        options["calibration"] = mergekern.Calibration.from_folder(
+            calibration, model_fn, layer, input_layer=input_layer, batch_weighting=batch_weighting
+        )
     with progress_display() as progress:
         table = mergekern.compute_all(zoo, base, metrics=names, progress=progress, **options)
         if merge_probes:
@@ -124,14 +126,14 @@ def metrics(
 
 
 def _check_runs(
-    ctx: click.Context, calibration: Path | None, model_fn: Callable | None, how_run: Mapping[str, str],
+    ctx: click.Context, calibration: Path | None, model_fn: Callable | None, how_run: Mapping[str, str | None],
     merge_probes: list[str], direct_probes: bool,
 ) -> None:  # fmt: skip
     """Raise UsageError where options about running models do not go together."""
     if (calibration is None) != (model_fn is None):
         raise click.UsageError("--calibration and --model-fn are given together", ctx)
-    if how_run and calibration is None:
-        raise click.UsageError(f"--{next(iter(how_run)).replace('_', '-')} is of use with --calibration only", ctx)
+    if calibration is None and (given := [name for name, value in how_run.items() if value is not None]):
+        raise click.UsageError(f"--{given[0].replace('_', '-')} is of use with --calibration only", ctx)
     if merge_probes and calibration is None:
         raise click.UsageError("--merge-probes runs the models; give --calibration and --model-fn", ctx)
     if direct_probes and not merge_probes:

@@ -122,7 +122,14 @@ class Calibration:
         folder: str | os.PathLike[str],
         model: nn.Module | Callable[[], nn.Module],
         layer: str | None = None,
-        **options: Any,
+        *,
+        loss: Loss | None = None,
+        batch_size: int | None = None,
+        activation_batch_size: int | None = None,
+        batch_weighting: BatchWeighting | None = None,
+        token_dim: int | None = None,
+        input_layer: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Calibration:
         """Read samples and heads from a folder, so that runs on the same samples can be compared.
 
@@ -134,7 +141,8 @@ class Calibration:
         Args:
             folder: to be read.
             model: as for `Calibration`.
-            layer, options: as for `Calibration`; they go before what calibration.json says.
+            layer, loss, batch_size, activation_batch_size, batch_weighting, token_dim, input_layer, dtype: as for
+                `Calibration`. None takes what calibration.json says, or the default of `Calibration`.
 
         Raises:
             CalibrationError: a file that is missing, damaged or something else; no layer is given anywhere.
@@ -148,8 +156,12 @@ class Calibration:
         torch.Size([5, 3])
         """
         folder = Path(folder)
-        saved = read_options(folder / OPTIONS_FILE)
-        options = {**saved, **options} if layer is None else {**saved, **options, "layer": layer}
+        given = {
+            "layer": layer, "loss": loss, "batch_size": batch_size, "activation_batch_size": activation_batch_size,
+            "batch_weighting": batch_weighting, "token_dim": token_dim, "input_layer": input_layer, "dtype": dtype,
+        }  # fmt: skip
+        options = read_options(folder / OPTIONS_FILE)
+        options |= {name: value for name, value in given.items() if value is not None}
         if options.pop("own_loss", False) and "loss" not in options:
             raise CalibrationError(f"{folder}: was saved with a loss of its own, which no file holds; give loss=")
         if "layer" not in options:
