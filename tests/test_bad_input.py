@@ -127,6 +127,11 @@ WHOLE = save(weights(2))
 UNREADABLE = "b.safetensors: not a readable safetensors file"
 
 
+def cut_torch_file(path):
+    torch.save(weights(2), path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
 def raw(content):
     return lambda path: path.write_bytes(content)
 
@@ -168,7 +173,7 @@ BAD_FILES = {
     "empty torch file": ("b.pt", raw(b""), ["b.pt: not a torch zip archive", "save it again as safetensors"]),
     "cut torch file": (
         "b.pt",
-        lambda path: (torch.save(weights(2), path), path.write_bytes(path.read_bytes()[:-200])),
+        cut_torch_file,
         ["b.pt: torch.load(weights_only=True) refused it", "central directory"],
     ),
     "list in a torch file": ("b.pt", saved(torch.save, [draw(2)]), ["b.pt: holds a list, not a state dict"]),

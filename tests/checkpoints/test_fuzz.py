@@ -89,7 +89,7 @@ def mutated(draw, content, end=None):
     return bytes(content)
 
 
-SIZES = st.one_of(
+SIZES: st.SearchStrategy = st.one_of(
     st.integers(0, 5),
     st.sampled_from([-1, 1 << 31, (1 << 62) + 1, 1 << 63, 1 << 64, 1 << 70, 1.0, 1e300, "4", None, True, [2], {}]),
 )

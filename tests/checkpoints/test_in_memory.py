@@ -33,6 +33,13 @@ def test_every_range_of_a_strided_tensor(view):
             assert_same(found, flat[start:stop])
 
 
+def with_flags(array):
+    """Return records of a number and a flag, whose fields lie 5 bytes apart."""
+    records = np.zeros(array.shape, dtype=[("w", array.dtype), ("flag", np.int8)])
+    records["w"] = array
+    return records
+
+
 def read_only(array):
     array.flags.writeable = False
     return array
@@ -48,7 +55,7 @@ ARRAYS = {
     "one number": lambda a: a[1, 2],
     "read-only negative big-endian": lambda a: read_only(a.astype(">f4")[::-1]),
     "unaligned": lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view("<f4").reshape(a.shape),
-    "field of records": lambda a: np.rec.fromarrays([a, np.zeros(a.shape, np.int8)], names="w,flag").w,
+    "field of records": lambda a: with_flags(a)["w"],
     "double": lambda a: a.astype(np.float64),
     "half": lambda a: a.astype(np.float16),
 }

@@ -26,7 +26,7 @@ def test_killed_at_twenty_moments_and_resumed(tmp_path):
     zoo = write_zoo(tmp_path / "zoo", [f"m{index:02d}" for index in range(30)], blocks=6)
     expected = mergekern.compute_all(zoo, per_layer=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.measurement.test_resume"])
+    context.set_forkserver_preload(["mergekern.api", "tests.measurement.test_resume"])
 
     def start(folder):
         begun = context.Event()

@@ -34,7 +34,11 @@ from tests.support.encoders import make_case
 # A manifest names its folder, so its checksum depends on the folder.
 MASKED = {"versions", "seconds", "time", "checksum"}
 # Faster choices where the defaults take seconds.
-PREDICTOR_OPTIONS = {"dense": {"solver": "exact"}, "sparse": {"solver": "exact"}, "forest": {"n_estimators": 5}}
+PREDICTOR_OPTIONS: dict[str, dict[str, Any]] = {
+    "dense": {"solver": "exact"},
+    "sparse": {"solver": "exact"},
+    "forest": {"n_estimators": 5},
+}
 # Method, its options, and other arguments of a merge.
 VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     *((name, {}, {}) for name in mergekern.METHODS), ("ties", {"scope": "model"}, {}),
@@ -48,8 +52,8 @@ Product = tuple[str, Any]
 def digest(value: Any) -> str:
     """Return the hash of bytes, text, an array, a tensor, a data frame, or JSON, dtypes and shapes included."""
     if isinstance(value, pd.DataFrame):
-        columns = [value[name].to_numpy() for name in value]
-        columns = [column if column.dtype.kind in "fiub" else list(map(repr, column)) for column in columns]
+        arrays = [value[name].to_numpy() for name in value]
+        columns: list[Any] = [column if column.dtype.kind in "fiub" else list(map(repr, column)) for column in arrays]
         value = [*map(str, value.columns), *map(str, value.index), *map(digest, columns)]
     if isinstance(value, torch.Tensor):
         content = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -61,7 +65,7 @@ def digest(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(what.encode() + content)
 
 
-def of_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+def of_tensors(tensors: Any) -> dict[str, str]:
     """Return the hash of each tensor of a state dict."""
     return {name: digest(tensor) for name, tensor in sorted(tensors.items())}
 
@@ -145,10 +149,11 @@ def sketches(folder: Path) -> Iterator[Product]:
     yield "sketches", [digest(found.values), digest(found.squares)]
     yield "estimates", found.table().to_pandas()
     yield "standard errors", found.standard_errors()
-    for name, arguments in {
+    lines: dict[str, list[Any]] = {
         "sketch": [zoo, "--out", folder / "sketches", "--size", 256], "compare": [folder / "sketches"],
         "metrics": [zoo, "--summary"], "info": [zoo], "merge": [zoo, "--method", "tsv", "--out", folder / "tsv"],
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, arguments in lines.items():
         result = CliRunner().invoke(commands, [name, *map(str, arguments)], catch_exceptions=False)
         yield f"command {name}", result.stdout.replace(str(folder), "FOLDER")
 
