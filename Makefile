@@ -20,7 +20,8 @@ test: $(VENV)/.installed
 # What catches most mistakes, in under a minute.
 quick: lint
 	$(RUN) -m pytest --numprocesses auto -p no:benchmark tests/test_architecture.py tests/test_golden.py tests/test_choices.py \
-		tests/metrics tests/tables tests/kernels/test_gram.py tests/kernels/test_shared_codes.py tests/merging/test_golden.py
+		tests/metrics tests/tables tests/kernels/test_gram.py tests/kernels/test_shared_codes.py tests/merging/test_golden.py \
+		tests/merging/test_closed_forms.py tests/python/test_make_readme.py
 
 # The same as other processors would run it: the libraries are told to choose their kernels as on older ones, or on AMD's
 # (about 4 times as long as `make test`); OPTIONS="--sensitive" runs the tests of numbers alone.
@@ -47,6 +48,7 @@ lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/vermin --target=3.10- --violations --quiet --no-tips --exclude long mergekern python setup.py
 
 # Writes the tables of the README anew, from the catalogue and from the rows of benchmarks/results.
 readme: $(VENV)/.installed

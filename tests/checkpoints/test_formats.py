@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from mergekern.checkpoints import open_checkpoint
+from mergekern.checkpoints.dtypes import FLOAT_NAMES
 from mergekern.errors import CheckpointError
 from tests.checkpoints.tied import Tied, assert_tied
 from tests.support.checkpoint_files import assert_same, draw, entry, write_safetensors, write_shards
 
 IO = ("mmap", "pread")
-STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+STORED = tuple(FLOAT_NAMES.values())
 
 
 # --- safetensors

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from mergekern.checkpoints.dtypes import READ_DTYPES
 from mergekern.checkpoints.stream import SEGMENT
 from mergekern.kernels import native
 from mergekern.kernels.gram import on_cpu, reference, whole
@@ -15,7 +16,7 @@ def on_triton(blocks, threads=1, split=0):
     return on_triton.gram(lambda: ((*there([base]), there(tuned)) for base, tuned in blocks()), threads, split)
 
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+DTYPES = list(READ_DTYPES)
 IMPLEMENTATIONS = [
     pytest.param(on_cpu.native, id="native", marks=pytest.mark.skipif(native.extension is None, reason="not built")),
     pytest.param(on_cpu.numpy, id="numpy"),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from mergekern.checkpoints.dtypes import READ_DTYPES
 from mergekern.kernels import native
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+DTYPES = list(READ_DTYPES)
 
 
 @pytest.fixture(params=["extension", "torch"])

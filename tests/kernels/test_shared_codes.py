@@ -76,16 +76,16 @@ def test_every_dtype_that_checkpoints_give_has_a_code():
 @pytest.mark.parametrize("dtype", sorted(READ_DTYPES, key=str), ids=str)
 def test_the_extension_decodes_every_dtype_that_checkpoints_give(dtype):
     stored = torch.arange(256, dtype=torch.uint8).repeat(dtype.itemsize, 1).T.contiguous().view(dtype).view(1, -1)
-    stored = torch.where(stored.double().isfinite(), stored.double(), 0.0).to(dtype)
     out = np.empty(tuple(stored.shape))
     native.difference(torch.zeros_like(stored), stored, out)
-    assert np.array_equal(out, stored.double().numpy())
+    assert np.array_equal(out, stored.double().numpy(), equal_nan=True)  # infinities and NaN as well
     assert np.count_nonzero(out) > 200
 
 
 @needs_extension
 def test_the_extension_refuses_a_code_without_a_dtype():
     values, sums = np.zeros(4), np.zeros((1, 1))
+    # Red after a change in csrc/cpu, the extension is an old one: any make target builds it anew.
     with pytest.raises(ValueError, match=f"unknown dtype code {len(ENUMS['DType'])}"):
         native.extension.add_gram((0, 0), [(values.ctypes.data, len(ENUMS["DType"]))], 4, 0, 1, sums)
 

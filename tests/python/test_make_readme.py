@@ -52,7 +52,7 @@ def test_speed_of_what_runs_models(script, text):
 
 
 def test_speed_stays_where_a_whole_run_was_not_measured(script, text):
-    assert script.with_tables(text, []) == text
+    assert script.with_tables(text, []) == text, "run `make readme`"
     assert script.with_tables(text, rows_of(script, {script.COMPUTE_ALL: 2.0})) == text
 
 
