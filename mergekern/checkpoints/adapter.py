@@ -64,7 +64,7 @@ class Adapter(Checkpoint):
     """A LoRA adapter of PEFT. Until it is bound to a base it has the tensors that it changes; then all of the base's.
 
     Attributes:
-        base_name: of the model it was trained on, as its configuration says; None if it does not.
+        base_name: name of the model it was trained on, as its configuration says; None if it says none.
     """
 
     def __init__(self, inner: Checkpoint, config: Mapping[str, Any], name: str, source: str) -> None:

@@ -55,7 +55,7 @@ class Layout:
 
     Attributes:
         files: the entries of each file, by file name.
-        metadata: of each file.
+        metadata: metadata of each file.
         folder: the base's folder where the result is a folder; its other files are copied.
         index: what a shard index says beside the places of tensors; None without an index.
     """

@@ -46,9 +46,9 @@ def measure_on_cluster(
     Args:
         checkpoints, base: as for `compute_all`, but paths or ids of the Hugging Face Hub, which every worker can read.
         statistics: a folder that every worker can write to.
-        address: of the cluster; by default the one that this process is connected to, or a local one.
+        address: address of the cluster; by default the one that this process is connected to, or a local one.
         shards: how many there are.
-        num_cpus, num_gpus: of each worker. With GPUs the device is the one that Ray gives it.
+        num_cpus, num_gpus: resources of each worker. With GPUs the device is the one that Ray gives it.
         finished: called with (shards finished, shards) whenever one is.
         options, block_size: as for `measure_shard`; the device of the options is left to Ray.
 

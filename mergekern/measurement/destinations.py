@@ -238,7 +238,7 @@ def with_overlaps(block: LayerBlock, keys: Sequence[BlockKey], store: Store) -> 
 
     Args:
         block: pairs without overlaps.
-        keys: of the blocks of the same tensor, among them the diagonal ones of all models.
+        keys: keys of the blocks of the same tensor, among them the diagonal ones of all models.
         store: has the singular vectors.
 
     Raises:

@@ -128,7 +128,7 @@ class MergePredictor:
 
         Pairs that cannot be predicted are last. The index is (model_a, model_b), the columns are
 
-        - prediction: of the target;
+        - prediction: predicted value of the target;
         - low, high: conformal interval around it; NaN where too few pairs could be held out to know;
         - measured: the score, of a pair that has one;
         - measured_models: how many of the two models have a measured merge, 0 to 2;

@@ -45,7 +45,7 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
         penalty: "l1" or None.
         alpha: weight of the L1 penalty, on the same scale for both solvers; the study used 0.3 to 1.5.
         solver: "exact" or "adam".
-        random_state: of the first coefficients of "adam".
+        random_state: decides the first coefficients of "adam".
 
     Attributes:
         coef_: (metrics,) change of the prediction, in units of y, as a scaled metric grows by 1.

@@ -26,7 +26,7 @@ SMALL = 1e-8
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the study's fit: of the first coefficients, and of when to stop."""
+    """Settings of the study's fit: the spread of the first coefficients, and when to stop."""
 
     initial: float
     steps: int

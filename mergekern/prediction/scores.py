@@ -96,7 +96,7 @@ def align_scores(scores: pd.Series, pairs: pd.Index, models: Iterable[str]) -> p
 
     Args:
         scores: with an index of pairs, either model first.
-        pairs: of the table, as `MetricTable.to_pandas().index`.
+        pairs: pairs of the table, as `MetricTable.to_pandas().index`.
         models: names of the table's models.
 
     Raises:

@@ -45,7 +45,7 @@ def write_report(
         scores: what was measured of merged pairs, for each merge method as `mergekern.prediction.read_scores` gives it.
         predictors: from `MergePredictor.fit` or `load`, one for a merge method at most.
         metric: the one shown first [default: task_vector_cosine_similarity, where the table has it].
-        title: of the page [default: the number of models].
+        title: heading of the page [default: the number of models].
 
     Raises:
         OptionError: another suffix, a metric that the table does not have, or an extra that is not installed.

@@ -98,8 +98,8 @@ def gather_outcomes(
     """Compute the outcomes that a report shows; None where neither scores nor predictors are given.
 
     Args:
-        table: of the pairs.
-        scores: of each merge method, as `read_scores` returns them.
+        table: metrics of the pairs.
+        scores: scores by merge method, as `read_scores` returns them.
         predictors: one for a method at most; the scores that one was fitted to count where `scores` has none of its
             method.
 

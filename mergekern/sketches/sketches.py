@@ -40,7 +40,7 @@ class Sketches:
         models: their names.
         values: (N, S) float64, a sketch in each row.
         squares: (N,) float64, exact squared lengths of the task vectors.
-        random_state: of the random map.
+        random_state: decides the random map.
         base: hash of the base; None where only adapters were seen, without it.
     """
 

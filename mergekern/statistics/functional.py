@@ -129,9 +129,9 @@ class FunctionalStatistics:
     """Functional statistics of N models, each None where no metric needs it.
 
     Attributes:
-        activations: of the mean activations.
-        encoder_gradients: of the gradients with respect to the parameters.
-        input_gradients: of the gradients with respect to the inputs.
+        activations: statistics of the mean activations.
+        encoder_gradients: statistics of the gradients with respect to the parameters.
+        input_gradients: statistics of the gradients with respect to the inputs.
     """
 
     activations: ActivationStatistics | None = None

@@ -97,7 +97,7 @@ class Store:
         A block of pairs is returned without its overlaps too: they can be made from singular vectors.
 
         Args:
-            file_name: of the block, without suffix.
+            file_name: names the block's files, without suffix.
             with_spectrum: whether a diagonal block needs spectra, with their singular vectors.
         """
         if not block_path(self.path, file_name).exists():

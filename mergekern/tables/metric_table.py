@@ -142,7 +142,7 @@ class MetricTable:
         """Return a table with the metrics of both.
 
         Args:
-            other: of the same models, in any order; from `merge_probes`, for instance.
+            other: table with the same models, in any order; from `merge_probes`, for instance.
 
         Raises:
             OptionError: it is of other models, or both have a metric.

@@ -54,7 +54,7 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
     Nothing waits for the device. Storage dtypes may differ: a layer of several is copied to float32 or float64 first.
 
     Args:
-        layers: of each tensor [base or None for zero, tuned_0, …, tuned_{N−1}], flat and contiguous.
+        layers: for each tensor [base or None for zero, tuned_0, …, tuned_{N−1}], flat and contiguous.
         products: see the module's docstring.
     """
     models = len(layers[0]) - 1

@@ -133,7 +133,7 @@ def _decoupled(
 
     Args:
         columns: X (m, p).
-        squares: of the strong singular values.
+        squares: squared strong singular values.
         strong, weak: eigenvectors of XᵀX.
     """
     overlaps = ((columns.T @ (columns @ weak.T)).T @ strong.T) / squares

@@ -25,7 +25,7 @@ def kth_largest(blocks: Blocks, count: int, k: int, threads: int = 1) -> float:
         blocks: gives (base or None, tuned), flat and contiguous.
         count: number of values in all blocks together.
         k: from 1 to count.
-        threads: of the C++ kernel; the result does not depend on it.
+        threads: number for the C++ kernel; the result does not depend on it.
 
     >>> kth_largest(lambda: [(None, torch.tensor([1.0, -3.0, 2.0, 3.0]))], 4, 3)
     2.0
