@@ -89,9 +89,9 @@ struct Results {
 };
 
 void compute(const TensorView& base, const std::vector<TensorView>& tuned, int threads, Results& out) {
-  mergekern::gram(base, tuned, kCount, threads, out.gram.data());
-  mergekern::gram({nullptr, DType::float64}, tuned, kCount, threads, out.without_base.data());
-  mergekern::squared_distances(tuned, {{0, 1}, {2, 5}, {6, 6}}, kCount, threads, out.distances.data());
+  mergekern::add_gram(base, tuned, kCount, 0, threads, out.gram.data());
+  mergekern::add_gram({nullptr, DType::float64}, tuned, kCount, 0, threads, out.without_base.data());
+  mergekern::add_squared_distances(tuned, {{0, 1}, {2, 5}, {6, 6}}, kCount, threads, out.distances.data());
   mergekern::difference(base, kCount, tuned[0], kCount, 1, kCount, out.difference.data());
 
   const std::vector<double> weights(kModels, 1.5), thresholds(kModels, 0.25);
