@@ -1,6 +1,7 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
 from . import checkpoints, distributed, metrics, prediction, report, sketches, tables
+from ._internal.versions import __version__
 from .api import compute_all, measure, measure_into
 from .distributed.incremental import add_models, remove_models
 from .distributed.shards import combine, measure_shard
@@ -53,6 +54,7 @@ __all__ = [
     "Sketches",
     "StatisticsError",
     "ZooStatistics",
+    "__version__",
     "add_models",
     "checkpoints",
     "combine",

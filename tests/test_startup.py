@@ -1,5 +1,6 @@
 """The modules that starting imports. benchmarks/test_startup.py measures the seconds."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def test_every_public_name_is_there():
     for name in mergekern.__all__:
         assert getattr(mergekern, name) is not None
     assert set(mergekern.__all__) <= set(dir(mergekern))
+    assert mergekern.__version__ == importlib.metadata.version("mergekern")
     with pytest.raises(AttributeError, match="compute_everything"):
         _ = mergekern.compute_everything
 

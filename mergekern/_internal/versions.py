@@ -28,3 +28,7 @@ def package_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # run from a checkout
         return "not installed"
+
+
+# From the metadata of the installed package, which takes it from pyproject.toml.
+__version__ = package_version("mergekern")
