@@ -288,6 +288,8 @@ def provenance_of_run(layers: LayerPass, binding: Binding | None, *, is_whole: b
         **layers.measurement.provenance(),
         "dtypes": dtypes,
         **({"origins": origins} if origins else {}),
+        **({"notes": zoo.notes} if zoo.notes else {}),
+        **({"left_out": list(zoo.left_out)} if zoo.left_out else {}),
         **({"content_hashes": content_hashes(zoo.model_names, layers.entries)} if is_whole else {}),
     }
 

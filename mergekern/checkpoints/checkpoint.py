@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import xxhash
@@ -89,6 +89,8 @@ class Checkpoint(ABC):
         tensors: the floating-point tensors by name, in file order; tied names all appear, with equal `storage`.
         buffers: names of integer and bool tensors, which are not part of any task vector.
         order: names of all tensors as they are stored, tied ones once where the format says so.
+        config: config.json of the folder that it lies in; empty where there is none.
+        notes: what is said of it in the notes of tables and in the records of merges, one sentence each.
         files: what was opened, with size and time of change, by which a file that is replaced meanwhile is noticed.
     """
 
@@ -100,6 +102,8 @@ class Checkpoint(ABC):
         self.tensors: dict[str, StoredTensor] = {}
         self.buffers: list[str] = []
         self.order: list[str] = []
+        self.config: Mapping[str, Any] = {}
+        self.notes: list[str] = []
         self.files: dict[Path, FileState] = {}
 
     def check_unchanged(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mergekern.checkpoints import adapter, hub
 from mergekern.checkpoints.checkpoint import Checkpoint, FileState
+from mergekern.checkpoints.configuration import read_configuration
 from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.checkpoints.sharded import Sharded
 from mergekern.checkpoints.sources import (
@@ -88,8 +89,11 @@ def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
         if (folder / ADAPTER_CONFIG).is_file():
             return _open_adapter(folder, name, io)
         raise CheckpointError(f"{folder}: none of {', '.join(FOLDER_FILES)} is in this folder")
+    config = read_configuration(folder)
     if found.suffix != ".json":
-        return _open_file(found, name, io)
+        checkpoint = _open_file(found, name, io)
+        checkpoint.config = config
+        return checkpoint
     try:
         weight_map = json.loads(found.read_text("utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
@@ -97,7 +101,9 @@ def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
             raise TypeError("shard names must be plain file names")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{found}: not a usable shard index ({type(error).__name__}: {error})") from error
-    return Sharded({file: _open_file(folder / file, name, io) for file in files}, weight_map, name, str(found))
+    sharded = Sharded({file: _open_file(folder / file, name, io) for file in files}, weight_map, name, str(found))
+    sharded.config = config
+    return sharded
 
 
 def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:

@@ -49,6 +49,7 @@ class Zoo:
     Attributes:
         tensors: in the file order of the base, tied tensors once.
         skipped: one line for each tensor left out by `on_mismatch="skip"`.
+        left_out: one sentence for each file and folder beside the models that is no model.
         tied: from each other name in the base of a tensor that all checkpoints tie, to its name in `tensors`.
     """
 
@@ -57,6 +58,7 @@ class Zoo:
     tensors: tuple[ZooTensor, ...]
     skipped: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -67,6 +69,11 @@ class Zoo:
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """The base, then the models: the order of `ZooTensor.names`."""
         return (self.base, *self.models)
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What is said of checkpoints, by their names; without those of which nothing is said."""
+        return {checkpoint.name: checkpoint.notes for checkpoint in self.checkpoints if checkpoint.notes}
 
     def select(self, models: Sequence[int], tensor: ZooTensor) -> Zoo:
         """Return the zoo of some of the models, with one tensor."""

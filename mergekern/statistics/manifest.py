@@ -142,12 +142,12 @@ def provenance_of(provenance: dict[str, Any] | None, models: Sequence[str]) -> d
     if provenance is None:
         return None
     names = {"base", *models}
-    of_models = ("dtypes", "origins", "content_hashes")
+    of_models = ("dtypes", "origins", "content_hashes", "notes")
     kept = {
         what: {name: value for name, value in said.items() if name in names} if what in of_models else said
         for what, said in provenance.items()
     }
-    return {what: said for what, said in kept.items() if said or what != "origins"}
+    return {what: said for what, said in kept.items() if said or what not in ("origins", "notes")}
 
 
 def is_statistics_folder(folder: Path) -> bool:
