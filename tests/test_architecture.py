@@ -79,9 +79,9 @@ def test_no_circle_inside_a_room(name):
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_the_compiled_kernels_are_imported_in_one_place():
+def test_the_compiled_module_is_imported_where_its_kernels_and_its_guard_are_wrapped():
     users = {module for module, others in IMPORTS.items() if "mergekern._native" in others}
-    assert users == {"mergekern.kernels.native"}
+    assert users == {"mergekern.kernels.native", "mergekern._internal.mapping"}
 
 
 # --- tests, what they share, and benchmarks

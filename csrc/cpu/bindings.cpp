@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "instruction_set.hpp"
+#include "mapped_range.hpp"
 #include "merge.hpp"
 #include "overlap.hpp"
 #include "task_vector.hpp"
@@ -207,5 +208,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),
              py::arg("above"), py::arg("threads"));
   module.def("overlap", &overlap, py::arg("bases").noconvert(), py::arg("others").noconvert());
+  module.def("guard", &mergekern::guard, py::arg("begin"), py::arg("size"));
+  module.def("unguard", &mergekern::unguard, py::arg("number"));
   module.def("instruction_set", &mergekern::instruction_set_name);
 }

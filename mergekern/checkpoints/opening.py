@@ -71,6 +71,7 @@ def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
         checkpoint = SafetensorsFile(path, name, io)
     elif path.suffix in TORCH_SUFFIXES:
         checkpoint = StateDict(load_torch_file(path), name, str(path))
+        checkpoint.guard_mapped_files()
     else:
         raise _unknown(path)
     checkpoint.files = {path: state}

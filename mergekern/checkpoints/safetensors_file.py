@@ -10,6 +10,8 @@ from typing import Any
 import safetensors
 import torch
 
+from mergekern._internal.descriptors import KeptDescriptor
+from mergekern._internal.mapping import guard
 from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
 from mergekern.checkpoints.dtypes import COMPLEX_NAMES, FLOAT_NAMES, INTEGER_NAMES
 from mergekern.checkpoints.sources import IO
@@ -49,17 +51,14 @@ class SafetensorsFile(Checkpoint):
                 self.tensors[alias] = StoredTensor(alias, tensor.shape, tensor.dtype, tensor.storage)
         size = path.stat().st_size
         self._mapped: torch.Tensor | None = None
-        self._descriptor: int | None = None
+        self._descriptor: KeptDescriptor | None = None
         if io == "mmap":
             storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+            guard(storage)  # type: ignore[arg-type]
             self._mapped = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         else:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = KeptDescriptor(path)
         self._finish()
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)  # type: ignore[arg-type]
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         size = tensor.dtype.itemsize
@@ -83,11 +82,12 @@ class SafetensorsFile(Checkpoint):
         out = torch.empty(stop - start, dtype=torch.uint8)
         buffer = memoryview(out.numpy())
         done = 0
-        while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], start + done)
-            if count == 0:
-                raise CheckpointError(f"{self.source}: the file ended at byte {start + done}; was it truncated?")
-            done += count
+        with self._descriptor.opened() as descriptor:
+            while done < len(buffer):
+                count = os.preadv(descriptor, [buffer[done:]], start + done)
+                if count == 0:
+                    raise CheckpointError(f"{self.source}: the file ended at byte {start + done}; was it truncated?")
+                done += count
         return out
 
 

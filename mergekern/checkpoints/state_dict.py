@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mergekern._internal.mapping import guard
 from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
 from mergekern.errors import CheckpointError
 
@@ -56,6 +57,12 @@ class StateDict(Checkpoint):
             storage = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
             self._add(key, tuple(tensor.shape), tensor.dtype, storage)
         self._finish()
+
+    def guard_mapped_files(self) -> None:
+        """Guard reads of tensors that torch has mapped against files that are cut short."""
+        storages = (tensor.untyped_storage() for tensor in self._values.values())
+        for storage in {storage.data_ptr(): storage for storage in storages}.values():
+            guard(storage)
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         values = self._values[tensor.name]
