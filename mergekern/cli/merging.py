@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,10 @@ import mergekern
 from mergekern._internal.files import write_atomically
 from mergekern.cli.display import progress_display
 from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
+
+if TYPE_CHECKING:
+    from mergekern.checkpoints.sources import IO
+    from mergekern.checkpoints.zoo import OnMismatch
 
 # Options of both commands.
 merge_options = with_options(
@@ -38,23 +42,25 @@ merge_options = with_options(
 @click.option("--mergekit-config", is_flag=True, help="Write a mergekit configuration to --out, and merge nothing.")
 def merge(
     models: tuple[Path, ...], base: Path | None, out: Path, method: str, options: dict[str, Any], weights: str | None,
-    mergekit_config: bool, **how: Any,
+    mergekit_config: bool, overwrite: bool, dtype: str | None, device: str, max_memory: int | None,
+    on_mismatch: OnMismatch, io: IO,
 ) -> None:  # fmt: skip
     by_model = _numbers(weights)
     checkpoints: Any = models[0] if len(models) == 1 else list(models)
     if mergekit_config:
         sources = _mergekit_sources(checkpoints, base)
         text = mergekern.mergekit_config(
-            sources[1:], sources[0], method, options=options, weights=by_model, dtype=how["dtype"] or "float32"
+            sources[1:], sources[0], method, options=options, weights=by_model, dtype=dtype or "float32"
         )
-        if out.exists() and not how["overwrite"]:
+        if out.exists() and not overwrite:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
         write_atomically(out, text.encode())
     else:
         with progress_display() as progress:
             mergekern.merge(
-                checkpoints, base, method, options=options, output=out, weights=by_model, progress=progress, **how
-            )
+                checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=by_model,
+                dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
+            )  # fmt: skip
     click.echo(f"wrote {out}")
 
 
@@ -66,11 +72,17 @@ def merge(
 @click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(mergekern.METHODS)}.")
 @click.option("--group", "groups", multiple=True, help="Models of one merge, as a+b+c; may be repeated "
               "[default: every pair].")  # fmt: skip
-def merge_all(zoo: Path, base: Path | None, out: Path, methods: str, groups: tuple[str, ...], **how: Any) -> None:
+def merge_all(
+    zoo: Path, base: Path | None, out: Path, methods: str, groups: tuple[str, ...], overwrite: bool,
+    dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+) -> None:  # fmt: skip
     names = [name.strip() for name in methods.split(",")]
     chosen = [group.split("+") for group in groups] or None
     with progress_display() as progress:
-        paths = mergekern.merge_all(zoo, base, names, groups=chosen, output=out, progress=progress, **how)
+        paths = mergekern.merge_all(
+            zoo, base, names, groups=chosen, output=out, overwrite=overwrite, dtype=dtype, device=device,
+            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
+        )  # fmt: skip
     click.echo(f"wrote {len(paths)} merged checkpoints to {out}")
 
 

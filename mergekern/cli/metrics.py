@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from mergekern.checkpoints import Checkpoint
-    from mergekern.functional.calibration import BatchWeighting
+    from mergekern.checkpoints.sources import IO
+    from mergekern.checkpoints.zoo import OnMismatch
+    from mergekern.functional.calibration import BatchWeighting, Calibration
+    from mergekern.metrics.subspace import Frozen
 
 # What the zoo is, and how it is read.
 zoo_options = with_options(
@@ -83,7 +86,8 @@ def metrics(
     ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
     sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model_fn: Callable | None,
     layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None, shard: tuple[int, int] | None,
-    merge_probes: list[str], direct_probes: bool, **options: Any,
+    merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int, per_layer: bool, device: str,
+    max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen, statistics: Path | None, io: IO,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
@@ -93,28 +97,35 @@ def metrics(
     names = [name.strip() for name in metrics.split(",")]
     if shard is not None:
         unused: dict[str, Any] = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
-        unused |= {"--per-layer": options["per_layer"], "--merge-probes": merge_probes}
+        unused |= {"--per-layer": per_layer, "--merge-probes": merge_probes}
         if given := [name for name, value in unused.items() if value]:
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
-        measure_one_shard(ctx, zoo, base, shard, names, options)
+        if statistics is None:
+            raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
+        measuring = mergekern.MeasureOptions(names, top_k, spectrum_k, device, max_memory, on_mismatch, io)
+        measure_one_shard(zoo, base, shard, statistics, measuring)
         return
     how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
     _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
     sort_by = _ranking(ctx, sort_by, _columns(names, calibration is not None, merge_probes, direct_probes))
     _check_output(ctx, out)
-    options["calibration"] = None
+    calibrated: Calibration | None = None
     if calibration is not None and model_fn is not None:
-        options["calibration"] = mergekern.Calibration.from_folder(
+        calibrated = mergekern.Calibration.from_folder(
             calibration, model_fn, layer, input_layer=input_layer, batch_weighting=batch_weighting
         )
     with progress_display() as progress:
-        table = mergekern.compute_all(zoo, base, metrics=names, progress=progress, **options)
-        if merge_probes:
-            same = {name: options[name] for name in ("calibration", "device", "max_memory", "on_mismatch", "io")}
-            kept = options["statistics"] and options["statistics"] / "merge_probes"
+        table = mergekern.compute_all(
+            zoo, base, metrics=names, calibration=calibrated, top_k=top_k, spectrum_k=spectrum_k, per_layer=per_layer,
+            device=device, max_memory=max_memory, on_mismatch=on_mismatch, frozen=frozen, statistics=statistics,
+            progress=progress, io=io,
+        )  # fmt: skip
+        if merge_probes and calibrated is not None:
             probed = mergekern.merge_probes(
-                zoo, base, methods=merge_probes, direct=direct_probes, statistics=kept, progress=progress, **same
-            )
+                zoo, base, calibration=calibrated, methods=merge_probes, direct=direct_probes, device=device,
+                max_memory=max_memory, on_mismatch=on_mismatch, statistics=statistics and statistics / "merge_probes",
+                progress=progress, io=io,
+            )  # fmt: skip
             table = table.join(probed)
     if out is not None:
         table.save(out)
@@ -166,23 +177,19 @@ def _check_output(ctx: click.Context, out: Path | None) -> None:
 
 
 def measure_one_shard(
-    ctx: click.Context, zoo: Path, base: Path | None, shard: tuple[int, int], metrics: Any, options: dict[str, Any]
+    zoo: Path, base: Path | None, shard: tuple[int, int], statistics: Path, measuring: mergekern.MeasureOptions
 ) -> None:
     """Measure a share of the work, and say where it is."""
-    if options["statistics"] is None:
-        raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
-    kept = {name: value for name, value in options.items() if name not in ("per_layer", "frozen", "statistics")}
     with progress_display() as progress:
         folder = mergekern.measure_shard(
-            zoo, base, shard=shard, statistics=options["statistics"], progress=progress,
-            options=mergekern.MeasureOptions(metrics, **kept),
-        )  # fmt: skip
-    click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {options['statistics']}")
+            zoo, base, shard=shard, statistics=statistics, progress=progress, options=measuring
+        )
+    click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {statistics}")
 
 
 @click.command(help="Show what is in the folder ZOO, what a run will read and need, and what does not match.")
 @zoo_options
-def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any) -> None:
+def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: IO) -> None:
     from mergekern.checkpoints import open_zoo
 
     if zoo is None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -23,6 +23,10 @@ from mergekern.metrics import RANKED_BY
 from mergekern.statistics.manifest import Manifest
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
+
+if TYPE_CHECKING:
+    from mergekern.checkpoints.sources import IO
+    from mergekern.metrics.subspace import Frozen
 
 path_type = click.Path(path_type=Path)
 
@@ -40,9 +44,12 @@ Only they are factorised; the other models are read for their inner products wit
 @click.option("--device", default="auto", show_default=True)
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @io_option
-def add(models: tuple[Path, ...], to: Path, **options: Any) -> None:
+def add(models: tuple[Path, ...], to: Path, base: Path | None, device: str, max_memory: int | None, io: IO) -> None:
+    checkpoints = models[0] if len(models) == 1 else list(models)
     with progress_display() as progress:
-        found = mergekern.add_models(models[0] if len(models) == 1 else list(models), to, progress=progress, **options)
+        found = mergekern.add_models(
+            checkpoints, to, base=base, device=device, max_memory=max_memory, progress=progress, io=io
+        )
     click.echo(f"{to}: {len(found.models)} models")
 
 
@@ -96,14 +103,17 @@ def verify(statistics: Path, delete: bool) -> None:
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @output_option
 def table(
-    statistics: Path, models: str | None, metrics: str, sort_by: str, rows: int, out: Path | None, **options: Any
-) -> None:
+    statistics: Path, models: str | None, metrics: str, per_layer: bool, frozen: Frozen, sort_by: str, rows: int,
+    out: Path | None,
+) -> None:  # fmt: skip
     if out is not None:
         check_suffix(out)
     names = None if models is None else [name.strip() for name in models.split(",")]
     found = mergekern.ZooStatistics.load(statistics, names)
     wanted = [name.strip() for name in metrics.split(",")]
-    made = MetricTable.from_statistics(found, "all" if wanted == ["all"] else wanted, **options)
+    made = MetricTable.from_statistics(
+        found, "all" if wanted == ["all"] else wanted, per_layer=per_layer, frozen=frozen
+    )
     if out is not None:
         made.save(out)
     show_table(made, sort_by if sort_by in made.metrics else made.metrics[0], rows)
@@ -127,8 +137,8 @@ pairs are those of a finished folder of --statistics.
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rows", default=20, show_default=True, help="Pairs shown.")
 def screen(
-    zoo: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None, out: Path | None, metrics: str,
-    rows: int, **options: Any,
+    zoo: Path | None, base: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None, out: Path | None,
+    metrics: str, top_k: int, device: str, max_memory: int | None, io: IO, rows: int,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
     from mergekern.prediction.screening import check_screening
@@ -144,8 +154,7 @@ def screen(
     with _folder(statistics) as folder:
         if zoo is not None:
             with progress_display() as progress:
-                base = options.pop("base")
-                measuring = mergekern.MeasureOptions(names, **options)
+                measuring = mergekern.MeasureOptions(names, top_k, device=device, max_memory=max_memory, io=io)
                 mergekern.measure_into(folder, zoo, base, measuring, progress=progress)
         with _tiles_display() as tiles_progress:
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)
