@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""What a run reports while it goes on."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; given to the `progress` callable at the start of every tensor, and at the end.
+    """How far a run is; given to the `progress` callable at the start of every step, and at the end.
+
+    A step is a tensor, or, after all tensors, an activity that runs a model.
 
     Attributes:
-        tensor: the one that is worked on now; "" at the end.
-        tensors_done, tensors_total: counts.
-        bytes_done, bytes_total: of weights, in the base and all models.
-        seconds: since the run began.
-        probe: what a model is run for, after all tensors are done: "gradients of mnist"; else "".
+        tensor: name of the tensor that is worked on now; "" during an activity and at the end.
+        tensors_done, tensors_total: numbers of tensors.
+        bytes_done, bytes_total: numbers of bytes of weights, in the base and all models.
+        seconds: time since the run began.
+        activity: what a model is run for, such as "gradients of mnist"; "" while tensors are read and at the end.
     """
 
     tensor: str
@@ -23,4 +25,4 @@ class Progress:
     bytes_done: int
     bytes_total: int
     seconds: float
-    probe: str = ""
+    activity: str = ""

@@ -26,12 +26,14 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
     )  # fmt: skip
     with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda p: bar.update(task, description=p.tensor or p.probe, completed=p.bytes_done, total=p.bytes_total)
+        yield lambda p: bar.update(
+            task, description=p.tensor or p.activity, completed=p.bytes_done, total=p.bytes_total
+        )
 
 
 def _progress_line(p: Progress) -> str:
-    if p.probe:
-        return f"{p.probe}: {p.seconds:.0f} s"
+    if p.activity:
+        return f"{p.activity}: {p.seconds:.0f} s"
     rate = p.bytes_done / p.seconds if p.seconds > 0 else 0.0
     left = f", {(p.bytes_total - p.bytes_done) / rate:.0f} s left" if rate and p.tensor else ""
     what = (

@@ -78,8 +78,8 @@ def merge_probes(
         device, max_memory, merged_memory: as for `merge_all`; the models run on this device too.
         statistics: a folder in which what was measured is kept, a file for each method: a run that was killed continues
             from there. What was measured of other inputs (by content hash), options or versions is measured again.
-        progress: called with a `Progress` before each merge that is measured, whose `probe` says which, and at the end;
-            tensors and bytes are those of the merges.
+        progress: called with a `Progress` before each merge that is measured, which its `activity` names, and at the
+            end; tensors and bytes are those of the merges.
 
     Returns:
         A `MetricTable` with a column for each probe and method, named "solo_loss_mean[tsv]"; `MetricTable.join` puts

@@ -9,15 +9,17 @@ together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from mergekern.checkpoints import FactoredLayer, Layer, Zoo
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
 from mergekern.statistics import LayerStatistics
+
+# What a layer is while it is measured: waits for the kernels, and returns the statistics.
+Pending = Callable[[], LayerStatistics]
 
 
 @dataclass
@@ -70,8 +72,8 @@ class Measurement(ABC):
         return layer.content_hashes(models)
 
     @abstractmethod
-    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Any:
-        """Begin to measure one tensor, and return what `finish` takes.
+    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Pending:
+        """Begin to measure one tensor.
 
         With `split` > 0, only the new part is measured where models are added to the first `split` ones: inner products
         and distances of the pairs i < split ≤ j, and the lengths of all models. Other entries are zeros, and there are
@@ -83,16 +85,11 @@ class Measurement(ABC):
             pool: threads for work on the CPU.
             split: number of the first new model; 0 measures all pairs.
 
-        Raises:
-            NonFiniteError: a checkpoint holds NaN or infinite values in this tensor.
-        """
-
-    @abstractmethod
-    def finish(self, begun: Any) -> LayerStatistics:
-        """Wait for what `begin` returned, and return the statistics of the tensor.
-
-        The singular vectors are among them if `with_bases` is set.
+        Returns:
+            A function that waits for the statistics of the tensor and returns them, with singular vectors if
+            `with_bases` is set. It is called once.
 
         Raises:
-            NonFiniteError: as `begin` raises it, where only the results show it.
+            NonFiniteError: a checkpoint holds NaN or infinite values in this tensor. Where only the results show them,
+                the function that is returned raises it.
         """

@@ -6,12 +6,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from mergekern._internal.versions import package_version
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
 from mergekern.kernels import dispatch
-from mergekern.measurement import Measurement
+from mergekern.measurement import Measurement, Pending
 from mergekern.measurement.tiles import BLOCK_SIZE, Item, Tile, tiles
 from mergekern.statistics import LayerStatistics
 from mergekern.statistics.assembly import Coverage
@@ -44,7 +44,7 @@ class Destination(ABC, Generic[Begun]):
 
 class _LayerInMemory(NamedTuple):
     hashes: list[str]
-    begun: Any
+    pending: Pending
 
 
 class InMemory(Destination[_LayerInMemory]):
@@ -65,7 +65,7 @@ class InMemory(Destination[_LayerInMemory]):
 
     def finish(self, layer: Layer | FactoredLayer, begun: _LayerInMemory) -> LayerEntry:
         """Take the statistics of a layer."""
-        self.layers.append(self._measurement.finish(begun.begun).without_bases())
+        self.layers.append(begun.pending().without_bases())
         return LayerEntry(layer.tensor.name, layer.tensor.shape, tuple(begun.hashes), ())
 
 
@@ -73,7 +73,7 @@ class _MeasuredTile(NamedTuple):
     """A tile that is being measured; `split` as for `Measurement.begin`."""
 
     key: BlockKey
-    begun: Any
+    pending: Pending
     split: int
 
 
@@ -185,7 +185,7 @@ class InStore(Destination[_LayerInStore]):
         self.store.put(with_overlaps(block, before, self.store) if lacks_overlaps else block)
 
     def _measured(self, layer: Layer | FactoredLayer, tile: _MeasuredTile) -> LayerBlock:
-        measured = self._measurement.finish(tile.begun)
+        measured = tile.pending()
         layer.zoo.check_unchanged()  # or what was read is not what was hashed
         if tile.key.is_diagonal:
             return LayerBlock.from_layer(tile.key, measured)

@@ -54,12 +54,12 @@ class LayerPass:
         self._sizes = [self.zoo.nbytes(tensor) for tensor in self.zoo.tensors]
         self._done = 0
 
-    def report(self, tensor: str, probe: str = "") -> None:
+    def report(self, tensor: str, activity: str = "") -> None:
         """Tell how far the work is."""
         if self._progress is not None:
             sizes, done = self._sizes, self._done
             seconds = time.perf_counter() - self._start
-            self._progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds, probe))
+            self._progress(Progress(tensor, done, len(sizes), sum(sizes[:done]), sum(sizes), seconds, activity))
 
     def run(self) -> None:
         """Measure every layer that the destination wants.

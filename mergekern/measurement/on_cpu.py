@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY, non_finite
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram, split_among
 from mergekern.kernels.spectrum import Spectrum
-from mergekern.measurement import Measurement
+from mergekern.measurement import Measurement, Pending
 from mergekern.measurement.factored import FactoredMeasurement
 from mergekern.measurement.spectra import spectrum_statistics
 from mergekern.statistics import LayerStatistics, SpectrumStatistics
@@ -30,10 +31,6 @@ class BegunLayer(NamedTuple):
     spectra: list[Future[Spectrum]] | None
 
 
-# All statistics of a layer with factors are one future.
-Begun = BegunLayer | Future[LayerStatistics]
-
-
 @dataclass
 class CpuMeasurement(Measurement):
     """The measurement by the kernels of the CPU, layer by layer."""
@@ -48,14 +45,14 @@ class CpuMeasurement(Measurement):
         """Return "device" and "backend"."""
         return {"device": "cpu", "backend": self.backend.name}
 
-    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Begun:
+    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Pending:
         """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model.
 
         A layer with factors is one task as a whole.
         """
         if isinstance(layer, FactoredLayer):
-            return pool.submit(self._factored(layer, pool, split).measure)
-        return self._begin_stored(layer, zoo, pool, split)
+            return pool.submit(self._factored(layer, pool, split).measure).result
+        return partial(self._finish, self._begin_stored(layer, zoo, pool, split))
 
     def _factored(self, layer: FactoredLayer, pool: ThreadPoolExecutor, split: int) -> FactoredMeasurement:
         stored = None
@@ -90,10 +87,8 @@ class CpuMeasurement(Measurement):
             lambda axis, step: layer.matrix_blocks(model, axis, step), shape, self.top_k, self.spectrum_k
         )
 
-    def finish(self, begun: Begun) -> LayerStatistics:
+    def _finish(self, begun: BegunLayer) -> LayerStatistics:
         """Wait for the factorisations, and return the statistics of the tensor."""
-        if isinstance(begun, Future):
-            return begun.result()
         spectra = None if begun.spectra is None else self.overlaps([future.result() for future in begun.spectra])
         inner, squared_distance = begun.gram
         return LayerStatistics(begun.tensor.name, begun.tensor.shape, inner, squared_distance, spectra)

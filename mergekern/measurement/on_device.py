@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.gram import distances_from_inner, wanted_pairs
 from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
 from mergekern.kernels.transfer import Uploader, on_stream
-from mergekern.measurement import Measurement
-from mergekern.measurement.on_cpu import Begun, CpuMeasurement
+from mergekern.measurement import Measurement, Pending
+from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
@@ -117,9 +118,7 @@ class DeviceMeasurement(Measurement):
         """Return the content hashes of a layer, made on all threads: one of them is slower than the bus."""
         return layer.content_hashes(models, pool.map)
 
-    def begin(
-        self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0
-    ) -> DeviceLayer | Begun:
+    def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Pending:
         """Send one layer to the device, and launch the batch if that makes it full.
 
         All pairs are measured there also where `split` names some: reading the weights is what takes the time.
@@ -135,12 +134,10 @@ class DeviceMeasurement(Measurement):
                 layer.release()
                 if self._is_full():
                     self._launch()
-        return begun
+        return partial(self._finish, begun)
 
-    def finish(self, begun: DeviceLayer | Begun) -> LayerStatistics:
+    def _finish(self, begun: DeviceLayer) -> LayerStatistics:
         """Wait for the batch of a layer, and return the statistics of that layer."""
-        if not isinstance(begun, DeviceLayer):
-            return self.fallback.finish(begun)
         with self._lock:
             if begun in self._waiting:
                 self._launch()

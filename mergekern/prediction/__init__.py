@@ -1,4 +1,4 @@
-"""Predicting how well pairs merge, from the table of metrics; validated, explained, and beside what needs no metric.
+"""Prediction of how well pairs merge, from the table of metrics: fitted, validated, explained, compared with baselines.
 
 Estimators, splitters and scalers follow scikit-learn's conventions: rows are pairs, columns are metrics.
 """

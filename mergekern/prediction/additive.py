@@ -1,4 +1,4 @@
-"""TaskEffectsRegressor: y_ab = μ + t_a + t_b, each model's own effect on all its merges, and what metrics add."""
+"""TaskEffectsRegressor: y_ab = μ + t_a + t_b, an effect for each model; optionally plus a linear model of metrics."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from mergekern.prediction.pairs import find_pairs, task_codes
 class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     """Additive task effects with partial pooling: y_ab = μ + t_a + t_b + e, t ~ N(0, σ_t²).
 
-    The fewer merges of a model are measured, the more its effect shrinks towards 0, by variances estimated from the
-    data (REML). The effect of a model without a measured merge is 0, with standard deviation σ_t. The residual has the
-    heavy tails of Student's t, so that a merge that failed does not count against both its models.
+    The fewer merges of a model are measured, the more its effect shrinks towards 0. The variances that decide by how
+    much are estimated from the data (REML). A model without a measured merge has the effect 0, with standard deviation
+    σ_t. Residuals have the heavy tails of Student's t, so that one failed merge does not spoil the effects of both its
+    models.
 
-    With `metrics=True` a linear model of the metrics, with a variance of its own, is added to the effects if a
-    likelihood-ratio test finds at `level` that it explains anything. A pair of two models without any measured merge
-    has no effects; `LinearMetricRegressor(unseen=True)`, fitted to y itself, predicts it from its metrics.
+    With `metrics=True`, a likelihood-ratio test decides at `level` whether the metrics explain anything. If they do, a
+    linear model of them, with a variance of its own, is added to the effects. A pair of two models without a measured
+    merge has no effects: `LinearMetricRegressor(unseen=True)`, fitted to y itself, predicts it from its metrics.
 
-    Without the names of the pairs there are no effects: predictions are the mean of y, or, with metrics, those of the
-    linear model.
+    Without the names of the pairs there are no effects. Predictions are then the mean of y, or with metrics those of
+    the linear model.
 
     Args:
         metrics: whether to add the metrics.
@@ -35,15 +36,16 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         dof: degrees of freedom of Student's t.
 
     Attributes:
-        tasks_: (T,) names, sorted.
+        tasks_: (T,) names of the models, sorted.
         mean_: μ.
         effects_: (T,) effects, in the units of y.
         effect_sd_: (T,) posterior standard deviations of the effects.
-        coef_: (p,) change of the prediction by one standard deviation of each metric; 0 where the metrics do not
-            enter. With `metrics` only.
-        metrics_enter_: whether the test let the metrics in. With `metrics` only.
-        task_variance_, metric_variance_, residual_variance_: variances of y due to one task, to the metrics, and left.
-        metric_model_: the predictor of pairs of unmeasured models. With `metrics` only.
+        coef_: (p,) change of the prediction as each metric grows by one standard deviation; 0 if the metrics do not
+            enter. Only with `metrics`.
+        metrics_enter_: whether the test let the metrics in. Only with `metrics`.
+        task_variance_, metric_variance_, residual_variance_: variance of y due to one task, to the metrics, and to
+            neither.
+        metric_model_: the predictor of pairs of two unmeasured models. Only with `metrics`.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d"), ("a", "e")]
     >>> model = TaskEffectsRegressor().fit(np.zeros((7, 1)), [0.93, 0.81, 0.72, 0.7, 0.59, 0.5, 0.85], pairs)
@@ -61,12 +63,12 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = not self.metrics
-        # Without names of pairs and without metrics, nothing tells rows apart.
+        # Without names of pairs and without metrics, all rows have the same prediction.
         tags.regressor_tags.poor_score = not self.metrics
         return tags
 
     def fit(self, X: Any, y: Any, pairs: Any = None) -> TaskEffectsRegressor:
-        """Fit to (n, p) metrics, which are ignored unless `metrics`, and (n,) targets of (n, 2) pairs."""
+        """Fit to (n,) targets of (n, 2) pairs, and with `metrics` to their (n, p) metrics, which else are ignored."""
         if not 0 < self.level <= 0.5 or not self.dof > 0:
             raise PredictionError(f"level must be in (0, 0.5] and dof positive, not {self.level!r} and {self.dof!r}")
         names = find_pairs(X, pairs)
@@ -87,7 +89,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     def _with_metrics(
         self, effects: MixedModel, incidence: np.ndarray, scaled: np.ndarray, y: np.ndarray
     ) -> MixedModel:
-        """Return the model with metrics where it is significantly more likely, otherwise the one without."""
+        """Return the model with metrics if it is significantly more likely, else the model without them."""
         self.metrics_enter_ = False
         self.coef_ = np.zeros(scaled.shape[1])
         self.metric_variance_ = 0.0
@@ -97,7 +99,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         design = np.hstack([incidence, scaled / np.sqrt(scaled.shape[1])])
         groups = np.repeat([0, 1], [tasks, scaled.shape[1]])
         both = fit_mixed(design, groups, y, effects.weights)
-        # A variance of 0 is at the end of its range: half of the distribution under the null hypothesis is at 0.
+        # Variances cannot be negative: under the null hypothesis, half of the statistic's distribution is at 0.
         if effects.deviance - both.deviance <= chi2.isf(2 * self.level, 1):
             return effects
         self.metrics_enter_ = True
@@ -119,7 +121,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         return self.contributions(X, pairs).sum(1)
 
     def contributions(self, X: Any, pairs: Any = None) -> np.ndarray:
-        """Return (n, 3 + p) terms whose sum is the prediction: the mean, the effect of either model, each metric's."""
+        """Return (n, 3 + p) terms that sum to the prediction: the mean, two effects of models, one term a metric."""
         values, names = self._check(X, pairs)
         terms = np.zeros((len(values), 3 + values.shape[1]))
         terms[:, 0] = self.mean_
@@ -137,7 +139,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     def predict_sd(self, X: Any, pairs: Any = None) -> np.ndarray:
         """Return (n,) standard deviations of y about the predictions, by the model's own assumptions.
 
-        For a pair of unmeasured models it is that of two unknown effects, whatever its metrics are.
+        All pairs of two unmeasured models have the same one, that of two unknown effects.
         """
         values, names = self._check(X, pairs)
         rows = [np.ones((len(values), 1)), self._incidence(names, len(values))]
@@ -149,7 +151,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         return np.sqrt(np.maximum(known, 0) + unknown + self.residual_variance_)
 
     def measured_models(self, names: np.ndarray | None, n: int) -> np.ndarray:
-        """Return (n,) how many of the two models of each pair have an effect: 0, 1 or 2."""
+        """Return (n,) numbers of models of each pair that have an effect: 0, 1 or 2."""
         return np.zeros(n, dtype=int) if names is None else np.isin(names, self.tasks_).sum(1)
 
     def _check(self, X: Any, pairs: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -159,7 +161,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=finite), names
 
     def _incidence(self, names: np.ndarray | None, n: int) -> np.ndarray:
-        """Return (n, T): 1 where a model is one of the pair's."""
+        """Return an (n, T) matrix: 1 where a model belongs to the pair, else 0."""
         if names is None:
             return np.zeros((n, len(self.tasks_)))
         return (names[:, :1] == self.tasks_).astype(np.float64) + (names[:, 1:] == self.tasks_)

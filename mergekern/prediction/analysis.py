@@ -1,4 +1,4 @@
-"""Analysis of scores and predictors: variance components, fingerprints of methods, and reasons for doubt."""
+"""Analysis of scores and predictors: variance components, fingerprints of methods, reasons to doubt a predictor."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class VarianceComponents:
 
     Attributes:
         tasks: share explained by y_ab = μ + t_a + t_b (R² of least squares), in [0, 1].
-        interaction: share left to the pair itself and to noise, 1 - tasks.
-        adjusted_tasks: `tasks` less what as many effects would explain of pure noise (adjusted R²); NaN where pairs
-            are too few to tell.
+        interaction: share due to the pair itself and to noise, 1 - tasks.
+        adjusted_tasks: `tasks` corrected for the share of pure noise that the same number of effects would explain
+            (adjusted R²); NaN if there are too few pairs.
         effects: t of each task, in units of y, with mean 0.
         residuals: y - (μ + t_a + t_b) of each pair.
     """
@@ -41,7 +41,7 @@ def variance_components(y: Any, pairs: Any = None) -> VarianceComponents:
     """Split the variance of y over pairs into main effects of the tasks and their interaction.
 
     Args:
-        y: (n,) values, for example the accuracy of merged pairs; those that are NaN take no part.
+        y: (n,) values, for example the accuracy of merged pairs; pairs with NaN take no part.
         pairs: (n, 2) names; the index of y if None.
 
     Raises:
@@ -62,7 +62,8 @@ def variance_components(y: Any, pairs: Any = None) -> VarianceComponents:
     if not total > len(values) * (ROUNDING * size) ** 2:
         raise PredictionError("y has no variance to split: give the values of at least two pairs that differ")
     tasks, codes = task_codes(names)
-    # Normal equations, of the size of the tasks and not of the pairs. Each pair has two effects, so that they hold μ.
+    # Normal equations have a row for each task, not for each pair. Every pair has two effects, so that their sum can
+    # hold μ.
     products = np.zeros((len(tasks), len(tasks)))
     np.add.at(products, (codes[:, [0, 1, 0, 1]], codes[:, [0, 1, 1, 0]]), 1.0)
     sums = np.bincount(codes.ravel(), weights=np.repeat(values, 2), minlength=len(tasks))
@@ -81,14 +82,15 @@ def variance_components(y: Any, pairs: Any = None) -> VarianceComponents:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Similarity of the fingerprints of merge methods, which are their coefficients of the metrics.
+    """Similarity of the fingerprints of merge methods. A fingerprint is a method's coefficients of all metrics.
 
     Attributes:
-        topk_overlap: mean over pairs of methods of the share of the k largest |coefficients| they have in common.
-        sign_agreement: mean over pairs of methods of the share of metrics with the same sign.
-        overlaps, agreements: the same for each pair of methods, as symmetric (methods, methods) frames.
-        stable_metrics: those with one sign in every method, and among the k largest of every one.
-        counts: for each metric, in how many methods it is among the k largest, positive, and negative.
+        topk_overlap: share of the k metrics with the largest |coefficients| that two methods have in common, averaged
+            over pairs of methods.
+        sign_agreement: share of metrics whose coefficients have the same sign in two methods, averaged likewise.
+        overlaps, agreements: the two shares for each pair of methods, as symmetric (methods, methods) frames.
+        stable_metrics: metrics whose coefficient has one sign in all methods, and is among the k largest in all.
+        counts: for each metric, the number of methods in which it is among the k largest, positive, and negative.
     """
 
     topk_overlap: float
@@ -103,8 +105,8 @@ def fingerprints(coefs: pd.DataFrame, k: int = 5) -> Fingerprints:
     """Compare the coefficients of merge methods, as the study does.
 
     Args:
-        coefs: a row for each metric, a column for each of at least two methods.
-        k: how many of the largest are compared.
+        coefs: coefficients, a row for each metric and a column for each of at least two methods.
+        k: number of the largest coefficients that are compared.
 
     Raises:
         PredictionError: fewer than two methods, fewer than k metrics, or missing coefficients.
@@ -126,7 +128,7 @@ def fingerprints(coefs: pd.DataFrame, k: int = 5) -> Fingerprints:
             f"{metrics} metrics × {methods} methods with {int(coefs.isna().sum().sum())} missing"
         )
     signs = np.sign(coefs.to_numpy())
-    # Stable, so that of equal coefficients the first counts, on every machine.
+    # A stable sort: of equal coefficients the first counts, on every machine.
     order = np.argsort(-np.abs(coefs.to_numpy()), axis=0, kind="stable")
     largest = np.zeros((metrics, methods), dtype=bool)
     np.put_along_axis(largest, order[:k], True, axis=0)
@@ -147,11 +149,11 @@ def fingerprints(coefs: pd.DataFrame, k: int = 5) -> Fingerprints:
 
 
 def failure_signatures(validation: PairValidation) -> list[str]:
-    """Return reasons to doubt a validated predictor, in words.
+    """Return reasons to doubt a validated predictor, one sentence each.
 
-    Three are the study's: coefficients whose standard deviation over the folds is above their mean, a training r more
-    than 0.2 above the validation r, and coefficients whose sign changes between folds. Two come with this package's
-    validation: no better than task effects alone, and not significant.
+    Three are the study's: coefficients whose standard deviation over the folds exceeds their mean, a training r more
+    than 0.2 above the validation r, and coefficients whose sign changes between folds. Two use the baselines and the
+    p-value of the validation: a score no better than that of task effects alone, and a score that is not significant.
 
     >>> from sklearn.linear_model import LinearRegression
     >>> from mergekern.prediction import cross_validate_pairs

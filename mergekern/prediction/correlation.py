@@ -1,11 +1,11 @@
-"""Correlations that say NaN, and do not warn, where there is none: constant values, or fewer than two of them."""
+"""Correlations that are NaN, without a warning, for constant values and for fewer than two values."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.stats import rankdata
 
-# Of the values' size: what is left of a constant after its mean is taken away.
+# Relative to the size of the values: rounding that remains of a constant after its mean is subtracted.
 ROUNDING = 1e-13
 
 
@@ -14,7 +14,7 @@ def pearson_r(a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -
 
     Args:
         a, b: (n,) values.
-        weights: (n,) non-negative weights of the pairs of values.
+        weights: (n,) non-negative weights of the n points; all 1 if None.
 
     >>> round(pearson_r(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 7.0])), 4)
     0.9934

@@ -15,18 +15,19 @@ from mergekern.prediction.linear import ClippedScaler
 class ForestRegressor(RegressorMixin, BaseEstimator):
     """Mean of extremely randomised trees (Geurts et al. 2006) on standardised metrics.
 
-    Each metric is turned so that its skewness is positive, so that no affine change of a metric, its sign included,
-    changes what the trees are drawn from. The trees are arrays (`nodes_`), which JSON keeps exactly.
+    The sign of each metric is chosen to make its skewness positive. No affine change of a metric, a change of sign
+    included, then changes the trees. The trees are kept as arrays (`nodes_`), which JSON stores exactly.
 
     Args:
         n_estimators: number of trees.
-        min_samples_leaf: pairs in a leaf, at least.
+        min_samples_leaf: smallest number of pairs in a leaf.
         random_state: decides how the trees are drawn.
 
     Attributes:
-        nodes_: of all trees together: "left", "right" (position of the child where a metric is at most the threshold,
-            or above it; itself, for a leaf), "feature", "threshold" and "value" (mean of y of its training pairs).
-        roots_: (n_estimators,) positions of the roots in them.
+        nodes_: arrays over the nodes of all trees: "left" and "right" (position of the child for metrics up to the
+            threshold, and above it; a leaf's own position), "feature", "threshold" and "value" (mean of y over the
+            node's training pairs).
+        roots_: (n_estimators,) positions of the trees' roots in these arrays.
 
     >>> X = np.random.default_rng(0).uniform(size=(200, 2))
     >>> forest = ForestRegressor(n_estimators=50).fit(X, X[:, 0] > 0.5)
@@ -49,8 +50,8 @@ class ForestRegressor(RegressorMixin, BaseEstimator):
         trees = ExtraTreesRegressor(
             self.n_estimators, min_samples_leaf=self.min_samples_leaf, random_state=self.random_state
         )
-        # In an order of their own and of order 1, so that neither the order of rows nor the unit of y decides, by the
-        # rounding of sums, between two equally good splits.
+        # Sorted rows and a scaled y: otherwise the order of rows or the unit of y would decide between two equally
+        # good splits, by the rounding of sums.
         centre, scale = target.mean(), target.std() or 1.0
         oriented = self._oriented(values)
         order = np.lexsort([target, *oriented.T])
@@ -78,14 +79,14 @@ class ForestRegressor(RegressorMixin, BaseEstimator):
 
     @property
     def intercept_(self) -> float:
-        """Mean of the values of the roots: of y in the training pairs."""
+        """Mean of the values of the roots, which is the mean of y over the training pairs."""
         return float(self.nodes_["value"][self.roots_].mean())
 
     def contributions(self, X: Any) -> np.ndarray:
-        """Return (n, p): how far each metric moves the prediction of each pair from `intercept_`.
+        """Return (n, p) contributions: how far each metric moves the prediction of each pair from `intercept_`.
 
-        On the way from root to leaf, each split moves the mean of y, on account of the metric it asks for (Saabas
-        2014); the sum over the way, of all trees, is the prediction.
+        On the way from the root to a leaf, each split moves the mean of y, and the move counts for the metric of the
+        split (Saabas 2014). With `intercept_`, the moves of a pair add up to its prediction.
         """
         check_is_fitted(self)
         rows = self._oriented(validate_data(self, X, dtype=np.float64, reset=False)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Correlations of single metrics with what is to be predicted, tested as pairs that share tasks must be."""
+"""Correlations of single metrics with scores, tested by permuting tasks, since pairs that share a task depend."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def individual_correlations(
 ) -> pd.DataFrame:
     """Correlate each metric alone with y.
 
-    Pairs that share a task are not independent, so that the usual p-values are far too small. These are shares of
-    permutations of the tasks' names (Mantel's test): `p_value` of those where this metric correlates as strongly,
-    `p_adjusted` of those where any metric does (Westfall and Young), which holds the chance of even one false discovery
-    among all metrics.
+    Pairs that share a task are not independent, which makes the usual p-values far too small. These p-values come from
+    permutations of the tasks' names (Mantel's test). `p_value` is the share of permutations in which this metric
+    correlates as strongly, `p_adjusted` the share in which any metric does (Westfall and Young). A bound on
+    `p_adjusted` bounds the chance of one or more false discoveries among all metrics.
 
     Args:
         X: (n, metrics) values, with names if a frame; a metric is correlated over the pairs where it has a value.
-        y: (n,) values; pairs without one take no part.
+        y: (n,) values; pairs without a value take no part.
         pairs: (n, 2) names; the index of X if None.
-        n_permutations: permutations of the names; none of the p-values can be below 1 / (1 + n_permutations).
+        n_permutations: number of permutations; p-values are at least 1 / (1 + n_permutations).
         random_state: decides the permutations.
 
     Returns:
-        A row for each metric, the strongest first: r, rho, p_value, p_adjusted, n (pairs with a value). NaN for metrics
-        that are constant.
+        A frame with a row for each metric, the strongest first, and the columns r, rho, p_value, p_adjusted and n
+        (number of pairs with a value). Constant metrics have NaN.
 
     >>> pairs = [(a, b) for a in "abcdefg" for b in "abcdefg" if a < b]
     >>> size = {name: number**2 for number, name in enumerate("abcdefg")}

@@ -1,4 +1,4 @@
-"""Conformal intervals: widths from errors on held-out pairs, one for each number of models with measured merges."""
+"""Conformal intervals: widths from errors on held-out pairs, by the number of models with a measured merge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergekern.errors import PredictionError
 from mergekern.prediction.pairs import task_codes
 from mergekern.prediction.validation import fit_estimator, predict_pairs
 
-# Folds of pairs whose models both keep other pairs, and about how many folds that leave models out altogether.
+# Number of folds that hold out single pairs, and rough number of folds that hold out all pairs of two models.
 PAIR_FOLDS = 10
 TASK_FOLDS = 40
 
@@ -25,10 +25,10 @@ class ConformalIntervals:
     """Widths of conformal intervals, by how many of a pair's models (0, 1 or 2) have a measured merge.
 
     Attributes:
-        level: share of pairs that the intervals are to cover.
-        widths: half the width of an interval, in predicted standard deviations where the estimator predicts them,
-            otherwise in the units of y; None where too few pairs could be held out to know.
-        held_out: numbers of the held-out pairs from which the widths are.
+        level: share of pairs that the intervals shall cover.
+        widths: half widths of the intervals, in predicted standard deviations if the estimator predicts them, else in
+            the units of y; None if too few pairs could be held out.
+        held_out: numbers of held-out pairs that the widths were computed from.
 
     >>> intervals = ConformalIntervals(0.8, {0: None, 1: 2.0, 2: 1.0}, {0: 2, 1: 30, 2: 30})
     >>> low, high = intervals.around(np.array([0.7, 0.9]), np.array([0.1, 0.1]), np.array([1, 2]))
@@ -41,7 +41,7 @@ class ConformalIntervals:
     held_out: dict[int, int]
 
     def around(self, predictions: np.ndarray, sd: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (low, high) of (n,) predictions, their standard deviations and numbers of measured models."""
+        """Return (low, high), (n,) each, for predictions, their standard deviations and numbers of measured models."""
         widths = np.array([np.nan if (w := self.widths[int(k)]) is None else w for k in measured], dtype=np.float64)
         return predictions - widths * sd, predictions + widths * sd
 
@@ -49,10 +49,11 @@ class ConformalIntervals:
 def conformal_intervals(
     estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray, *, level: float = 0.8, random_state: int = 0
 ) -> ConformalIntervals:
-    """Measure how far an estimator is off on pairs held out, as cross-conformal prediction does (Vovk 2015).
+    """Measure an estimator's errors on held-out pairs, and return widths that cover them (Vovk 2015).
 
-    Pairs are held out at random, so that both their models keep other merges, and models are held out two by two, with
-    all their pairs. Each held-out pair counts for the number of its models that are in the training pairs.
+    This is cross-conformal prediction. Some folds hold out random pairs, whose models keep other merges; others hold
+    out two models with all their pairs. A held-out pair counts for the number of its models that are in the training
+    pairs.
 
     Raises:
         PredictionError: level is not between 0 and 1.
@@ -72,7 +73,7 @@ def conformal_intervals(
 
 
 def predicted_sd(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
-    """Return (n,) standard deviations about the predictions; 1 where the estimator predicts none."""
+    """Return (n,) standard deviations about the predictions; 1 if the estimator predicts no standard deviations."""
     if not hasattr(estimator, "predict_sd"):
         return np.ones(len(X))
     sd = estimator.predict_sd(X, pairs=pairs)
@@ -99,6 +100,6 @@ def _split(test: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _quantile(ratios: list[float], level: float) -> float | None:
-    """Return the smallest ratio that covers `level` of the held-out pairs and one more; None if all are too few."""
+    """Return the smallest ratio that covers `level` of the held-out pairs and one more; None if there are too few."""
     rank = math.ceil((len(ratios) + 1) * level)
     return None if rank > len(ratios) else sorted(ratios)[rank - 1]

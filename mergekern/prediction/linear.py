@@ -13,20 +13,20 @@ from mergekern.prediction.correlation import pearson_r
 from mergekern.prediction.pairs import find_pairs, task_codes
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
 
-# Fewer pairs than this have a correlation that says little.
+# Below this number of pairs, a correlation is mostly chance.
 PAIRS_OF_A_FOLD = 3
 UNSEEN_FOLDS = 20
 STRONG_PENALTIES = (1e4, 3e4, 1e5)
 
 
 class ClippedScaler(TransformerMixin, BaseEstimator):
-    """Columns to mean 0 and standard deviation 1 over the rows of `fit`, then clipped to [-limit, limit].
+    """Scaler of columns to mean 0 and standard deviation 1 over the rows of `fit`, clipped to [-limit, limit].
 
-    Metrics have heavy tails: without the limit a few pairs decide every fit, and a pair far outside of the training
-    pairs gets a prediction that no score can have. A constant column becomes 0.
+    Metrics have heavy tails. Without the limit a few pairs would decide every fit, and pairs far outside of the
+    training pairs would get impossible predictions. A constant column becomes 0.
 
     Args:
-        limit: largest magnitude kept, in standard deviations.
+        limit: largest magnitude, in standard deviations.
 
     >>> ClippedScaler(limit=1.0).fit_transform(np.array([[0.0, 7.0], [0.0, 7.0], [3.0, 7.0]])).round(2).tolist()
     [[-0.71, 0.0], [-0.71, 0.0], [1.0, 0.0]]
@@ -40,7 +40,7 @@ class ClippedScaler(TransformerMixin, BaseEstimator):
         values = validate_data(self, X, dtype=np.float64)
         self.mean_ = values.mean(0)
         deviation = values.std(0)
-        # What is left of a constant column after its mean is taken away is rounding.
+        # A constant column minus its mean leaves rounding, not a spread.
         varies = deviation > 1e-12 * np.abs(values).max(0)
         self.factor_ = np.where(varies, 1 / np.where(varies, deviation, 1), 0.0)
         return self
@@ -55,21 +55,21 @@ class ClippedScaler(TransformerMixin, BaseEstimator):
 class LinearMetricRegressor(RegressorMixin, BaseEstimator):
     """Ridge regression on clipped standardised metrics, with the penalty that ranks the pairs of unseen tasks best.
 
-    A penalty is chosen by the mean Pearson correlation over leave-one-task-out folds of the training pairs; with too
-    few pairs for that, or without their names, by the squared error of leave-one-out.
+    The penalty has the largest mean Pearson correlation over leave-one-task-out folds of the training pairs. With too
+    few pairs for that, or without their names, it has the smallest squared error of leave-one-out.
 
-    With `unseen=True` it is chosen by the squared error on pairs within groups of held-out tasks, and stronger
-    penalties are tried too: if metrics tell nothing about models that were never merged, predictions stay close to the
-    mean.
+    With `unseen=True` it has the smallest squared error on pairs within groups of held-out tasks, and stronger
+    penalties are tried too. If metrics tell nothing about models that were never merged, predictions then stay close to
+    the mean.
 
     Args:
-        penalties: penalties on the sum of squared coefficients, to choose from.
-        unseen: whether the pairs to predict are of models without any measured merge.
+        penalties: candidates for the penalty on the sum of squared coefficients; a default grid if None.
+        unseen: whether the models of the pairs to predict have no measured merge.
         limit: largest magnitude of a standardised metric (`ClippedScaler`).
 
     Attributes:
-        coef_: (p,) change of y with one standard deviation of each metric.
-        intercept_: prediction of a pair whose metrics are all at their mean: the mean of y.
+        coef_: (p,) change of the prediction as each metric grows by one standard deviation.
+        intercept_: mean of y, which is the prediction for a pair whose metrics are all at their mean.
         penalty_: the chosen penalty.
         scaler_: the fitted `ClippedScaler`.
 
@@ -99,7 +99,7 @@ class LinearMetricRegressor(RegressorMixin, BaseEstimator):
         scores = None if names is None else score(scaled, target, names, penalties)
         if scores is None:
             scores = _scores_by_row(scaled, target, penalties)
-        # Of equally good penalties, the strongest.
+        # The strongest of equally good penalties.
         best = len(scores) - 1 - int(np.argmax(scores[::-1]))
         self.penalty_ = float(penalties[best])
         self.coef_ = _ridge_paths(scaled, target, penalties[[best]])[:, 0]
@@ -107,24 +107,24 @@ class LinearMetricRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any, pairs: Any = None) -> np.ndarray:
-        """Return (n,) predictions; the names of the pairs change none."""
+        """Return (n,) predictions; the names of the pairs are ignored."""
         return self.contributions(X).sum(1) + self.intercept_
 
     def contributions(self, X: Any) -> np.ndarray:
-        """Return (n, p): how far each metric moves the prediction of each pair from `intercept_`."""
+        """Return (n, p) contributions: how far each metric moves the prediction of each pair from `intercept_`."""
         check_is_fitted(self)
         return self.scaler_.transform(validate_data(self, X, dtype=np.float64, reset=False)) * self.coef_
 
 
 def _ridge_paths(X: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
-    """Return (p, penalties) coefficients of ridge regression with an intercept that is not penalised."""
+    """Return (p, penalties) coefficients of ridge regression with an unpenalised intercept."""
     u, s, vt = np.linalg.svd(X - X.mean(0), full_matrices=False)
     shrunk = s[:, None] / (s[:, None] ** 2 + penalties)
     return vt.T @ (shrunk * (u.T @ (y - y.mean()))[:, None])
 
 
 def _scores_by_task(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties: np.ndarray) -> np.ndarray | None:
-    """Return the mean correlation over leave-one-task-out folds, (penalties,); None where no fold has one."""
+    """Return (penalties,) mean correlations over leave-one-task-out folds; None if no fold has a correlation."""
     if len(task_codes(pairs)[0]) < PAIRS_OF_A_FOLD + 1:
         return None
     scores = []
@@ -138,13 +138,13 @@ def _scores_by_task(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties: 
 
 
 def _scores_of_unseen(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties: np.ndarray) -> np.ndarray | None:
-    """Return minus the mean squared error on pairs within held-out groups of tasks; None with too few tasks."""
+    """Return (penalties,) negative mean squared errors within held-out groups of tasks; None with too few tasks."""
     tasks = len(task_codes(pairs)[0])
     if tasks < 2 * PAIRS_OF_A_FOLD:
         return None
     try:
         folds = list(LeaveTasksOut(tasks // 3, n_repeats=UNSEEN_FOLDS).folds(pairs))
-    except PredictionError:  # no group of tasks has pairs both within and without, where all pairs share one model
+    except PredictionError:  # all pairs share one model: no group of tasks has pairs both inside and outside
         return None
     errors = []
     for _, train, test in folds:
@@ -155,7 +155,7 @@ def _scores_of_unseen(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties
 
 
 def _scores_by_row(X: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> np.ndarray:
-    """Return minus the mean squared error of leaving out each row, in closed form, (penalties,)."""
+    """Return (penalties,) negative mean squared errors of leave-one-out, in closed form."""
     n = len(y)
     u, s, _ = np.linalg.svd(X - X.mean(0), full_matrices=False)
     kept = s[:, None] ** 2 / (s[:, None] ** 2 + penalties)

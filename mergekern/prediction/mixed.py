@@ -1,8 +1,9 @@
-"""Linear mixed models: coefficients in groups, each group with a variance of its own, by restricted likelihood.
+"""Linear mixed models, fitted by restricted maximum likelihood: each group of coefficients has its own variance.
 
-y = μ + W u + e, u_k ~ N(0, γ_g(k) σ²), e ~ N(0, σ²): Henderson's mixed model equations in the space of the u, so
-that the cost grows with the number of rows only linearly. The variances are those most likely given what y says beyond
-μ (REML: Patterson & Thompson 1971); a group that explains nothing is shrunk to zero.
+The model is y = μ + W u + e with u_k ~ N(0, γ_g(k) σ²) and e ~ N(0, σ²); g(k) is the group of coefficient k.
+Henderson's mixed model equations are solved in the space of u, so that the cost is linear in the number of rows. The
+variances maximise the likelihood of y without its mean (REML, Patterson & Thompson 1971). The coefficients of a group
+that explains nothing shrink to zero.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-# Ratios γ of a group's variance to that of the residual that are told apart from nothing, and from everything.
+# Smallest and largest ratio γ of a group's variance to the residual's; beyond them, γ counts as 0 or as infinite.
 RATIOS = (1e-6, 1e4)
-# The residual's share of the variance below which y counts as explained exactly.
+# Below this share of the residual in the variance, y counts as explained exactly.
 EXACT = 1e-12
 
 
 @dataclass(frozen=True)
 class MixedModel:
-    """A fitted model, in the units of y.
+    """A fitted mixed model, in the units of y.
 
     Attributes:
         mean: μ.
         coefficients: (q,) posterior means of u.
         covariance: (1 + q, 1 + q) posterior covariance of (μ, u).
-        ratios: (groups,) γ.
+        ratios: (groups,) ratios γ.
         residual_variance: σ².
-        weights: (n,) of the rows: 1, or less for those that fit badly.
-        deviance: −2 log restricted likelihood of the standardised y, up to a constant of n.
+        weights: (n,) weights of the rows: 1, or less for rows that fit badly.
+        deviance: −2 log restricted likelihood of the standardised y, up to a constant that depends on n only.
     """
 
     mean: float
@@ -54,13 +55,13 @@ def fit_mixed(
     weights: np.ndarray | None = None,
     start: np.ndarray | None = None,
 ) -> MixedModel:
-    """Fit by REML.
+    """Fit a mixed model by REML.
 
     Args:
-        design: (n, q) W.
+        design: (n, q) matrix W.
         groups: (q,) group of each column, 0 … groups − 1.
         y: (n,) float64.
-        weights: (n,) of the rows, 1 by default: row i has residual variance σ² / weight.
+        weights: (n,) weights of the rows, all 1 if None; row i has residual variance σ² / weights[i].
         start: (groups,) ratios to start from.
 
     >>> y = np.array([1.1, 0.9, 3.2, 2.8])
@@ -77,7 +78,7 @@ def fit_mixed(
     equations = _Equations(design, groups, (y - centre) / scale, weights)
     ratios, deviance = equations.most_likely(start)
     factor, solution, residual = equations.solve(ratios)
-    # In C order, as it comes back from a file: sums over it are then the same to the last bit.
+    # C order, in which files are loaded again: sums over the matrix are then the same to the last bit.
     covariance = np.ascontiguousarray(cho_solve(factor, np.eye(len(solution))) * residual)
     return MixedModel(
         mean=centre + scale * float(solution[0]),
@@ -91,9 +92,10 @@ def fit_mixed(
 
 
 def fit_robust(design: np.ndarray, groups: np.ndarray, y: np.ndarray, dof: float, rounds: int = 20) -> MixedModel:
-    """Fit with residuals of Student's t of `dof` degrees of freedom: a few failed merges do not spoil all else.
+    """Fit with residuals of Student's t with `dof` degrees of freedom: a few failed merges then do not spoil the fit.
 
-    Expectation-maximisation: a row weighs (ν + 1) / (ν + E[e²]/σ²), with the posterior's share in E[e²].
+    Expectation-maximisation alternates the fit with weights (ν + 1) / (ν + E[e²]/σ²) of the rows; E[e²] includes the
+    posterior variance of the fitted value.
 
     >>> y = np.array([1.0, 1.1, 0.9, 1.0, 1.1, 0.9, 1.0, 9.0])
     >>> round(fit_robust(np.zeros((8, 1)), np.array([0]), y, dof=4).mean, 1)
@@ -114,7 +116,7 @@ def fit_robust(design: np.ndarray, groups: np.ndarray, y: np.ndarray, dof: float
 
 
 class _Equations:
-    """Henderson's equations of a standardised y: C(γ) (μ, u) = Wᵀy, C = WᵀW + diag(0, 1/γ)."""
+    """Henderson's equations for a standardised y: C(γ) (μ, u) = Wᵀy with C = WᵀW + diag(0, 1/γ)."""
 
     def __init__(self, design: np.ndarray, groups: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
         full = np.column_stack([np.ones(len(y)), design])
@@ -147,7 +149,7 @@ class _Equations:
         return value, self.sizes - sums / ratios
 
     def most_likely(self, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-        """Return γ and the deviance there; without a start, from two, since a likelihood may have two modes."""
+        """Return the most likely γ and its deviance. Without a start, two are tried: there may be two modes."""
         if len(self.sizes) == 0:
             return np.zeros(0), self.deviance(np.zeros(0))[0]
         starts = [np.full(len(self.sizes), at) for at in (0.0, -3.0)] if start is None else [np.log(start)]

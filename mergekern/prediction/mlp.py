@@ -11,9 +11,9 @@ from sklearn.preprocessing import MinMaxScaler
 def mlp_baseline(random_state: int = 0) -> Pipeline:
     """Return the study's network: a hidden layer of 8 units, metrics and target scaled to [-1, 1], squared error, Adam.
 
-    Two things differ. The study kept the epoch that did best on the validation pairs and scaled by all pairs, which
-    lets the held-out pairs into the fit; here both are done within the training pairs (a tenth of them decides when to
-    stop). And weight decay stands in place of dropout, which scikit-learn does not have.
+    Two things differ. The study kept the epoch that was best on the validation pairs and scaled by all pairs, which
+    lets the held-out pairs into the fit. Here both use training pairs only: a tenth of them decides when to stop.
+    Weight decay replaces dropout, which scikit-learn does not have.
 
     >>> mlp_baseline().fit([[0.0], [1.0], [2.0]] * 10, [0.1, 0.2, 0.3] * 10).predict([[1.0]]).shape
     (1,)

@@ -193,7 +193,7 @@ def test_losses_that_are_not_finite_have_no_value_and_are_not_measured_again(tmp
     assert any("a loss is not finite" in note and "(a, b)" in note for note in table.notes)
     seen = []
     merge_probes(models, base, progress=seen.append, **arguments)
-    assert [step.probe for step in seen] == [""]
+    assert [step.activity for step in seen] == [""]
 
 
 def test_adapters_are_probed_as_the_models_they_make(tmp_path):

@@ -51,10 +51,10 @@ def test_runs_cause_no_factorisation_and_input_gradients_no_others():
 def test_progress_tells_what_runs():
     seen = []
     run(make_case("transformer"), metrics="all", progress=seen.append)
-    told = [p.probe for p in seen if p.probe]
+    told = [p.activity for p in seen if p.activity]
     assert told == [f"{what} of m{index}" for index in range(3) for what in ("activations", "gradients")]
-    assert all(p.tensors_done == p.tensors_total and not p.tensor for p in seen if p.probe)
-    assert (seen[-1].tensor, seen[-1].probe) == ("", "")
+    assert all(p.tensors_done == p.tensors_total and not p.tensor for p in seen if p.activity)
+    assert (seen[-1].tensor, seen[-1].activity) == ("", "")
 
 
 def test_what_the_budget_does_not_hold_goes_to_files(monkeypatch, tmp_path):

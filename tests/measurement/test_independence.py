@@ -119,8 +119,8 @@ def test_a_split_measures_what_is_new(zoo, split):
     measurement = CpuMeasurement(True, 10, 100, 2, None, dispatch.backends()[0], False)
     with single_threaded_pool(2) as pool:
         for layer in LayerStream(opened).with_factors():
-            every = measurement.finish(measurement.begin(layer, opened, pool))
-            new = measurement.finish(measurement.begin(layer, opened, pool, split=split))
+            every = measurement.begin(layer, opened, pool)()
+            new = measurement.begin(layer, opened, pool, split=split)()
             wanted = wanted_pairs(len(models), split)
             assert new.spectrum is None
             assert (new.name, new.shape) == (every.name, every.shape)
@@ -135,7 +135,7 @@ def test_vectors_that_are_kept_give_the_overlaps_of_later_models(zoo):
     measurement = CpuMeasurement(True, 10, 100, 2, None, dispatch.backends()[0], True)
     with single_threaded_pool(2) as pool:
         for layer in LayerStream(opened).with_factors():
-            spectrum = measurement.finish(measurement.begin(layer, opened, pool)).spectrum
+            spectrum = measurement.begin(layer, opened, pool)().spectrum
             for side, bases in spectrum.bases._asdict().items() if spectrum else ():
                 found = measurement.backend.overlap(bases[-1:], bases[:-1])
                 assert np.array_equal(found, getattr(spectrum, f"{side}_overlap")[-1:, :-1]), (layer.tensor.name, side)
