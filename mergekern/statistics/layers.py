@@ -62,6 +62,8 @@ class LayerStatistics:
         inner: (N, N) float64 inner products of the task vectors (the Gram matrix).
         squared_distance: (N, N) float64 squared distances between them.
         spectrum: None for tensors that are not matrices, and where no metric needs it.
+        rounding: (N,) float64, how much of each squared length can be rounding to a narrower dtype, at most all of it;
+            None where that is nothing.
     """
 
     name: str
@@ -69,6 +71,7 @@ class LayerStatistics:
     inner: np.ndarray
     squared_distance: np.ndarray
     spectrum: SpectrumStatistics | None = None
+    rounding: np.ndarray | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -77,14 +80,27 @@ class LayerStatistics:
 
     @property
     def unchanged(self) -> np.ndarray:
-        """(N,) bool: whether the tensor of a model equals that of the base."""
+        """(N,) bool: whether the tensor of a model equals the base, as it is or rounded as the model is stored."""
         return np.diagonal(self.inner) == 0.0
 
     def select(self, models: Sequence[int]) -> LayerStatistics:
         """Return the statistics of some of the models, in this order."""
         pairs = np.ix_(models, models)
         spectrum = None if self.spectrum is None else self.spectrum.select(models)
-        return LayerStatistics(self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum)
+        rounding = None if self.rounding is None else self.rounding[models]
+        return LayerStatistics(
+            self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum, rounding
+        )
+
+    def with_rounding(self, energy: np.ndarray | None) -> LayerStatistics:
+        """Return the same statistics with how much of each squared length can be rounding.
+
+        Args:
+            energy: (N,) squared length of what rounding changes, infinity where it can be all; None for nothing.
+        """
+        if energy is None:
+            return self
+        return dataclasses.replace(self, rounding=np.minimum(energy, np.diagonal(self.inner)))
 
     def without_bases(self) -> LayerStatistics:
         """Return the same statistics without singular vectors, which take N·(m + 2n)·k·4 bytes and no metric reads."""
