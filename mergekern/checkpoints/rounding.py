@@ -92,6 +92,11 @@ def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
+def is_finite(source: Source) -> bool:
+    """Tell whether all values of a tensor are finite."""
+    return all(_decoded(source.read(start, stop)).isfinite().all() for start, stop in _ranges(source.stored.count))
+
+
 def rounding_energy(wide: Source, narrow: Source) -> float:
     """Return the sum of squares of what rounding takes from a tensor: ‖wide − rounded(wide)‖²; NaN and Inf excepted."""
     total = 0.0

@@ -12,7 +12,7 @@ import xxhash
 
 from mergekern._internal.validation import positive_bytes
 from mergekern.checkpoints.checkpoint import Factors
-from mergekern.checkpoints.rounding import Source, equals_rounded, may_round, rounding_energy, same_values
+from mergekern.checkpoints.rounding import Source, equals_rounded, is_finite, may_round, rounding_energy, same_values
 from mergekern.checkpoints.zoo import Zoo, ZooTensor
 from mergekern.errors import NonFiniteError, OptionError
 
@@ -183,6 +183,10 @@ class Layer:
             elif may_round(own, base) and equals_rounded(own, base):
                 found[model] = np.inf
         return found if found.any() else None
+
+    def has_finite_base(self) -> bool:
+        """Tell whether all values of the base are finite; no model is read."""
+        return is_finite(self._given[0])
 
     def equal_to_base(self) -> list[bool]:
         """Return of each model whether all of its values are the base's, infinities and NaN too; the tensor is read."""

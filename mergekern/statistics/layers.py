@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mergekern.errors import NonFiniteError
+
 
 class Bases(NamedTuple):
     """Singular vectors of one tensor of N models, an orthonormal basis for each model: float32.
@@ -116,13 +118,38 @@ class LayerSums:
 
     @cached_property
     def inner(self) -> np.ndarray:
-        """(N, N) inner products of the whole vectors: the sum over all layers. Read-only."""
-        return _read_only(reduce(np.add, (layer.inner for layer in self.layers)))
+        """(N, N) inner products of the whole vectors: the sum over all layers. Read-only.
+
+        Raises:
+            NonFiniteError: a sum overflows float64.
+        """
+        return self._total([layer.inner for layer in self.layers])
 
     @cached_property
     def squared_distance(self) -> np.ndarray:
-        """(N, N) squared distances between the whole vectors. Read-only."""
-        return _read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
+        """(N, N) squared distances between the whole vectors. Read-only.
+
+        Raises:
+            NonFiniteError: a sum overflows float64.
+        """
+        return self._total([layer.squared_distance for layer in self.layers])
+
+    def _total(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = reduce(np.add, parts)
+        if not np.isfinite(total).all():
+            bad = np.flatnonzero(~np.isfinite(total).all(axis=1))
+            models = getattr(self, "models", [f"model {model + 1}" for model in range(len(total))])
+            raise overflow([models[model] for model in bad])
+        return _read_only(total)
+
+
+def overflow(models: Sequence[str]) -> NonFiniteError:
+    """Return the error that says whose squared lengths, or distances, are beyond float64."""
+    return NonFiniteError(
+        f"{', '.join(models)}: values so large that the sum of their squares over all tensors overflows float64. "
+        "Repair or leave out those checkpoints."
+    )
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
