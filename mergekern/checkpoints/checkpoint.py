@@ -185,11 +185,23 @@ class Checkpoint(ABC):
             return stored
         values = stored.to(torch.float32)
         if tensor.scale:
-            width = math.prod(tensor.shape[-1:]) or 1
-            first, last = start // width, -(-stop // width)
-            scales = self._scale(tensor).at(torch.arange(first, last), torch.arange(width)).reshape(-1)
-            values *= scales[start - first * width : stop - first * width]
+            values *= self._scales_of_range(tensor, start, stop)
         return values
+
+    def rounded(self, name: str, values: torch.Tensor, start: int) -> torch.Tensor:
+        """Return values, elements from `start` on of a flattened tensor, as this checkpoint would hold and read them.
+
+        Args:
+            name: tensor of this checkpoint, whose dtype and scales the values are rounded to.
+            values: 1-D, of any float dtype.
+            start: position of the first of them.
+        """
+        tensor = self.tensors[name]
+        if not tensor.scale:
+            return values.to(tensor.dtype).to(tensor.read_dtype)
+        scales, limit = self._scales_of_range(tensor, start, start + len(values)), torch.finfo(tensor.dtype).max
+        codes = (values.to(torch.float32) / scales).clamp(-limit, limit).to(tensor.dtype)
+        return codes.to(torch.float32) * scales
 
     def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return columns [start, stop) of a 2-D tensor."""
@@ -207,6 +219,13 @@ class Checkpoint(ABC):
         stored = self._scales[tensor.scale]
         values = self._read_range(stored, 0, stored.count).view(stored.shape)
         return float8.ScaleGrid(values, tensor.shape, f"{self.source}: {stored.name!r}")
+
+    def _scales_of_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        """Return the scale of each of the elements [start, stop) of a flattened tensor."""
+        width = math.prod(tensor.shape[-1:]) or 1
+        first, last = start // width, -(-stop // width)
+        scales = self._scale(tensor).at(torch.arange(first, last), torch.arange(width)).reshape(-1)
+        return scales[start - first * width : stop - first * width]
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, storage: Hashable) -> None:
         """Register a tensor as float tensor or buffer; called by the formats while they open."""

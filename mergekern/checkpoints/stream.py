@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 import xxhash
 
 from mergekern._internal.validation import positive_bytes
-from mergekern.checkpoints.checkpoint import Checkpoint, Factors
+from mergekern.checkpoints.checkpoint import Factors
+from mergekern.checkpoints.rounding import Source, equals_rounded, is_finite, may_round, rounding_energy, same_values
 from mergekern.checkpoints.zoo import Zoo, ZooTensor
 from mergekern.errors import NonFiniteError, OptionError
 
@@ -26,6 +28,9 @@ class Layer:
     A tensor that fits the budget is read once, at first use, and held until it is released; every read is a view of it.
     A larger one is read in blocks, again for every pass.
 
+    Of a model whose tensor is the base's, rounded to a narrower dtype, every read and hash is that of the base:
+    rounding is not training, and its task vector is exactly zero (`checkpoints.rounding`).
+
     Attributes:
         zoo, tensor: all models, and the tensor in them.
         is_split: whether it is larger than the budget and comes in blocks.
@@ -34,10 +39,9 @@ class Layer:
 
     def __init__(self, zoo: Zoo, tensor: ZooTensor, max_memory: int) -> None:
         self.zoo, self.tensor = zoo, tensor
-        self._checkpoints = zoo.checkpoints
         self._max_memory = max_memory
-        self._element_bytes = [c.tensors[n].read_dtype.itemsize for c, n in self._sources()]
-        size = sum(checkpoint.tensors[name].nbytes for checkpoint, name in self._sources())
+        self._given = [Source(*each) for each in zip(zoo.checkpoints, tensor.names, strict=True)]
+        size = sum(source.stored.nbytes for source in self._given)
         self.is_split = size > max_memory
         self.nbytes = min(size, max_memory)
         self._held: list[torch.Tensor] | None = None
@@ -46,19 +50,31 @@ class Layer:
         """Let go of the tensors: the next layer is read while this object may still be referred to."""
         self._held = None
 
+    @cached_property
+    def _sources(self) -> list[Source]:
+        """Where the tensor of the base and of each model is read: the base's own where rounding is all that differs."""
+        base, *tuned = self._given
+        return [base, *(base if may_round(base, own) and equals_rounded(base, own) else own for own in tuned)]
+
+    def _read(self, read: Callable[[Source], torch.Tensor]) -> list[torch.Tensor]:
+        """Return what is read of every source, the base once for all that are the base."""
+        base, *tuned = self._sources
+        of_base = read(base)
+        return [of_base, *(of_base if source is base else read(source) for source in tuned)]
+
     def _whole(self) -> list[torch.Tensor]:
         if self._held is None:
-            self._held = [checkpoint.read(name) for checkpoint, name in self._sources()]
+            self._held = self._read(lambda source: source.checkpoint.read(source.name))
         return self._held
 
     def tensors(self, device: torch.device) -> list[torch.Tensor]:
         """Return the whole tensors of the base and of all models, on the device if they lie there, else on the CPU."""
-        resident = [checkpoint.resident(name, device) for checkpoint, name in self._sources()]
+        resident = [source.checkpoint.resident(source.name, device) for source in self._sources]
         if all(tensor is None for tensor in resident):
             return self._whole()
         return [
-            checkpoint.read(name) if tensor is None else tensor
-            for tensor, (checkpoint, name) in zip(resident, self._sources(), strict=True)
+            source.checkpoint.read(source.name) if tensor is None else tensor
+            for tensor, source in zip(resident, self._sources, strict=True)
         ]
 
     def blocks(self) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
@@ -75,10 +91,10 @@ class Layer:
             flat = [whole.reshape(-1) for whole in self._whole()]
             yield flat[0], flat[1:]
             return
-        count = self._checkpoints[0].tensors[self.tensor.names[0]].count
-        step = self._max_memory // sum(self._element_bytes)
+        count = self._given[0].stored.count
+        step = self._max_memory // sum(_element_bytes(self._sources))
         if step == 0:
-            models = len(self._element_bytes)
+            models = len(self._sources)
             raise OptionError(f"max_memory={self._max_memory} bytes does not hold one element of {models} checkpoints")
         if step >= SEGMENT:
             step -= step % SEGMENT
@@ -87,7 +103,7 @@ class Layer:
             yield self._block(start, min(start + step, count))
 
     def _block(self, start: int, stop: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        base, *tuned = (checkpoint.read_range(name, start, stop) for checkpoint, name in self._sources())
+        base, *tuned = self._read(lambda source: source.read(start, stop))
         return base, tuned
 
     def blocks_of(self, model: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -95,12 +111,11 @@ class Layer:
         if self._held is not None:
             yield self._held[0].reshape(-1), self._held[1 + model].reshape(-1)
             return
-        sources = list(self._sources())
-        pair = [sources[0], sources[1 + model]]
-        count = self._checkpoints[0].tensors[self.tensor.names[0]].count
-        step = max(1, self._max_memory // (self._element_bytes[0] + self._element_bytes[1 + model]))
+        pair = [self._sources[0], self._sources[1 + model]]
+        count = self._given[0].stored.count
+        step = max(1, self._max_memory // sum(_element_bytes(pair)))
         for start in range(0, count, step):
-            base, tuned = (checkpoint.read_range(name, start, min(start + step, count)) for checkpoint, name in pair)
+            base, tuned = (source.read(start, min(start + step, count)) for source in pair)
             yield base, tuned
             del base, tuned
 
@@ -110,12 +125,11 @@ class Layer:
         Of tensors that are no matrices, rows are all that lies under one index of the first dimension.
         """
         size, width = self.tensor.shape[axis], math.prod(self.tensor.shape[1:])
-        sources = list(self._sources())
         for start in range(0, size, step):
             stop = min(start + step, size)
             pair = []
             for index in (0, 1 + model):
-                checkpoint, name = sources[index]
+                checkpoint, name = self._sources[index]
                 if not self.is_split:
                     rows = self._whole()[index].reshape(-1, width)
                     pair.append(rows.narrow(axis, start, stop - start))
@@ -139,9 +153,8 @@ class Layer:
             part = self.zoo.select(models, self.tensor)
             return Layer(part, part.tensors[0], self._max_memory).content_hashes(map=map)
         hashers = []
-        for checkpoint, name in self._sources():
-            stored = checkpoint.tensors[name]
-            hashers.append(xxhash.xxh3_128(f"{stored.read_dtype}{stored.shape}".encode()))
+        for source in self._sources:
+            hashers.append(xxhash.xxh3_128(f"{source.stored.read_dtype}{source.stored.shape}".encode()))
 
         def update(hasher: xxhash.xxh3_128, block: torch.Tensor) -> None:
             hasher.update(block.view(torch.uint8).numpy())
@@ -151,8 +164,41 @@ class Layer:
             del base, tuned
         return [hasher.hexdigest() for hasher in hashers]
 
-    def _sources(self) -> Iterator[tuple[Checkpoint, str]]:
-        return zip(self._checkpoints, self.tensor.names, strict=True)
+    def rounding(self) -> np.ndarray | None:
+        """Return how much of the squared length of each task vector can be rounding, (N,); None where nothing can be.
+
+        Of a model in a narrower dtype than the base that is what rounding takes from the base. Of one that rounds to
+        a base in a narrower dtype it is all, infinity; of others 0. It is not known of tensors with scales: what
+        is kept must be a function of the content hashes, which see their values alone.
+        """
+        base, *tuned = self._sources
+        found, of_dtypes = np.zeros(len(tuned)), dict[torch.dtype, float]()
+        for model, own in enumerate(tuned):
+            if own is base or own.stored.scale or base.stored.scale:
+                continue
+            if may_round(base, own):
+                dtype = own.stored.dtype
+                of_dtypes[dtype] = of_dtypes[dtype] if dtype in of_dtypes else rounding_energy(base, own)
+                found[model] = of_dtypes[dtype]
+            elif may_round(own, base) and equals_rounded(own, base):
+                found[model] = np.inf
+        return found if found.any() else None
+
+    def has_finite_base(self) -> bool:
+        """Tell whether all values of the base are finite; no model is read."""
+        return is_finite(self._given[0])
+
+    def equal_to_base(self) -> list[bool]:
+        """Return of each model whether all of its values are the base's, infinities and NaN too; the tensor is read."""
+        equal = [True] * len(self.zoo.models)
+        for base, tuned in self.blocks():
+            equal = [so_far and same_values(base, own) for so_far, own in zip(equal, tuned, strict=True)]
+            del base, tuned
+        return equal
+
+
+def _element_bytes(sources: Sequence[Source]) -> list[int]:
+    return [source.stored.read_dtype.itemsize for source in sources]
 
 
 class FactoredLayer:
@@ -192,6 +238,15 @@ class FactoredLayer:
         """Let go of tensors that are held."""
         if self.stored is not None:
             self.stored.release()
+
+    def rounding(self) -> np.ndarray | None:
+        """Return how much of each squared length can be rounding; see `Layer`."""
+        of_whole = None if self.stored is None else self.stored.rounding()
+        if of_whole is None:
+            return None
+        found = np.zeros(len(self.zoo.models))
+        found[list(self.whole)] = of_whole
+        return found
 
     def factors(self, model: int) -> Factors:
         """Return the factors of one of the models in `factored`."""

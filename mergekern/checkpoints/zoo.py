@@ -11,6 +11,7 @@ from mergekern._internal.validation import one_of
 from mergekern.checkpoints.adapter import Adapter, ImpliedBase
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
 from mergekern.checkpoints.opening import open_checkpoint
+from mergekern.checkpoints.rounding import note_rounding
 from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike, duplicate_names, zoo_sources
 from mergekern.errors import CheckpointError, MismatchError, OptionError
 
@@ -152,7 +153,9 @@ def open_zoo(
         raise CheckpointError(
             f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
         )
-    return align(opened_base, opened, on_mismatch)
+    zoo = align(opened_base, opened, on_mismatch)
+    note_rounding(zoo)
+    return zoo
 
 
 def _implied_base(models: Sequence[Checkpoint], on_mismatch: OnMismatch) -> Checkpoint:

@@ -61,12 +61,13 @@ class Uploader:
     def upload(self, tensors: Sequence[torch.Tensor], pool: ThreadPoolExecutor) -> list[torch.Tensor]:
         """Return tensors of the device with the same values; tensors that lie there already are returned themselves.
 
-        Work on the results must wait for `stream`. Sources may be released at once, except pinned ones: they are copied
-        in place, and must not change until the copy is done.
+        A tensor that is given several times is copied once. Work on the results must wait for `stream`. Sources may be
+        released at once, except pinned ones: they are copied in place, and must not change until the copy is done.
         """
         if self.stream is None:
             return [tensor.to(self.device) for tensor in tensors]
-        sources = {index: _bytes(tensor) for index, tensor in enumerate(tensors) if tensor.device != self.device}
+        first = {id(tensor): index for index, tensor in reversed(list(enumerate(tensors)))}
+        sources = {at: _bytes(tensors[at]) for at in sorted(first.values()) if tensors[at].device != self.device}
         starts = dict(zip(sources, _starts(sources.values()), strict=False))
         uploaded = list(tensors)
         with torch.cuda.stream(self.stream):
@@ -79,7 +80,7 @@ class Uploader:
             pageable = {starts[index]: source for index, source in sources.items() if not source.is_pinned()}
             if pageable:
                 self._through_buffers(pageable, room, pool)
-        return uploaded
+        return [uploaded[first[id(tensor)]] for tensor in tensors]
 
     def _through_buffers(self, sources: dict[int, torch.Tensor], room: torch.Tensor, pool: ThreadPoolExecutor) -> None:
         """Copy sources to their starts in `room`; small ones share a buffer."""

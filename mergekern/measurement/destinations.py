@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 from mergekern._internal.versions import package_version
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
 from mergekern.kernels import dispatch
@@ -43,7 +45,10 @@ class Destination(ABC, Generic[Begun]):
 
 
 class _LayerInMemory(NamedTuple):
+    """A layer while the pass works on it; `rounding` as `Layer.rounding` returns it."""
+
     hashes: list[str]
+    rounding: np.ndarray | None
     pending: Pending
 
 
@@ -61,18 +66,19 @@ class InMemory(Destination[_LayerInMemory]):
     def begin(self, index: int, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor) -> _LayerInMemory:
         """Hash a layer and begin to measure it."""
         hashes = self._measurement.hashes(layer, pool)
-        return _LayerInMemory(hashes, self._measurement.begin(layer, layer.zoo, pool))
+        return _LayerInMemory(hashes, layer.rounding(), self._measurement.begin(layer, layer.zoo, pool))
 
     def finish(self, layer: Layer | FactoredLayer, begun: _LayerInMemory) -> LayerEntry:
         """Take the statistics of a layer."""
-        self.layers.append(begun.pending().without_bases())
+        self.layers.append(begun.pending().without_bases().with_rounding(begun.rounding))
         return LayerEntry(layer.tensor.name, layer.tensor.shape, tuple(begun.hashes), ())
 
 
 class _MeasuredTile(NamedTuple):
-    """A tile that is being measured; `split` as for `Measurement.begin`."""
+    """A tile that is being measured; `split` as for `Measurement.begin`, `rounding` as for `Layer.rounding`."""
 
     key: BlockKey
+    rounding: np.ndarray | None
     pending: Pending
     split: int
 
@@ -148,7 +154,8 @@ class InStore(Destination[_LayerInStore]):
             return _StoredTile(key, stored.has_spectra)
         part = self._select(layer, tile.models)
         split = len(tile.rows) if tile.columns else 0
-        return _MeasuredTile(key, self._measurement.begin(part, part.zoo, pool, split=split), split)
+        rounding = part.rounding() if key.is_diagonal else None
+        return _MeasuredTile(key, rounding, self._measurement.begin(part, part.zoo, pool, split=split), split)
 
     def _select(self, layer: Layer | FactoredLayer, models: tuple[int, ...]) -> Layer | FactoredLayer:
         """Return the layer of some of the models."""
@@ -188,7 +195,7 @@ class InStore(Destination[_LayerInStore]):
         measured = tile.pending()
         layer.zoo.check_unchanged()  # or what was read is not what was hashed
         if tile.key.is_diagonal:
-            return LayerBlock.from_layer(tile.key, measured)
+            return LayerBlock.from_layer(tile.key, measured.with_rounding(tile.rounding))
         pairs = slice(None, tile.split), slice(tile.split, None)
         return LayerBlock(tile.key, measured.inner[pairs], measured.squared_distance[pairs])
 

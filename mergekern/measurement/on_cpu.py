@@ -13,7 +13,7 @@ from mergekern.checkpoints import FactoredLayer, Layer, Zoo, ZooTensor
 from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY, non_finite
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram, split_among
-from mergekern.kernels.spectrum import Spectrum
+from mergekern.kernels.spectrum import Spectrum, zero_spectrum
 from mergekern.measurement import Measurement, Pending
 from mergekern.measurement.factored import FactoredMeasurement
 from mergekern.measurement.spectra import spectrum_statistics
@@ -52,7 +52,7 @@ class CpuMeasurement(Measurement):
         """
         if isinstance(layer, FactoredLayer):
             return pool.submit(self._factored(layer, pool, split).measure).result
-        return partial(self._finish, self._begin_stored(layer, zoo, pool, split))
+        return partial(self.finished, self._begin_stored(layer, zoo, pool, split))
 
     def _factored(self, layer: FactoredLayer, pool: ThreadPoolExecutor, split: int) -> FactoredMeasurement:
         stored = None
@@ -74,11 +74,24 @@ class CpuMeasurement(Measurement):
     def _begin_stored(self, layer: Layer, zoo: Zoo, pool: ThreadPoolExecutor, split: int) -> BegunLayer:
         gram = self.backend.gram(layer.blocks, self.threads, split)
         if not np.isfinite(gram.inner).all():
-            raise non_finite(layer, zoo)
+            if not all(layer.equal_to_base()):
+                raise non_finite(layer, zoo)
+            return self.unchanged(layer, split)
         if split or not (self.with_spectrum and layer.tensor.is_matrix):
             return BegunLayer(layer.tensor, gram, None)
         spectra = [pool.submit(self.factorise, layer, model) for model in range(len(zoo.models))]
         return BegunLayer(layer.tensor, gram, spectra)
+
+    def unchanged(self, layer: Layer, split: int) -> BegunLayer:
+        """Return a layer that every model has as the base, infinities and NaN included: a causal mask, for example."""
+        models = len(layer.zoo.models)
+        gram = Gram(np.zeros((models, models)), np.zeros((models, models)))
+        if split or not (self.with_spectrum and layer.tensor.is_matrix):
+            return BegunLayer(layer.tensor, gram, None)
+        shape = (layer.tensor.shape[0], layer.tensor.shape[1])
+        zero: Future[Spectrum] = Future()
+        zero.set_result(zero_spectrum(shape, self.top_k, self.spectrum_k))
+        return BegunLayer(layer.tensor, gram, [zero] * models)
 
     def factorise(self, layer: Layer, model: int) -> Spectrum:
         """Return the spectrum of the task matrix of one model."""
@@ -87,7 +100,7 @@ class CpuMeasurement(Measurement):
             lambda axis, step: layer.matrix_blocks(model, axis, step), shape, self.top_k, self.spectrum_k
         )
 
-    def _finish(self, begun: BegunLayer) -> LayerStatistics:
+    def finished(self, begun: BegunLayer) -> LayerStatistics:
         """Wait for the factorisations, and return the statistics of the tensor."""
         spectra = None if begun.spectra is None else self.overlaps([future.result() for future in begun.spectra])
         inner, squared_distance = begun.gram

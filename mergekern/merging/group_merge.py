@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ import xxhash
 
 from mergekern.checkpoints import LayerStream, Zoo
 from mergekern.checkpoints.stream import non_finite
-from mergekern.errors import OptionError
+from mergekern.errors import NonFiniteError, OptionError
 from mergekern.kernels.combine import Rule, Tally
 from mergekern.merging.method import Method
+from mergekern.merging.normalisation import MEAN, averaged_counters, averaging_weights, is_statistic
 from mergekern.merging.output import Sink
 from mergekern.merging.recipe import Recipe, mask_key
 from mergekern.merging.route import Route
@@ -73,6 +75,25 @@ class GroupMerge:
         order = self._ordered(shared)
         with self._lock:
             self._digests[shared.name] = [shared.hashes[0], *(shared.hashes[1 + model] for model in self.models)]
+        try:
+            self._merge(shared, order)
+        except NonFiniteError:
+            # Such as a causal mask of -inf, which is the same everywhere.
+            if not shared.is_unchanged(self.models):
+                raise
+            self._write_base(shared)
+
+    def average_counters(self) -> None:
+        """Write the mean counters of the statistics of normalisation layers."""
+        weights = averaging_weights([self.weights[model] for model in self.models])
+        for name, counter in averaged_counters(self.zoo, self.models, weights).items():
+            self.sink.write(name, counter)
+
+    def _merge(self, shared: SharedLayer, order: list[int]) -> None:
+        if is_statistic(shared.name):
+            weights = averaging_weights([self.weights[model] for model in order])
+            self._combine(shared, order, MEAN.rule(weights, None, []), from_zero=True)
+            return
         if shared.layer.tensor.is_matrix and self.method.matrix is not None:
             self._merge_matrix(shared, order)
             return
@@ -100,10 +121,16 @@ class GroupMerge:
         self._write(shared, result.reshape(-1), 0)
 
     def _merge_elements(self, shared: SharedLayer, order: list[int], majority: int, write: bool = True) -> Tally:
-        rule = self._rule(shared, order, majority)
+        return self._combine(shared, order, self._rule(shared, order, majority), write)
+
+    def _combine(
+        self, shared: SharedLayer, order: list[int], rule: Rule, write: bool = True, from_zero: bool = False
+    ) -> Tally:
+        """Merge one tensor by a rule; with `from_zero` the models' own values instead of their differences."""
         tally, start = Tally(), 0
         dtype = torch.float64 if self.sink.dtype(shared.name) == torch.float64 else torch.float32
         for base, tuned in shared.route.blocks(shared.layer, order):
+            base = torch.zeros_like(base) if from_zero else base
             out, counted = shared.route.combine(base, tuned, rule, dtype, start, shared.threads)
             tally += counted
             if tally.non_finite:
@@ -113,6 +140,13 @@ class GroupMerge:
             start += base.numel()
             del base, tuned
         return tally
+
+    def _write_base(self, shared: SharedLayer) -> None:
+        start = 0
+        for base, _ in shared.layer.blocks():
+            self.sink.write(shared.name, base.to(self.sink.dtype(shared.name)), start)
+            start += base.numel()
+            del base
 
     def _rule(self, shared: SharedLayer, order: list[int], majority: int) -> Rule:
         trim, thresholds = self.recipe.trim, None
@@ -141,6 +175,9 @@ class GroupMerge:
 def prepare_whole_models(merges: Sequence[GroupMerge], stream: LayerStream, route: Route, threads: int) -> None:
     """Read whole models for the thresholds and signs of merges whose scope is the model, once for all of them."""
     merges = [merge for merge in merges if merge.recipe.scope == "model"]
+    if not merges:
+        return
+    stream = _of_weights(stream)
     thresholds = _thresholds(merges, stream, route, threads)
     elections = {merge: Tally() for merge in merges if merge.recipe.consensus == "elect"}
     for merge in merges:
@@ -154,6 +191,12 @@ def prepare_whole_models(merges: Sequence[GroupMerge], stream: LayerStream, rout
         merge.whole_model = WholeModel(thresholds[merge], -1 if tally.signs < 0 else 1)
 
 
+def _of_weights(stream: LayerStream) -> LayerStream:
+    """Return the tensors that make up a model's vector: no statistics of normalisation, no masks of infinities."""
+    tensors = (layer.tensor for layer in stream if not is_statistic(layer.tensor.name) and layer.has_finite_base())
+    return LayerStream(dataclasses.replace(stream.zoo, tensors=tuple(tensors)), stream.max_memory)
+
+
 def _thresholds(
     merges: Sequence[GroupMerge], stream: LayerStream, route: Route, threads: int
 ) -> dict[GroupMerge, dict[int, float]]:
@@ -164,7 +207,7 @@ def _thresholds(
     for merge in merges:
         trim = merge.recipe.trim
         k = trim.rank(count) if trim else None
-        if trim is None or k is None:
+        if trim is None or k is None or not count:
             continue
         if lacking := [model for model in merge.models if (model, k) not in kth_largest]:
             found = route.kth_largest(lambda: stream, lacking, count, k, threads)

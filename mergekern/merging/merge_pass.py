@@ -54,6 +54,8 @@ class MergePass:
                 self._in_flight.append((layer, pool.submit(self._merge, layer)))
             while self._in_flight:
                 self._finish_first()
+        for merge in self._merges:
+            merge.average_counters()
         self._report("")
 
     def _fits(self, layer: Layer) -> bool:

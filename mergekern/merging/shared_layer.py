@@ -34,6 +34,7 @@ class SharedLayer:
         self.layer, self.zoo, self.route, self.threads = layer, zoo, route, threads
         self.hashes = layer.content_hashes()
         self._keep = keep
+        self._equal: list[bool] | None = None
         self._thresholds: dict[tuple[int, int], float] = {}
         self._triplets: dict[tuple[int, int], Triplets] = {}  # In the order of their last use.
 
@@ -46,6 +47,12 @@ class SharedLayer:
     def count(self) -> int:
         """Number of its elements."""
         return int(np.prod(self.layer.tensor.shape, dtype=np.int64))
+
+    def is_unchanged(self, models: Sequence[int]) -> bool:
+        """Tell whether some models have the tensor as the base, infinities and NaN included; the tensor is read."""
+        if self._equal is None:
+            self._equal = self.layer.equal_to_base()
+        return all(self._equal[model] for model in models)
 
     def kth_largest(self, models: Sequence[int], k: int) -> list[float]:
         """Return the k-th largest magnitudes of the task vectors of some models."""

@@ -69,13 +69,14 @@ class Metric:
     def compute(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> np.ndarray:
         """Return the (N, N) values of all pairs; the diagonal compares each model with itself.
 
+        They lie in `range`: what rounding carries beyond it, by a few units in the last place, is cut off.
+
         Raises:
             OptionError: the statistics do not hold what the metric needs of running models.
         """
         self._check_functional(statistics)
-        if self.needs == "spectra":
-            return self.function(statistics, frozen=frozen)
-        return self.function(statistics)
+        options = {"frozen": frozen} if self.needs == "spectra" else {}
+        return np.clip(self.function(statistics, **options), *self.range)
 
     def compute_layers(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> dict[str, np.ndarray]:
         """Return the values of each tensor alone, name -> (N, N), where the metric is defined for it.

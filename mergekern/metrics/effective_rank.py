@@ -26,12 +26,14 @@ def rank_of_values(values: np.ndarray) -> np.ndarray:
     from scipy.special import xlogy
 
     share = values / values.sum(axis=-1, keepdims=True)
-    return np.exp(-xlogy(share, share).sum(axis=-1))
+    return np.clip(np.exp(-xlogy(share, share).sum(axis=-1)), 1.0, values.shape[-1])
 
 
 def stable_rank_of_values(values: np.ndarray) -> np.ndarray:
     """(Σs)²/Σs² of singular values (..., n), in [1, n]."""
-    return values.sum(axis=-1) ** 2 / (values**2).sum(axis=-1)
+    # Scaled by a power of 2, which changes no digit, so that the squares do not overflow.
+    unit = np.ldexp(values, -np.frexp(values.max(axis=-1, keepdims=True))[1])
+    return np.clip(unit.sum(axis=-1) ** 2 / (unit**2).sum(axis=-1), 1.0, values.shape[-1])
 
 
 def gap_of_values(values: np.ndarray) -> np.ndarray:
@@ -53,15 +55,18 @@ def pair_values(geometry: Geometry) -> np.ndarray:
     """Return the singular values (N, N, 2) of the stack of every pair; NaN where a task vector is zero.
 
     λ₁ = (a + b + √((a − b)² + 4c²))/2 and λ₂ = det/λ₁ with det = ab(1 − cos)(1 + cos), so that nothing
-    cancels for nearly parallel vectors.
+    cancels for nearly parallel vectors. All are scaled by a power of 4, which changes no digit, so that squares of
+    squared lengths neither overflow nor vanish.
     """
-    a, b = np.square(geometry.norm)[:, None], np.square(geometry.norm)[None, :]
-    first = (a + b + np.sqrt((a - b) ** 2 + 4 * geometry.inner**2)) / 2
+    square = np.square(geometry.norm)
+    half = np.frexp(np.maximum.outer(square, square))[1] // 2
+    a, b, inner = (np.ldexp(each, -2 * half) for each in (square[:, None], square[None, :], geometry.inner))
+    first = (a + b + np.sqrt((a - b) ** 2 + 4 * inner**2)) / 2
     apart = geometry.one_minus_cosine
     with np.errstate(invalid="ignore", divide="ignore"):
         second = a * b * apart * (2.0 - apart) / first
     first = np.where(np.isnan(second), np.nan, first)
-    return np.sqrt(np.stack([first, second], axis=-1))
+    return np.ldexp(np.sqrt(np.stack([first, second], axis=-1)), half[:, :, None])
 
 
 def stack_values(geometry: Geometry, groups: np.ndarray) -> np.ndarray:

@@ -46,7 +46,8 @@ class Geometry:
         """
         norm = np.where(self.norm > 0, self.norm, np.nan)
         a, b = norm[:, None], norm[None, :]
-        return np.clip((self.squared_distance - (a - b) ** 2) / (2 * a * b), 0.0, 2.0)
+        # Both sides over 4, so that 2‖a‖‖b‖ does not overflow where the squared lengths do not.
+        return np.clip((self.squared_distance / 4 - ((a - b) / 2) ** 2) / (a * (b / 2)), 0.0, 2.0)
 
     @property
     def cosine(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from mergekern.errors import OptionError
 from mergekern.kernels.count_sketch.on_cpu import LEAST, CountSketch
 from mergekern.progress import Progress
 from mergekern.sketches.sketches import Sketches
+from mergekern.statistics.layers import overflow
 
 # Elements of a task vector that are sketched at a time.
 _BLOCK = 1 << 20
@@ -71,12 +72,17 @@ def sketch(
         report(layer.tensor.name, done)
         counted = CountSketch(size, random_state, layer.tensor.name)
         for models, start, deltas in _deltas(layer, len(zoo.models)):
+            added = np.einsum("nd,nd->n", deltas, deltas)
+            if not np.isfinite(added).all():
+                if _is_unchanged(layer):
+                    break
+                raise _non_finite(layer, zoo, models[int(np.flatnonzero(~np.isfinite(added))[0])])
             part = sketches[models]
             counted.add(part, start, deltas)
             sketches[models] = part
-            squares[models] += np.einsum("nd,nd->n", deltas, deltas)
-        if not np.isfinite(squares).all():
-            raise _non_finite(layer, zoo, squares)
+            squares[models] += added
+        if overflowing := [zoo.model_names[model] for model in np.flatnonzero(~np.isfinite(squares))]:
+            raise overflow(overflowing)
         if knows_base:
             digests[layer.tensor.name] = _base_hash(zoo, layer)
         layer.release()
@@ -107,12 +113,18 @@ def _deltas(layer: Layer | FactoredLayer, models: int) -> Iterator[tuple[list[in
                 yield [model], row * right.shape[1], rows.reshape(1, -1).numpy()
 
 
-def _non_finite(layer: Layer | FactoredLayer, zoo: Zoo, squares: np.ndarray) -> Exception:
+def _is_unchanged(layer: Layer | FactoredLayer) -> bool:
+    """Tell whether all models have the tensor as the base, infinities and NaN included."""
+    if isinstance(layer, Layer):
+        return all(layer.equal_to_base())
+    return not layer.factored and layer.stored is not None and all(layer.stored.equal_to_base())
+
+
+def _non_finite(layer: Layer | FactoredLayer, zoo: Zoo, bad: int) -> Exception:
     if isinstance(layer, Layer):
         return non_finite(layer, zoo)
-    bad = next(model for model in np.flatnonzero(~np.isfinite(squares)))
     if bad in layer.factored:
-        return layer.non_finite(int(bad))
+        return layer.non_finite(bad)
     assert layer.stored is not None
     return non_finite(layer.stored, layer.stored_zoo)
 

@@ -26,12 +26,17 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
     """
     products, overlaps = _PairMatrices(2, models), _PairMatrices(len(Overlaps._fields), models)
     spectra: list[tuple[np.ndarray, Spectra]] = []
+    rounding: np.ndarray | None = None
     for block in blocks:
         placement = products.add(block.key, (block.inner, block.squared_distance))
         if block.overlaps is not None:
             overlaps.add(block.key, block.overlaps)
         if block.spectra is not None:
             spectra.append((placement.rows, block.spectra))
+        if block.rounding is not None:
+            rounding = np.zeros(len(models)) if rounding is None else rounding
+            here = placement.rows >= 0
+            rounding[here] = block.rounding[placement.rows[here]]
     if not products.coverage.is_complete:
         raise StatisticsError("a block is missing")
     spectrum = None
@@ -40,7 +45,7 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
         values, rank, k, _ = _gathered(spectra, len(models))
         spectrum = SpectrumStatistics(values, rank, *Overlaps(*overlaps.matrices), k)
     inner, squared_distance = products.matrices
-    return LayerStatistics(name, shape, inner, squared_distance, spectrum)
+    return LayerStatistics(name, shape, inner, squared_distance, spectrum, rounding)
 
 
 class Placement(NamedTuple):

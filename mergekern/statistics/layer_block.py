@@ -58,6 +58,7 @@ class LayerBlock:
         overlaps: of the models' subspaces. None without spectra, and for pairs on the two sides of a block until
             `with_overlaps` adds those of their bases.
         spectra: of the models of a diagonal block; it has them where it has overlaps.
+        rounding: (R,) float64 of the models of a diagonal block, as in `LayerStatistics`; None where it is nothing.
     """
 
     key: BlockKey
@@ -65,11 +66,12 @@ class LayerBlock:
     squared_distance: np.ndarray
     overlaps: Overlaps | None = None
     spectra: Spectra | None = None
+    rounding: np.ndarray | None = None
 
     @staticmethod
     def from_layer(key: BlockKey, layer: LayerStatistics) -> LayerBlock:
         """Return the block of models among themselves, from the statistics of a tensor of these models."""
-        block = LayerBlock(key, layer.inner, layer.squared_distance)
+        block = LayerBlock(key, layer.inner, layer.squared_distance, rounding=layer.rounding)
         if (spectrum := layer.spectrum) is None:
             return block
         overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
@@ -93,6 +95,8 @@ class LayerBlock:
         arrays, k = {"inner": self.inner, "squared_distance": self.squared_distance}, 0
         if self.overlaps is not None:
             arrays |= dict(zip(OVERLAPS_IN_FILE, self.overlaps, strict=True))
+        if self.rounding is not None:
+            arrays["rounding"] = self.rounding
         if self.spectra is not None:
             arrays |= {"values": self.spectra.values, "rank": self.spectra.rank}
             k = self.spectra.k
@@ -111,7 +115,7 @@ class LayerBlock:
         arrays, description = read_block(path)
         key = BlockKey.from_description(path, description)
         try:
-            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"])
+            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], rounding=arrays.get("rounding"))
             if OVERLAPS_IN_FILE[0] in arrays:
                 block = block.with_overlaps(Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE)))
             if block.has_spectra and key.is_diagonal:

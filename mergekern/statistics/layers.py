@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mergekern.errors import NonFiniteError
+
 
 class Bases(NamedTuple):
     """Singular vectors of one tensor of N models, an orthonormal basis for each model: float32.
@@ -62,6 +64,8 @@ class LayerStatistics:
         inner: (N, N) float64 inner products of the task vectors (the Gram matrix).
         squared_distance: (N, N) float64 squared distances between them.
         spectrum: None for tensors that are not matrices, and where no metric needs it.
+        rounding: (N,) float64, how much of each squared length can be rounding to a narrower dtype, at most all of it;
+            None where that is nothing.
     """
 
     name: str
@@ -69,6 +73,7 @@ class LayerStatistics:
     inner: np.ndarray
     squared_distance: np.ndarray
     spectrum: SpectrumStatistics | None = None
+    rounding: np.ndarray | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -77,14 +82,27 @@ class LayerStatistics:
 
     @property
     def unchanged(self) -> np.ndarray:
-        """(N,) bool: whether the tensor of a model equals that of the base."""
+        """(N,) bool: whether the tensor of a model equals the base, as it is or rounded as the model is stored."""
         return np.diagonal(self.inner) == 0.0
 
     def select(self, models: Sequence[int]) -> LayerStatistics:
         """Return the statistics of some of the models, in this order."""
         pairs = np.ix_(models, models)
         spectrum = None if self.spectrum is None else self.spectrum.select(models)
-        return LayerStatistics(self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum)
+        rounding = None if self.rounding is None else self.rounding[models]
+        return LayerStatistics(
+            self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum, rounding
+        )
+
+    def with_rounding(self, energy: np.ndarray | None) -> LayerStatistics:
+        """Return the same statistics with how much of each squared length can be rounding.
+
+        Args:
+            energy: (N,) squared length of what rounding changes, infinity where it can be all; None for nothing.
+        """
+        if energy is None:
+            return self
+        return dataclasses.replace(self, rounding=np.minimum(energy, np.diagonal(self.inner)))
 
     def without_bases(self) -> LayerStatistics:
         """Return the same statistics without singular vectors, which take N·(m + 2n)·k·4 bytes and no metric reads."""
@@ -100,13 +118,38 @@ class LayerSums:
 
     @cached_property
     def inner(self) -> np.ndarray:
-        """(N, N) inner products of the whole vectors: the sum over all layers. Read-only."""
-        return _read_only(reduce(np.add, (layer.inner for layer in self.layers)))
+        """(N, N) inner products of the whole vectors: the sum over all layers. Read-only.
+
+        Raises:
+            NonFiniteError: a sum overflows float64.
+        """
+        return self._total([layer.inner for layer in self.layers])
 
     @cached_property
     def squared_distance(self) -> np.ndarray:
-        """(N, N) squared distances between the whole vectors. Read-only."""
-        return _read_only(reduce(np.add, (layer.squared_distance for layer in self.layers)))
+        """(N, N) squared distances between the whole vectors. Read-only.
+
+        Raises:
+            NonFiniteError: a sum overflows float64.
+        """
+        return self._total([layer.squared_distance for layer in self.layers])
+
+    def _total(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = reduce(np.add, parts)
+        if not np.isfinite(total).all():
+            bad = np.flatnonzero(~np.isfinite(total).all(axis=1))
+            models = getattr(self, "models", [f"model {model + 1}" for model in range(len(total))])
+            raise overflow([models[model] for model in bad])
+        return _read_only(total)
+
+
+def overflow(models: Sequence[str]) -> NonFiniteError:
+    """Return the error that says whose squared lengths, or distances, are beyond float64."""
+    return NonFiniteError(
+        f"{', '.join(models)}: values so large that the sum of their squares over all tensors overflows float64. "
+        "Repair or leave out those checkpoints."
+    )
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ def notes_of(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen
     notes = [f"tensor left out of everything: {line}" for line in statistics.skipped]
     notes += provenance.get("left_out", [])
     notes += notes_of_checkpoints(provenance.get("notes", {}), statistics.models)
+    notes += _rounding_notes(statistics)
     needs = {metric_of(name).needs for name in values}
     if "spectra" in needs:
         notes += _subspace_notes(statistics, frozen)
@@ -59,6 +60,23 @@ def notes_of_missing(models: Sequence[str], values: Mapping[str, np.ndarray]) ->
             pairs += f" and {len(missing) - PAIRS_NAMED} more" if len(missing) > PAIRS_NAMED else ""
             notes.append(f"{metric}: no value for {len(missing)} pairs, {metric_of(metric).undefined}: {pairs}")
     return notes
+
+
+def _rounding_notes(statistics: ZooStatistics) -> list[str]:
+    """Return how much of which task vectors can be rounding."""
+    energy = np.zeros(len(statistics.models))
+    for layer in statistics.layers:
+        energy += 0.0 if layer.rounding is None else layer.rounding
+    square = np.diagonal(statistics.inner)
+    unchanged = np.sum([layer.unchanged for layer in statistics.layers], axis=0)
+    shares = ", ".join(
+        f"{name} {100 * energy[model] / square[model]:.2g} % ({unchanged[model]} of {len(statistics.layers)} tensors "
+        "are unchanged)"
+        for model, name in enumerate(statistics.models)
+        if energy[model] > 0
+    )
+    what = "rounding to a narrower dtype can explain up to this share of a task vector's squared length"
+    return [f"{what}: {shares}"] if shares else []
 
 
 def _input_notes(statistics: ZooStatistics) -> list[str]:
