@@ -12,10 +12,12 @@ from rich.table import Table
 
 import mergekern
 from mergekern.cli.display import console, progress_display, readable_bytes
-from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, parse_methods, with_options
+from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
+from mergekern.cli.parameters import ByteSize, Function, ModelPath, Shard, io_option, parse_methods, with_options
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
+from mergekern.tables.notes import notes_of_checkpoints, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 # What the zoo is, and how it is read.
 zoo_options = with_options(
-    click.argument("zoo", type=click.Path(path_type=Path), required=False),
+    click.argument("zoo", type=ModelPath(), nargs=-1),
     click.option(
         "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
         "[default: base.* in ZOO].",
@@ -46,7 +48,7 @@ output_option = click.option(
 
 @click.command(
     help="""\
-Compute the metrics of all pairs of models in the folder ZOO.
+Compute the metrics of all pairs of models in the folder ZOO, or of several models given as PATH or NAME=PATH.
 
 The activation and gradient metrics, and merge probes, run the models: --calibration names a folder with samples and
 heads, --model-fn the Python function that builds the model.
@@ -80,23 +82,24 @@ heads, --model-fn the Python function that builds the model.
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.pass_context
 def metrics(
-    ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
-    sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model_fn: Callable | None,
+    ctx: click.Context, zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, list_metrics: bool,
+    out: Path | None, sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model_fn: Callable | None,
     layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None, shard: tuple[int, int] | None,
     merge_probes: list[str], direct_probes: bool, **options: Any,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
         return
-    if zoo is None:
+    if not zoo:
         raise click.UsageError("missing argument ZOO", ctx)
+    models = models_of(zoo, base)
     names = [name.strip() for name in metrics.split(",")]
     if shard is not None:
         unused: dict[str, Any] = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
         unused |= {"--per-layer": options["per_layer"], "--merge-probes": merge_probes}
         if given := [name for name, value in unused.items() if value]:
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
-        measure_one_shard(ctx, zoo, base, shard, names, options)
+        measure_one_shard(ctx, models, base, shard, names, options)
         return
     how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
     _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
@@ -108,12 +111,12 @@ def metrics(
             calibration, model_fn, layer, input_layer=input_layer, batch_weighting=batch_weighting
         )
     with progress_display() as progress:
-        table = mergekern.compute_all(zoo, base, metrics=names, progress=progress, **options)
+        table = mergekern.compute_all(models, base, metrics=names, progress=progress, **options)
         if merge_probes:
             same = {name: options[name] for name in ("calibration", "device", "max_memory", "on_mismatch", "io")}
             kept = options["statistics"] and options["statistics"] / "merge_probes"
             probed = mergekern.merge_probes(
-                zoo, base, methods=merge_probes, direct=direct_probes, statistics=kept, progress=progress, **same
+                models, base, methods=merge_probes, direct=direct_probes, statistics=kept, progress=progress, **same
             )
             table = table.join(probed)
     if out is not None:
@@ -166,39 +169,48 @@ def _check_output(ctx: click.Context, out: Path | None) -> None:
 
 
 def measure_one_shard(
-    ctx: click.Context, zoo: Path, base: Path | None, shard: tuple[int, int], metrics: Any, options: dict[str, Any]
+    ctx: click.Context, models: Any, base: Path | None, shard: tuple[int, int], metrics: Any, options: dict[str, Any]
 ) -> None:
     """Measure a share of the work, and say where it is."""
     if options["statistics"] is None:
         raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
+    say_what_is_left_out(models, base)
     kept = {name: value for name, value in options.items() if name not in ("per_layer", "frozen", "statistics")}
     with progress_display() as progress:
         folder = mergekern.measure_shard(
-            zoo, base, shard=shard, statistics=options["statistics"], progress=progress,
+            models, base, shard=shard, statistics=options["statistics"], progress=progress,
             options=mergekern.MeasureOptions(metrics, **kept),
         )  # fmt: skip
     click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {options['statistics']}")
 
 
-@click.command(help="Show what is in the folder ZOO, what a run will read and need, and what does not match.")
+@click.command(
+    help="""\
+Show what is in the folder ZOO, what a run will read and need, and what does not match.
+
+In place of ZOO several models may be given, as PATH or NAME=PATH.
+"""
+)
 @zoo_options
-def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any) -> None:
+def info(
+    zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any
+) -> None:
     from mergekern.checkpoints import open_zoo
 
-    if zoo is None:
+    if not zoo:
         raise click.UsageError("missing argument ZOO")
-    opened = open_zoo(zoo, base, on_mismatch="skip", io=io, needs_base=False)
+    opened = open_zoo(models_of(zoo, base), base, on_mismatch="skip", io=io, needs_base=False)
     names = [name.strip() for name in metrics.split(",")]
     options = mergekern.MeasureOptions(names, top_k=top_k, max_memory=max_memory, io=io)
     cost = mergekern.estimate_cost(opened, options)
-    models = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
+    shown = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
     for checkpoint in opened.checkpoints:
         dtypes = sorted(_dtype_name(dtype, checkpoint) for dtype in checkpoint.dtypes)
-        models.add_row(
+        shown.add_row(
             checkpoint.name, f"{sum(t.count for t in checkpoint.tensors.values()):,}", ", ".join(dtypes),
             str(len(checkpoint.tensors)), str(len(checkpoint.buffers)), checkpoint.source,
         )  # fmt: skip
-    console().print(models)
+    console().print(shown)
     matrices = sum(tensor.is_matrix for tensor in opened.tensors)
     pairs = len(opened.models) * (len(opened.models) - 1) // 2
     click.echo(
@@ -206,6 +218,8 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
     )
     read, peak = readable_bytes(cost.bytes_read), readable_bytes(cost.peak_memory)
     click.echo(f"to read: {read}; peak memory beside mapped files: about {peak}")
+    for line in (*shortened(opened.left_out, 100), *notes_of_checkpoints(opened.notes, opened.model_names)):
+        click.echo(f"note: {line}")
     if opened.skipped:
         click.echo(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")
         for line in opened.skipped:
