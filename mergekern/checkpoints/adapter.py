@@ -22,8 +22,6 @@ from mergekern.checkpoints.checkpoint import Change, Checkpoint, Factors, Stored
 from mergekern.checkpoints.sources import ADAPTER_CONFIG
 from mergekern.errors import CheckpointError, MismatchError
 
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-
 _MERGE = "merge it into its base (PeftModel.merge_and_unload, save_pretrained) and give the result"
 # Methods of PEFT that add inputs to a model and change no weight of it.
 _PROMPTS = {

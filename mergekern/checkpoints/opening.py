@@ -6,14 +6,14 @@ import json
 import os
 from pathlib import Path
 
-from mergekern.checkpoints import adapter, hub
+from mergekern.checkpoints import adapter, folders, hub
 from mergekern.checkpoints.checkpoint import Checkpoint, FileState
 from mergekern.checkpoints.configuration import read_configuration
+from mergekern.checkpoints.no_model import GGUF, POINTER, describe_file, describe_folder
 from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.checkpoints.sharded import Sharded
 from mergekern.checkpoints.sources import (
     ADAPTER_CONFIG,
-    FOLDER_FILES,
     IO,
     SUFFIXES,
     TORCH_SUFFIXES,
@@ -23,13 +23,18 @@ from mergekern.checkpoints.sources import (
 from mergekern.checkpoints.state_dict import StateDict, load_torch_file
 from mergekern.errors import CheckpointError
 
+_LOOKED_FOR = (
+    "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
+)  # fmt: skip
+
 
 def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = "mmap") -> Checkpoint:
     """Open a checkpoint without reading its tensors.
 
     Args:
-        given: a path (`.safetensors`; a Hugging Face folder, sharded or not; a PEFT folder with a LoRA adapter; `.pt`,
-            `.pth`, `.bin`, `.ckpt`); where no such path exists, the id of a model on the Hugging Face Hub, "org/name"
+        given: a path (`.safetensors`; a Hugging Face folder, whose weights are those that `from_pretrained` chooses; a
+            PEFT folder with a LoRA adapter; a folder in which only one sub-folder is a model; `.pt`, `.pth`, `.bin`,
+            `.ckpt`); where no such path exists, the id of a model on the Hugging Face Hub, "org/name"
             or "org/name@revision"; a mapping name -> tensor or array, or a `torch.nn.Module`.
         name: what to call it; by default the file's stem, or "model".
         io: "mmap" maps files into memory; "pread" reads them into buffers, which is faster on network disks.
@@ -58,14 +63,19 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
 
 def _open_path(path: Path, name: str, io: IO) -> Checkpoint:
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+        what = f"; it is {describe_file(path)}" if path.is_symlink() else ""
+        raise CheckpointError(f"{path}: no such file or folder{what}")
     return _open_folder(path, name, io) if path.is_dir() else _open_file(path, name, io)
 
 
 def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(
+            f"{path}: no such file" if not path.exists() else f"{path}: no such file, but a device or pipe"
+        )
     state = FileState.from_path(path)
+    if folders.is_pointer(path):
+        raise CheckpointError(f"{path}: not a readable {path.suffix[1:]} file but {POINTER}")
     checkpoint: Checkpoint
     if path.suffix == ".safetensors":
         checkpoint = SafetensorsFile(path, name, io)
@@ -80,38 +90,60 @@ def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
 
 def _unknown(path: Path) -> CheckpointError:
     if path.suffix == ".gguf":
-        return CheckpointError(f"{path}: GGUF files hold quantised weights; give the checkpoint they were made from")
+        return CheckpointError(f"{path}: {GGUF}")
     return CheckpointError(f"{path}: unknown suffix; known are {', '.join(SUFFIXES)} and Hugging Face folders")
 
 
 def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
-    found = next((folder / file for file in FOLDER_FILES if (folder / file).is_file()), None)
-    if found is None:
-        if (folder / ADAPTER_CONFIG).is_file():
-            return _open_adapter(folder, name, io)
-        raise CheckpointError(f"{folder}: none of {', '.join(FOLDER_FILES)} is in this folder")
+    weights = folders.find_weights(folder)
+    if weights is None:
+        raise CheckpointError(
+            f"{folder}: none of {', '.join(_LOOKED_FOR)} is in this folder; it is {describe_folder(folder)}"
+        )
+    checkpoint = _open_weights(weights, name, io)
+    checkpoint.notes += weights.notes
+    return checkpoint
+
+
+def _open_weights(weights: folders.Weights, name: str, io: IO) -> Checkpoint:
+    folder = weights.folder
+    if weights.kind == "adapter":
+        return _open_adapter(folder, name, io)
     config = read_configuration(folder)
-    if found.suffix != ".json":
-        checkpoint = _open_file(found, name, io)
-        checkpoint.config = config
-        return checkpoint
+    checkpoint: Checkpoint
+    if weights.kind == "file":
+        checkpoint = _open_file(folder / weights.files[0], name, io)
+    elif weights.kind == "index":
+        checkpoint = _open_index(folder / weights.files[0], name, io)
+    else:
+        shards = {file: _open_file(folder / file, name, io) for file in weights.files}
+        home = {key: file for file, shard in shards.items() for key in (*shard.tensors, *shard.buffers)}
+        checkpoint = Sharded(shards, home, name, str(folder))
+    checkpoint.config = config
+    return checkpoint
+
+
+def _open_index(index: Path, name: str, io: IO) -> Sharded:
     try:
-        weight_map = json.loads(found.read_text("utf-8"))["weight_map"]
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
         if not all(isinstance(file, str) and Path(file).name == file for file in files):
             raise TypeError("shard names must be plain file names")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{found}: not a usable shard index ({type(error).__name__}: {error})") from error
-    sharded = Sharded({file: _open_file(folder / file, name, io) for file in files}, weight_map, name, str(found))
-    sharded.config = config
-    return sharded
+        raise CheckpointError(f"{index}: not a usable shard index ({type(error).__name__}: {error})") from error
+    if missing := [file for file in files if not (index.parent / file).is_file()]:
+        raise CheckpointError(
+            f"{index.parent / missing[0]}: no such file; {len(missing)} of the {len(files)} shards that {index.name} "
+            "lists are missing; download or copy the folder again"
+        )
+    return Sharded({file: _open_file(index.parent / file, name, io) for file in files}, weight_map, name, str(index))
 
 
 def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:
     path = folder / ADAPTER_CONFIG
-    found = next((folder / file for file in adapter.WEIGHT_FILES if (folder / file).is_file()), None)
+    found = next((folder / file for file in folders.ADAPTER_FILES if (folder / file).is_file()), None)
     if found is None:
-        raise CheckpointError(f"{folder}: a PEFT adapter without its weights, {' or '.join(adapter.WEIGHT_FILES)}")
+        raise CheckpointError(f"{folder}: a PEFT adapter without its weights, {' or '.join(folders.ADAPTER_FILES)}")
     try:
         config = json.loads(path.read_text("utf-8"))
         if not isinstance(config, dict):

@@ -12,7 +12,8 @@ from mergekern.checkpoints.adapter import Adapter, ImpliedBase
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
 from mergekern.checkpoints.opening import open_checkpoint
 from mergekern.checkpoints.rounding import note_rounding
-from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike, duplicate_names, zoo_sources
+from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike
+from mergekern.checkpoints.zoo_sources import duplicate_names, zoo_sources
 from mergekern.errors import CheckpointError, MismatchError, OptionError
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,9 @@ def open_zoo(
 
     Args:
         checkpoints: a folder (each checkpoint in it a model, but the one named `base.*` the base, which `base`
-            overrides), a sequence of paths or of in-memory checkpoints, or a mapping name -> checkpoint.
+            overrides; a folder that is a model itself, such as a Trainer's output, is one beside those in it; what is
+            no model is named in `Zoo.left_out`), a sequence of paths or of in-memory checkpoints, or a mapping name ->
+            checkpoint.
         base: the checkpoint all models were fine-tuned from; needed unless the folder has one, or `needs_base` is False
             and all models are LoRA adapters.
         on_mismatch: "error" reports every mismatch at once; "skip" leaves those tensors out.
@@ -128,7 +131,7 @@ def open_zoo(
     """
     one_of("on_mismatch", on_mismatch, ("error", "skip"))
     one_of("io", io, ("mmap", "pread"))
-    sources, found_base = zoo_sources(checkpoints, base)
+    sources, found_base, left_out = zoo_sources(checkpoints, base)
     base = base if base is not None else found_base
     if base is None and (needs_base or not sources):
         raise OptionError(NO_BASE)
@@ -143,17 +146,20 @@ def open_zoo(
         )
     if duplicates := duplicate_names(sources):
         raise OptionError(
-            f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint to name them yourself"
+            f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint, or NAME=PATH on the "
+            "command line, to name them yourself"
         )
     opened = tuple(open_checkpoint(source.given, source.name, io=io) for source in sources)
+    for checkpoint, source in zip(opened, sources, strict=True):
+        checkpoint.notes += source.notes
     if base is None:
-        return align(_implied_base(opened, on_mismatch), opened, on_mismatch)
+        return replace(align(_implied_base(opened, on_mismatch), opened, on_mismatch), left_out=left_out)
     opened_base = open_checkpoint(base, "base", io=io)
     if isinstance(opened_base, Adapter):
         raise CheckpointError(
             f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
         )
-    zoo = align(opened_base, opened, on_mismatch)
+    zoo = replace(align(opened_base, opened, on_mismatch), left_out=left_out)
     note_rounding(zoo)
     return zoo
 

@@ -19,6 +19,12 @@ from mergekern.errors import MergekernError
 class Commands(click.Group):
     """Shows mergekern's errors as messages, without a traceback."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the arguments of the command line, which a shell gives without NUL characters, and a program may not."""
+        if found := next((text for text in args if "\0" in text), None):
+            raise click.UsageError(f"{found!r}: no path or name holds a NUL character", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:

@@ -10,7 +10,8 @@ import click
 import mergekern
 from mergekern._internal.files import write_atomically
 from mergekern.cli.display import progress_display
-from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
+from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
+from mergekern.cli.parameters import ByteSize, ModelPath, io_option, parse_options, with_options
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
@@ -32,8 +33,10 @@ merge_options = with_options(
 )  # fmt: skip
 
 
-@click.command(help="Merge MODELS: checkpoints, or one folder of them, fine-tuned from one base.")
-@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.command(
+    help="Merge MODELS: checkpoints, each as PATH or NAME=PATH, or one folder of them, fine-tuned from one base."
+)
+@click.argument("models", type=ModelPath(), nargs=-1, required=True)
 @merge_options
 @click.option("--method", required=True, help=f"One of {', '.join(mergekern.METHODS)}.")
 @click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
@@ -41,12 +44,13 @@ merge_options = with_options(
 @click.option("--weights", help="Comma-separated, in the order of MODELS.")
 @click.option("--mergekit-config", is_flag=True, help="Write a mergekit configuration to --out, and merge nothing.")
 def merge(
-    models: tuple[Path, ...], base: Path | None, out: Path, method: str, options: dict[str, Any], weights: str | None,
-    mergekit_config: bool, overwrite: bool, dtype: str | None, device: str, max_memory: int | None,
-    on_mismatch: OnMismatch, io: IO,
+    models: tuple[NamedPath, ...], base: Path | None, out: Path, method: str, options: dict[str, Any],
+    weights: str | None, mergekit_config: bool, overwrite: bool, dtype: str | None, device: str,
+    max_memory: int | None, on_mismatch: OnMismatch, io: IO,
 ) -> None:  # fmt: skip
     by_model = _numbers(weights)
-    checkpoints: Any = models[0] if len(models) == 1 else list(models)
+    checkpoints = models_of(models, base)
+    say_what_is_left_out(checkpoints, base)
     if mergekit_config:
         sources = _mergekit_sources(checkpoints, base)
         text = mergekern.mergekit_config(
@@ -65,22 +69,29 @@ def merge(
 
 
 @click.command(
-    "merge-all", help="Merge every pair of the models in the folder ZOO, or given groups, by several methods."
+    "merge-all",
+    help="""\
+Merge every pair of the models in the folder ZOO, or given groups, by several methods.
+
+In place of ZOO several models may be given, as PATH or NAME=PATH.
+""",
 )
-@click.argument("zoo", type=click.Path(path_type=Path))
+@click.argument("zoo", type=ModelPath(), nargs=-1, required=True)
 @merge_options
 @click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(mergekern.METHODS)}.")
 @click.option("--group", "groups", multiple=True, help="Models of one merge, as a+b+c; may be repeated "
               "[default: every pair].")  # fmt: skip
 def merge_all(
-    zoo: Path, base: Path | None, out: Path, methods: str, groups: tuple[str, ...], overwrite: bool,
+    zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], overwrite: bool,
     dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
 ) -> None:  # fmt: skip
+    models = models_of(zoo, base)
+    say_what_is_left_out(models, base)
     names = [name.strip() for name in methods.split(",")]
     chosen = [group.split("+") for group in groups] or None
     with progress_display() as progress:
         paths = mergekern.merge_all(
-            zoo, base, names, groups=chosen, output=out, overwrite=overwrite, dtype=dtype, device=device,
+            models, base, names, groups=chosen, output=out, overwrite=overwrite, dtype=dtype, device=device,
             max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
         )  # fmt: skip
     click.echo(f"wrote {len(paths)} merged checkpoints to {out}")

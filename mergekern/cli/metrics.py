@@ -12,10 +12,12 @@ from rich.table import Table
 
 import mergekern
 from mergekern.cli.display import console, progress_display, readable_bytes
-from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, parse_methods, with_options
+from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
+from mergekern.cli.parameters import ByteSize, Function, ModelPath, Shard, io_option, parse_methods, with_options
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
+from mergekern.tables.notes import notes_of_checkpoints, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 # What the zoo is, and how it is read.
 zoo_options = with_options(
-    click.argument("zoo", type=click.Path(path_type=Path), required=False),
+    click.argument("zoo", type=ModelPath(), nargs=-1),
     click.option(
         "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
         "[default: base.* in ZOO].",
@@ -49,7 +51,7 @@ output_option = click.option(
 
 @click.command(
     help="""\
-Compute the metrics of all pairs of models in the folder ZOO.
+Compute the metrics of all pairs of models in the folder ZOO, or of several models given as PATH or NAME=PATH.
 
 The activation and gradient metrics, and merge probes, run the models: --calibration names a folder with samples and
 heads, --model-fn the Python function that builds the model.
@@ -83,17 +85,18 @@ heads, --model-fn the Python function that builds the model.
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @click.pass_context
 def metrics(
-    ctx: click.Context, zoo: Path | None, base: Path | None, metrics: str, list_metrics: bool, out: Path | None,
-    sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model_fn: Callable | None,
-    layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None, shard: tuple[int, int] | None,
-    merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int, per_layer: bool, device: str,
+    ctx: click.Context, zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, list_metrics: bool,
+    out: Path | None, sort_by: str | None, rows: int, summary: bool, calibration: Path | None,
+    model_fn: Callable | None, layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None,
+    shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int, per_layer: bool, device: str,
     max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen, statistics: Path | None, io: IO,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
         return
-    if zoo is None:
+    if not zoo:
         raise click.UsageError("missing argument ZOO", ctx)
+    models = models_of(zoo, base)
     names = [name.strip() for name in metrics.split(",")]
     if shard is not None:
         unused: dict[str, Any] = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
@@ -103,7 +106,7 @@ def metrics(
         if statistics is None:
             raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
         measuring = mergekern.MeasureOptions(names, top_k, spectrum_k, device, max_memory, on_mismatch, io)
-        measure_one_shard(zoo, base, shard, statistics, measuring)
+        measure_one_shard(models, base, shard, statistics, measuring)
         return
     how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
     _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
@@ -116,13 +119,13 @@ def metrics(
         )
     with progress_display() as progress:
         table = mergekern.compute_all(
-            zoo, base, metrics=names, calibration=calibrated, top_k=top_k, spectrum_k=spectrum_k, per_layer=per_layer,
-            device=device, max_memory=max_memory, on_mismatch=on_mismatch, frozen=frozen, statistics=statistics,
-            progress=progress, io=io,
+            models, base, metrics=names, calibration=calibrated, top_k=top_k, spectrum_k=spectrum_k,
+            per_layer=per_layer, device=device, max_memory=max_memory, on_mismatch=on_mismatch, frozen=frozen,
+            statistics=statistics, progress=progress, io=io,
         )  # fmt: skip
         if merge_probes and calibrated is not None:
             probed = mergekern.merge_probes(
-                zoo, base, calibration=calibrated, methods=merge_probes, direct=direct_probes, device=device,
+                models, base, calibration=calibrated, methods=merge_probes, direct=direct_probes, device=device,
                 max_memory=max_memory, on_mismatch=on_mismatch, statistics=statistics and statistics / "merge_probes",
                 progress=progress, io=io,
             )  # fmt: skip
@@ -177,35 +180,44 @@ def _check_output(ctx: click.Context, out: Path | None) -> None:
 
 
 def measure_one_shard(
-    zoo: Path, base: Path | None, shard: tuple[int, int], statistics: Path, measuring: mergekern.MeasureOptions
+    models: Any, base: Path | None, shard: tuple[int, int], statistics: Path, measuring: mergekern.MeasureOptions
 ) -> None:
     """Measure a share of the work, and say where it is."""
+    say_what_is_left_out(models, base)
     with progress_display() as progress:
         folder = mergekern.measure_shard(
-            zoo, base, shard=shard, statistics=statistics, progress=progress, options=measuring
+            models, base, shard=shard, statistics=statistics, progress=progress, options=measuring
         )
     click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {statistics}")
 
 
-@click.command(help="Show what is in the folder ZOO, what a run will read and need, and what does not match.")
+@click.command(
+    help="""\
+Show what is in the folder ZOO, what a run will read and need, and what does not match.
+
+In place of ZOO several models may be given, as PATH or NAME=PATH.
+"""
+)
 @zoo_options
-def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: IO) -> None:
+def info(
+    zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: IO
+) -> None:
     from mergekern.checkpoints import open_zoo
 
-    if zoo is None:
+    if not zoo:
         raise click.UsageError("missing argument ZOO")
-    opened = open_zoo(zoo, base, on_mismatch="skip", io=io, needs_base=False)
+    opened = open_zoo(models_of(zoo, base), base, on_mismatch="skip", io=io, needs_base=False)
     names = [name.strip() for name in metrics.split(",")]
     options = mergekern.MeasureOptions(names, top_k=top_k, max_memory=max_memory, io=io)
     cost = mergekern.estimate_cost(opened, options)
-    models = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
+    shown = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
     for checkpoint in opened.checkpoints:
         dtypes = sorted(_dtype_name(dtype, checkpoint) for dtype in checkpoint.dtypes)
-        models.add_row(
+        shown.add_row(
             checkpoint.name, f"{sum(t.count for t in checkpoint.tensors.values()):,}", ", ".join(dtypes),
             str(len(checkpoint.tensors)), str(len(checkpoint.buffers)), checkpoint.source,
         )  # fmt: skip
-    console().print(models)
+    console().print(shown)
     matrices = sum(tensor.is_matrix for tensor in opened.tensors)
     pairs = len(opened.models) * (len(opened.models) - 1) // 2
     click.echo(
@@ -213,6 +225,8 @@ def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memo
     )
     read, peak = readable_bytes(cost.bytes_read), readable_bytes(cost.peak_memory)
     click.echo(f"to read: {read}; peak memory beside mapped files: about {peak}")
+    for line in (*shortened(opened.left_out, 100), *notes_of_checkpoints(opened.notes, opened.model_names)):
+        click.echo(f"note: {line}")
     if opened.skipped:
         click.echo(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")
         for line in opened.skipped:

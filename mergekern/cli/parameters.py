@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -45,6 +47,28 @@ class Shard(click.ParamType):
         if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
             return int(index), int(count)
         self.fail(f"{value!r} is not a share such as 2/5, from 1/5 to 5/5", param, ctx)
+
+
+class ModelPath(click.ParamType):
+    """A path of a model or of a folder of them, the id of a model on a hub, or any of these with a name, as NAME=PATH.
+
+    What exists as it is written is a path, also where it holds an equals sign.
+    """
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, Path]:
+        """Return the name, None where none is given, and the path."""
+        text = str(value)
+        name, equals, path = text.partition("=")
+        if not (name and equals) or "/" in name or os.path.lexists(text):
+            return None, Path(text)
+        if not os.path.lexists(path) and not _HUB_ID.fullmatch(path):
+            self.fail(f"{text!r}: no such file or folder, and none at {path!r} that NAME=PATH could mean", param, ctx)
+        return name, Path(path)
+
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 class Function(click.ParamType):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import mergekern
 from mergekern.cli.display import progress_display
 from mergekern.cli.metrics import show_table
-from mergekern.cli.parameters import ByteSize, io_option
+from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
+from mergekern.cli.parameters import ByteSize, ModelPath, io_option
 from mergekern.errors import OutputError
 from mergekern.metrics import RANKED_BY
 from mergekern.tables.files import check_suffix
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    help="Keep sketches of MODELS, checkpoints or one folder of them, by which they can be compared without weights."
+    help="""\
+Keep sketches of MODELS, by which they can be compared without weights.
+
+MODELS are checkpoints, each as PATH or NAME=PATH, or one folder of them.
+"""
 )
-@click.argument("models", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("models", type=ModelPath(), nargs=-1, required=True)
 @click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
               "[default: base.* in a folder of models].")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True,
@@ -36,17 +41,20 @@ if TYPE_CHECKING:
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @io_option
 def sketch(
-    models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, random_state: int | None,
+    models: tuple[NamedPath, ...], base: Path | None, out: Path, size: int | None, random_state: int | None,
     max_memory: int | None, on_mismatch: OnMismatch, io: IO,
 ) -> None:  # fmt: skip
-    from mergekern.checkpoints.sources import is_zoo_folder
+    from mergekern.checkpoints.zoo_sources import is_zoo_folder
 
     before = mergekern.Sketches.load(out) if out.exists() else None
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: the folder it is to lie in does not exist")
     size = size if size is not None else before.values.shape[1] if before else 4096
     random_state = random_state if random_state is not None else before.random_state if before else 0
-    checkpoints: Any = models[0] if len(models) == 1 and is_zoo_folder(models[0]) else list(models)
+    checkpoints = models_of(models, base)
+    if isinstance(checkpoints, Path) and not is_zoo_folder(checkpoints):
+        checkpoints = [checkpoints]
+    say_what_is_left_out(checkpoints, base)
     with progress_display() as progress:
         found = mergekern.sketch(
             checkpoints, base, size=size, random_state=random_state, max_memory=max_memory, on_mismatch=on_mismatch,

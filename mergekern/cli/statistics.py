@@ -16,7 +16,8 @@ from rich.progress import Progress as ProgressBar
 import mergekern
 from mergekern.cli.display import progress_display
 from mergekern.cli.metrics import output_option, show_table, zoo_options
-from mergekern.cli.parameters import ByteSize, io_option
+from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
+from mergekern.cli.parameters import ByteSize, ModelPath, io_option
 from mergekern.cli.prediction import show_pairs
 from mergekern.errors import StatisticsError
 from mergekern.metrics import RANKED_BY
@@ -33,19 +34,22 @@ path_type = click.Path(path_type=Path)
 
 @click.command(
     help="""\
-Add MODELS, checkpoints or one folder of them, to the statistics of a zoo.
+Add MODELS to the statistics of a zoo: checkpoints, each as PATH or NAME=PATH, or one folder of them.
 
 Only they are factorised; the other models are read for their inner products with them.
 """
 )
-@click.argument("models", type=path_type, nargs=-1, required=True)
+@click.argument("models", type=ModelPath(), nargs=-1, required=True)
 @click.option("--to", type=path_type, required=True, help="The statistics of the models that there are.")
 @click.option("--base", type=path_type, help="The base, if it is not where it was.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @io_option
-def add(models: tuple[Path, ...], to: Path, base: Path | None, device: str, max_memory: int | None, io: IO) -> None:
-    checkpoints = models[0] if len(models) == 1 else list(models)
+def add(
+    models: tuple[NamedPath, ...], to: Path, base: Path | None, device: str, max_memory: int | None, io: IO
+) -> None:
+    checkpoints = models_of(models, base)
+    say_what_is_left_out(checkpoints, base)
     with progress_display() as progress:
         found = mergekern.add_models(
             checkpoints, to, base=base, device=device, max_memory=max_memory, progress=progress, io=io
@@ -125,8 +129,8 @@ def table(
     help="""\
 Rank the pairs of the folder ZOO by the score that their merge is predicted to have.
 
-Metrics, prediction and ranking in one; however many models there are, memory is that of a few. Without ZOO the
-pairs are those of a finished folder of --statistics.
+Metrics, prediction and ranking in one; however many models there are, memory is that of a few. In place of ZOO several
+models may be given, as PATH or NAME=PATH. Without ZOO the pairs are those of a finished folder of --statistics.
 """
 )
 @zoo_options
@@ -137,8 +141,8 @@ pairs are those of a finished folder of --statistics.
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rows", default=20, show_default=True, help="Pairs shown.")
 def screen(
-    zoo: Path | None, base: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None, out: Path | None,
-    metrics: str, top_k: int, device: str, max_memory: int | None, io: IO, rows: int,
+    zoo: tuple[NamedPath, ...], base: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None,
+    out: Path | None, metrics: str, top_k: int, device: str, max_memory: int | None, io: IO, rows: int,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
     from mergekern.prediction.screening import check_screening
@@ -147,15 +151,15 @@ def screen(
     predictors = [MergePredictor.load(path) for path in predictor_files]
     names: Any = [name.strip() for name in metrics.split(",")]
     names = "all" if names == ["all"] else names
-    if zoo is None and statistics is None:
+    if not zoo and statistics is None:
         raise click.UsageError("give ZOO, or the --statistics of one")
-    if zoo is not None:
+    if zoo:
         check_screening(predictors, out, names)
     with _folder(statistics) as folder:
-        if zoo is not None:
+        if zoo:
             with progress_display() as progress:
                 measuring = mergekern.MeasureOptions(names, top_k, device=device, max_memory=max_memory, io=io)
-                mergekern.measure_into(folder, zoo, base, measuring, progress=progress)
+                mergekern.measure_into(folder, models_of(zoo, base), base, measuring, progress=progress)
         with _tiles_display() as tiles_progress:
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)
     show_pairs(found.ranked.head(rows) if rows else found.ranked, 0, None, found.ranked)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from mergekern.api import measure
-from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike, named_sources
+from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike
+from mergekern.checkpoints.zoo_sources import named_sources
 from mergekern.errors import OptionError, StatisticsError
 from mergekern.functional.calibration import Calibration
 from mergekern.measurement.options import MeasureOptions

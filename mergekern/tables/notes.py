@@ -12,13 +12,15 @@ from mergekern.statistics import ZooStatistics
 
 # Pairs that a note names; of a thousand models the others would be a book.
 PAIRS_NAMED = 1000
+# Files and folders without a model that have a note each; the provenance names all.
+LEFT_OUT_NAMED = 10
 
 
 def notes_of(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: Frozen) -> list[str]:
     """Return the notes of metrics that were computed from statistics; `values` are their (N, N) matrices."""
     provenance = statistics.provenance or {}
     notes = [f"tensor left out of everything: {line}" for line in statistics.skipped]
-    notes += provenance.get("left_out", [])
+    notes += shortened(provenance.get("left_out", []), LEFT_OUT_NAMED)
     notes += notes_of_checkpoints(provenance.get("notes", {}), statistics.models)
     notes += _rounding_notes(statistics)
     needs = {metric_of(name).needs for name in values}
@@ -27,6 +29,16 @@ def notes_of(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen
     if "input_gradients" in needs:
         notes += _input_notes(statistics)
     return notes + notes_of_missing(statistics.models, values)
+
+
+def shortened(lines: Sequence[str], most: int) -> list[str]:
+    """Return the first of many lines, and one that counts the others.
+
+    >>> shortened(["a/ is left out", "b/ is left out", "c/ is left out"], 1)
+    ['a/ is left out', 'and 2 more files and folders are left out']
+    """
+    more = [f"and {len(lines) - most} more files and folders are left out"] if len(lines) > most else []
+    return [*lines[:most], *more]
 
 
 def notes_of_checkpoints(notes: Mapping[str, Sequence[str]], models: Sequence[str]) -> list[str]:
