@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekern._internal.files import write_atomically
-from mergekern.errors import OptionError, StatisticsError
-from mergekern.metrics import is_metric, metric_of
-from mergekern.tables.frames import INDEX, pair_frame, pair_matrices
+from mergekern._internal.text import listed, shortened
+from mergekern.errors import OptionError, OutputError, StatisticsError
+from mergekern.tables.cells import to_csv
+from mergekern.tables.frames import pair_frame, pair_keys
+from mergekern.tables.rows import check_values
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# pandas and pyarrow, which take as long to import as all else, are imported where they are used.
+# pandas, pyarrow and the readers, which take as long to import as all else, are imported where they are used.
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,40 @@ def write_table(path: Path, content: TableContent) -> None:
 
     Raises:
         OptionError: another suffix.
+        OutputError: a name is not Unicode, as the names of files may be.
     """
-    write_atomically(path, _WRITERS[check_suffix(path)](content))
+    try:
+        text = _WRITERS[check_suffix(path)](content)
+    except UnicodeEncodeError as error:
+        name = error.object[max(0, error.start - 40) : error.end + 40]
+        raise OutputError(f"{path}: the name {name!r} is not Unicode, which this file must be; rename it") from error
+    write_atomically(path, text)
 
 
 def read_table(path: Path) -> TableContent:
     """Read a table in the form that the suffix of the path names. Columns outside the catalogue get a note.
 
+    Nothing that the file says of itself is believed: memory is taken by the rows that there are, every value must be
+    possible for its metric, and no pair or name may be there twice.
+
     Raises:
         OptionError: another suffix.
-        StatisticsError: the file is missing, damaged or something else.
+        StatisticsError: the file is missing, damaged or something else; the message names the place.
     """
-    read = _READERS[check_suffix(path)]
+    suffix = check_suffix(path)
+    from mergekern.tables import reading
+
+    read = {".parquet": reading.from_parquet, ".csv": reading.from_csv, ".json": reading.from_json}[suffix]
     try:
-        return read(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StatisticsError(f"{path}: not a readable table ({type(error).__name__}: {error})") from error
+        found = read(path)
+        check_values(found.models, found.values, found.layers)
+    except (OSError, ValueError) as error:
+        raise StatisticsError(f"{path}: not a readable table ({error})") from error
+    notes = list(found.notes)
+    if unknown := list(found.unknown):
+        notes.append(f"columns not in the catalogue, left out: {listed(map(shortened, unknown))}")
+    every = {name: found.layers.get(name, {}) for name in found.values} if found.layers else None
+    return TableContent(found.models, found.values, every, notes, found.provenance)
 
 
 def check_suffix(path: Path) -> str:
@@ -93,29 +112,8 @@ def _to_parquet(content: TableContent) -> bytes:
     return buffer.getvalue()
 
 
-def _from_parquet(path: Path) -> TableContent:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    extra = json.loads((pq.read_metadata(path).metadata or {}).get(b"mergekern", b"{}"))
-    frame = table.to_pandas()
-    return _from_frame(frame.reset_index() if frame.index.names[0] else frame, extra)
-
-
 def _to_csv(content: TableContent) -> bytes:
-    return _long_frame(content).to_csv().encode()
-
-
-def _from_csv(path: Path) -> TableContent:
-    import pandas as pd
-
-    # As text: a model may be called NA, and Python's float() reads back what was written, to the last bit.
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    values = [name for name in frame.columns if name not in (*INDEX, "tensor")]
-    frame[values] = frame[values].replace("", "nan").astype(object).map(float)
-    if "tensor" in frame:
-        frame["tensor"] = frame["tensor"].replace("", None)
-    return _from_frame(frame, {})
+    return to_csv(_long_frame(content))
 
 
 def _long_frame(content: TableContent) -> pd.DataFrame:
@@ -133,31 +131,10 @@ def _long_frame(content: TableContent) -> pd.DataFrame:
     return pd.concat(frames).reindex(columns=["tensor", *content.values])
 
 
-def _from_frame(frame: pd.DataFrame, extra: dict[str, Any]) -> TableContent:
-    """Return the content of a long frame, completed by the metadata of a Parquet file."""
-    models = extra.get("models") or list(dict.fromkeys([*frame["model_a"], *frame["model_b"]]))
-    metrics = [name for name in frame.columns if name not in (*INDEX, "tensor")]
-    values = pair_matrices(models, frame if "tensor" not in frame else frame[frame["tensor"].isna()], metrics)
-    for name, diagonal in extra.get("diagonal", {}).items():
-        np.fill_diagonal(values[name], np.array(diagonal, dtype=np.float64))
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    if "tensor" in frame:
-        for tensor, rows in frame[frame["tensor"].notna()].groupby("tensor", sort=False):
-            for name, matrix in pair_matrices(models, rows, metrics).items():
-                # Where a metric is not defined for a tensor, its whole column is missing; Parquet says which are.
-                if "tensors" in extra:
-                    is_defined = tensor in extra["tensors"].get(name, ())
-                else:
-                    is_defined = is_metric(name) and (metric_of(name).every_tensor or not np.isnan(matrix).all())
-                if is_defined:
-                    layers.setdefault(name, {})[str(tensor)] = matrix
-    return _content(models, values, layers, extra)
-
-
 def _to_json(content: TableContent) -> bytes:
     """Return the study's form of a table, with notes and provenance beside it."""
     i, j = np.triu_indices(len(content.models), 1)
-    keys = _pair_keys(content.models)
+    keys = pair_keys(content.models)
     lower = np.tri(len(content.models), k=-1, dtype=bool)
     metrics: dict[str, Any] = {}
     for name, matrix in content.values.items():
@@ -181,57 +158,11 @@ def _to_json(content: TableContent) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
-def _from_json(path: Path) -> TableContent:
-    document = json.loads(path.read_text())
-    models = document["datasets"]
-    i, j = np.triu_indices(len(models), 1)
-    keys = _pair_keys(models)
-    values: dict[str, np.ndarray] = {}
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    for name, entry in document["metrics"].items():
-        matrix = np.array(entry["matrix"], dtype=np.float64).reshape(len(models), len(models))
-        values[name] = np.where(np.tri(len(models), k=-1, dtype=bool), matrix.T, matrix)
-        for key, a, b in zip(keys, i, j, strict=True):
-            for tensor, value in entry.get("per_layer", {}).get(key, {}).items():
-                matrices = layers.setdefault(name, {})
-                matrices.setdefault(tensor, np.full(matrix.shape, np.nan))
-                matrices[tensor][[a, b], [b, a]] = np.nan if value is None else value
-    return _content(models, values, layers, document)
-
-
-def _pair_keys(models: Sequence[str]) -> list[str]:
-    """Return the study's key of each pair, a__b; where two pairs get the same one, the later ones are numbered."""
-    keys: dict[str, None] = {}
-    for first, second in itertools.combinations(models, 2):
-        plain = key = f"{first}__{second}"
-        number = 1
-        while key in keys:
-            number += 1
-            key = f"{plain}#{number}"
-        keys[key] = None
-    return list(keys)
-
-
 def _jsonable(values: np.ndarray) -> Any:
     """Return nested lists with None for NaN."""
     missing: Any = None
     return np.where(np.isnan(values), missing, values.astype(object)).tolist()
 
 
-def _content(
-    models: Sequence[str],
-    values: Mapping[str, np.ndarray],
-    layers: Mapping[str, Mapping[str, np.ndarray]],
-    extra: Mapping[str, Any],
-) -> TableContent:
-    """Return the content of a file, with a note on the columns that are not in the catalogue."""
-    notes = list(extra.get("notes", []))
-    if unknown := [name for name in values if not is_metric(name)]:
-        notes.append(f"columns not in the catalogue, left out: {', '.join(unknown)}")
-    every = {name: layers.get(name, {}) for name in values} if layers else None
-    return TableContent(models, values, every, notes, extra.get("provenance"))
-
-
 _WRITERS = {".parquet": _to_parquet, ".csv": _to_csv, ".json": _to_json}
-_READERS = {".parquet": _from_parquet, ".csv": _from_csv, ".json": _from_json}
 SUFFIXES = tuple(_WRITERS)

@@ -1,8 +1,9 @@
-"""Matrices over models as frames of pairs, and back."""
+"""Matrices over models as frames of pairs, and the keys of pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,17 +30,14 @@ def pair_frame(models: Sequence[str], matrices: Mapping[str, np.ndarray]) -> pd.
     return pd.DataFrame({name: matrix[i, j] for name, matrix in matrices.items()}, index=index)
 
 
-def pair_matrices(models: Sequence[str], rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return a symmetric (N, N) float64 matrix for each metric; NaN where no row is of the pair.
-
-    Args:
-        models: names, in the order of the matrices.
-        rows: one for each pair, with the columns model_a and model_b.
-        metrics: columns of `rows`.
-    """
-    at = {name: index for index, name in enumerate(models)}
-    a, b = rows["model_a"].map(at).to_numpy(), rows["model_b"].map(at).to_numpy()
-    matrices = {name: np.full((len(models), len(models)), np.nan) for name in metrics}
-    for name, matrix in matrices.items():
-        matrix[a, b] = matrix[b, a] = rows[name].to_numpy(dtype=np.float64)
-    return matrices
+def pair_keys(models: Sequence[str]) -> list[str]:
+    """Return the study's key of each pair, a__b; where two pairs get the same one, the later ones are numbered."""
+    keys: dict[str, None] = {}
+    for first, second in combinations(models, 2):
+        plain = key = f"{first}__{second}"
+        number = 1
+        while key in keys:
+            number += 1
+            key = f"{plain}#{number}"
+        keys[key] = None
+    return list(keys)

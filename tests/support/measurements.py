@@ -25,8 +25,16 @@ def make_table(tasks=10, metrics=5, seed=0):
     for name in list(CATALOGUE)[:metrics]:
         own = random.standard_normal(tasks)
         pair = random.standard_normal((tasks, tasks))
-        values[name] = own[:, None] + own[None, :] + 0.7 * (pair + pair.T)
+        values[name] = _within(own[:, None] + own[None, :] + 0.7 * (pair + pair.T), *CATALOGUE[name].range)
     return MetricTable([f"task{number}" for number in range(tasks)], values)
+
+
+def _within(values, low, high):
+    """Return values moved and scaled into the range of a metric."""
+    if np.isinf(low):
+        return values
+    part = (values - values.min()) / (values.max() - values.min())
+    return low + (1.0 if np.isinf(high) else high - low) * part
 
 
 def make_scores(table, metric_share=0.0, noise=0.01, seed=0):
