@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test quick test-processors bench gpu-check sanitize lint readme clean
+.PHONY: demo test quick test-processors fuzz bench gpu-check sanitize lint readme clean
 
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
@@ -27,6 +27,12 @@ quick: lint
 # (about 4 times as long as `make test`); OPTIONS="--sensitive" runs the tests of numbers alone.
 test-processors: $(VENV)/.installed
 	$(RUN) tests/processors.py $(OPTIONS)
+
+# Hostile files before every command, and every command that writes killed 20 times (about 40 minutes; `make test` runs a
+# part). INPUTS="--inputs 1000 --seed 7" for others.
+fuzz: $(VENV)/.installed
+	$(RUN) -m tests.fuzz $(INPUTS)
+	MERGEKERN_KILLS=20 $(RUN) -m pytest -p no:benchmark tests/fuzz/test_killed.py
 
 # Correctness first, then every suite side by side (about 70 minutes, 40 of them running models); adds rows, and draws
 # them.

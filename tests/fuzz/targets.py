@@ -1,0 +1,72 @@
+"""Which commands read which files of the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CALIBRATED = ("--calibration", "calibration", "--model-fn", "model.py:build", "--metrics", "activation,gradient")
+WEIGHTS: Sequence[tuple[str, ...]] = (
+    ("info", "zoo"),
+    ("metrics", "zoo", "--rows", "3", "--out", "out.json"),
+    ("metrics", "zoo", "--io", "pread", "--on-mismatch", "skip", "--metrics", "task-vector geometry"),
+    ("merge", "zoo", "--method", "ties", "--out", "out.safetensors"),
+    ("merge", "zoo", "--method", "weight_average", "--on-mismatch", "skip", "--out", "out.safetensors"),
+    ("merge-all", "zoo", "--methods", "weight_average,tsv", "--out", "merged"),
+    ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
+    ("screen", "zoo", "--rows", "3", "--out", "screened.parquet"),
+)
+ADAPTERS: Sequence[tuple[str, ...]] = (
+    ("info", "adapters", "--base", "zoo/base.safetensors"),
+    ("metrics", "adapters", "--base", "zoo/base.safetensors", "--rows", "3"),
+    ("metrics", "adapters", "--rows", "3"),
+    ("merge", "adapters", "--base", "zoo/base.safetensors", "--method", "weight_average", "--out", "out.safetensors"),
+)
+
+
+def _tables(name: str) -> Sequence[tuple[str, ...]]:
+    return (
+        ("report", name, "--scores", "scores.csv", "--out", "out.html"),
+        ("fit", name, "--scores", "scores.csv", "--method", "ties", "--kind", "linear", "--out", "p.json"),
+        ("predict", name, "--predictor", "predictor.json", "--out", "out.csv"),
+        ("recommend", name, "--predictor", "predictor.json"),
+        ("plan-measurements", name, "-k", "2", "--method", "ties", "--out", "plan.csv"),
+    )
+
+
+STATISTICS: Sequence[tuple[str, ...]] = (
+    ("table", "statistics", "--out", "out.csv"),
+    ("table", "statistics", "--models", "a,c"),
+    ("verify", "statistics"),
+    ("verify", "statistics", "--delete"),
+    ("remove", "a", "--from", "statistics"),
+    ("screen", "--statistics", "statistics", "--rows", "3"),
+    ("metrics", "zoo", "--statistics", "statistics", "--rows", "3"),
+)
+# Pattern of files -> the commands that read them.
+TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
+    "zoo/**/*": WEIGHTS,
+    "adapters/**/*": ADAPTERS,
+    "calibration/**/*": (("metrics", "zoo", *CALIBRATED, "--rows", "3"),),
+    "table.json": _tables("table.json"),
+    "table.csv": _tables("table.csv"),
+    "table.parquet": _tables("table.parquet"),
+    "scores.csv": (
+        ("fit", "table.json", "--scores", "scores.csv", "--method", "ties", "--kind", "linear", "--out", "p.json"),
+        ("report", "table.csv", "--scores", "scores.csv", "--out", "out.html"),
+        ("plan-measurements", "table.csv", "-k", "2", "--scores", "scores.csv", "--method", "ties"),
+    ),
+    "predictor.json": (
+        ("predict", "table.json", "--predictor", "predictor.json"),
+        ("recommend", "table.csv", "--predictor", "predictor.json"),
+        ("screen", "zoo", "--predictor", "predictor.json", "--rows", "3"),
+        ("report", "table.csv", "--predictor", "predictor.json", "--out", "out.html"),
+    ),
+    "statistics/**/*": STATISTICS,
+    "shards/**/*": (("combine", "shards"),),
+    "sketches.safetensors": (
+        ("compare", "sketches.safetensors", "--out", "out.csv"),
+        ("sketch", "adapters/x", "--base", "zoo/base.safetensors", "--out", "sketches.safetensors"),
+    ),
+}
+# How often a file of the kind is drawn: kinds, not files, share the inputs.
+KINDS = tuple(TARGETS)

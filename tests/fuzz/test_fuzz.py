@@ -1,0 +1,31 @@
+import pytest
+
+from tests.fuzz.running import run_commands, run_inputs
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.world import make_world
+from tests.support.faults import run
+
+INPUTS = 1500
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "world"
+    make_world(folder)
+    return folder
+
+
+def test_commands_end_well_where_no_file_is_changed(world):
+    commands = sorted({command for commands in TARGETS.values() for command in commands})
+    ends = run(run_commands, world, commands)
+    assert not [(command, end) for command, end in zip(commands, ends, strict=True) if end != (0, "")]
+
+
+def test_hostile_files_end_in_one_error_in_words(world):
+    outcomes = list(run_inputs(world, 0, range(INPUTS)))
+    assert sorted(outcome.number for outcome in outcomes) == list(range(INPUTS))
+    faults = [f"{outcome.number}: {outcome.what}\n{outcome.fault}" for outcome in outcomes if outcome.fault]
+    assert not faults, "\n".join(faults[:5])
+    # Or the inputs would be of one kind, and show nothing.
+    assert {outcome.exit for outcome in outcomes} >= {0, 1}
+    assert sum(outcome.exit == 1 for outcome in outcomes) > INPUTS // 5
