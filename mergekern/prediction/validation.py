@@ -134,7 +134,7 @@ def cross_validate_pairs(
         n_resamples: draws of the tasks, with replacement, for the bootstrap intervals; 0 for none. A pair counts as
             often as both its tasks were drawn, a fold by the mean of its pairs. Nothing is fitted again.
         baselines: whether to validate the additive and the constant baseline on the same folds.
-        random_state: of permutations and bootstrap.
+        random_state: seed of the permutations and of the bootstrap.
 
     Raises:
         PredictionError: names, shapes or pairs do not allow it.
