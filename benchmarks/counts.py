@@ -95,11 +95,11 @@ def probes(base: Mapping[str, torch.Tensor], models: int, tasks: int, tokens: in
     matrices of the blocks are counted; a float32 operation as half a float64 one, which the rates are of.
 
     Args:
-        base: the base; each matrix of its blocks meets every token.
-        models: that run.
-        tasks: on whose samples activations are averaged.
-        tokens: tokens in one sample.
-        samples: samples of one task.
+        base: tensors of the base; every token passes through each matrix of its blocks.
+        models: number of models that run.
+        tasks: number of tasks whose samples activations are averaged over.
+        tokens: number of tokens in one sample.
+        samples: number of samples of one task.
 
     >>> probes({"resblocks.0.weight": torch.zeros(3, 2)}, 2, 2, 5, 10)
     Counts(bytes=96, flops=3000)

@@ -51,7 +51,7 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
     Attributes:
         coef_: (metrics,) change of the prediction, in units of y, as a scaled metric grows by 1.
         intercept_: prediction for a pair whose scaled metrics are all 0.
-        weights_: (metrics,) coefficients as the solver left them: a positive multiple of `coef_`.
+        weights_: (metrics,) coefficients as the solver left them, before they are brought to the scale of y.
         train_r_: Pearson's r on the training pairs; NaN if the mean is predicted.
         low_, high_: (metrics,) range of each metric in the training pairs.
 
