@@ -159,7 +159,7 @@ def matrix_krylov(matrix: np.ndarray, steps: int) -> Parts:
 def inverse_krylov(matrix: np.ndarray, steps: int, shifted: bool = False) -> Parts:
     """Find the bottom by block Krylov on the inverse of the Gram matrix.
 
-    If shifted: of the Gram matrix shifted to near singular, by what a few steps without a shift estimate.
+    With `shifted`, the Gram matrix is first shifted to near singular, by an estimate from a few unshifted steps.
     """
     gram = matrix.T @ matrix
     start, solve, shift = draw(len(gram), BOTTOM_BLOCK), inverse(gram), 0.0

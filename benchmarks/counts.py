@@ -77,9 +77,9 @@ def adapters(shapes: Iterable[tuple[int, int]], layers: int, models: int, rank: 
     """Return the counts of all metrics of LoRA adapters: QR factorisations, and the products of all pairs' vectors.
 
     Args:
-        shapes: of the matrices of one layer.
+        shapes: shapes of the matrices of one layer.
         layers, models: their numbers.
-        rank, itemsize: of the factors.
+        rank, itemsize: rank of the factors, and bytes of an element.
 
     >>> adapters([(3, 2)], layers=1, models=2, rank=1, itemsize=4)
     Counts(bytes=40, flops=100)
@@ -95,11 +95,11 @@ def probes(base: Mapping[str, torch.Tensor], models: int, tasks: int, tokens: in
     matrices of the blocks are counted; a float32 operation as half a float64 one, which the rates are of.
 
     Args:
-        base: of whose blocks each matrix meets every token.
-        models: that run.
-        tasks: on whose samples activations are averaged.
-        tokens: of one sample.
-        samples: of one task.
+        base: tensors of the base; every token passes through each matrix of its blocks.
+        models: number of models that run.
+        tasks: number of tasks whose samples activations are averaged over.
+        tokens: number of tokens in one sample.
+        samples: number of samples of one task.
 
     >>> probes({"resblocks.0.weight": torch.zeros(3, 2)}, 2, 2, 5, 10)
     Counts(bytes=96, flops=3000)

@@ -146,7 +146,7 @@ class Session:
         provenance: time, device, commit and versions, for every row.
         deadline: time.time() at which no further case is begun.
         only: beginnings of the cases that are wanted; none for all.
-        seed: of the inputs, which are new in every run.
+        seed: seed of the inputs, which are new in every run.
     """
 
     backend: DeviceBackend

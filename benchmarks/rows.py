@@ -39,7 +39,7 @@ def make(
         case: its name, such as "kernel/overlap/20x3072x10".
         samples: seconds of each round.
         bytes, flops: the least that any implementation must read and compute; see `counts`.
-        rates: of the machine, measured in the same run.
+        rates: rates of the machine, measured in the same run.
         provenance: time, device, commit, dirty and versions.
 
     >>> row = make("a", [4.0], 100, 30, Rates(100.0, 10.0), {"device": "abacus"})

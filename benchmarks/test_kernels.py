@@ -62,7 +62,7 @@ def test_gram_growth(benchmark, describe, layer, models, implementation):
 
 
 def test_gram_of_a_zoo(benchmark, describe, vit_b16):
-    """Of every tensor of 20 models, from mapped files."""
+    """Gram matrices of every tensor of 20 models, from mapped files."""
     models = [load_file(path) for path in vit_b16.models.values()]
     layers = [(base.flatten(), [m[name].flatten() for m in models]) for name, base in vit_b16.base.items()]
     base, tuned = layers[0]

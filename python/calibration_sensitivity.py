@@ -105,7 +105,7 @@ def repeat(
     """Compute the metrics for every size and random_state, and return how they rank the pairs beside the largest size.
 
     Args:
-        zoo: of the models.
+        zoo: zoo that the models belong to.
         tasks: all samples there are.
         sizes: numbers of samples a task, ascending.
         n_repeats: number of draws of each.

@@ -74,9 +74,9 @@ def run_study(
 
     Args:
         out: folder of the study.
-        options: of the zoo, from `default_options`.
-        count: of tasks.
-        methods: of merging.
+        options: options of the zoo, from `default_options`.
+        count: number of tasks.
+        methods: names of merge methods.
         random_state: decides all random numbers of the zoo.
         bar: shows how far it is.
 

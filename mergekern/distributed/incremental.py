@@ -48,7 +48,7 @@ def add_models(
         checkpoints: the new models: a path, or several as `compute_all` takes them.
         to: a folder that `compute_all(statistics=...)` or `mergekern metrics --statistics` finished.
         base: where the base is now, if it has moved.
-        calibration: of all models, to run them anew; without it the metrics that run models are given up.
+        calibration: samples and heads of all models, to run them anew; if None, metrics that run models are dropped.
         device, max_memory, progress, io: as for `compute_all`.
 
     Raises:

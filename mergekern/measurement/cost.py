@@ -19,7 +19,7 @@ class Cost:
     """What a measurement will take.
 
     Attributes:
-        bytes_read: of weights; tensors larger than the budget are read several times.
+        bytes_read: bytes of weights read; tensors larger than the budget are read several times.
         peak_memory: estimate of the bytes allocated at once, beside mapped files and the interpreter itself.
     """
 

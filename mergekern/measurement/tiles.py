@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
     Attributes:
         rows: positions of models.
-        columns: of the others of each pair; none for pairs among the rows, which are factorised too.
+        columns: models on the other side of each pair; empty for pairs among the rows, which are factorised too.
     """
 
     rows: tuple[int, ...]
@@ -76,9 +76,9 @@ def share(costs: Sequence[Sequence[float]], index: int, count: int) -> set[Item]
     """Return the items of one of `count` shares of about the same cost.
 
     Args:
-        costs: of each tile of each tensor.
-        index: of the share, from 0.
-        count: of shares.
+        costs: cost of each tile of each tensor.
+        index: index of the share, from 0.
+        count: number of shares.
 
     >>> sorted(share([[4.0], [1.0], [2.0], [2.0]], 1, 2))
     [Item(tensor=2, tile=0), Item(tensor=3, tile=0)]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-# Smallest and largest ratio γ of a group's variance to the residual's; beyond them, γ counts as 0 or as infinite.
+# Bounds of the ratio γ of a group's variance to the residual's; at these a group explains nothing, or everything.
 RATIOS = (1e-6, 1e4)
 # Below this share of the residual in the variance, y counts as explained exactly.
 EXACT = 1e-12

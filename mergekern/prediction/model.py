@@ -1,4 +1,4 @@
-"""MergePredictor: a fitted predictor of one merge method, with what it knows about how well it predicts."""
+"""MergePredictor: a fitted predictor for one merge method, with its validation and its intervals."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class MergePredictor:
         kind: name of the predictor, see `make_predictor`.
         method: the merge method whose scores it was fitted to.
         target: the name of the score.
-        metrics: names of the metrics it needs a value of, in order.
+        metrics: names of the metrics that it needs, in order.
         estimator: the fitted regressor.
         ranges: (lowest, highest) of each metric in the training pairs.
-        measured: the training pairs and their scores.
+        measured: scores of the training pairs.
         intervals: half widths of the conformal intervals, from errors on held-out pairs.
-        validation: for each of `REGIMES`, mean and standard deviation of Pearson's r over the folds, beside those of
-            the additive baseline; or why there are none.
-        dropped: pairs with a score that took no part, and why.
-        provenance: versions, and the table's provenance.
+        validation: for each of `REGIMES`, mean and standard deviation of Pearson's r over the folds, for the predictor
+            and for the additive baseline; or the reason why there are none.
+        dropped: pairs with a score that took no part, each with the reason.
+        provenance: versions of packages, and the table's provenance.
     """
 
     kind: str
@@ -84,20 +84,20 @@ class MergePredictor:
     ) -> MergePredictor:
         """Fit a predictor, validate it, and measure how wide its conformal intervals must be.
 
-        A pair with a score is left out, and named in `dropped`, where it lacks a value of a metric that the predictor
-        uses. A metric without any value is left out as a whole.
+        Pairs with a score but without a value of a metric that the predictor uses are left out, and named in
+        `dropped`. A metric without any value is left out as a whole.
 
         Args:
-            table: metrics of the models.
+            table: metrics of all pairs of the models.
             scores: scores of merged pairs, as `read_scores` returns them; the name of the series is the target.
             method: the merge method that gave the scores.
             kind: name of the predictor, see `make_predictor`.
-            level: share of pairs that the conformal intervals are to cover.
+            level: share of pairs that the conformal intervals shall cover.
             random_state: decides which pairs are held out to measure the intervals.
             options: parameters of the predictor's estimator, see `make_predictor`.
 
         Raises:
-            PredictionError: unknown models, predictor or options, or too few pairs with everything.
+            PredictionError: unknown models, predictor or options, or too few pairs with a score and all metrics.
         """
         uses_metrics, estimator = predictor_kind(kind).uses_metrics, make_predictor(kind, options)
         data = _training_pairs(table, scores, method, uses_metrics)
@@ -124,16 +124,16 @@ class MergePredictor:
         )
 
     def predict(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
-        """Return the pairs of a table, or of some rows of its frame, the most promising first.
+        """Return predictions for the pairs of a table, or for some rows of its frame, the most promising first.
 
         Pairs that cannot be predicted are last. The index is (model_a, model_b), the columns are
 
         - prediction: predicted value of the target;
-        - low, high: conformal interval around it; NaN where too few pairs could be held out to know;
-        - measured: the score, of a pair that has one;
-        - measured_models: how many of the two models have a measured merge, 0 to 2;
-        - drivers: the effects and metrics that moved the prediction most, each with how far;
-        - remarks: what makes the prediction less sure, in words.
+        - low, high: conformal interval around it; NaN if too few pairs could be held out;
+        - measured: the measured score; NaN for pairs without one;
+        - measured_models: number of the two models that have a measured merge, 0 to 2;
+        - drivers: the effects and metrics that moved the prediction most, and how far;
+        - remarks: reasons why the prediction is less sure, in words.
 
         Raises:
             PredictionError: the table lacks metrics, or the frame's index does not name the two models of each row.
@@ -157,9 +157,9 @@ class MergePredictor:
         return out.sort_values("prediction", ascending=False, kind="stable", na_position="last")
 
     def explain(self, table: MetricTable) -> pd.DataFrame:
-        """Return the terms of each prediction: "mean", the effects "model_a" and "model_b", and every metric's.
+        """Return the terms of each prediction: "mean", the effects "model_a" and "model_b", and a term for each metric.
 
-        A row's sum is its prediction; pairs without a value of every metric have no row.
+        The terms of a row add up to its prediction. Pairs that lack a value of a metric have no row.
 
         Raises:
             PredictionError: the table lacks metrics, or the frame's index does not name the two models of each row.
@@ -172,15 +172,15 @@ class MergePredictor:
 
     @property
     def models(self) -> list[str]:
-        """Names of the models with a measured merge, sorted."""
+        """Names of the models that have a measured merge, sorted."""
         return task_codes(np.array(self.measured.index.tolist(), dtype=str))[0].tolist()
 
     def expected_r(self, regime: str) -> float | None:
-        """Return the mean Pearson correlation in one of `REGIMES`, None if it could not be found."""
+        """Return the mean Pearson correlation in one of `REGIMES`; None if the folds have no correlation."""
         return self.validation[regime].get("val_r_mean")
 
     def save(self, path: str | Path) -> None:
-        """Write the predictor as JSON; `load` gives the same predictions, to the last bit."""
+        """Write the predictor as JSON. What `load` returns predicts the same, to the last bit."""
         document = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -207,7 +207,7 @@ class MergePredictor:
         """Read what `save` wrote.
 
         Raises:
-            PredictionError: the file is missing, damaged, something else, or of a newer version.
+            PredictionError: the file is missing, is damaged, is no predictor, or has the format of another version.
         """
         path = Path(path)
         try:
@@ -227,7 +227,7 @@ class MergePredictor:
             raise PredictionError(f"{path}: a damaged predictor ({type(error).__name__}: {error})") from error
 
     def _metrics_of(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
-        """Return the metrics that the predictor was fitted to, in its order."""
+        """Return the columns that the predictor was fitted to, in its order."""
         frame = table.to_pandas() if isinstance(table, MetricTable) else table
         if not self.metrics:
             return frame[[]].assign(no_metric=0.0)
@@ -282,7 +282,7 @@ def _training_pairs(table: MetricTable, scores: pd.Series, method: str, uses_met
     if scored.sum() < FEWEST_PAIRS:
         raise PredictionError(f"{int(scored.sum())} scores of {method} are too few: at least {FEWEST_PAIRS}")
     with warnings.catch_warnings():
-        # What is left out is in `MergePredictor.dropped`, for whoever shows it.
+        # `MergePredictor.dropped` names the pairs that are left out, so that no warning is needed.
         warnings.simplefilter("ignore", IncompletePairsWarning)
         data = complete_pairs(frame[scored], target[scored])
     if len(data.y) < FEWEST_PAIRS:
@@ -304,7 +304,7 @@ def _names_of(X: pd.DataFrame) -> np.ndarray:
 
 
 def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> dict[str, Any]:
-    """Return the figures of a cross-validation, or why there are none."""
+    """Return the figures of a cross-validation, or the reason why there are none."""
     try:
         found = cross_validate_pairs(estimator, X, y, splitter=splitter, n_resamples=0)
     except PredictionError as error:

@@ -1,4 +1,4 @@
-"""Pairs: which two models a row is about, and which rows have every value."""
+"""Pairs: the names of the two models of each row, and the rows that have all values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from mergekern.tables.frames import INDEX
 
 
 def find_pairs(X: Any, pairs: Any = None) -> np.ndarray | None:
-    """Return the names of the two models of each row, or None where they are not known.
+    """Return the names of the two models of each row; None if they are not known.
 
     Args:
-        X: (n, metrics) values; where `pairs` is None and X is a DataFrame, its two-level index, as
-            `MetricTable.to_pandas` makes it.
-        pairs: (n, 2) names: an array, a list of tuples, or a two-level index.
+        X: (n, metrics) values; a DataFrame names the pairs in a two-level index, as `MetricTable.to_pandas` makes it.
+        pairs: (n, 2) names: an array, a list of tuples, or a two-level index; the index of X if None.
 
     Returns:
         (n, 2) array of str.
@@ -55,7 +54,7 @@ def find_pairs(X: Any, pairs: Any = None) -> np.ndarray | None:
 
 
 def need_pairs(X: Any, pairs: Any = None) -> np.ndarray:
-    """Return the names as `find_pairs` does; raise PredictionError where they are not known.
+    """Return the names as `find_pairs` does; raise PredictionError if they are not known.
 
     >>> need_pairs(None, [("a", "b")]).tolist()
     [['a', 'b']]
@@ -70,7 +69,7 @@ def need_pairs(X: Any, pairs: Any = None) -> np.ndarray:
 
 
 def as_target(y: Any, n: int) -> np.ndarray:
-    """Return y as (n,) float64; raise PredictionError where it is not one number, or NaN, for each of n pairs.
+    """Return y as (n,) float64; raise PredictionError if it is not one number, or NaN, for each of n pairs.
 
     >>> as_target([1, None], 2).tolist()
     [1.0, nan]
@@ -85,7 +84,7 @@ def as_target(y: Any, n: int) -> np.ndarray:
 
 
 def check_once(pairs: np.ndarray) -> None:
-    """Raise PredictionError where a pair is listed twice, in whichever order, so that both sides of a fold have it."""
+    """Raise PredictionError if a pair is listed twice, in either order: both sides of a fold could have it."""
     names, codes = task_codes(pairs)
     distinct, counts = np.unique(codes, axis=0, return_counts=True)
     if (counts > 1).any():
@@ -96,7 +95,7 @@ def check_once(pairs: np.ndarray) -> None:
 
 
 def check_aligned(X: Any, y: Any) -> None:
-    """Raise PredictionError where X and y both name their pairs, and not the same ones in the same order."""
+    """Raise PredictionError if X and y both name their pairs, but not the same pairs in the same order."""
     indexed = isinstance(y, pd.Series) and isinstance(X, pd.DataFrame) and y.index.nlevels == X.index.nlevels == 2
     if indexed and not y.index.equals(X.index):
         raise PredictionError(
@@ -105,7 +104,7 @@ def check_aligned(X: Any, y: Any) -> None:
 
 
 def pair_key(pair: Any) -> frozenset[str]:
-    """Return what identifies a pair, whichever model is named first.
+    """Return a key of the pair that does not depend on which model is named first.
 
     >>> pair_key(("a", "b")) == pair_key(("b", "a"))
     True
@@ -114,7 +113,7 @@ def pair_key(pair: Any) -> frozenset[str]:
 
 
 def task_codes(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the T sorted names, and for each pair the positions in them, the smaller first, as (n, 2) int64.
+    """Return the T sorted names, and (n, 2) int64 positions of each pair's models in them, the smaller first.
 
     >>> names, codes = task_codes(np.array([["b", "a"], ["b", "c"]]))
     >>> names.tolist(), codes.tolist()
@@ -125,7 +124,7 @@ def task_codes(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class IncompletePairsWarning(UserWarning):
-    """Pairs, or whole metrics, without a value take no part; the message names them."""
+    """Warning that pairs or whole metrics take no part because values are missing; the message names them."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class CompletePairs:
         X: (n, metrics) frame with the pairs as its index.
         y: (n,) float64.
         pairs: (n, 2) names.
-        dropped: why each pair left out is left out, by its two names.
+        dropped: the reason for each pair that was left out, by its two names.
         dropped_metrics: metrics without a value for any pair.
     """
 
@@ -148,9 +147,9 @@ class CompletePairs:
 
 
 def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
-    """Return the pairs with every value, and name those without, with a warning.
+    """Return the pairs that have all values, and warn of the others by name.
 
-    A metric without a value for any pair is left out first, since it would leave no pairs.
+    A metric without a value for any pair is left out first, since otherwise no pair would remain.
 
     Args:
         X: (n, metrics) values; a DataFrame keeps the names of its columns.
@@ -158,7 +157,7 @@ def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
         pairs: (n, 2) names; the index of X if None.
 
     Raises:
-        PredictionError: the shapes or indices do not fit, values are no numbers, a pair or a metric's name is there
+        PredictionError: the shapes or indices do not fit, values are no numbers, a pair or a metric's name is given
             twice, or no pair is complete.
 
     >>> index = [("a", "b"), ("a", "c"), ("b", "c")]

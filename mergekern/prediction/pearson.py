@@ -1,4 +1,4 @@
-"""PearsonRegressor: the weighted sum of metrics that correlates best with what is to be predicted."""
+"""PearsonRegressor: the weighted sum of metrics that correlates best with the target."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from mergekern.errors import OptionError, PredictionError
 from mergekern.prediction.correlation import pearson_r
 from mergekern.prediction.published import LEARNING_RATE, centred_products, fit_published, scale, scale_to
 
-# The spread of predictions at which the exact solver counts ‖c‖₁: the study's fits end within 0.007 and 0.03 (its data,
-# alpha from 0.3 to 1.5), where Adam's steps can shrink c no further. With it, one alpha asks the same of both solvers.
+# Standard deviation of the predictions for which the exact solver evaluates ‖c‖₁. The study's fits end between 0.007
+# and 0.03 (its data, alpha from 0.3 to 1.5), where Adam's steps cannot shrink c further. With this value, one alpha
+# means the same to both solvers.
 SPREAD = LEARNING_RATE
-# Of the largest: what is left of a direction in which float32 metrics do not vary.
+# Relative to the largest eigenvalue: below it, float32 metrics do not vary in a direction, and only rounding is left.
 RANK_TOLERANCE = 1e-6
-# Of 1: columns this close to correlated ±1 are one metric, as scores and what they are scores of.
+# Columns whose correlation is this close to ±1 count as one metric; for example a score and the value it is made from.
 DUPLICATE = 1e-10
 OPTIMALITY = 1e-9
 
@@ -26,20 +27,20 @@ OPTIMALITY = 1e-9
 class PearsonRegressor(RegressorMixin, BaseEstimator):
     """Linear predictor whose coefficients maximise Pearson's r with the target on the training pairs.
 
-    Metrics are scaled to [-1, 1] by their range in the training pairs; r knows neither mean nor length, so that
-    predictions are then brought to the scale of y by least squares.
+    Metrics are scaled to [-1, 1] by their range in the training pairs. Pearson's r does not depend on the mean and
+    scale of the predictions, so that least squares brings them to the scale of y afterwards.
 
-    `solver="adam"` is the study's own fit (see `fit_published`), which depends on where it starts. `solver="exact"` has
-    no randomness and is optimal:
+    `solver="adam"` is the study's own fit (see `fit_published`); its result depends on its start. `solver="exact"` is
+    deterministic and optimal:
 
-    - Without a penalty, the largest r is that of least squares, whose coefficients of the smallest length are taken.
-      Two copies of a metric share its coefficient.
-    - The study's L1 objective, -r + alpha ‖c‖₁, has no minimum: r does not depend on the length of c, so that it is
-      approached as c goes to 0, where nothing is sparse. It is well-posed once that length is fixed where the penalty
-      counts it: here, where the predictions have a standard deviation of 0.01 over the training pairs. The direction
-      that maximises r - alpha ‖c‖₁ there is that of the Lasso of standardised y with the penalty 0.01 alpha. It has
-      exact zeros, and none of the metrics left where alpha is larger than max_j |cov(x_j, y)| / (0.01 sd(y)): then the
-      mean is predicted.
+    - Without a penalty, least squares has the largest r. The solution with the smallest ‖c‖₂ is taken, in which copies
+      of a metric share its coefficient.
+    - The study's L1 objective, -r + alpha ‖c‖₁, has no minimum. r does not depend on the length of c, so that shrinking
+      c towards 0 always improves the objective, and nothing makes c sparse. The problem becomes well-posed when the
+      length is fixed: here, such that the predictions have a standard deviation of 0.01 over the training pairs. Under
+      that constraint, the c that maximises r - alpha ‖c‖₁ is a multiple of the Lasso solution for standardised y with
+      penalty 0.01 alpha. It has exact zeros. If alpha exceeds max_j |cov(x_j, y)| / (0.01 sd(y)), all coefficients are
+      zero, and the mean is predicted.
 
     Args:
         penalty: "l1" or None.
@@ -49,9 +50,9 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
 
     Attributes:
         coef_: (metrics,) change of the prediction, in units of y, as a scaled metric grows by 1.
-        intercept_: prediction where every scaled metric is 0.
-        weights_: (metrics,) the same coefficients at the length at which the solver ended.
-        train_r_: Pearson's r on the training pairs; NaN where the mean is predicted.
+        intercept_: prediction for a pair whose scaled metrics are all 0.
+        weights_: (metrics,) coefficients as the solver left them, before they are brought to the scale of y.
+        train_r_: Pearson's r on the training pairs; NaN if the mean is predicted.
         low_, high_: (metrics,) range of each metric in the training pairs.
 
     >>> X = np.array([[1.0, 5.0], [2.0, 3.0], [3.0, 6.0], [4.0, 1.0], [5.0, 4.0]])
@@ -95,7 +96,7 @@ class PearsonRegressor(RegressorMixin, BaseEstimator):
         predicted = scaled @ found
         self.weights_ = found
         self.train_r_ = pearson_r(predicted, y)
-        # The sign is the solver's: where Adam ended with r below 0, its predictions are not turned around.
+        # The sign stays the solver's: if Adam ended with r below 0, its predictions are not reversed.
         slope = 0.0 if np.isnan(self.train_r_) else abs(self.train_r_) * y.std() / predicted.std()
         self.coef_ = slope * found
         self.intercept_ = float(y.mean() - slope * predicted.mean())
@@ -113,13 +114,13 @@ def fit_exact(X: np.ndarray, Y: np.ndarray, masks: np.ndarray, alpha: float | No
 
     Args:
         X: (n, metrics) values.
-        Y: (n,) or (targets, n) what is to be predicted.
+        Y: (n,) or (targets, n) targets.
         masks: (folds, n) bool, the training pairs of each fold.
-        alpha: weight of the L1 penalty; None for none.
+        alpha: weight of the L1 penalty; None for no penalty.
 
     Returns:
-        (folds, targets, metrics) float64, of the scaled metrics, at which predictions have a standard deviation of
-        0.01 over the training pairs; zeros where the mean is the best prediction.
+        (folds, targets, metrics) float64 coefficients of the scaled metrics, of the length for which predictions have a
+        standard deviation of 0.01 over the training pairs; zeros if the mean is the best prediction.
     """
     targets = np.atleast_2d(Y).astype(np.float64)
     found = np.zeros((len(masks), len(targets), X.shape[1]))
@@ -143,13 +144,13 @@ def fit_exact(X: np.ndarray, Y: np.ndarray, masks: np.ndarray, alpha: float | No
 
 
 def lasso(gram: np.ndarray, products: np.ndarray, penalty: float) -> np.ndarray:
-    """Return the c that minimises c G c / 2 - b·c + penalty ‖c‖₁, to rounding.
+    """Return the c that minimises c G c / 2 - b·c + penalty ‖c‖₁, up to rounding.
 
-    An active-set method, as Lawson and Hanson's for non-negative least squares: the coefficient whose gradient exceeds
-    the penalty most may leave zero; the others are solved for exactly, and one that would change its sign on the way
-    stops at zero. Every step lowers the objective, so that none of the finitely many sets comes twice. (On metrics as
-    collinear as these, scikit-learn's `lars_path` ended off the optimum in 1 of 160 fits; coordinate descent needs
-    about 100,000 rounds.)
+    An active-set method, like Lawson and Hanson's for non-negative least squares. In each step, the zero coefficient
+    whose gradient exceeds the penalty most becomes active. The active coefficients are solved for exactly; one that
+    would change its sign on the way stops at zero. Every step lowers the objective, so that none of the finitely many
+    active sets occurs twice. (On metrics as collinear as these, scikit-learn's `lars_path` missed the optimum in 1 of
+    160 fits, and coordinate descent needs about 100,000 rounds.)
 
     Args:
         gram: (m, m) G, positive semi-definite.
@@ -157,7 +158,7 @@ def lasso(gram: np.ndarray, products: np.ndarray, penalty: float) -> np.ndarray:
         penalty: at least 0.
 
     Raises:
-        PredictionError: no convergence, which values that are not finite can cause.
+        PredictionError: no convergence; values that are not finite can cause that.
 
     >>> lasso(np.eye(2), np.array([3.0, -0.5]), 1.0).round(6).tolist()
     [2.0, 0.0]
@@ -176,7 +177,7 @@ def lasso(gram: np.ndarray, products: np.ndarray, penalty: float) -> np.ndarray:
         signs[entering] = np.sign(gradient[entering])
         before = c
         c = _solve_active(gram, products, penalty, c, signs)
-        # One that cannot leave zero, for rounding, must not be tried forever.
+        # A coefficient that rounding keeps at zero must not be tried forever.
         refused[:] = refused & (c == before).all()
         refused[entering] = c[entering] == 0
     raise PredictionError("the L1 fit did not converge: are all values finite and of a similar size?")
@@ -185,7 +186,7 @@ def lasso(gram: np.ndarray, products: np.ndarray, penalty: float) -> np.ndarray:
 def _solve_active(
     gram: np.ndarray, products: np.ndarray, penalty: float, c: np.ndarray, signs: np.ndarray
 ) -> np.ndarray:
-    """Return the optimum over the coefficients with a sign, letting go of those that reach zero on the way."""
+    """Return the optimum over the active coefficients; those that reach zero on the way become inactive."""
     while True:
         active = np.flatnonzero(signs)
         if len(active) == 0:
@@ -204,13 +205,13 @@ def _solve_active(
 
 
 def _distinct(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns that are no copy (nor a reflection) of one before, and what each stands for.
+    """Return the columns that neither copy nor mirror an earlier one, and how they share their coefficients.
 
-    All have the same range, so that copies have the same length.
+    All columns have the same range, so that copies have the same length.
 
     Returns:
-        columns: (k,) numbers of the distinct columns that vary at all.
-        copies: (m, k) matrix that gives each column its equal share of the coefficient of its distinct column.
+        columns: (k,) positions of the distinct columns; constant columns are left out.
+        copies: (m, k) matrix that divides the coefficient of a distinct column equally among its copies.
     """
     lengths = np.linalg.norm(centred, axis=0)
     unit = centred / np.where(lengths > 0, lengths, 1.0)

@@ -1,4 +1,4 @@
-"""Fitted estimators as JSON documents: numbers, text and lists, of known classes only; reading one executes no code."""
+"""Fitted estimators as JSON documents of numbers, text and lists. Only known classes are read; no code is executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (ClippedScaler, ForestRegressor, LinearMetricRegressor, PearsonRegressor, TaskEffectsRegressor)
 }
-# Nothing else may be called by a file: float64, integers, booleans and text.
+# The dtypes that a file may name: float64, integers, booleans and text.
 DTYPES = ("float64", "int64", "bool", "str")
 
 
@@ -40,7 +40,7 @@ def from_document(document: dict[str, Any]) -> Any:
     """Return the estimator that `to_document` describes.
 
     Raises:
-        PredictionError: a class that is none of this package's estimators.
+        PredictionError: the document names a class that is not an estimator of this package.
         KeyError, TypeError, ValueError: the document is damaged.
     """
     name = document["class"]

@@ -1,7 +1,8 @@
-"""Which merges to measure next, so that the additive model predicts all others best: optimal design on the pair graph.
+"""plan_measurements: the pairs to merge and measure next, so that the additive model predicts all other pairs best.
 
-Models are the nodes of a graph, measured pairs its edges. Under y_ab = μ + t_a + t_b + e, how well a pair is known
-depends on which edges there are and not on what was measured, so that the plan can be made before the first merge.
+This is optimal design on a graph whose nodes are models and whose edges are measured pairs. Under the model
+y_ab = μ + t_a + t_b + e, the variance of a prediction depends on the edges alone, not on the scores. The plan can
+therefore be made before the first merge.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from mergekern.errors import PredictionError, did_you_mean
 from mergekern.prediction.pairs import pair_key
 from mergekern.tables.frames import INDEX
 
-# Variance of a task effect, and of the mean, in residual variances: about what the study's data have, and much more.
+# Variances of a task effect and of the mean, in residual variances. The first is about that of the study's data; the
+# second is so large that the mean is free.
 TASK_RATIO = 10.0
 MEAN_RATIO = 1e6
 # Passes over the plan in which each pair may be exchanged for a better one.
@@ -25,35 +27,35 @@ EXCHANGES = 5
 
 
 class Design:
-    """Posterior covariance of the mean and T task effects, in units of the residual variance, as pairs are measured."""
+    """Posterior covariance of the mean and T task effects, updated as pairs are measured, in residual variances."""
 
     def __init__(self, tasks: int, ratio: float = TASK_RATIO) -> None:
         first, second = np.triu_indices(tasks, 1)
         self.pairs = np.stack([first, second], axis=1)
         self.covariance = np.diag([MEAN_RATIO, *np.full(tasks, ratio)])
-        # The sum of r rᵀ over all pairs, whose r is 1 at the mean (in front) and at both tasks. No array has a row for
-        # each pair: of 1000 models, that would be 4 GB.
+        # The sum of r rᵀ over all pairs; r is 1 at the mean (first) and at both tasks of the pair. No array has a row
+        # for each pair: for 1000 models, that would be 4 GB.
         self.moments = np.ones((tasks + 1, tasks + 1))
         self.moments[0, 1:] = self.moments[1:, 0] = tasks - 1
         np.fill_diagonal(self.moments, [len(self.pairs), *np.full(tasks, tasks - 1)])
 
     def measure(self, pair: int, sign: int = 1) -> None:
-        """Add a measurement of a pair, by its row; with sign −1, take one back."""
+        """Add a measurement of a pair, given by its row; with sign −1, remove one."""
         places = [0, *(1 + self.pairs[pair])]
         gain = self.covariance[:, places].sum(1)
         self.covariance = self.covariance - sign * np.outer(gain, gain) / (1 + sign * gain[places].sum())
 
     def mean_variance(self) -> float:
-        """Return the mean variance of a prediction over all pairs, which an I-optimal plan minimises."""
+        """Return the variance of predictions, averaged over all pairs; an I-optimal plan minimises it."""
         return float((self.covariance * self.moments).sum() / len(self.pairs))
 
     def reductions(self) -> np.ndarray:
-        """Return (pairs,): by how much measuring each pair would lower `mean_variance`."""
+        """Return (pairs,) amounts by which measuring each pair would lower `mean_variance`."""
         lowered = self._squares(self.covariance @ self.moments @ self.covariance)
         return lowered / (1 + self._squares(self.covariance)) / len(self.pairs)
 
     def _squares(self, matrix: np.ndarray) -> np.ndarray:
-        """Return (pairs,) rᵀ M r of a symmetric M."""
+        """Return (pairs,) values rᵀ M r for a symmetric M."""
         first, second = 1 + self.pairs.T
         own = np.diagonal(matrix) + 2 * matrix[0]
         return matrix[0, 0] + own[first] + own[second] + 2 * matrix[first, second]
@@ -62,24 +64,24 @@ class Design:
 def plan_measurements(
     models: Sequence[str], k: int, measured: Iterable[Sequence[str]] = (), *, ratio: float = TASK_RATIO
 ) -> pd.DataFrame:
-    """Choose the k pairs whose measurement lets the additive model predict the pairs best.
+    """Choose the k pairs whose measurement lets the additive model predict all pairs best.
 
-    Greedy, one pair after another, so that the first ones are worth measuring even if the rest is not; then pairs are
-    exchanged as long as that helps. Deterministic: of equally good pairs, the first in the order of the models.
+    The plan is greedy, one pair after another, so that a prefix of it is a good plan too. Then pairs are exchanged as
+    long as that helps. It is deterministic: of equally good pairs, the first in the order of the models is taken.
 
     Args:
-        models: T names.
-        k: how many pairs.
+        models: names of the T models.
+        k: number of pairs to choose.
         measured: pairs that are measured already; pairs of other models are ignored.
-        ratio: variance of the effect of one model, in variances of the residual.
+        ratio: variance of the effect of a model, in residual variances.
 
     Returns:
-        Index (model_a, model_b), in the order in which to measure. Column mean_sd: the standard deviation of a
-        prediction (root of the mean variance over all pairs) once this pair and those above it are measured, in
-        standard deviations of the residual.
+        A frame with the index (model_a, model_b), in the order in which to measure. Its column mean_sd is the standard
+        deviation of a prediction (root of the mean variance over all pairs) after this pair and those above it are
+        measured, in residual standard deviations.
 
     Raises:
-        PredictionError: fewer than two models or a name twice, or k is not from 1 to the number of unmeasured pairs.
+        PredictionError: fewer than two models, a name given twice, or k outside 1 to the number of unmeasured pairs.
 
     >>> plan_measurements("abcd", 2).index.tolist()
     [('a', 'b'), ('c', 'd')]
@@ -109,7 +111,7 @@ def plan_measurements(
 
 def _best(design: Design, free: np.ndarray) -> int:
     reductions = np.where(free, design.reductions(), -np.inf)
-    # Equal up to rounding counts as equal.
+    # Pairs that differ by rounding only count as equally good.
     return int(np.argmax(reductions >= reductions.max() * (1 - 1e-9)))
 
 
@@ -149,7 +151,7 @@ def _as_frame(names: list[str], chosen: list[int], done: list[int], ratio: float
 
 
 def check_models(wanted: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return names of models, each of which must be known.
+    """Return the names as a list, after a check that all are known.
 
     Raises:
         PredictionError: an unknown name.

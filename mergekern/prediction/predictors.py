@@ -1,4 +1,4 @@
-"""make_predictor: the predictors by their names, and what moved each of their predictions."""
+"""make_predictor: the predictors by name, and the terms of their predictions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class PredictorKind:
     Attributes:
         description: what it is, in one line.
         make: class of the estimator.
-        defaults: options other than the estimator's own defaults.
-        uses_metrics: whether it needs a value of every metric.
+        defaults: options that differ from the estimator's own defaults.
+        uses_metrics: whether a pair needs a value of every metric.
     """
 
     description: str
@@ -63,13 +63,13 @@ def make_predictor(kind: str, options: Mapping[str, Any] | None = None) -> Any:
     """Return an unfitted scikit-learn regressor.
 
     "dense" and "sparse" are the study's fits (`PearsonRegressor`), "linear" and "forest" predict from metrics alone,
-    "additive" from the names of the models alone, "additive+metrics" from both. Names are the `pairs` of `fit` and
-    `predict`, or the index of X, as `MetricTable.to_pandas()` makes it.
+    "additive" from the names of the models alone, "additive+metrics" from both. The names are given as `pairs` to `fit`
+    and `predict`, or are the index of X, as in `MetricTable.to_pandas()`.
 
     Args:
         kind: one of `PREDICTORS`.
-        options: parameters of the estimator, which replace the defaults of the predictor: for example
-            {"solver": "exact"} for the study's fits.
+        options: parameters of the estimator, which replace the predictor's defaults; for example {"solver": "exact"}
+            for the study's fits.
 
     Raises:
         PredictionError: an unknown predictor or option.
@@ -88,10 +88,10 @@ def make_predictor(kind: str, options: Mapping[str, Any] | None = None) -> Any:
 
 
 def contributions(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> pd.DataFrame:
-    """Return the terms of each prediction of a fitted predictor; a row's sum is its prediction.
+    """Return the terms of each prediction of a fitted predictor; the terms of a row add up to its prediction.
 
-    The columns are "mean" (what is predicted of a pair of which nothing is known), "model_a" and "model_b" (the
-    effects of the two models), and the metrics.
+    The columns are "mean" (the prediction for a pair of which nothing is known), "model_a" and "model_b" (the effects
+    of the two models), and the metrics.
     """
     if isinstance(estimator, TaskEffectsRegressor):
         terms = estimator.contributions(X, pairs)

@@ -1,9 +1,9 @@
 """The study's own fit, for any number of folds, targets and random states in one computation.
 
-The study ("Demystifying Mergeability", arXiv 2601.22285) maximises Pearson's r between a weighted sum of the metrics
-and what is to be predicted, by Adam. On training pairs, r depends on the metrics only through their Gram matrix G and
-their products b with the target, both centred: r(c) = b·c / √(c G c). That makes a step a product of matrices of the
-size of the number of metrics, whatever the number of pairs, and all fits independent rows of it.
+The study ("Demystifying Mergeability", arXiv 2601.22285) uses Adam to maximise Pearson's r between a weighted sum of
+the metrics and the target. On the training pairs, r depends on the metrics only through the Gram matrix G of the
+centred metrics and their products b with the centred target: r(c) = b·c / √(c G c). A step for all fits together is
+therefore a product of matrices whose size depends on the number of metrics, not on the number of pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-# Torch is imported where its Adam is used: predicting with what was fitted does without.
+# Torch is imported where its Adam is used: predicting with a fitted model needs no torch.
 
 LEARNING_RATE = 0.01
 ZERO = 1e-3
@@ -26,7 +26,7 @@ SMALL = 1e-8
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the study's fit: the spread of the first coefficients, and when to stop."""
+    """Settings of the study's fit: the spread of the initial coefficients, and the rule for stopping."""
 
     initial: float
     steps: int
@@ -41,32 +41,31 @@ SPARSE = Protocol(initial=0.1, steps=2000, patience=100, threshold=1e-5)
 def fit_published(
     X: np.ndarray, Y: np.ndarray, masks: np.ndarray, random_states: Sequence[int], alpha: float | None = None
 ) -> np.ndarray:
-    """Return the coefficients of the study's fit, as it was published.
+    """Return the coefficients of the study's fit, as published.
 
-    Metrics are scaled to [-1, 1] by their range in the training pairs. Coefficients start at N(0, 1), with L1 at a
-    tenth of that, and Adam (learning rate 0.01) minimises -r + alpha ‖c‖₁ on the training pairs. What the paper leaves
-    open is done as in the study's published code:
+    Metrics are scaled to [-1, 1] by their range in the training pairs. The initial coefficients are drawn from N(0, 1),
+    with L1 from 0.1 N(0, 1). Adam (learning rate 0.01) then minimises -r + alpha ‖c‖₁ on the training pairs. Details
+    that the paper leaves open follow the study's published code:
 
-    - Without L1, the coefficients are divided by their sum between the gradient and Adam's step. That gradient is of
-      the coefficients before the division, and the last step is not divided again: they sum to 1 only roughly, and a
-      sum that was negative turns all signs.
-    - The objective on the training pairs is watched, before each step. A fit stops where it has not fallen by more than
-      the threshold below its lowest value so far for `patience` steps in a row, and keeps the last coefficients, not
-      the best.
-    - With L1, coefficients below 0.001 are set to zero at the end, and only there.
+    - Without L1, the coefficients are divided by their sum after the gradient is computed and before Adam's step. They
+      are not divided again after the last step, so that they sum to 1 only roughly. A negative sum reverses all signs.
+    - The objective on the training pairs is checked before each step. A fit stops after `patience` steps in a row in
+      which the objective was not lower than its lowest value so far by more than the threshold. It keeps the last
+      coefficients, not the best.
+    - With L1, coefficients with a magnitude below 0.001 are set to zero after the last step.
 
-    -r + alpha ‖c‖₁ has no minimum: r does not depend on the length of c, so that shrinking c always helps. Where a fit
-    ends depends on where it started and on when it stopped.
+    -r + alpha ‖c‖₁ has no minimum: r does not depend on the length of c, so that shrinking c always helps. The result
+    of a fit therefore depends on its start and on when it stopped.
 
     Args:
         X: (n, metrics) values.
-        Y: (n,) or (targets, n) what is to be predicted.
+        Y: (n,) or (targets, n) targets.
         masks: (folds, n) bool, the training pairs of each fold.
-        random_states: one fit for each; every fold and target of one starts elsewhere.
-        alpha: weight of the L1 penalty; None for the fit without.
+        random_states: one fit is made for each; the folds and targets of a random state have different starts.
+        alpha: weight of the L1 penalty; None for no penalty.
 
     Returns:
-        (folds, targets, random states, metrics) float64, of the scaled metrics.
+        (folds, targets, random states, metrics) float64 coefficients of the scaled metrics.
 
     >>> X = np.array([[1.0, 0.0], [2.0, 5.0], [3.0, 1.0], [4.0, 4.0]])
     >>> fit_published(X, X[:, 0], np.ones((1, 4), dtype=bool), random_states=[0, 1], alpha=1.0).shape
@@ -76,7 +75,8 @@ def fit_published(
 
     protocol = DENSE if alpha is None else SPARSE
     targets = np.atleast_2d(Y)
-    # L1's gradient jumps where a coefficient is near zero, which amplifies rounding: sums take rows in one order.
+    # The gradient of L1 jumps as a coefficient crosses zero, which amplifies rounding. Rows are therefore summed in one
+    # order, whatever their order in X.
     order = np.lexsort((*targets, *X.T))
     X, targets, masks = X[order], targets[:, order], masks[:, order]
     gram, products = zip(*(centred_products(scale(X, mask)[mask], targets[:, mask]) for mask in masks), strict=True)
@@ -99,7 +99,7 @@ def fit_published(
 
 
 def scale(X: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return X with each column's range over the rows of the mask at [-1, 1]; a constant column is -1.
+    """Return X with the range of each column over the rows of the mask mapped to [-1, 1]; constant columns are -1.
 
     >>> scale(np.array([[1.0, 5.0], [2.0, 5.0], [5.0, 5.0]]), np.array([True, True, False])).tolist()
     [[-1.0, -1.0], [1.0, -1.0], [7.0, -1.0]]
@@ -108,7 +108,7 @@ def scale(X: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def scale_to(X: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return X with each column's range from low to high at [-1, 1]; a column without a range is moved alone.
+    """Return X with [low, high] of each column mapped to [-1, 1]; a column with low = high is shifted only.
 
     >>> scale_to(np.array([[2.0, 5.0], [6.0, 6.0]]), np.array([2.0, 5.0]), np.array([4.0, 5.0])).tolist()
     [[-1.0, -1.0], [3.0, 1.0]]
@@ -121,7 +121,7 @@ def centred_products(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
     Args:
         X: (n, m) values.
-        Y: (targets, n) targets, each brought to mean 0 and length 1 here; a constant one has products 0.
+        Y: (targets, n) targets, which are brought to mean 0 and length 1 here; products with constant targets are 0.
     """
     X = X - X.mean(0)
     Y = Y - Y.mean(1, keepdims=True)
@@ -139,7 +139,9 @@ def _descend(
     """Return the (folds, fits, m) coefficients where each fit stopped.
 
     Args:
-        gram: (folds, m, m), products: (folds, fits, m), coefficients: (folds, fits, m) to start from.
+        gram: (folds, m, m) Gram matrices of the centred metrics.
+        products: (folds, fits, m) products of the centred metrics with the target.
+        coefficients: (folds, fits, m) initial coefficients.
     """
     import torch
 

@@ -25,8 +25,8 @@ def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.Data
 
     Returns:
         A row for each pair, with the columns method, score (measured or predicted), low, high, measured (bool),
-        runner_up (the second-best method), lead (over it), clear (whether the interval of the best method lies above
-        that of the runner-up), remarks. Pairs that no method predicts are last, with method None.
+        runner_up (the second-best method), lead (score above the runner-up's), clear (whether the interval of the best
+        method lies above that of the runner-up), remarks. Pairs that no method predicts are last, with method None.
 
     Raises:
         PredictionError: no predictors, two of one method, targets that differ, or metrics that the table lacks.
@@ -58,11 +58,11 @@ def _check_comparable(predictors: Sequence[MergePredictor]) -> None:
 
 
 def _offer(method: str, predicted: pd.DataFrame) -> pd.DataFrame:
-    """Return what a method promises for each pair: method (None without a score), score, low, high, measured, remarks.
+    """Return a method's offer for each pair: method (None without a score), score, low, high, measured, remarks.
 
     Args:
-        method: its name.
-        predicted: from `MergePredictor.predict`, in the order of the pairs.
+        method: name of the method.
+        predicted: result of `MergePredictor.predict`, in the order of the pairs.
     """
     is_measured = predicted["measured"].notna()
     score = predicted["prediction"].mask(is_measured, predicted["measured"])
@@ -79,7 +79,7 @@ def _offer(method: str, predicted: pd.DataFrame) -> pd.DataFrame:
 
 
 def _no_offer(index: pd.Index) -> pd.DataFrame:
-    """Return the offer of no method, which is the runner-up where there is a single one."""
+    """Return an empty offer, which is the runner-up of a single method."""
     nothing = {"method": None, "score": np.nan, "low": np.nan, "high": np.nan, "measured": False, "remarks": ""}
     return pd.DataFrame(nothing, index=index)
 

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 class RankNormalScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Normal scores of ranks: the i-th smallest of n training values becomes Φ⁻¹((i - 1/2) / n).
 
-    Equal values get the score of their mean rank, values between two of the training pairs are interpolated, and those
+    Equal values get the score of their mean rank. Values between two training values are interpolated, and values
     beyond all of them get the score of the nearest. Unlike scikit-learn's QuantileTransformer with normal output, whose
     smallest and largest values become ±5.2 whatever n is, the scores of 171 values end at ±2.8. For min-max scaling, as
     in the study, take scikit-learn's `MinMaxScaler((-1, 1))`; either belongs in a Pipeline, so that the scaler of a

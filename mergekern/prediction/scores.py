@@ -1,4 +1,4 @@
-"""Measured scores of merged pairs: reading the study's CSV format, and putting them beside a table's pairs."""
+"""Measured scores of merged pairs: read from the study's CSV format, and aligned with a table's pairs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ DEFAULT_TARGET = "accuracy"
 
 
 def read_scores(path: str | Path, method: str, target: str = DEFAULT_TARGET) -> pd.Series:
-    """Read what was measured of pairs merged by one method.
+    """Read the measured scores of pairs merged by one method.
 
     The file has a header and the columns method, model_a, model_b and at least one score, for example accuracy. An
     empty score is a merge that was not measured. Which model of a pair is named first makes no difference.
 
     Args:
         path: a CSV file.
-        method: whose rows to read.
-        target: which column.
+        method: name of the merge method whose rows are read.
+        target: name of the column that has the scores.
 
     Returns:
         Series of float64 named `target`, with the index (model_a, model_b) in the order of the file; NaN where empty.

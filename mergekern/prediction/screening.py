@@ -1,6 +1,6 @@
 """Screening: metrics and predictions of all pairs of a zoo, from its statistics on disk, a tile of pairs at a time.
 
-What is in memory is of the models of one tile, whatever the number of all.
+Memory holds the statistics of the models of one tile only, however many models there are.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mergekern.tables.metric_table import MetricTable
 if TYPE_CHECKING:
     import pandas as pd
 
-# Models on one side of a tile: of 50 matrices, the statistics of two such blocks take 130 MB.
+# Number of models on one side of a tile. With 50 matrices a model, the statistics of two such blocks take 130 MB.
 TILE = 128
-# Pairs that are ranked in memory.
+# Number of pairs that are ranked in memory.
 KEPT = 10_000
 
 
@@ -69,9 +69,9 @@ def screen(
         out: a Parquet file to write, with a row for each pair: model_a, model_b, every metric, and prediction_METHOD,
             low_METHOD, high_METHOD of each predictor. Rows are in the order of tiles; `MetricTable.load` reads it.
         metrics, frozen: as for `MetricTable.from_statistics`.
-        tile: models on one side of a tile of pairs; changes no metric's value.
-        kept: how many pairs are ranked in memory.
-        progress: called with (tiles done, tiles).
+        tile: number of models on one side of a tile of pairs; changes no metric's value.
+        kept: number of pairs that are ranked in memory.
+        progress: called with (tiles done, number of tiles).
 
     Raises:
         StatisticsError: missing, damaged or foreign files.
@@ -142,7 +142,7 @@ def check_screening(
 
 
 def _tiles(models: Sequence[str], size: int) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the models on both sides of each tile; none on the second for pairs among the first.
+    """Yield the models on both sides of each tile; the second side is empty for pairs among the first.
 
     >>> list(_tiles(["a", "b", "c"], 2))
     [(['a', 'b'], []), (['a', 'b'], ['c'])]
@@ -180,7 +180,7 @@ def _with_predictions(frame: pd.DataFrame, predictors: Sequence[MergePredictor])
 
 @contextmanager
 def _writing(path: Path | None, manifest: Manifest) -> Iterator[_Writer | None]:
-    """Give what writes a Parquet file tile by tile; the file is there when it is whole."""
+    """Give a writer of a Parquet file, tile by tile; the file appears once it is whole."""
     if path is None:
         yield None
         return
@@ -206,7 +206,7 @@ def _check_out(path: Path) -> None:
 
 
 class _Writer:
-    """Writes pairs to a file, and keeps what is of the models alone until the end.
+    """Writer of pairs to a file; it keeps the values that belong to single models until the end.
 
     Raises:
         OutputError: the file cannot be written.
@@ -253,7 +253,7 @@ class _Writer:
             self._file.close()
 
     def close(self) -> None:
-        """Let go of the file; what is lacking of one that is not whole does not matter."""
+        """Close the file; an error does not matter, since a file that is not whole is discarded."""
         for part in (self._parquet, self._file):
             if part is not None:
                 with suppress(OSError):

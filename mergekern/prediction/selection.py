@@ -28,7 +28,7 @@ class Selection:
     """Metrics chosen on training pairs, and how.
 
     Attributes:
-        metrics: those kept, in the order of the columns.
+        metrics: names of the chosen metrics, in the order of the columns.
         history: a row for each round: metric (added or removed), train_r (after it), change.
     """
 
@@ -55,7 +55,7 @@ def forward_selection(X: Any, y: Any, threshold: float = 0.01) -> Selection:
 
 
 def backward_elimination(X: Any, y: Any, threshold: float = 0.001) -> Selection:
-    """Remove the metric that the training r misses least, until each would lower it by more than the threshold.
+    """Remove the metric whose loss lowers the training r least, until every loss exceeds the threshold.
 
     One metric is always kept. As in `forward_selection`, every r is exact.
 
@@ -79,7 +79,7 @@ class GreedySelector(SelectorMixin, BaseEstimator):
         threshold: τ; None for the study's, 0.01 forward and 0.001 backward.
 
     Attributes:
-        support_: (metrics,) mask of those kept; at least one, which is the first where none correlates.
+        support_: (metrics,) mask of the chosen metrics; if none correlates, the first is chosen.
         history_: see `Selection`.
 
     >>> X = np.array([[1.0, 0.0], [2.0, 1.0], [3.0, 0.0], [4.0, 0.0]])
@@ -184,7 +184,7 @@ def _select(X: Any, y: Any, direction: str, threshold: float) -> Selection:
         candidates = [index for index in range(len(names)) if (index in kept) != forward]
         sets = [[*kept, index] if forward else [other for other in kept if other != index] for index in candidates]
         reached = _largest_r(gram, products[0], sets)
-        # Of copies, which rounding would choose from, the first.
+        # The first of several copies, between which rounding would choose.
         best = int(np.flatnonzero(reached >= reached.max() - TIED)[0])
         change = float(reached[best]) - current
         if (change < threshold) if forward else (-change > threshold):

@@ -80,8 +80,8 @@ class PairSplitter(BaseCrossValidator):
 class LeaveOneTaskOut(PairSplitter):
     """Leave-one-task-out (LOTO): the pairs with a task validate, those without it train.
 
-    The partner of the held-out task is in the training pairs, so that this answers: how well will a new model merge
-    with each of those already known? 20 tasks give 20 folds of 171 and 19 pairs.
+    The partner of the held-out task is in the training pairs. This answers: how well will a new model merge with each
+    known model? 20 tasks give 20 folds of 171 and 19 pairs.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("b", "c")]
     >>> [(fold.held_out, fold.train.tolist(), fold.test.tolist()) for fold in LeaveOneTaskOut().folds(pairs)]
@@ -95,7 +95,7 @@ class LeaveOneTaskOut(PairSplitter):
 
 
 class LeaveTwoTasksOut(PairSplitter):
-    """A pair validates, and the pairs that share no model with it train: neither model has ever been merged.
+    """Splitter in which one pair validates and the pairs that share no model with it train: both models are unseen.
 
     20 tasks give 190 folds of 153 and 1 pair. One pair has no correlation, so that validation must pool the folds; see
     `PairValidation.pooled_r` for the bias in that.
@@ -118,8 +118,8 @@ class LeaveTasksOut(PairSplitter):
     correlation. Pairs between the two groups take no part. 10 of 20 tasks give folds of 45 and 45 pairs.
 
     Args:
-        n: how many tasks to hold out; half of them if None.
-        n_repeats: how many folds.
+        n: number of tasks to hold out; half of them if None.
+        n_repeats: number of folds.
         random_state: decides the draws; folds depend on it, on the names and on nothing else.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
@@ -153,8 +153,8 @@ class MeasuredPairs(PairSplitter):
     """Random pairs train and all others validate: a point of the learning curve in the number of merges measured.
 
     Args:
-        n: how many pairs are measured.
-        n_repeats: how many folds.
+        n: number of pairs that are measured.
+        n_repeats: number of folds.
         random_state: decides the draws; folds depend on it, on the names and on nothing else.
 
     >>> pairs = [("a", "b"), ("a", "c"), ("b", "c")]

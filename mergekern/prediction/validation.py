@@ -33,9 +33,9 @@ class PairValidation:
         predictions: a row for each fold and validation pair: fold, model_a, model_b, y, prediction, train_mean (of y
             in the fold's training pairs).
         coefficients: (folds, metrics), where the estimator has `coef_`; otherwise None.
-        dropped: why each pair left out is left out, by its two names.
+        dropped: the reason for each pair that was left out, by its two names.
         dropped_metrics: metrics without a value for any pair, which are left out.
-        p_value: share of task permutations that do as well, counting the data as they are as one of them; NaN for
+        p_value: share of task permutations with a score at least as high; the identity counts as one of them. NaN for
             `n_permutations=0`.
         intervals: 95 % bootstrap intervals over tasks, (low, high), of "val_r", "pooled_r" and "pooled_r_centred".
         baselines: validations of "additive" (task effects alone) and "constant" (the mean of the training pairs).
@@ -116,14 +116,14 @@ def cross_validate_pairs(
 ) -> PairValidation:
     """Fit an estimator on the training pairs of each fold and compare its predictions with the validation pairs.
 
-    Pairs with a missing value take no part, named in `.dropped` and in a warning; they take none in the baselines
-    either, so that all are judged on the same pairs. The estimator gets X as a frame with the pairs as its index; one
+    Pairs with a missing value take no part, and are named in `.dropped` and in a warning. The baselines leave them out
+    too, so that all are judged on the same pairs. The estimator gets X as a frame with the pairs as its index; one
     whose `fit` takes `pairs` (or a Pipeline whose last step's does) also gets the names, in `fit` and in `predict`.
 
     Args:
         estimator: a scikit-learn regressor; cloned for each fold.
         X: (n, metrics) values, for example `MetricTable.to_pandas()`.
-        y: (n,) what is to be predicted, for example the accuracy of the merged models.
+        y: (n,) targets, for example the accuracy of the merged models.
         pairs: (n, 2) names; the index of X if None.
         splitter: `LeaveOneTaskOut()` if None.
         n_permutations: permutations of the names of the tasks for the p-value; 0 for none. y of (a, b) becomes y of
@@ -134,7 +134,7 @@ def cross_validate_pairs(
         n_resamples: draws of the tasks, with replacement, for the bootstrap intervals; 0 for none. A pair counts as
             often as both its tasks were drawn, a fold by the mean of its pairs. Nothing is fitted again.
         baselines: whether to validate the additive and the constant baseline on the same folds.
-        random_state: of permutations and bootstrap.
+        random_state: seed of the permutations and of the bootstrap.
 
     Raises:
         PredictionError: names, shapes or pairs do not allow it.

@@ -49,9 +49,9 @@ class Contents:
         model_shares: share of each metric's variance over pairs that one number for each model explains, beyond what as
             many numbers would explain of noise; NaN where pairs are too few, or models more than SPLIT_MODELS.
         correlations: "pearson" and "spearman": (metrics, metrics), over the pairs that have both values.
-        orders: of each metric, (1 + tensors, N) models in the order of a clustering by its values: of the whole
+        orders: for each metric, (1 + tensors, N) models in the order of a clustering by its values: of the whole
             models, then of each tensor in `layers`.
-        layers: of each metric that has them, the values of every tensor alone, pairs × tensors.
+        layers: for each metric that has them, the values of every tensor alone, pairs × tensors.
         spread: the same as quantiles over the pairs, QUANTILES × tensors.
         with_layers: whether a page has room for `layers`, or for `spread` alone.
         outcomes: measured and predicted scores of merges; None without any.
@@ -81,10 +81,10 @@ def gather(
     """Compute everything that a report shows.
 
     Args:
-        table: of two models or more, with at least one metric.
+        table: metrics of two models or more, at least one metric.
         first: the metric shown first [default: RANKED_BY, where the table has it].
         scores: what was measured of merged pairs, for each merge method.
-        predictors: of such scores, one for a method at most.
+        predictors: predictors of such scores, at most one for a method.
 
     Raises:
         OptionError: the table has no metric, or not this one; predictors or scores that do not go together.

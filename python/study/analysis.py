@@ -119,7 +119,7 @@ def analyse(table: pd.DataFrame, scores: Mapping[str, pd.Series], out: Path, bar
 
     Args:
         table: (pairs, metrics and merge probes), as `MetricTable.to_pandas`.
-        scores: of each method, a value for each pair, with the same index.
+        scores: for each method, a value for each pair, with the same index.
         out: a folder. Each method's part is kept there until the metrics or its scores are others, so that a run which
             was stopped continues.
         bar: shows how far it is.

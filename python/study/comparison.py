@@ -23,8 +23,8 @@ def compare(validation: pd.DataFrame, timings: Timings, models: int) -> pd.DataF
     """Return what every predictor costs and how well it predicts.
 
     Args:
-        validation: of `analyse`.
-        timings: of metrics, probes and merges.
+        validation: result of `analyse`.
+        timings: times of metrics, probes and merges.
         models: their number.
 
     Returns:

@@ -72,7 +72,7 @@ def learn(
         encoder: where to start; changed in place.
         recipe: "steps", "batch_size" and "learning_rate"; "regularizers" may have weights of `REGULARIZERS`, by name.
         random_state: decides all random numbers of the zoo.
-        domain: of the task.
+        domain: domain of the task.
         samples: number of calibration samples, at most half of the held-out ones; the others are test samples.
 
     Returns:
@@ -191,8 +191,8 @@ def make_zoo(
 
     Args:
         out: the folder of the zoo.
-        options: of `default_options`.
-        count: of tasks.
+        options: options of the zoo, from `default_options`.
+        count: number of tasks.
         random_state: decides all random numbers.
         bar: shows how far it is.
         force: replace a zoo made with other options.

@@ -49,7 +49,7 @@ def task_product(
         vectors: V, (B, n, q) float64, (B, m, q) for the transpose; None for Ω, as `omega` gives it.
         transpose: multiply by the transpose.
         columns: width q of Ω.
-        seed: of Ω.
+        seed: seed of Ω.
         precision: see the module's docstring.
     """
     shape = pairs[0][1].shape
