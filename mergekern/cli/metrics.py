@@ -89,7 +89,8 @@ def metrics(
     out: Path | None, sort_by: str | None, rows: int, summary: bool, calibration: Path | None,
     model_fn: Callable | None, layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None,
     shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int,
-    per_layer: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen, statistics: Path | None, io: IO,
+    per_layer: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen,
+    statistics: Path | None, io: IO,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
