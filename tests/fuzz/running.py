@@ -20,7 +20,7 @@ import torch
 
 from mergekern.cli import main
 from tests.fuzz.mutations import HOSTILE, mutate_bytes, mutator_of
-from tests.fuzz.targets import KINDS, TARGETS
+from tests.fuzz.targets import KINDS, SLOW, TARGETS
 from tests.support.faults import context
 
 SECONDS = 20
@@ -105,7 +105,10 @@ def draw_input(world: Path, seed: int, number: int) -> tuple[Path, str, bytes | 
     kind = draw.choice(KINDS)
     files = sorted(path for path in world.glob(kind) if path.is_file() and not path.name.startswith("."))
     path = draw.choice(files)
-    command = draw.choice(TARGETS[kind])
+    commands = TARGETS[kind]
+    if draw.random() < 0.9:
+        commands = [command for command in commands if command[0] not in SLOW] or commands
+    command = draw.choice(commands)
     relative = path.relative_to(world)
     if draw.random() < 0.03:
         name = draw.choice([value for value in HOSTILE if isinstance(value, str)]).translate(dict.fromkeys(b"/\0"))

@@ -68,5 +68,7 @@ TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
         ("sketch", "adapters/x", "--base", "zoo/base.safetensors", "--out", "sketches.safetensors"),
     ),
 }
-# How often a file of the kind is drawn: kinds, not files, share the inputs.
+# Files are drawn by kind, so that kinds of many files do not take all inputs.
 KINDS = tuple(TARGETS)
+# Commands that take 1 to 2 s where others take 0.05; they get a tenth of the inputs.
+SLOW = ("fit", "report")
