@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,8 @@ def duplicate_names(sources: Sequence[Source]) -> list[str]:
 def is_zoo_folder(given: Any) -> bool:
     """Tell whether a path is a folder of checkpoints, rather than one checkpoint.
 
-    A model's folder with models in it, such as a Trainer's output with its checkpoint-500/, is one.
+    A model's folder with models in it, such as a Trainer's output with its checkpoint-500/, is one. A folder of nothing
+    but one checkpoint-500/ stands for that checkpoint.
 
     Raises:
         CheckpointError: the folder cannot be read.
@@ -113,7 +115,8 @@ def is_zoo_folder(given: Any) -> bool:
     try:
         own = folders.own_weights(folder)
         if own is None:
-            return True
+            only = folders.find_weights(folder)
+            return only is None or not re.fullmatch(r"checkpoint-\d+", only.folder.name)
         return own.folder == folder and (_is_one_of_many(folder, own) or bool(folders.models_inside(folder)))
     except OSError as error:
         raise _unreadable(folder, error) from error
@@ -243,7 +246,8 @@ def _is_same(given: Any, base: Any) -> bool:
     """Tell whether a path is that of the base, or of the folder that the base's file lies in."""
     if not all(isinstance(path, str | os.PathLike) for path in (given, base)):
         return False
-    check_path(os.fspath(base))
+    for each in (given, base):
+        check_path(os.fspath(each))
     path, base_path = Path(os.path.realpath(given)), Path(os.path.realpath(base))
     return path == base_path or (path == base_path.parent and base_path.is_file())
 

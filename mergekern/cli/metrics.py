@@ -83,9 +83,9 @@ heads, --model-fn the Python function that builds the model.
 @click.pass_context
 def metrics(
     ctx: click.Context, zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, list_metrics: bool,
-    out: Path | None, sort_by: str | None, rows: int, summary: bool, calibration: Path | None, model_fn: Callable | None,
-    layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None, shard: tuple[int, int] | None,
-    merge_probes: list[str], direct_probes: bool, **options: Any,
+    out: Path | None, sort_by: str | None, rows: int, summary: bool, calibration: Path | None,
+    model_fn: Callable | None, layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None,
+    shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, **options: Any,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
