@@ -24,8 +24,8 @@ from mergekern.checkpoints.sources import (
 from mergekern.checkpoints.writer import record_path
 from mergekern.errors import CheckpointError, OptionError
 
-# Folders that mergekern writes or is given for other purposes.
-_OWN_FILES = ("manifest.json", "calibration.json")
+# What folders of statistics and of samples hold, which need no word.
+_STATISTICS, _SAMPLES = ("manifest.json", "blocks"), ("calibration.json",)
 _MERGE = "a merge that mergekern wrote; give its path to have it among the models"
 
 
@@ -158,7 +158,7 @@ class _Scan:
 
     def __init__(self, folder: Path, base: Any, own: folders.Weights | None) -> None:
         self._folder = folder
-        self._base_is_given = base is not None
+        self._given_base = base
         self._base: Path | None = None
         self._models: list[Source] = []
         self._merges: list[Source] = []
@@ -175,8 +175,6 @@ class _Scan:
 
     def look_at(self, path: Path) -> None:
         """Take a file or folder as a model or as the base, or say why not."""
-        if path.is_dir() and any((path / name).is_file() for name in _OWN_FILES):
-            return
         try:
             is_model, what = self._folder_is(path) if path.is_dir() else self._file_is(path)
         except OSError as error:
@@ -213,8 +211,9 @@ class _Scan:
             return False, f"a module of the sentence-transformers model in {self._folder.name}/"
         weights = folders.find_weights(path)
         if weights is None:
-            return False, describe_folder(path)
-        return True, pointers(weights)
+            is_ours = any(all((path / name).exists() for name in names) for names in (_STATISTICS, _SAMPLES))
+            return False, None if is_ours else describe_folder(path)
+        return not _is_base(weights.folder, weights, self._given_base), pointers(weights)
 
     def _file_is(self, path: Path) -> tuple[bool, str | None]:
         """Return whether a file is a model, and what it is else; None where it needs no word."""
@@ -228,7 +227,7 @@ class _Scan:
     def _take(self, path: Path) -> None:
         source = Source.from_given(path)
         if source.name == "base":  # never a model, also where another base is given
-            if self._base is not None and not self._base_is_given:
+            if self._base is not None and self._given_base is None:
                 raise OptionError(f"{self._folder}: two bases, {self._base.name} and {path.name}; pass base=PATH")
             self._base = path
         elif record_path(path).is_file():
@@ -237,7 +236,7 @@ class _Scan:
             self._models.append(source)
 
     def _leave_out(self, path: Path, what: str) -> None:
-        if path.stem == "base" and not self._base_is_given:
+        if path.stem == "base" and self._given_base is None:
             self._base_is_none.append(f"{path}: cannot be the base: {what}")
         self._left_out.append(f"{shown(path.name)}{'/' if path.is_dir() else ''} is left out: {what}")
 

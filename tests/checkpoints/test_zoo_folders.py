@@ -124,6 +124,20 @@ def test_side_files_need_no_word(zoo):
     assert open_zoo(zoo).left_out == ()
 
 
+def test_a_model_beside_a_manifest_is_a_model(zoo):
+    write(model(zoo / "three", 3) / "manifest.json")
+    write(zoo / "three" / "calibration.json")
+    assert open_zoo(zoo).model_names == ("one", "three", "two")
+    write(zoo / "foreign" / "manifest.json")
+    assert open_zoo(zoo).left_out == ("foreign/ is left out: no file of weights in it (manifest.json)",)
+
+
+def test_the_base_inside_a_run_is_no_model(zoo):
+    folder = model(zoo / "run" / "checkpoint-0", 8)
+    for base in (folder, folder / "model.safetensors"):
+        assert open_zoo(zoo, base=base).model_names == ("one", "two")
+
+
 def test_many_are_counted(zoo):
     for number in range(14):
         (zoo / f"empty_{number:02}").mkdir()
