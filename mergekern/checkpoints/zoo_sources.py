@@ -178,7 +178,9 @@ class _Scan:
         try:
             is_model, what = self._folder_is(path) if path.is_dir() else self._file_is(path)
         except OSError as error:
-            is_model, what = False, f"it cannot be read ({error.strerror})"
+            # Opening a file of weights gives the same error, and says whose it is.
+            is_model = path.suffix in SUFFIXES and not path.is_dir()
+            what = None if is_model else f"it cannot be read ({error.strerror})"
         if what:
             self._leave_out(path, what)
         elif is_model:
