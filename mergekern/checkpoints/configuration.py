@@ -20,6 +20,8 @@ def read_configuration(folder: Path) -> Mapping[str, Any]:
     """
     path = folder / CONFIG
     try:
+        if path.exists() and not path.is_file():  # Reading a pipe would wait for ever.
+            raise TypeError("not a file")
         config = json.loads(path.read_text("utf-8"))
         if not isinstance(config, dict):
             raise TypeError("not a JSON object")

@@ -9,8 +9,12 @@ from mergekern.errors import CheckpointError
 
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 _DESCRIPTIONS = ["*.json", "*.model", "*.txt", "*.jinja"]
-# Weights as transformers and PEFT name them; pickles only where there is nothing else, and never executed.
-_WEIGHTS = (["model*.safetensors", "adapter_model.safetensors"], ["pytorch_model*.bin", "adapter_model.bin"])
+# Weights as transformers, PEFT, diffusers and others name them; pickles only where there is no other form of them, and
+# never executed.
+_WEIGHTS = (
+    ["model*.safetensors", "adapter_model.safetensors"], ["pytorch_model*.bin", "adapter_model.bin"],
+    ["diffusion_pytorch_model*.safetensors"], ["consolidated*.safetensors"],
+)  # fmt: skip
 _SUBFOLDERS = ["*/*"]
 
 

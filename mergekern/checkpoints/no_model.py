@@ -53,11 +53,11 @@ def describe_file(path: Path) -> str | None:
         OSError: the file cannot be read.
     """
     if not path.exists():
-        return f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else None
+        return f"a link to {os.readlink(path)}, where nothing is" if path.is_symlink() else None
     if not path.is_file():
         return "a pipe, socket or device, not a file" if path.suffix in SUFFIXES else None
     if is_training_state(path):
-        return "state of a training run, or no floating-point tensor, and no model"
+        return "state of a training run, or another torch file without weights"
     if path.suffix in _FOREIGN:
         return _FOREIGN[path.suffix]
     if path.suffix in SUFFIXES:

@@ -139,6 +139,7 @@ def open_zoo(
         raise OptionError(
             f"{len(sources)} model{'' if len(sources) == 1 else 's'} found beside the base; "
             f"{'at least two are needed' if least == 2 else f'{least} is the least'}"
+            + "".join(f"; {line}" for line in left_out[:3])
         )
     if any(source.name == "base" for source in sources):
         raise OptionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from mergekern.checkpoints.sources import (
 from mergekern.checkpoints.writer import record_path
 from mergekern.errors import CheckpointError, OptionError
 
-# Folders that mergekern writes or is given for other purposes.
-_OWN_FILES = ("manifest.json", "calibration.json")
+# What folders of statistics and of samples hold, which need no word.
+_STATISTICS, _SAMPLES = ("manifest.json", "blocks"), ("calibration.json",)
 _MERGE = "a merge that mergekern wrote; give its path to have it among the models"
 
 
@@ -102,7 +103,8 @@ def duplicate_names(sources: Sequence[Source]) -> list[str]:
 def is_zoo_folder(given: Any) -> bool:
     """Tell whether a path is a folder of checkpoints, rather than one checkpoint.
 
-    A model's folder with models in it, such as a Trainer's output with its checkpoint-500/, is one.
+    A model's folder with models in it, such as a Trainer's output with its checkpoint-500/, is one. A folder of nothing
+    but one checkpoint-500/ stands for that checkpoint.
 
     Raises:
         CheckpointError: the folder cannot be read.
@@ -113,7 +115,8 @@ def is_zoo_folder(given: Any) -> bool:
     try:
         own = folders.own_weights(folder)
         if own is None:
-            return True
+            only = folders.find_weights(folder)
+            return only is None or not re.fullmatch(r"checkpoint-\d+", only.folder.name)
         return own.folder == folder and (_is_one_of_many(folder, own) or bool(folders.models_inside(folder)))
     except OSError as error:
         raise _unreadable(folder, error) from error
@@ -155,7 +158,7 @@ class _Scan:
 
     def __init__(self, folder: Path, base: Any, own: folders.Weights | None) -> None:
         self._folder = folder
-        self._base_is_given = base is not None
+        self._given_base = base
         self._base: Path | None = None
         self._models: list[Source] = []
         self._merges: list[Source] = []
@@ -172,12 +175,12 @@ class _Scan:
 
     def look_at(self, path: Path) -> None:
         """Take a file or folder as a model or as the base, or say why not."""
-        if path.is_dir() and any((path / name).is_file() for name in _OWN_FILES):
-            return
         try:
             is_model, what = self._folder_is(path) if path.is_dir() else self._file_is(path)
         except OSError as error:
-            is_model, what = False, f"it cannot be read ({error.strerror})"
+            # Opening a file of weights gives the same error, and says whose it is.
+            is_model = path.suffix in SUFFIXES and not path.is_dir()
+            what = None if is_model else f"it cannot be read ({error.strerror})"
         if what:
             self._leave_out(path, what)
         elif is_model:
@@ -210,8 +213,9 @@ class _Scan:
             return False, f"a module of the sentence-transformers model in {self._folder.name}/"
         weights = folders.find_weights(path)
         if weights is None:
-            return False, describe_folder(path)
-        return True, pointers(weights)
+            is_ours = any(all((path / name).exists() for name in names) for names in (_STATISTICS, _SAMPLES))
+            return False, None if is_ours else describe_folder(path)
+        return not _is_base(weights.folder, weights, self._given_base), pointers(weights)
 
     def _file_is(self, path: Path) -> tuple[bool, str | None]:
         """Return whether a file is a model, and what it is else; None where it needs no word."""
@@ -225,7 +229,7 @@ class _Scan:
     def _take(self, path: Path) -> None:
         source = Source.from_given(path)
         if source.name == "base":  # never a model, also where another base is given
-            if self._base is not None and not self._base_is_given:
+            if self._base is not None and self._given_base is None:
                 raise OptionError(f"{self._folder}: two bases, {self._base.name} and {path.name}; pass base=PATH")
             self._base = path
         elif record_path(path).is_file():
@@ -234,7 +238,7 @@ class _Scan:
             self._models.append(source)
 
     def _leave_out(self, path: Path, what: str) -> None:
-        if path.stem == "base" and not self._base_is_given:
+        if path.stem == "base" and self._given_base is None:
             self._base_is_none.append(f"{path}: cannot be the base: {what}")
         self._left_out.append(f"{shown(path.name)}{'/' if path.is_dir() else ''} is left out: {what}")
 
@@ -243,7 +247,8 @@ def _is_same(given: Any, base: Any) -> bool:
     """Tell whether a path is that of the base, or of the folder that the base's file lies in."""
     if not all(isinstance(path, str | os.PathLike) for path in (given, base)):
         return False
-    check_path(os.fspath(base))
+    for each in (given, base):
+        check_path(os.fspath(each))
     path, base_path = Path(os.path.realpath(given)), Path(os.path.realpath(base))
     return path == base_path or (path == base_path.parent and base_path.is_file())
 

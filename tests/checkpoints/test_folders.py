@@ -1,6 +1,7 @@
 """Hugging Face folders: one file, shards and their index, names."""
 
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -118,3 +119,177 @@ def test_linked_folders_keep_their_names(tmp_path):
     (tmp_path / "mnist").symlink_to(tmp_path / "4f9a")
     assert open_checkpoint(tmp_path / "mnist").name == "mnist"
     assert open_checkpoint(tmp_path / "mnist" / ".").name == "mnist"
+
+
+# --- which file of a folder is the model
+
+
+def holds(folder, seed, says=None):
+    """Assert that a folder is opened as the tensor of a seed, with the note that is told."""
+    checkpoint = open_checkpoint(folder)
+    assert_same(checkpoint.read("w"), draw(3, 2, seed=seed))
+    assert len(checkpoint.notes) == (says is not None)
+    assert says is None or says in checkpoint.notes[0]
+    return checkpoint
+
+
+def put(folder, *files, config=None):
+    """Write files of a folder, the tensor of each drawn from its place among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, file in enumerate(files):
+        save = save_file if file.endswith(".safetensors") else torch.save
+        save({"w": draw(3, 2, seed=seed)}, folder / file)
+    if config:
+        (folder / config).write_text("{}")
+    return folder
+
+
+def index_of(folder, *shards, name="model.safetensors.index.json"):
+    (folder / name).write_text(json.dumps({"weight_map": {f"w{i or ''}": shard for i, shard in enumerate(shards)}}))
+
+
+@pytest.mark.parametrize("shards", ["there", "gone"])
+@pytest.mark.parametrize("single", ["model.safetensors", "pytorch_model.bin"])
+def test_one_file_is_read_and_not_the_index_left_beside_it(tmp_path, single, shards):
+    # As transformers' from_pretrained does; https://github.com/huggingface/diffusers/issues/14719 is about the index.
+    put(tmp_path, single, *(["model-00001-of-00001.safetensors"] if shards == "there" else []))
+    index_of(tmp_path, "model-00001-of-00001.safetensors", name=f"{single}.index.json")
+    holds(tmp_path, 0, f"{single} is read, as by transformers, not {single}.index.json beside it")
+
+
+def test_an_index_of_safetensors_goes_before_a_torch_file(tmp_path):
+    put(tmp_path, "pytorch_model.bin", "model-00001-of-00001.safetensors")
+    index_of(tmp_path, "model-00001-of-00001.safetensors")
+    holds(tmp_path, 1)
+
+
+def test_diffusers_reads_an_index_whose_shards_are_there(tmp_path):
+    name = "diffusion_pytorch_model"
+    put(tmp_path, f"{name}.safetensors", f"{name}-00001-of-00001.safetensors")
+    index_of(tmp_path, f"{name}-00001-of-00001.safetensors", name=f"{name}.safetensors.index.json")
+    holds(tmp_path, 1, "as by diffusers, not diffusion_pytorch_model.safetensors beside it")
+    (tmp_path / f"{name}-00001-of-00001.safetensors").unlink()
+    holds(tmp_path, 0, "the shards of diffusion_pytorch_model.safetensors.index.json beside it are gone")
+
+
+def test_missing_shards_are_one_error(tmp_path):
+    put(tmp_path, "model-00002-of-00003.safetensors")
+    index_of(tmp_path, *(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)))
+    with pytest.raises(
+        CheckpointError, match=r"model-00001-of-00003\.safetensors: no such file; 2 of the 3 shards that"
+    ):
+        open_checkpoint(tmp_path)
+
+
+ONLY_WEIGHTS = {
+    "variant": ("model.fp16.safetensors", None),
+    "torch variant": ("pytorch_model.bf16.bin", None),
+    "variant of diffusers": ("diffusion_pytorch_model.fp16.safetensors", None),
+    "as Mistral publishes": ("consolidated.safetensors", "params.json"),
+    "as Meta publishes": ("consolidated.00.pth", "params.json"),
+    "a shard of one": ("model-00001-of-00001.safetensors", None),
+    "any name beside a configuration": ("mnist.safetensors", "config.json"),
+    "a torch file beside a configuration": ("mnist.pt", "config.json"),
+}
+
+
+@pytest.mark.parametrize(("file", "config"), ONLY_WEIGHTS.values(), ids=ONLY_WEIGHTS)
+def test_the_only_weights_of_a_folder(tmp_path, file, config):
+    put(tmp_path, file, config=config)
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
+    note = f"1 shards such as {file}" if "-of-" in file else file
+    holds(tmp_path, 0, f"read from {note}, the only weights in the folder")
+
+
+def test_names_of_diffusers_need_no_note(tmp_path):
+    holds(put(tmp_path, "diffusion_pytorch_model.safetensors"), 0)
+
+
+def test_all_shards_of_a_set_without_an_index(tmp_path):
+    put(tmp_path, "model-00001-of-00002.safetensors")
+    save_file({"v": draw(4), "ids": torch.arange(3)}, tmp_path / "model-00002-of-00002.safetensors")
+    checkpoint = holds(tmp_path, 0, "read from 2 shards such as model-00001-of-00002.safetensors")
+    assert checkpoint.buffers == ["ids"]
+    assert_same(checkpoint.read("v"), draw(4))
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"it is 1 of 2 shards model-….safetensors; download the others"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_variant_with_its_index(tmp_path):
+    put(tmp_path, "model.fp16-00001-of-00001.safetensors")
+    index_of(tmp_path, "model.fp16-00001-of-00001.safetensors", name="model.safetensors.index.fp16.json")
+    holds(tmp_path, 0, "read from model.safetensors.index.fp16.json")
+
+
+AMBIGUOUS = {
+    "two variants": (["model.fp16.safetensors", "model.fp32.safetensors"], "2 files of weights; give their paths"),
+    "cut for two devices": (["consolidated.00.pth", "consolidated.01.pth"], "2 parts of a model cut for as many"),
+    "an adapter without configuration": (["adapter_model.safetensors"], "an adapter without adapter_config.json"),
+}
+
+
+@pytest.mark.parametrize(("files", "says"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_no_file_is_chosen_where_several_could_be_meant(tmp_path, files, says):
+    put(tmp_path, *files, config="config.json")
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(tmp_path)
+
+
+def write_adapter(folder, scale=1.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    factors = {"A": torch.full((1, 2), scale), "B": torch.ones(3, 1)}
+    named = {f"base_model.model.q.lora_{side}.weight": values for side, values in factors.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_an_adapter_beside_whole_weights(tmp_path):
+    # PEFT and transformers apply the adapter: https://github.com/huggingface/transformers/pull/43781
+    put(write_adapter(tmp_path), "model.safetensors", config="config.json")
+    checkpoint = open_checkpoint(tmp_path)
+    assert list(checkpoint.tensors) == ["q.weight"]
+    assert "the adapter is read, not model.safetensors beside it" in checkpoint.notes[0]
+    assert_same(open_checkpoint(tmp_path / "model.safetensors").read("w"), draw(3, 2))
+    (tmp_path / "adapter_model.safetensors").unlink()
+    holds(tmp_path, 0)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs(tmp_path, file):
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0f' * 32}\nsize 438955776\n"
+    (tmp_path / file).write_text(text)
+    for path in (tmp_path, tmp_path / file):
+        with pytest.raises(CheckpointError, match=r"a Git LFS pointer, .*run `git lfs pull`"):
+            open_checkpoint(path)
+
+
+def test_the_only_model_in_a_folder_stands_for_it(tmp_path):
+    put(tmp_path / "run" / "checkpoint-40", "model.safetensors", config="config.json")
+    (tmp_path / "run" / "logs").mkdir()
+    assert holds(tmp_path / "run", 0, "read from checkpoint-40/, the only model in the folder").name == "run"
+    write_adapter(tmp_path / "peft" / "my_adapter")
+    assert list(open_checkpoint(tmp_path / "peft").tensors) == ["q.weight"]
+    put(tmp_path / "run" / "checkpoint-50", "model.safetensors")
+    with pytest.raises(CheckpointError, match="2 folders in it are; give their paths, such as run/checkpoint-40"):
+        open_checkpoint(tmp_path / "run")
+
+
+def test_a_folder_of_the_cache_of_a_hub(tmp_path):
+    folder = tmp_path / "models--org--one"
+    for seed, commit in enumerate(("a" * 40, "b" * 40)):
+        put(folder / "snapshots" / commit, *["other.safetensors"] * seed, "model.safetensors", config="config.json")
+        (folder / "snapshots" / commit / "other.safetensors").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="a cache of the Hugging Face Hub with 2 commits; give a folder in its"):
+        open_checkpoint(folder)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("b" * 40)
+    holds(folder, 1, f"read from snapshots/{'b' * 40}")
+
+
+def test_a_configuration_that_is_a_pipe_is_not_waited_for(tmp_path):
+    put(tmp_path, "model.safetensors")
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: not a usable configuration"):
+        open_checkpoint(tmp_path)

@@ -99,6 +99,10 @@ def test_shards_adapters_and_torch_files(cache):
     (snapshot / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
     assert_same(open_checkpoint("org/lora").factors("q.weight").left, factors["q.lora_B.weight"])
 
+    for name in ("diffusion_pytorch_model", "consolidated"):
+        lay_out(cache, f"org/{name}", MAIN, weights(6), "main", file=f"{name}.safetensors")
+        assert_same(open_checkpoint(f"org/{name}").read("w"), weights(6)["w"])
+
     lay_out(cache, "org/old", MAIN, weights(5), "main", save=torch.save, file="pytorch_model.bin")
     assert_same(open_checkpoint("org/old").read("w"), weights(5)["w"])
 
