@@ -68,7 +68,7 @@ class Rows:
         i, j = np.nonzero(np.triu(~there, 1))
         if not len(i):
             return None
-        pairs = listed(f"({self.models[a]}, {self.models[b]})" for a, b in zip(i, j, strict=True))
+        pairs = listed(f"({self.models[a]}, {self.models[b]})" for a, b in zip(i.tolist(), j.tolist(), strict=True))
         return f"{len(i):,} pairs have no row in the file, and no value of any metric: {pairs}"
 
     def _check_once(self) -> None:
