@@ -9,7 +9,7 @@ import click
 
 import mergekern
 from mergekern._internal.files import write_atomically
-from mergekern.cli.display import progress_display
+from mergekern.cli.display import progress_display, say
 from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
 
 # Options of both commands.
@@ -55,7 +55,7 @@ def merge(
             mergekern.merge(
                 checkpoints, base, method, options=options, output=out, weights=by_model, progress=progress, **how
             )
-    click.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 @click.command(
@@ -71,7 +71,7 @@ def merge_all(zoo: Path, base: Path | None, out: Path, methods: str, groups: tup
     chosen = [group.split("+") for group in groups] or None
     with progress_display() as progress:
         paths = mergekern.merge_all(zoo, base, names, groups=chosen, output=out, progress=progress, **how)
-    click.echo(f"wrote {len(paths)} merged checkpoints to {out}")
+    say(f"wrote {len(paths)} merged checkpoints to {out}")
 
 
 def _numbers(text: str | None) -> list[float] | None:

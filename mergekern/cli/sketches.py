@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
-from mergekern.cli.display import progress_display
+from mergekern.cli.display import progress_display, say
 from mergekern.cli.metrics import show_table
 from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.errors import OutputError
@@ -54,7 +54,7 @@ def sketch(
         )  # fmt: skip
     found = found if before is None else before.joined(found)
     found.save(out)
-    click.echo(f"wrote {out}: {found!r}")
+    say(f"wrote {out}: {found!r}")
 
 
 @click.command(help="Estimate the metrics of whole task vectors, for all pairs of models whose sketches are in FILES.")
@@ -77,6 +77,6 @@ def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) 
         table.save(out)
     show_table(table, sort_by, rows)
     error = found.standard_errors()[sort_by]
-    click.echo(f"standard error of {sort_by}: {error.median():.2g} in the median, {error.max():.2g} at most")
+    say(f"standard error of {sort_by}: {error.median():.2g} in the median, {error.max():.2g} at most")
     if out is not None:
-        click.echo(f"wrote {out}")
+        say(f"wrote {out}")

@@ -137,9 +137,9 @@ class Manifest:
                     f"{folder}: not a folder of finished statistics (no {MANIFEST}); run compute_all(..., "
                     "statistics=PATH) to make or finish it"
                 ) from error
+            reason = error if isinstance(error, ValueError) else repr(error)
             raise StatisticsError(
-                f"{path}: damaged ({error if isinstance(error, ValueError) else repr(error)}); run compute_all(..., statistics=PATH) on the same "
-                "models to make it again"
+                f"{path}: damaged ({reason}); run compute_all(..., statistics=PATH) on the same models to make it again"
             ) from error
 
 
