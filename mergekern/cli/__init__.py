@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from mergekern.cli.display import Lines, say, shown
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
@@ -15,9 +18,16 @@ from mergekern.cli.sketches import compare, sketch
 from mergekern.cli.statistics import add, combine, remove, screen, table, verify
 from mergekern.errors import MergekernError
 
+INTERRUPTED = 130  # what shells call the end by Ctrl-C
+
 
 class Commands(click.Group):
-    """Shows mergekern's errors as messages, without a traceback."""
+    """Shows as one line, without a traceback, what is no fault of the program: bad input, a full disk, Ctrl-C."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the command line."""
+        with _in_words():
+            return super().make_context(*arguments, **options)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the arguments of the command line, which a shell gives without NUL characters, and a program may not."""
@@ -27,10 +37,35 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
-        try:
+        with _in_words():
             return super().invoke(ctx)
-        except MergekernError as error:
-            raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Turn what is no fault of the program into a message; what remains is a bug, and keeps its traceback."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = shown(error.message)
+        raise
+    except MergekernError as error:
+        raise click.ClickException(shown(str(error))) from error
+    except BrokenPipeError:
+        say("Error: nobody reads the output any more; it was not written to its end", err=True)
+        raise  # click ends with 1, and keeps Python from writing what is left
+    except OSError as error:
+        raise click.ClickException(shown(str(error) or type(error).__name__)) from error
+    except MemoryError as error:
+        what = f" ({error})" if str(error) else ""
+        raise click.ClickException(
+            f"not enough memory{shown(what)}; --max-memory, where there is one, lowers it"
+        ) from error
+    except RecursionError as error:
+        raise click.ClickException("the input is nested too deeply") from error
+    except KeyboardInterrupt:
+        say("\nstopped", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 @click.group(
@@ -41,7 +76,9 @@ class Commands(click.Group):
 @click.version_option(package_name="mergekern")
 @click.option("-v", "--verbose", is_flag=True, help="Log every step.")
 def main(verbose: bool) -> None:
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
 
 
 for command in (

@@ -9,7 +9,7 @@ import click
 
 import mergekern
 from mergekern._internal.files import write_atomically
-from mergekern.cli.display import progress_display
+from mergekern.cli.display import progress_display, say
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, ModelPath, io_option, parse_options, with_options
 
@@ -65,7 +65,7 @@ def merge(
                 checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=by_model,
                 dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
             )  # fmt: skip
-    click.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 @click.command(
@@ -94,7 +94,7 @@ def merge_all(
             models, base, names, groups=chosen, output=out, overwrite=overwrite, dtype=dtype, device=device,
             max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
         )  # fmt: skip
-    click.echo(f"wrote {len(paths)} merged checkpoints to {out}")
+    say(f"wrote {len(paths)} merged checkpoints to {out}")
 
 
 def _numbers(text: str | None) -> list[float] | None:

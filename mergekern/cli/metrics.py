@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 import mergekern
-from mergekern.cli.display import console, progress_display, readable_bytes
+from mergekern.cli.display import NameTable, progress_display, readable_bytes, say, show
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, Function, ModelPath, Shard, io_option, parse_methods, with_options
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
@@ -137,7 +136,7 @@ def metrics(
         show_summary(table)
     show_table(table, sort_by, rows)
     if out is not None:
-        click.echo(f"wrote {out}")
+        say(f"wrote {out}")
 
 
 def _check_runs(
@@ -189,7 +188,7 @@ def measure_one_shard(
         folder = mergekern.measure_shard(
             models, base, shard=shard, statistics=statistics, progress=progress, options=measuring
         )
-    click.echo(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {statistics}")
+    say(f"wrote {folder}; when all {shard[1]} are there: mergekern combine {statistics}")
 
 
 @click.command(
@@ -211,47 +210,45 @@ def info(
     names = [name.strip() for name in metrics.split(",")]
     options = mergekern.MeasureOptions(names, top_k=top_k, max_memory=max_memory, io=io)
     cost = mergekern.estimate_cost(opened, options)
-    shown = Table("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source", box=None)
+    models = NameTable("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source")
     for checkpoint in opened.checkpoints:
         dtypes = sorted(_dtype_name(dtype, checkpoint) for dtype in checkpoint.dtypes)
-        shown.add_row(
+        models.add_texts(
             checkpoint.name, f"{sum(t.count for t in checkpoint.tensors.values()):,}", ", ".join(dtypes),
             str(len(checkpoint.tensors)), str(len(checkpoint.buffers)), checkpoint.source,
         )  # fmt: skip
-    console().print(shown)
+    show(models)
     matrices = sum(tensor.is_matrix for tensor in opened.tensors)
     pairs = len(opened.models) * (len(opened.models) - 1) // 2
-    click.echo(
-        f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices"
-    )
+    say(f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices")
     read, peak = readable_bytes(cost.bytes_read), readable_bytes(cost.peak_memory)
-    click.echo(f"to read: {read}; peak memory beside mapped files: about {peak}")
+    say(f"to read: {read}; peak memory beside mapped files: about {peak}")
     for line in (*shortened(opened.left_out, 100), *notes_of_checkpoints(opened.notes, opened.model_names)):
-        click.echo(f"note: {line}")
+        say(f"note: {line}")
     if opened.skipped:
-        click.echo(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")
+        say(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")
         for line in opened.skipped:
-            click.echo(f"  {line}")
+            say(f"  {line}")
 
 
 def show_catalogue() -> None:
     """Print every metric with its formula, range, and the direction that is more mergeable."""
-    table = Table("metric", "category", "formula", "range", "more mergeable", box=None)
+    table = NameTable("metric", "category", "formula", "range", "more mergeable")
     for metric in (*CATALOGUE.values(), *MERGE_PROBES.values()):
-        table.add_row(metric.name, metric.category, metric.formula, _range(metric), metric.more_mergeable)
-    console().print(table)
+        table.add_texts(metric.name, metric.category, metric.formula, _range(metric), metric.more_mergeable)
+    show(table)
 
 
 def show_summary(table: MetricTable) -> None:
     """Print for every metric its lowest, median and highest value, and the pair that it finds most mergeable."""
     from mergekern.report.contents import summarise
 
-    shown = Table("metric", "lowest", "median", "highest", "most mergeable", box=None)
+    shown = NameTable("metric", "lowest", "median", "highest", "most mergeable")
     for name, row in summarise(table.to_pandas()).to_dict("index").items():
         best = "no pair has a value" if row["best_a"] is None else f"{row['best_a']}, {row['best_b']}"
-        shown.add_row(str(name), *(f"{row[what]:.4g}" for what in ("lowest", "median", "highest")), best)
-    console().print(shown)
-    click.echo()
+        shown.add_texts(str(name), *(f"{row[what]:.4g}" for what in ("lowest", "median", "highest")), best)
+    show(shown)
+    say("")
 
 
 def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
@@ -268,18 +265,18 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
         "right_subspace_overlap_bottom_k",
     ]
     columns = list(dict.fromkeys([sort_by, *(name for name in beside if name in table.metrics)]))[:6]
-    shown = Table("#", "model_a", "model_b", *(name.replace("_", " ") for name in columns), box=None)
+    shown = NameTable("#", "model_a", "model_b", *(name.replace("_", " ") for name in columns))
     for rank, (pair, values) in enumerate(ranked[columns].iterrows(), 1):
         if rows and rank > rows:
             break
         assert isinstance(pair, tuple)
-        shown.add_row(str(rank), *map(str, pair), *(f"{value:.4g}" for value in values))
-    console().print(shown)
+        shown.add_texts(str(rank), *map(str, pair), *(f"{value:.4g}" for value in values))
+    show(shown)
     if rows and len(ranked) > rows:
-        click.echo(f"... {len(ranked) - rows} more pairs (--rows 0 shows all)")
+        say(f"... {len(ranked) - rows} more pairs (--rows 0 shows all)")
     for note in table.notes:
-        click.echo(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
-    click.echo(f"{table!r}, ranked by {sort_by} ({metric_of(sort_by).more_mergeable} is more mergeable)")
+        say(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
+    say(f"{table!r}, ranked by {sort_by} ({metric_of(sort_by).more_mergeable} is more mergeable)")
 
 
 def _dtype_name(dtype: torch.dtype, checkpoint: Checkpoint) -> str:

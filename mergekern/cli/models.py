@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from mergekern.cli.display import say
+
 NamedPath = tuple[str | None, Path]
 
 
@@ -73,4 +75,4 @@ def say_what_is_left_out(models: Any, base: Path | None) -> None:
         weights = find_weights(source.given) if source.kind == "path" and source.given.is_dir() else None
         notes += [f"{source.name}: {note}" for note in (*(weights.notes if weights else ()), *source.notes)]
     for note in notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 from mergekern._internal.files import write_atomically
-from mergekern.cli.display import console
+from mergekern.cli.display import NameTable, say, show
 from mergekern.errors import OutputError
+from mergekern.tables.cells import to_csv
 from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def fit(table: Path, scores: Path, method: str, target: str, kind: str, level: f
     fitted = MergePredictor.fit(MetricTable.load(table), measured, method, kind, level=level)
     fitted.save(out)
     show_fit(fitted)
-    click.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 @click.command(help="Rank the pairs in TABLE by the score that their merge is predicted to have.")
@@ -77,8 +77,8 @@ def predict(table: Path, predictor: Path, out: Path | None, rows: int) -> None:
     show_pairs(shown[columns], rows, out, found)
     unknown = found[(found["measured_models"] == 0) & found["prediction"].notna()]
     if len(unknown):
-        click.echo(f"{len(unknown)} pairs: {unknown['remarks'].iloc[0].split(';')[0]}")
-    click.echo(
+        say(f"{len(unknown)} pairs: {unknown['remarks'].iloc[0].split(';')[0]}")
+    say(
         f"{fitted.target} of {fitted.method}, predicted by {fitted.kind} from {len(fitted.measured)} measured pairs; "
         f"conformal intervals are to cover {fitted.intervals.level:.0%}"
     )
@@ -100,7 +100,7 @@ def recommend(table: Path, predictors: tuple[Path, ...], out: Path | None, rows:
     )
     show_pairs(shown, rows, out, found)
     for method, count in found["method"].value_counts().items():
-        click.echo(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+        say(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
 
 
 @click.command(
@@ -137,9 +137,9 @@ def plan(
         measured = found.index[found.notna()]
     chosen = plan_measurements(names, count, measured)
     for first, second in chosen.index:
-        click.echo(f"{first}+{second}")
+        say(f"{first}+{second}")
     deviation = chosen["mean_sd"].iloc[-1]
-    click.echo(
+    say(
         f"{count} merges; with them, effects leave a standard deviation of {deviation:.2f} times the residual's on the "
         "mean of a pair",
         err=True,
@@ -147,42 +147,42 @@ def plan(
     if out is not None:
         rows = [(method, *pair, "") for method in methods or ("",) for pair in chosen.index]
         to_fill_in = pd.DataFrame(rows, columns=["method", "model_a", "model_b", target])
-        _write(out, to_fill_in.to_csv(index=False))
+        _write(out, to_csv(to_fill_in, index=False))
 
 
 def show_fit(fitted: MergePredictor) -> None:
     """Print what a predictor was fitted to, how well it predicts, and how wide its intervals are."""
-    click.echo(f"{fitted.kind}: {fitted.target} of {fitted.method} from {len(fitted.measured)} pairs")
+    say(f"{fitted.kind}: {fitted.target} of {fitted.method} from {len(fitted.measured)} pairs")
     for (first, second), why in fitted.dropped.items():
-        click.echo(f"left out: {first} and {second} ({why})")
-    shown = Table("held out", "Pearson r, mean of folds", "sd", "rmse", "additive r", "additive rmse", box=None)
+        say(f"left out: {first} and {second} ({why})")
+    shown = NameTable("held out", "Pearson r, mean of folds", "sd", "rmse", "additive r", "additive rmse")
     for regime, figures in fitted.validation.items():
         if "why_not" in figures:
-            click.echo(f"{regime}: not validated: {figures['why_not']}")
+            say(f"{regime}: not validated: {figures['why_not']}")
             continue
         names = ("val_r_mean", "val_r_sd", "rmse", "additive_val_r_mean", "additive_rmse")
-        shown.add_row(regime, *(_number(figures[name]) for name in names))
-    console().print(shown)
-    click.echo(f"{fitted.intervals.level:.0%} conformal intervals, from held-out pairs:")
+        shown.add_texts(regime, *(_number(figures[name]) for name in names))
+    show(shown)
+    say(f"{fitted.intervals.level:.0%} conformal intervals, from held-out pairs:")
     for measured, words in enumerate(("neither model", "one model", "both models")):
         width, held_out = fitted.intervals.widths[measured], fitted.intervals.held_out[measured]
         known = "too few to know" if width is None else "ready"
-        click.echo(f"  {words} measured elsewhere: {known} ({held_out} held-out predictions)")
+        say(f"  {words} measured elsewhere: {known} ({held_out} held-out predictions)")
 
 
 def show_pairs(shown: pd.DataFrame, rows: int, out: Path | None, everything: pd.DataFrame) -> None:
     """Print ranked pairs, and write all of them if there is a path."""
-    printed = Table("#", "model_a", "model_b", *map(str, shown.columns), box=None)
+    printed = NameTable("#", "model_a", "model_b", *map(str, shown.columns))
     for rank, (pair, values) in enumerate(shown.iterrows(), 1):
         if rows and rank > rows:
             break
         assert isinstance(pair, tuple)
-        printed.add_row(str(rank), *map(str, pair), *(_number(value) for value in values))
-    console().print(printed)
+        printed.add_texts(str(rank), *map(str, pair), *(_number(value) for value in values))
+    show(printed)
     if rows and len(shown) > rows:
-        click.echo(f"... {len(shown) - rows} more pairs (--rows 0 shows all)")
+        say(f"... {len(shown) - rows} more pairs (--rows 0 shows all)")
     if out is not None:
-        _write(out, everything.to_csv())
+        _write(out, to_csv(everything))
 
 
 def _number(value: Any) -> str:
@@ -201,6 +201,6 @@ def _check_output(out: Path | None, suffix: str) -> None:
         raise OutputError(f"{out}: no folder {out.parent}")
 
 
-def _write(out: Path, text: str) -> None:
-    write_atomically(out, text.encode())
-    click.echo(f"wrote {out}", err=True)
+def _write(out: Path, content: bytes) -> None:
+    write_atomically(out, content)
+    say(f"wrote {out}", err=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mergekern.cli.display import say
 from mergekern.metrics import RANKED_BY
 from mergekern.tables.metric_table import MetricTable
 
@@ -44,4 +45,4 @@ def report(
     predictors = [MergePredictor.load(path) for path in predictor_files]
     loaded = MetricTable.load(table)
     for path in write_report(loaded, out, scores=measured, predictors=predictors, metric=metric, title=title):
-        click.echo(f"wrote {path}")
+        say(f"wrote {path}")

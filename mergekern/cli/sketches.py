@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 import mergekern
-from mergekern.cli.display import progress_display
+from mergekern.cli.display import progress_display, say
 from mergekern.cli.metrics import show_table
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, ModelPath, io_option
@@ -62,7 +62,7 @@ def sketch(
         )  # fmt: skip
     found = found if before is None else before.joined(found)
     found.save(out)
-    click.echo(f"wrote {out}: {found!r}")
+    say(f"wrote {out}: {found!r}")
 
 
 @click.command(help="Estimate the metrics of whole task vectors, for all pairs of models whose sketches are in FILES.")
@@ -85,6 +85,6 @@ def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) 
         table.save(out)
     show_table(table, sort_by, rows)
     error = found.standard_errors()[sort_by]
-    click.echo(f"standard error of {sort_by}: {error.median():.2g} in the median, {error.max():.2g} at most")
+    say(f"standard error of {sort_by}: {error.median():.2g} in the median, {error.max():.2g} at most")
     if out is not None:
-        click.echo(f"wrote {out}")
+        say(f"wrote {out}")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 import mergekern
-from mergekern.cli.display import progress_display
+from mergekern.cli.display import plain_console, progress_display, say
 from mergekern.cli.metrics import output_option, show_table, zoo_options
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, ModelPath, io_option
@@ -54,7 +53,7 @@ def add(
         found = mergekern.add_models(
             checkpoints, to, base=base, device=device, max_memory=max_memory, progress=progress, io=io
         )
-    click.echo(f"{to}: {len(found.models)} models")
+    say(f"{to}: {len(found.models)} models")
 
 
 @click.command(help="Remove MODELS, by name, from the statistics of a zoo; nothing is computed.")
@@ -62,7 +61,7 @@ def add(
 @click.option("--from", "statistics", type=path_type, required=True, help="The statistics of a zoo.")
 def remove(models: tuple[str, ...], statistics: Path) -> None:
     left = mergekern.remove_models(models, statistics)
-    click.echo(f"{statistics}: {len(left)} models")
+    say(f"{statistics}: {len(left)} models")
 
 
 @click.command(
@@ -76,7 +75,7 @@ SHARDS are the folders of the shards; by default those in STATISTICS.
 @click.argument("shards", type=path_type, nargs=-1)
 def combine(statistics: Path, shards: tuple[Path, ...]) -> None:
     found = Manifest.read(mergekern.combine(statistics, list(shards) or None))
-    click.echo(f"{statistics}: {len(found.models)} models, {len(found.layers)} tensors")
+    say(f"{statistics}: {len(found.models)} models, {len(found.layers)} tensors")
 
 
 @click.command(help="Check every file of the folder STATISTICS against its checksum; fails if one is damaged.")
@@ -85,7 +84,7 @@ def combine(statistics: Path, shards: tuple[Path, ...]) -> None:
 def verify(statistics: Path, delete: bool) -> None:
     damaged = mergekern.verify(statistics)
     for path, what in damaged:
-        click.echo(what if str(path) in what else f"{path}: {what}")
+        say(what if str(path) in what else f"{path}: {what}")
         if delete and path.is_file():
             path.unlink()
     if damaged:
@@ -93,7 +92,7 @@ def verify(statistics: Path, delete: bool) -> None:
         raise StatisticsError(
             f"{len(damaged)} damaged: {how}, and run on the same models and folder to compute them again"
         )
-    click.echo(f"{statistics}: whole")
+    say(f"{statistics}: whole")
 
 
 @click.command(help="Compute the metrics of all pairs, or those of some models, from STATISTICS, without the weights.")
@@ -122,7 +121,7 @@ def table(
         made.save(out)
     show_table(made, sort_by if sort_by in made.metrics else made.metrics[0], rows)
     if out is not None:
-        click.echo(f"wrote {out}")
+        say(f"wrote {out}")
 
 
 @click.command(
@@ -164,10 +163,10 @@ def screen(
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)
     show_pairs(found.ranked.head(rows) if rows else found.ranked, 0, None, found.ranked)
     for note in found.notes[:20]:
-        click.echo(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
-    click.echo(f"{found.models} models, {found.pairs:,} pairs")
+        say(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
+    say(f"{found.models} models, {found.pairs:,} pairs")
     if out is not None:
-        click.echo(f"wrote {out}")
+        say(f"wrote {out}")
 
 
 @contextmanager
@@ -181,6 +180,6 @@ def _folder(statistics: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _tiles_display() -> Iterator[Callable[[int, int], None]]:
-    with ProgressBar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with ProgressBar(console=plain_console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("computing pairs", total=None)
         yield lambda done, count: bar.update(task, completed=done, total=count)

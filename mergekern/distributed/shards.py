@@ -242,7 +242,7 @@ def _brought(store: Store, source: Path, key: str, part: tuple[int, int]) -> Lay
     try:
         block = LayerBlock.read(source, key)
         if bases_path(source, key).exists():
-            read_bases(source, key)
+            read_bases(source, key, block.key)
     except StatisticsError as error:
         raise StatisticsError(
             f"{error}; run shard {part[0]}/{part[1]} again, which computes what is lacking"

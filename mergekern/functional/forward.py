@@ -60,10 +60,13 @@ class Forward:
                 f"model {name!r}: a head of weight {tuple(weight.shape)} takes features (n, {weight.shape[1]}), but "
                 f"the model returns {what}; give a head that is an nn.Module, or a model that returns features"
             )
+        if self.calibration.normalize_features:
+            features = features / features.norm(dim=-1, keepdim=True)
         weight = self.binding.converted(weight, self.device)
-        return nn.functional.linear(
+        logits = nn.functional.linear(
             features, weight, None if bias is None else self.binding.converted(bias, self.device)
         )
+        return logits if self.calibration.logit_scale == 1 else logits * self.calibration.logit_scale
 
     def loss(self, name: str, task: Task, rows: slice, logits: Tensor) -> Tensor:
         """Return the mean loss of a batch of a task's samples, a scalar."""

@@ -105,5 +105,20 @@ class ForestRegressor(RegressorMixin, BaseEstimator):
                 at = there
         return moved / len(self.roots_)
 
+    def check(self) -> None:
+        """Raise ValueError where the nodes are no trees, as in a damaged file."""
+        nodes, count = self.nodes_, len(self.nodes_["left"])
+        here = np.arange(count)
+        if any(values.shape != (count,) for values in nodes.values()) or not len(self.roots_):
+            raise ValueError("nodes of different numbers, or no tree")
+        # A child stands behind its parent, so that every way ends.
+        for side in (nodes["left"], nodes["right"]):
+            if (side < here).any() or (side >= count).any():
+                raise ValueError("a node's child is not behind it")
+        if (self.roots_ < 0).any() or (self.roots_ >= count).any():
+            raise ValueError("a root is not among the nodes")
+        if (nodes["feature"] < 0).any() or (nodes["feature"] >= len(self.signs_)).any():
+            raise ValueError("a node asks for a metric that there is not")
+
     def _oriented(self, values: np.ndarray) -> np.ndarray:
         return self.scaler_.transform(values) * self.signs_

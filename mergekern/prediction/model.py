@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mergekern._internal.documents import checked, parse_json
 from mergekern._internal.files import write_atomically
+from mergekern._internal.text import shortened
 from mergekern._internal.versions import package_version, versions
 from mergekern.errors import PredictionError
 from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals, predicted_sd
@@ -26,6 +28,7 @@ from mergekern.prediction.pairs import (
 )
 from mergekern.prediction.persistence import from_document, to_document
 from mergekern.prediction.predictors import contributions, make_predictor, predictor_kind
+from mergekern.prediction.schemas import PredictorDocument
 from mergekern.prediction.scores import align_scores
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
 from mergekern.prediction.validation import cross_validate_pairs, fit_estimator, predict_pairs
@@ -211,7 +214,7 @@ class MergePredictor:
         """
         path = Path(path)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = parse_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise PredictionError(f"{path}: not a readable predictor ({error})") from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -219,12 +222,24 @@ class MergePredictor:
         version = document.get("format_version")
         if version != FORMAT_VERSION:
             raise PredictionError(
-                f"{path}: written in format {version}, this version reads format {FORMAT_VERSION}; fit it again"
+                f"{path}: written in format {shortened(str(version))}, this version reads format {FORMAT_VERSION}; "
+                "fit it again"
             )
         try:
-            return _from_document(document)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise PredictionError(f"{path}: a damaged predictor ({type(error).__name__}: {error})") from error
+            found = _from_document(document)
+            found._try()
+        # What a damaged estimator raises when it predicts is its own affair.
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            raise PredictionError(f"{path}: a damaged predictor ({reason}); fit it again") from error
+        return found
+
+    def _try(self) -> None:
+        """Predict one pair, from values within the ranges whatever the models are called; ValueError if it fails."""
+        index = pd.MultiIndex.from_tuples([("one", "other")], names=INDEX)
+        middle = pd.DataFrame({name: [(low + high) / 2] for name, (low, high) in self.ranges.items()}, index=index)
+        if not np.isfinite(self.predict(middle)["prediction"].to_numpy()).all():
+            raise ValueError("its estimator does not predict a number")
 
     def _metrics_of(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
         """Return the columns that the predictor was fitted to, in its order."""
@@ -318,23 +333,32 @@ def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> 
 
 
 def _from_document(document: dict[str, Any]) -> MergePredictor:
-    intervals = document["intervals"]
-    measured = document["measured"]
+    said = checked(PredictorDocument, document)
+    measured = said.pairs()
+    if not measured:
+        raise ValueError("measured: no pairs")
+    if len(set(said.metrics)) < len(said.metrics) or list(said.ranges) != said.metrics:
+        raise ValueError("ranges: not those of its metrics")
+    if said.validation.keys() != REGIMES.keys():
+        raise ValueError(f"validation: not of {' and '.join(map(repr, REGIMES))}")
     index = pd.MultiIndex.from_tuples([(a, b) for a, b, _ in measured], names=INDEX)
+    estimator = from_document(document["estimator"])
+    if type(estimator) is not type(make_predictor(said.kind)):
+        raise ValueError(f"estimator: a {type(estimator).__name__} is not what a predictor of kind {said.kind!r} is")
     return MergePredictor(
-        kind=document["kind"],
-        method=document["method"],
-        target=document["target"],
-        metrics=tuple(document["metrics"]),
-        estimator=from_document(document["estimator"]),
-        ranges={name: (low, high) for name, (low, high) in document["ranges"].items()},
+        kind=said.kind,
+        method=said.method,
+        target=said.target,
+        metrics=tuple(said.metrics),
+        estimator=estimator,
+        ranges={name: (low, high) for name, (low, high) in said.ranges.items()},
         measured=pd.Series([score for *_, score in measured], index=index, dtype=np.float64),
         intervals=ConformalIntervals(
-            level=intervals["level"],
-            widths=dict(enumerate(intervals["widths"])),
-            held_out=dict(enumerate(intervals["held_out"])),
+            level=said.intervals.level,
+            widths=dict(enumerate(said.intervals.widths)),
+            held_out=dict(enumerate(said.intervals.held_out)),
         ),
         validation=document["validation"],
-        dropped={(a, b): why for a, b, why in document["dropped"]},
+        dropped={(a, b): why for a, b, why in said.dropped},
         provenance=document["provenance"],
     )

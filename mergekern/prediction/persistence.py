@@ -20,6 +20,9 @@ CLASSES: dict[str, Any] = {
 # The dtypes that a file may name: float64, integers, booleans and text.
 DTYPES = ("float64", "int64", "bool", "str")
 
+# Fitted attributes with a number for each metric, where they are arrays.
+PER_METRIC = ("coef_", "factor_", "high_", "low_", "mean_", "signs_", "weights_")
+
 
 def to_document(estimator: Any) -> dict[str, Any]:
     """Return the parameters and fitted attributes of an estimator of this package, to the last bit.
@@ -51,7 +54,20 @@ def from_document(document: dict[str, Any]) -> Any:
         if not (key.isidentifier() and key.endswith("_") and key[0] != "_"):
             raise ValueError(f"{key!r} is no attribute of an estimator")
         setattr(estimator, key, _decode(value))
+    if isinstance(estimator, ForestRegressor):
+        estimator.check()
+    if len(sizes := _sizes(estimator)) > 1:
+        raise ValueError(f"{name}: arrays of {' and '.join(map(str, sorted(sizes)))} metrics")
     return estimator
+
+
+def _sizes(estimator: Any) -> set[int]:
+    """Return for how many metrics an estimator and its parts hold numbers: arrays of size 1 would fit any."""
+    fitted = vars(estimator)
+    sizes = {len(fitted[name]) for name in PER_METRIC if np.ndim(fitted.get(name)) == 1}
+    if "n_features_in_" in fitted:
+        sizes.add(fitted["n_features_in_"])
+    return sizes.union(*(_sizes(part) for part in fitted.values() if type(part).__name__ in CLASSES))
 
 
 def _encode(value: Any) -> Any:

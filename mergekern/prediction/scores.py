@@ -12,6 +12,7 @@ import pandas as pd
 
 from mergekern.errors import PredictionError, did_you_mean
 from mergekern.prediction.pairs import pair_key
+from mergekern.tables.cells import from_cell
 
 COLUMNS = ("method", "model_a", "model_b")
 DEFAULT_TARGET = "accuracy"
@@ -62,7 +63,7 @@ def _read_rows(path: Path, target: str) -> list[tuple[int, dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
+            columns = reader.fieldnames = [from_cell(name) for name in reader.fieldnames or []]
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PredictionError(f"{path}: scores cannot be read ({error})") from error
@@ -73,9 +74,15 @@ def _read_rows(path: Path, target: str) -> list[tuple[int, dict[str, str]]]:
             f"{path}: no column {' or '.join(map(repr, missing))}{did_you_mean(missing[0], columns)}; scores are a CSV "
             f"file with the header {wanted}, this one has {','.join(columns) or 'none'}"
         )
+    if len(set(columns)) < len(columns):
+        twice = next(name for place, name in enumerate(columns) if name in columns[:place])
+        raise PredictionError(f"{path}: two columns are named {twice!r}; keep one of them")
     for line, row in rows:
         if None in row or None in row.values():
             raise PredictionError(f"{path}, line {line}: not as many values as the header has columns ({len(columns)})")
+        row |= {name: from_cell(row[name]) for name in COLUMNS}
+        if lacking := [name for name in COLUMNS[1:] if not row[name]]:
+            raise PredictionError(f"{path}, line {line}: {lacking[0]} is empty")
     return rows
 
 
@@ -86,7 +93,7 @@ def _number(path: Path, line: int, text: str) -> float:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not math.isfinite(value):
+    if not math.isfinite(value) or "_" in text:
         raise PredictionError(f"{path}, line {line}: {text!r} is not a score; leave empty what was not measured")
     return value
 

@@ -19,6 +19,7 @@ from mergekern.kernels.gram import distances_from_inner
 from mergekern.metrics import CATALOGUE
 from mergekern.statistics import LayerStatistics, ZooStatistics
 from mergekern.statistics.blocks import read_block, write_block
+from mergekern.statistics.contents import check_arrays
 from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
@@ -114,15 +115,25 @@ class Sketches:
         Raises:
             StatisticsError: the file is missing, damaged or something else.
         """
+        from mergekern._internal.documents import checked
+        from mergekern.kernels.count_sketch.on_cpu import LEAST
+        from mergekern.sketches.schemas import SketchDescription
+
         arrays, description = read_block(Path(path))
         try:
-            if description["format"] != FORMAT:
-                raise ValueError(f"format {description['format']}, but this version reads {FORMAT}")
-            models = tuple(description["models"])
-            random_state, base = description["random_state"], description["base"]
-            return Sketches(models, arrays["values"], arrays["squares"], random_state, base)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StatisticsError(f"{path}: no sketches ({type(error).__name__}: {error})") from error
+            if (version := description.get("format")) != FORMAT:
+                raise ValueError(f"format {version}, but this version reads {FORMAT}")
+            said = checked(SketchDescription, description)
+            models = len(said.models)
+            size = arrays["values"].shape[-1] if "values" in arrays else 0
+            check_arrays(arrays, {"values": (models, size), "squares": (models,)})
+            if size & (size - 1) or size < LEAST:
+                raise ValueError(f"sketches of {size} numbers; a power of two, {LEAST} at least, is needed")
+            if (arrays["squares"] < 0).any():
+                raise ValueError("a squared length is negative")
+        except ValueError as error:
+            raise StatisticsError(f"{path}: no sketches ({error})") from error
+        return Sketches(tuple(said.models), arrays["values"], arrays["squares"], said.random_state, said.base)
 
     def _statistics(self, inner: np.ndarray, distance: np.ndarray) -> ZooStatistics:
         whole = LayerStatistics("all tensors", (), inner, distance)

@@ -33,6 +33,8 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
             overlaps.add(block.key, block.overlaps)
         if block.spectra is not None:
             spectra.append((placement.rows, block.spectra))
+        if (block.key.name, block.key.shape) != (name, shape):
+            raise StatisticsError(f"a block is of {block.key.name!r}, {block.key.shape}, not {shape}")
         if block.rounding is not None:
             rounding = np.zeros(len(models)) if rounding is None else rounding
             here = placement.rows >= 0
@@ -136,6 +138,8 @@ def _gathered(parts: Sequence[tuple[np.ndarray, Spectra]], models: int) -> Spect
     first = parts[0][1]
     values, rank = np.empty((models, first.values.shape[1])), np.empty(models, dtype=first.rank.dtype)
     for rows, spectra in parts:
+        if (spectra.values.shape[1], spectra.k) != (values.shape[1], first.k):
+            raise StatisticsError("its blocks have spectra of different sizes")
         here = rows >= 0
         values[here], rank[here] = spectra.values[rows[here]], spectra.rank[rows[here]]
     return Spectra(values, rank, first.k)

@@ -36,7 +36,7 @@ def read_block(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if checksum(arrays, header["description"]) != header["checksum"]:
             raise ValueError("its checksum differs")
-        return arrays, json.loads(header["description"])
+        return arrays, _described(header)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -48,7 +48,14 @@ def read_description(path: Path) -> dict[str, Any]:
         StatisticsError: the file is missing or is not a block; damage is noticed only where it makes this unreadable.
     """
     with _opened(path) as (_, header):
-        return json.loads(header["description"])
+        return _described(header)
+
+
+def _described(header: Mapping[str, str]) -> dict[str, Any]:
+    description = json.loads(header["description"])
+    if not isinstance(description, dict):
+        raise TypeError(f"its description is a {type(description).__name__}")
+    return description
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from mergekern.errors import StatisticsError
 from mergekern.statistics.blocks import read_block, write_block
+from mergekern.statistics.contents import check_arrays, check_gram
 from mergekern.statistics.layers import LayerStatistics, LayerSums
 
 
@@ -30,6 +31,11 @@ class ActivationStatistics:
     squared_distance: np.ndarray
     samples: int
 
+    @property
+    def count(self) -> int:
+        """Number of models, N."""
+        return len(self.mean)
+
     def select(self, models: Sequence[int]) -> ActivationStatistics:
         """Return the statistics of some of the models, in this order."""
         pairs = np.ix_(models, models)
@@ -47,10 +53,11 @@ class ActivationStatistics:
         Raises:
             StatisticsError: the file is missing, is damaged or holds something else.
         """
-        with _block(path) as (arrays, description):
-            return ActivationStatistics(
-                arrays["mean"], arrays["inner"], arrays["squared_distance"], description["samples"]
-            )
+        with _block(path, "ActivationDescription") as (arrays, said):
+            models = _models(arrays, "mean", dimensions=2)
+            check_arrays(arrays, {"mean": (models, arrays["mean"].shape[1])} | _pairs(models))
+            check_gram(arrays["inner"], arrays["squared_distance"], is_diagonal=True)
+            return ActivationStatistics(arrays["mean"], arrays["inner"], arrays["squared_distance"], said.samples)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,11 @@ class EncoderGradientStatistics(LayerSums):
     """
 
     layers: tuple[LayerStatistics, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of models, N; 0 without a parameter."""
+        return len(self.layers[0].inner) if self.layers else 0
 
     def select(self, models: Sequence[int]) -> EncoderGradientStatistics:
         """Return the statistics of some of the models, in this order."""
@@ -82,8 +94,13 @@ class EncoderGradientStatistics(LayerSums):
         Raises:
             StatisticsError: the file is missing, is damaged or holds something else.
         """
-        with _block(path) as (arrays, description):
-            every = zip(description["parameters"], arrays["inner"], arrays["squared_distance"], strict=True)
+        with _block(path, "EncoderGradientDescription") as (arrays, said):
+            models = arrays["inner"].shape[-1] if _models(arrays, "inner", dimensions=3) else 0
+            shape = len(said.parameters), models, models
+            check_arrays(arrays, {"inner": shape, "squared_distance": shape})
+            every = list(zip(said.parameters, arrays["inner"], arrays["squared_distance"], strict=True))
+            for _, inner, squared_distance in every:
+                check_gram(inner, squared_distance, is_diagonal=True)
             return EncoderGradientStatistics(
                 tuple(LayerStatistics(name, tuple(shape), *matrices) for (name, shape), *matrices in every)
             )
@@ -102,6 +119,11 @@ class InputGradientStatistics:
     squared_distance: np.ndarray
     shapes: tuple[tuple[int, ...], ...]
 
+    @property
+    def count(self) -> int:
+        """Number of models, N."""
+        return len(self.shapes)
+
     def select(self, models: Sequence[int]) -> InputGradientStatistics:
         """Return the statistics of some of the models, in this order."""
         pairs = np.ix_(models, models)
@@ -119,8 +141,12 @@ class InputGradientStatistics:
         Raises:
             StatisticsError: the file is missing, is damaged or holds something else.
         """
-        with _block(path) as (arrays, description):
-            shapes = tuple(tuple(shape) for shape in description["shapes"])
+        with _block(path, "InputGradientDescription") as (arrays, said):
+            shapes = tuple(tuple(shape) for shape in said.shapes)
+            # Gradients of different shapes have no products: NaN.
+            known = {name: np.nan_to_num(arrays[name], nan=0.0) for name in _pairs(0) if name in arrays}
+            check_arrays(known, _pairs(len(shapes)))
+            check_gram(known["inner"], known["squared_distance"], is_diagonal=True)
             return InputGradientStatistics(arrays["inner"], arrays["squared_distance"], shapes)
 
 
@@ -157,10 +183,24 @@ FUNCTIONAL: dict[str, Any] = {
 
 
 @contextmanager
-def _block(path: Path) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]]:
-    """Give the arrays and the description of a block; StatisticsError if the reader lacks something in them."""
+def _block(path: Path, schema: str) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+    """Give the arrays and the checked description of a block; StatisticsError if the reader finds them wrong."""
+    from mergekern._internal.documents import checked
+    from mergekern.statistics import schemas
+
     arrays, description = read_block(path)
     try:
-        yield arrays, description
+        yield arrays, checked(getattr(schemas, schema), description)
     except (KeyError, TypeError, ValueError) as error:
-        raise StatisticsError(f"{path}: not a block of these statistics ({type(error).__name__}: {error})") from error
+        raise StatisticsError(f"{path}: not a block of these statistics ({error})") from error
+
+
+def _pairs(models: int) -> dict[str, tuple[int, int]]:
+    return dict.fromkeys(("inner", "squared_distance"), (models, models))
+
+
+def _models(arrays: Mapping[str, np.ndarray], name: str, dimensions: int) -> int:
+    """Return the first size of an array of so many dimensions, which must be there."""
+    if name not in arrays or arrays[name].ndim != dimensions:
+        raise ValueError(f"no array {name!r} of {dimensions} dimensions")
+    return arrays[name].shape[0]

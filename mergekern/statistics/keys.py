@@ -76,11 +76,15 @@ class BlockKey:
         Raises:
             StatisticsError: the description is not that of a block, or it disagrees with the name of the file.
         """
+        from mergekern._internal.documents import checked
+        from mergekern.statistics.schemas import BlockDescription
+
         try:
-            said = {field.name: description[field.name] for field in dataclasses.fields(BlockKey)}
-            key = BlockKey(**said | {name: tuple(said[name]) for name in ("shape", "rows", "columns")})
-        except (KeyError, TypeError) as error:
-            raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
+            said = checked(BlockDescription, description)
+        except ValueError as error:
+            raise StatisticsError(f"{path}: not a block of a layer ({error})") from error
+        sides = tuple(said.rows), tuple(said.columns)
+        key = BlockKey(said.name, tuple(said.shape), said.how, said.base, *sides)
         if key.file_name != path.stem:
             raise StatisticsError(f"{path}: a block of other models or of another tensor, {key.name!r}")
         return key

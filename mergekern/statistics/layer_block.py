@@ -8,6 +8,7 @@ blocks that have its pairs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from mergekern.errors import StatisticsError
 from mergekern.statistics.blocks import read_block, write_block
+from mergekern.statistics.contents import check_arrays, check_bases, check_gram, check_overlaps, check_spectra
 from mergekern.statistics.keys import BlockKey, bases_path, block_path
 from mergekern.statistics.layers import Bases, LayerStatistics
 
@@ -115,19 +117,44 @@ class LayerBlock:
         arrays, description = read_block(path)
         key = BlockKey.from_description(path, description)
         try:
-            block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], rounding=arrays.get("rounding"))
-            if OVERLAPS_IN_FILE[0] in arrays:
-                block = block.with_overlaps(Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE)))
-            if block.has_spectra and key.is_diagonal:
-                spectra = Spectra(arrays["values"], arrays["rank"], description["k"])
-                block = dataclasses.replace(block, spectra=spectra)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
-        return block
+            return LayerBlock._from_arrays(key, arrays, description["k"])
+        except ValueError as error:
+            raise StatisticsError(f"{path}: not a block of {key.name!r}: {error}") from error
+
+    @staticmethod
+    def _from_arrays(key: BlockKey, arrays: Mapping[str, np.ndarray], k: int) -> LayerBlock:
+        """Return the block of arrays as a file holds them; ValueError where they are no statistics of its tensor."""
+        pairs = len(key.rows), len(key.rows if key.is_diagonal else key.columns)
+        check_arrays(arrays, {"inner": pairs, "squared_distance": pairs})
+        check_gram(arrays["inner"], arrays["squared_distance"], key.is_diagonal)
+        if "rounding" in arrays:
+            check_arrays(arrays, {"rounding": (len(key.rows),)})
+        block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], rounding=arrays.get("rounding"))
+        if OVERLAPS_IN_FILE[0] not in arrays:
+            return block
+        if len(key.shape) != 2:
+            raise ValueError(f"overlaps of a tensor of shape {key.shape}")
+        check_arrays(arrays, dict.fromkeys(OVERLAPS_IN_FILE, pairs))
+        overlaps = Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
+        check_overlaps(overlaps, k if key.is_diagonal else min(key.shape))
+        block = block.with_overlaps(overlaps)
+        if not key.is_diagonal:
+            return block
+        models = len(key.rows)
+        check_arrays(
+            arrays, {"values": (models, *arrays["values"].shape[1:])} if "values" in arrays else {"values": ()}
+        )
+        check_arrays(arrays, {"rank": (models,)}, kind="i")
+        check_spectra(arrays["values"], arrays["rank"], k, key.shape)
+        return dataclasses.replace(block, spectra=Spectra(arrays["values"], arrays["rank"], k))
 
 
-def read_bases(folder: Path, file_name: str) -> Bases:
+def read_bases(folder: Path, file_name: str, key: BlockKey | None = None, k: int | None = None) -> Bases:
     """Return the singular vectors of a diagonal block.
+
+    Args:
+        folder, file_name: of the block.
+        key, k: key of the block and dimension of its subspaces, which the vectors are checked against.
 
     Raises:
         StatisticsError: the file is missing, is damaged or holds something else.
@@ -136,4 +163,10 @@ def read_bases(folder: Path, file_name: str) -> Bases:
     arrays, _ = read_block(path)
     if set(arrays) != set(Bases._fields):
         raise StatisticsError(f"{path}: not a file of singular vectors")
-    return Bases(**arrays)
+    bases = Bases(**arrays)
+    if key is not None:
+        try:
+            check_bases(bases, len(key.rows), key.shape, k)
+        except ValueError as error:
+            raise StatisticsError(f"{path}: not the singular vectors of {key.name!r}: {error}") from error
+    return bases

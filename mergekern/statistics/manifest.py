@@ -17,7 +17,9 @@ from typing import Any
 import xxhash
 
 from mergekern._internal.files import write_atomically
+from mergekern._internal.text import shortened
 from mergekern.errors import StatisticsError
+from mergekern.statistics.functional import FUNCTIONAL
 from mergekern.statistics.keys import BLOCKS, FORMAT
 
 MANIFEST = "manifest.json"
@@ -99,10 +101,13 @@ class Manifest:
         Raises:
             StatisticsError: there is none, it is damaged, or it is of another format.
         """
+        from mergekern._internal.documents import checked, parse_json
+        from mergekern.statistics.schemas import ManifestDocument
+
         path = folder / MANIFEST
         try:
             text = path.read_bytes()
-            content = json.loads(text)
+            content = parse_json(text)
             if content["format"] != FORMAT:
                 raise StatisticsError(
                     f"{folder}: statistics of format {content['format']}, but this version reads {FORMAT}; run "
@@ -112,14 +117,15 @@ class Manifest:
             if content.pop("checksum") != _checksum(content) or not is_canonical:
                 raise ValueError("its checksum differs")
             del content["format"]
-            for name in ("models", "skipped", "functional_models", "part"):
-                content[name] = tuple(content[name])
+            said = checked(ManifestDocument, content)
+            if unknown := said.functional.keys() - FUNCTIONAL.keys():
+                raise ValueError(f"no statistics of the kind {shortened(sorted(unknown)[0])!r} are known")
+            content |= {name: tuple(content[name]) for name in ("models", "skipped", "functional_models", "part")}
             content["layers"] = tuple(
-                LayerEntry(e["name"], tuple(e["shape"]), tuple(e["hashes"].split(",")), tuple(e["blocks"]))
-                for e in content["layers"]
+                LayerEntry(e.name, tuple(e.shape), tuple(e.hashes.split(",")), tuple(e.blocks)) for e in said.layers
             )
             return Manifest(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, StatisticsError):
                 raise
             if isinstance(error, FileNotFoundError) and shards_in(folder):
@@ -131,9 +137,9 @@ class Manifest:
                     f"{folder}: not a folder of finished statistics (no {MANIFEST}); run compute_all(..., "
                     "statistics=PATH) to make or finish it"
                 ) from error
+            reason = error if isinstance(error, ValueError) else repr(error)
             raise StatisticsError(
-                f"{path}: damaged ({type(error).__name__}: {error}); run compute_all(..., statistics=PATH) on the same "
-                "models to make it again"
+                f"{path}: damaged ({reason}); run compute_all(..., statistics=PATH) on the same models to make it again"
             ) from error
 
 

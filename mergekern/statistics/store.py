@@ -109,7 +109,7 @@ class Store:
 
     def has_bases(self, key: BlockKey) -> bool:
         """Tell whether the singular vectors of a diagonal block are in the folder, undamaged."""
-        return self._attempt(read_bases, self.path, key.file_name) is not None
+        return self._attempt(read_bases, self.path, key.file_name, key) is not None
 
     def bases(self, models: Sequence[str], blocks: Sequence[BlockKey]) -> Bases:
         """Return the singular vectors of one tensor of some models, from the diagonal blocks that have them.
@@ -127,7 +127,7 @@ class Store:
             rows = {content: row for row, content in enumerate(key.rows) if content in left}
             if not key.is_diagonal or not rows:
                 continue
-            every = read_bases(self.path, key.file_name)
+            every = read_bases(self.path, key.file_name, key)
             for position, content in enumerate(models):
                 if content in rows:
                     parts[position] = Bases(*(side[rows[content]] for side in every))

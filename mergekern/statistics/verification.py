@@ -1,4 +1,4 @@
-"""Verification of a folder of statistics: every block that its manifest names is checked against its checksum."""
+"""Verification of a folder of statistics: checksum, shapes and contents of every block that its manifest names."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class Damage(NamedTuple):
 def verify(statistics: str | os.PathLike[str]) -> list[Damage]:
     """Return the missing and damaged files of a folder of statistics: an empty list if it is whole.
 
+    A file is whole if its checksum is right, its arrays have the shapes of its models and tensor, every value is
+    finite, and they are what they are said to be: inner products within the lengths, symmetric, spectra descending,
+    ranks and overlaps within the sizes, bases orthonormal.
+
     A run with the same models on the folder computes missing and damaged blocks again. Singular vectors are needed only
     where models are added; a run computes damaged ones again after their files have been deleted.
 
@@ -60,6 +64,11 @@ def _layers(folder: Path, manifest: Manifest) -> Iterator[Damage]:
                 is_whole = False
                 yield Damage(block_path(folder, file_name), block)
                 continue
+            if (block.key.name, block.key.shape) != (entry.name, entry.shape):
+                is_whole = False
+                what = f"a block of {block.key.name!r}, {block.key.shape}, not of {entry.name!r}, {entry.shape}"
+                yield Damage(block_path(folder, file_name), what)
+                continue
             coverage.add(block.key)
             yield from _bases(folder, block)
         if is_whole and manifest.part == (1, 1) and not coverage.is_complete:
@@ -70,7 +79,8 @@ def _bases(folder: Path, block: LayerBlock) -> Iterator[Damage]:
     """Yield the file of a block's singular vectors if it is missing or damaged."""
     path = bases_path(folder, block.key.file_name)
     if path.exists():
-        bases = _attempt(read_bases, folder, block.key.file_name)
+        k = block.spectra.k if block.spectra is not None else None
+        bases = _attempt(read_bases, folder, block.key.file_name, block.key, k)
         if isinstance(bases, str):
             yield Damage(path, bases)
     elif block.spectra is not None and block.key.how != SAVED:
@@ -83,6 +93,8 @@ def _functional(folder: Path, manifest: Manifest) -> Iterator[Damage]:
         found = _attempt(FUNCTIONAL[kind].read, path)
         if isinstance(found, str):
             yield Damage(path, found)
+        elif found.count != len(manifest.functional_models):
+            yield Damage(path, f"statistics of {found.count} models, not of {len(manifest.functional_models)}")
 
 
 def _attempt(read: Callable[..., Any], *arguments: Any) -> Any:

@@ -165,6 +165,9 @@ def _read_functional(folder: Path, manifest: Manifest) -> FunctionalStatistics:
     if not set(manifest.models) <= set(manifest.functional_models):
         return FunctionalStatistics()
     found = {kind: FUNCTIONAL[kind].read(block_path(folder, name)) for kind, name in manifest.functional.items()}
+    for kind, part in found.items():
+        if part.count != (models := len(manifest.functional_models)):
+            raise StatisticsError(f"{folder}: {kind} of {part.count} models, but the manifest names {models}")
     return FunctionalStatistics(**found).select(positions(manifest.functional_models, manifest.models))
 
 

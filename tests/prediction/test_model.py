@@ -194,7 +194,7 @@ def test_recommend_prefers_what_was_measured_to_be_better(table, scores):
     [
         (lambda d: d.update(format="pickle"), "not a predictor written by mergekern fit"),
         (lambda d: d.update(format_version=99), "written in format 99, this version reads format 1"),
-        (lambda d: d.pop("estimator"), "damaged predictor .KeyError"),
+        (lambda d: d.pop("estimator"), "damaged predictor .estimator: field required"),
         (lambda d: d["estimator"].update({"class": "Popen"}), "no estimator 'Popen' is known"),
         (lambda d: d["estimator"]["fitted"].update({"__class__": 1}), "damaged predictor"),
         (lambda d: d["estimator"]["fitted"]["coef_"].update(dtype="object"), "no array of 'object'"),

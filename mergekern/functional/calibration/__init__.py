@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from mergekern._internal.files import write_atomically
 from mergekern._internal.validation import positive_integer
 from mergekern.errors import CalibrationError, OptionError, did_you_mean
-from mergekern.functional.calibration.folder import OPTIONS_FILE, SAVED_OPTIONS, read_options, read_task
+from mergekern.functional.calibration.folder import HEAD_OPTIONS, OPTIONS_FILE, SAVED_OPTIONS, read_options, read_task
 from mergekern.functional.calibration.identity import describe_code, describe_module, update
-from mergekern.functional.calibration.tasks import Inputs, Task, check_classes, make_task
+from mergekern.functional.calibration.tasks import Inputs, Task, check_classes, is_plain_linear, make_task
 
 __all__ = ["OPTIONS_FILE", "Calibration", "Inputs", "Task", "check_classes"]
 
@@ -59,6 +60,9 @@ class Calibration:
         input_layer: name of the module (an embedding, for instance) at whose output the input gradient is taken;
             by default at the inputs themselves, which integer inputs do not allow.
         dtype: in which the models run, whatever the checkpoints are stored in.
+        normalize_features: whether features are divided by their length before heads given as weights, as in CLIP's
+            zero-shot classifiers and in the study.
+        logit_scale: what the logits of such heads are multiplied by; CLIP's exp(logit_scale) is about 100.
 
     Raises:
         CalibrationError: a task or a layer that cannot be used: labels outside the head's classes, unequal numbers of
@@ -88,6 +92,8 @@ class Calibration:
     token_dim: int = 1
     input_layer: str | None = None
     dtype: torch.dtype = torch.float32
+    normalize_features: bool = False
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check everything, and turn arrays into tensors."""
@@ -109,8 +115,26 @@ class Calibration:
             raise CalibrationError("tasks is a mapping of each model's name to (inputs, labels, head)")
         checked = {str(name): make_task(str(name), given, self.uses_classes) for name, given in self.tasks.items()}
         object.__setattr__(self, "tasks", checked)
+        self._check_head_options()
         if isinstance(self.model, nn.Module):
             self.check_layers(self.model)
+
+    def _check_head_options(self) -> None:
+        if not isinstance(self.normalize_features, bool):
+            raise OptionError(f"normalize_features must be True or False, not {self.normalize_features!r}")
+        scale = self.logit_scale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise OptionError(f"logit_scale must be a positive number, not {scale!r}")
+        modules = [name for name, task in self.tasks.items() if isinstance(task.head, nn.Module)]
+        if modules and self._head_options():
+            raise CalibrationError(
+                f"task {modules[0]!r}: normalize_features and logit_scale are of heads given as (weight, bias); this "
+                "one is a module, which does so itself"
+            )
+
+    def _head_options(self) -> dict[str, Any]:
+        """Return the options of heads that are not the default."""
+        return {name: getattr(self, name) for name, plain in HEAD_OPTIONS.items() if getattr(self, name) != plain}
 
     @property
     def uses_classes(self) -> bool:
@@ -130,6 +154,8 @@ class Calibration:
         token_dim: int | None = None,
         input_layer: str | None = None,
         dtype: torch.dtype | None = None,
+        normalize_features: bool | None = None,
+        logit_scale: float | None = None,
     ) -> Calibration:
         """Read samples and heads from a folder, so that runs on the same samples can be compared.
 
@@ -141,8 +167,9 @@ class Calibration:
         Args:
             folder: to be read.
             model: as for `Calibration`.
-            layer, loss, batch_size, activation_batch_size, batch_weighting, token_dim, input_layer, dtype: as for
-                `Calibration`. None takes what calibration.json says, or the default of `Calibration`.
+            layer, loss, batch_size, activation_batch_size, batch_weighting, token_dim, input_layer, dtype,
+                normalize_features, logit_scale: as for `Calibration`. None takes what calibration.json says, or the
+                default of `Calibration`.
 
         Raises:
             CalibrationError: a file that is missing, damaged or something else; no layer is given anywhere.
@@ -159,6 +186,7 @@ class Calibration:
         given = {
             "layer": layer, "loss": loss, "batch_size": batch_size, "activation_batch_size": activation_batch_size,
             "batch_weighting": batch_weighting, "token_dim": token_dim, "input_layer": input_layer, "dtype": dtype,
+            "normalize_features": normalize_features, "logit_scale": logit_scale,
         }  # fmt: skip
         options = read_options(folder / OPTIONS_FILE)
         options |= {name: value for name, value in given.items() if value is not None}
@@ -178,16 +206,20 @@ class Calibration:
         Model and loss are code and are not saved.
 
         Raises:
-            CalibrationError: a head is a module other than `nn.Linear`, or a name cannot be that of a file.
+            CalibrationError: a head is a module other than a plain `nn.Linear` (a subclass, or one with hooks, is code
+                too), or a name cannot be that of a file.
         """
         folder = Path(folder)
         contents = {}
         for name, task in self.tasks.items():
             head = task.head
-            if isinstance(head, nn.Linear):
+            if is_plain_linear(head):
                 head = (head.weight, head.bias)
             if isinstance(head, nn.Module):
-                raise CalibrationError(f"task {name!r}: a head that is a {type(head).__name__} cannot be saved")
+                raise CalibrationError(
+                    f"task {name!r}: a head that is a {type(head).__name__} cannot be saved: it is code, which no file "
+                    "holds; give (weight, bias), with normalize_features= and logit_scale= where it does that"
+                )
             if Path(name).name != name:
                 raise CalibrationError(f"task {name!r}: cannot be the name of a file")
             inputs = task.inputs if isinstance(task.inputs, dict) else {"": task.inputs}
@@ -198,6 +230,7 @@ class Calibration:
             # Cloned: safetensors refuses tensors that share memory.
             contents[name] = save({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()})
         options = {key: getattr(self, key) for key in SAVED_OPTIONS} | {"own_loss": not self.uses_classes}
+        options |= self._head_options()
         options["dtype"] = str(self.dtype).removeprefix("torch.")
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -252,7 +285,7 @@ class Calibration:
         """
         if (loss := describe_code(self.loss)) is None:
             return None
-        options = {key: str(getattr(self, key)) for key in SAVED_OPTIONS}
+        options = {key: str(getattr(self, key)) for key in (*SAVED_OPTIONS, *self._head_options())}
         hasher = xxhash.xxh3_128(json.dumps([options, loss, *describe_module(model)]).encode())
         saved = model.state_dict().keys()
         for name, buffer in model.named_buffers():
@@ -275,6 +308,7 @@ class Calibration:
         options = {key: getattr(self, key) for key in SAVED_OPTIONS}
         return {
             **options,
+            **self._head_options(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "loss": getattr(self.loss, "__qualname__", type(self.loss).__qualname__),
             "model": f"{type(model).__module__}.{type(model).__qualname__}",

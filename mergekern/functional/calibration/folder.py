@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mergekern.errors import CalibrationError
 
 OPTIONS_FILE = "calibration.json"
 # What calibration.json may say, and `Calibration.from_folder` may be given instead.
+HEAD_OPTIONS = {"normalize_features": False, "logit_scale": 1.0}  # said where they are not these
 SAVED_OPTIONS = ("layer", "input_layer", "batch_size", "activation_batch_size", "batch_weighting", "token_dim", "dtype")
 
 
@@ -24,15 +24,17 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
+    from mergekern._internal.documents import read_document
+    from mergekern.functional.calibration.schemas import OptionsDocument
+
     try:
-        options = dict(json.loads(path.read_text("utf-8")))
-        if unknown := options.keys() - {*SAVED_OPTIONS, "own_loss"}:
-            raise ValueError(f"unknown options {', '.join(sorted(unknown))}")
-        if "dtype" in options:
-            options["dtype"] = getattr(torch, options["dtype"])
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CalibrationError(f"{path}: not readable options ({type(error).__name__}: {error})") from error
-    return options
+        said = read_document(path, OptionsDocument)
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: not readable options ({error})") from error
+    options = said.model_dump(exclude_unset=True)
+    if said.dtype is not None:
+        options["dtype"] = getattr(torch, said.dtype)
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def read_task(path: Path) -> tuple[Any, Any, Any]:

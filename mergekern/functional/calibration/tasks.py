@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -32,8 +32,20 @@ class Task(NamedTuple):
     def classes(self) -> int | None:
         """The number of classes of the head; None where only running it tells."""
         if isinstance(self.head, nn.Module):
-            return self.head.out_features if isinstance(self.head, nn.Linear) else None
+            return self.head.out_features if is_plain_linear(self.head) else None
         return self.head[0].shape[0]
+
+
+def is_plain_linear(head: Any) -> TypeGuard[nn.Linear]:
+    """Tell whether a head is its weight and bias and nothing else: no subclass, no hooks, no parametrisation.
+
+    >>> is_plain_linear(nn.Linear(2, 3)), is_plain_linear(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)))
+    (True, False)
+    """
+    if type(head) is not nn.Linear or "forward" in vars(head):
+        return False
+    hooks = (value for name, value in vars(head).items() if name.endswith(("_hooks", "_pre_hooks")))
+    return not any(hooks) and set(vars(head)["_parameters"]) == {"weight", "bias"} and not any(head.children())
 
 
 def make_task(name: str, given: Any, uses_classes: bool) -> Task:
@@ -113,4 +125,6 @@ def _head(name: str, given: Any) -> Head:
         raise CalibrationError(
             f"task {name!r}: a head is floating-point weight (classes, h) and bias (classes,) or None, not {shapes}"
         )
+    if not all(part.isfinite().all() for part in (weight, bias) if part is not None):
+        raise CalibrationError(f"task {name!r}: the head holds NaN or infinite values")
     return weight, bias

@@ -1,0 +1,28 @@
+"""What a calibration.json may say, as a schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from mergekern._internal.documents import Document
+
+# `Calibration` says of a text that it is none.
+Size = Annotated[int, Field(ge=1, lt=1 << 31)] | Annotated[str, Field(max_length=100)]
+
+
+class OptionsDocument(Document):
+    """Options of a calibration; what is not said has the default of `Calibration`, or is given by the caller."""
+
+    model_config = ConfigDict(extra="forbid")
+    layer: str | None = None
+    input_layer: str | None = None
+    batch_size: Size | None = None
+    activation_batch_size: Size | None = None
+    batch_weighting: Literal["published", "sample"] | None = None
+    token_dim: Literal[0, 1, 2] | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    own_loss: bool = False
+    normalize_features: bool = False
+    logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0

@@ -1,0 +1,85 @@
+"""What the JSON in a folder of statistics must hold, as schemas: the manifest, and the descriptions of blocks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, JsonValue, model_validator
+
+from mergekern._internal.documents import Count, Document
+
+# A name of a file in the folder, never a way out of it.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+Name = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class LayerDocument(Document):
+    """Entry of one tensor; its hashes are one text."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    shape: list[Count]
+    hashes: str
+    blocks: list[FileName]
+
+
+class ManifestDocument(Document):
+    """A manifest, without format and checksum."""
+
+    model_config = ConfigDict(extra="forbid")
+    models: list[Name]
+    layers: list[LayerDocument]
+    top_k: Positive
+    spectrum_k: Positive
+    skipped: list[str]
+    provenance: dict[str, JsonValue] | None
+    sources: dict[str, str | None]
+    functional: dict[str, FileName]
+    functional_models: list[Name]
+    part: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ManifestDocument:
+        """Check that the parts agree with each other."""
+        for what, names in (("models", self.models), ("functional_models", self.functional_models)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what}: a name is there twice")
+        if len({layer.name for layer in self.layers}) < len(self.layers):
+            raise ValueError("layers: a tensor is there twice")
+        for layer in self.layers:
+            if (models := layer.hashes.count(",")) != len(self.models):
+                raise ValueError(f"{len(self.models)} models, but tensor {layer.name!r} has the hashes of {models}")
+        if self.part[0] > self.part[1]:
+            raise ValueError(f"part {self.part[0]} of {self.part[1]}")
+        return self
+
+
+class BlockDescription(Document):
+    """Description of a block of a layer: its key, and the dimension of the subspaces."""
+
+    name: str
+    shape: list[Count]
+    how: str
+    base: str
+    rows: list[str]
+    columns: list[str]
+    k: Count
+
+
+class ActivationDescription(Document):
+    """Description of the statistics of activations."""
+
+    samples: Positive
+
+
+class EncoderGradientDescription(Document):
+    """Description of the statistics of encoder gradients: name and shape of each parameter."""
+
+    parameters: list[Annotated[list[str | list[Count]], Field(min_length=2, max_length=2)]]
+
+
+class InputGradientDescription(Document):
+    """Description of the statistics of input gradients: their shapes."""
+
+    shapes: list[list[Count]]
