@@ -154,7 +154,7 @@ def open_zoo(
             f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
         )
     zoo = align(opened_base, opened, on_mismatch)
-    note_rounding(zoo)
+    note_rounding(zoo.base, zoo.models, [tensor.names for tensor in zoo.tensors])
     return zoo
 
 
