@@ -116,9 +116,9 @@ def note_rounding(base: Checkpoint, models: Sequence[Checkpoint], tensors: Seque
     for position, model in enumerate(models):
         found: dict[tuple[torch.dtype, torch.dtype], int] = {}
         for names in tensors:
-            wide, own = Source(base, names[0]), Source(model, names[1 + position])
-            if may_round(wide, own):
-                dtypes = own.stored.dtype, wide.stored.dtype
+            of_base, own = Source(base, names[0]), Source(model, names[1 + position])
+            if may_round(of_base, own):
+                dtypes = own.stored.dtype, of_base.stored.dtype
                 found[dtypes] = found.get(dtypes, 0) + 1
         for (narrow, wide), count in found.items():
             note = (
