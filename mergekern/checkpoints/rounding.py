@@ -8,16 +8,13 @@ the error of rounding is a part of the task vector; `rounding_energy` says how l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
-
-if TYPE_CHECKING:
-    from mergekern.checkpoints.zoo import Zoo
 
 # Elements that are compared at first, and then at a time: of a tensor that was trained hardly any need be read.
 _FIRST, _STEP = 1 << 12, 1 << 20
@@ -109,18 +106,23 @@ def rounding_energy(wide: Source, narrow: Source) -> float:
     return total
 
 
-def note_rounding(zoo: Zoo) -> None:
-    """Say of each model in how many tensors its dtype rounds the values of the base; nothing is read."""
-    for position, model in enumerate(zoo.models):
+def note_rounding(base: Checkpoint, models: Sequence[Checkpoint], tensors: Sequence[Sequence[str]]) -> None:
+    """Say of each model in how many tensors its dtype rounds the values of the base; nothing is read.
+
+    Args:
+        base, models: what the models are compared with, and the models, which get the notes.
+        tensors: of each tensor, its name in the base, then in each model.
+    """
+    for position, model in enumerate(models):
         found: dict[tuple[torch.dtype, torch.dtype], int] = {}
-        for tensor in zoo.tensors:
-            base, own = Source(zoo.base, tensor.names[0]), Source(model, tensor.names[1 + position])
-            if may_round(base, own):
-                dtypes = own.stored.dtype, base.stored.dtype
+        for names in tensors:
+            of_base, own = Source(base, names[0]), Source(model, names[1 + position])
+            if may_round(of_base, own):
+                dtypes = own.stored.dtype, of_base.stored.dtype
                 found[dtypes] = found.get(dtypes, 0) + 1
         for (narrow, wide), count in found.items():
             note = (
-                f"{count} of {len(zoo.tensors)} tensors are stored as {_name(narrow)}, and as {_name(wide)} in the "
+                f"{count} of {len(tensors)} tensors are stored as {_name(narrow)}, and as {_name(wide)} in the "
                 "base; those that equal the rounded base count as unchanged, and in others rounding alone moves a "
                 f"value by up to {50 * torch.finfo(narrow).eps:.2g} % of it"
             )

@@ -161,7 +161,7 @@ def open_zoo(
             f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
         )
     zoo = replace(align(opened_base, opened, on_mismatch), left_out=left_out)
-    note_rounding(zoo)
+    note_rounding(zoo.base, zoo.models, [tensor.names for tensor in zoo.tensors])
     return zoo
 
 

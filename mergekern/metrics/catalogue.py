@@ -76,7 +76,8 @@ class Metric:
         """
         self._check_functional(statistics)
         options = {"frozen": frozen} if self.needs == "spectra" else {}
-        return np.clip(self.function(statistics, **options), *self.range)
+        values = self.function(statistics, **options)
+        return values if self.range == (-math.inf, math.inf) else np.clip(values, *self.range)
 
     def compute_layers(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> dict[str, np.ndarray]:
         """Return the values of each tensor alone, name -> (N, N), where the metric is defined for it.

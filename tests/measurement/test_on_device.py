@@ -209,3 +209,20 @@ def test_weights_that_are_on_the_device_stay_there(on_the_device):
     found = on_the_device(resident, {name: value.to(DEVICE) for name, value in base.items()})
     assert_same(found, expected)
     assert found.provenance["content_hashes"] == expected.provenance["content_hashes"]
+
+
+def test_a_mask_that_is_the_same_everywhere_is_unchanged(on_the_device):
+    base, zoo = small_zoo()
+    masked = {name: {"mask": torch.triu(torch.full((9, 9), float("-inf")), 1), **state} for name, state in zoo.items()}
+    assert_same(on_the_device(masked, {"mask": masked["m0"]["mask"], **base}), on_the_device(zoo, base))
+
+
+def test_what_equals_the_rounded_base_is_unchanged(on_the_device):
+    base, zoo = small_zoo()
+    for state in zoo.values():
+        state["square"] = base["square"]
+    narrow = {name: {part: values.bfloat16() for part, values in state.items()} for name, state in zoo.items()}
+    wide = {name: {part: values.float() for part, values in state.items()} for name, state in narrow.items()}
+    for state in wide.values():
+        state["square"] = base["square"]
+    assert_same(on_the_device(narrow, base), on_the_device(wide, base))

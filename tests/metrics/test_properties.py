@@ -48,6 +48,18 @@ def test_symmetric_and_in_range(sizes):
         assert (values <= high + 1e-6).all(), name
 
 
+@settings(max_examples=10, deadline=None)
+@given(zoos, st.sampled_from([0.0, 1e-9]))
+def test_identical_models_are_in_range(sizes, apart):
+    """No rounding carries a value beyond the range that the catalogue states, on the diagonal neither."""
+    base, zoo = make(*sizes)
+    zoo["again"] = {name: array * (1 + apart) for name, array in zoo["m0"].items()}
+    table = mergekern.compute_all(zoo, base)
+    for name in OF_WEIGHTS:
+        values, (low, high) = table.matrix(name), CATALOGUE[name].range
+        assert (np.isnan(values) | (values >= low) & (values <= high)).all(), name
+
+
 @settings(max_examples=20, deadline=None)
 @given(zoos, st.randoms(use_true_random=False))
 def test_order_of_models_does_not_matter(sizes, random):
