@@ -72,7 +72,8 @@ def sketch(
         report(layer.tensor.name, done)
         counted = CountSketch(size, random_state, layer.tensor.name)
         for models, start, deltas in _deltas(layer, len(zoo.models)):
-            added = np.einsum("nd,nd->n", deltas, deltas)
+            with np.errstate(over="ignore", invalid="ignore"):
+                added = np.einsum("nd,nd->n", deltas, deltas)
             if not np.isfinite(added).all():
                 if _is_unchanged(layer):
                     break
@@ -80,7 +81,8 @@ def sketch(
             part = sketches[models]
             counted.add(part, start, deltas)
             sketches[models] = part
-            squares[models] += added
+            with np.errstate(over="ignore"):
+                squares[models] += added
         if overflowing := [zoo.model_names[model] for model in np.flatnonzero(~np.isfinite(squares))]:
             raise overflow(overflowing)
         if knows_base:
@@ -100,7 +102,9 @@ def _deltas(layer: Layer | FactoredLayer, models: int) -> Iterator[tuple[list[in
         for base, tuned in stored.blocks():
             for first in range(0, len(base), step := max(1, _BLOCK // len(tuned))):
                 part = slice(first, first + step)
-                deltas = np.stack([values[part].double().numpy() for values in tuned]) - base[part].double().numpy()
+                deltas = np.stack([values[part].double().numpy() for values in tuned])
+                with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by the caller
+                    deltas -= base[part].double().numpy()
                 yield whole, start + first, deltas
             start += len(base)
             del base, tuned

@@ -211,6 +211,7 @@ def test_weights_that_are_on_the_device_stay_there(on_the_device):
     assert found.provenance["content_hashes"] == expected.provenance["content_hashes"]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # interpreted kernels are NumPy's arithmetic
 def test_a_mask_that_is_the_same_everywhere_is_unchanged(on_the_device):
     base, zoo = small_zoo()
     masked = {name: {"mask": torch.triu(torch.full((9, 9), float("-inf")), 1), **state} for name, state in zoo.items()}

@@ -118,8 +118,8 @@ def distances_from_inner(inner: np.ndarray, split: int = 0) -> tuple[np.ndarray,
            [11.,  0.]])
     """
     square = np.diagonal(inner)
-    size = square[:, None] + square[None, :]
-    with np.errstate(invalid="ignore"):  # infinite weights are reported by the caller
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by the caller
+        size = square[:, None] + square[None, :]
         distance = np.maximum(size - 2.0 * inner, 0.0)
     np.fill_diagonal(distance, 0.0)
     wanted = wanted_pairs(len(inner), split)
