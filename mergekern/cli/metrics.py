@@ -61,6 +61,8 @@ heads, --model-fn the Python function that builds the model.
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
               help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
+@click.option("--small-tensors", type=click.Choice(["include", "exclude"]), default="include", show_default=True,
+              help="Whether matrices with a side of at most k count where they are constants.")  # fmt: skip
 @click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
 @click.option("--shard", type=Shard(), help="Measure only share i of n, as i/n, into --statistics; see combine.")
 @click.option("--calibration", type=click.Path(path_type=Path),
@@ -170,7 +172,11 @@ def measure_one_shard(
     """Measure a share of the work, and say where it is."""
     if options["statistics"] is None:
         raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
-    kept = {name: value for name, value in options.items() if name not in ("per_layer", "frozen", "statistics")}
+    kept = {
+        name: value
+        for name, value in options.items()
+        if name not in ("per_layer", "frozen", "small_tensors", "statistics")
+    }
     with progress_display() as progress:
         folder = mergekern.measure_shard(
             zoo, base, shard=shard, statistics=options["statistics"], progress=progress,

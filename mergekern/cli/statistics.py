@@ -91,6 +91,8 @@ def verify(statistics: Path, delete: bool) -> None:
 @click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
               help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
+@click.option("--small-tensors", type=click.Choice(["include", "exclude"]), default="include", show_default=True,
+              help="Whether matrices with a side of at most k count where they are constants.")  # fmt: skip
 @click.option("--sort-by", default=RANKED_BY, show_default=True, help="Rank the pairs by this metric.")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @output_option
