@@ -30,7 +30,7 @@ from mergekern.measurement.layer_pass import LayerPass
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
 from mergekern.measurement.options import MeasureOptions
-from mergekern.metrics.subspace import Frozen
+from mergekern.metrics.subspace import Frozen, SmallTensors
 from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
@@ -51,6 +51,7 @@ def compute_all(
     max_memory: int | None = None,
     on_mismatch: OnMismatch = "error",
     frozen: Frozen = "exclude",
+    small_tensors: SmallTensors = "include",
     statistics: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
@@ -80,6 +81,8 @@ def compute_all(
             those out and lists them in the table's notes.
         frozen: "exclude" leaves tensors equal to the base out of the averages over layers; "include" counts them
             as the published code does.
+        small_tensors: "include" counts matrices with a side of at most top_k in the averages of subspaces, as in the
+            published code, though they are constants there; "exclude" leaves them out.
         statistics: a folder in which the statistics of this run are kept. What is there for the same inputs (by
             content hash), options and version is used again, so that a killed run continues, and gives the same
             values; what belongs to other inputs or options is removed at the end.
@@ -109,12 +112,15 @@ def compute_all(
     {('a', 'b'): -0.01, ('a', 'c'): 0.08, ('b', 'c'): 0.07}
     """
     one_of("frozen", frozen, ("exclude", "include"))
+    one_of("small_tensors", small_tensors, ("include", "exclude"))
     options = MeasureOptions(
         metrics=metrics, top_k=top_k, spectrum_k=spectrum_k, device=device, max_memory=max_memory,
         on_mismatch=on_mismatch, io=io,
     )  # fmt: skip
     measured = measure(checkpoints, base, options, calibration=calibration, statistics=statistics, progress=progress)
-    return MetricTable.from_statistics(measured, options.metrics, per_layer=per_layer, frozen=frozen)
+    return MetricTable.from_statistics(
+        measured, options.metrics, per_layer=per_layer, frozen=frozen, small_tensors=small_tensors
+    )
 
 
 def measure(

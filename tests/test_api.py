@@ -140,7 +140,7 @@ class TestFrozen:
             assert both.loc[("a", "b"), metric] == pytest.approx(p.loc[("a", "b"), metric])
             assert both.loc[("a", "c"), metric] == pytest.approx(p.loc[("a", "c"), metric])
         notes = mergekern.compute_all(models, base).notes
-        assert notes[0] == "a: 1 matrices equal to the base, left out of the averages over layers: q"
+        assert notes[0] == "a, b: 1 matrices equal to the base, left out of the averages over layers: q"
 
     def test_included_as_the_published_code_does(self, zoo):
         base, models = zoo
@@ -203,7 +203,11 @@ def test_skipped_tensors_are_noted(mixed):
     base, zoo = mixed
     zoo = {**zoo, "m0": {k: v for k, v in zoo["m0"].items() if k != "embed.position"}}
     table = mergekern.compute_all(zoo, base, on_mismatch="skip")
-    assert table.notes == ["tensor left out of everything: embed.position: in 'base' but missing in 'm0'"]
+    assert table.notes == [
+        "tensor left out of everything: embed.position: in 'base' but missing in 'm0'",
+        "1 matrices are too small to tell models apart in subspace_overlap, counted as in the published code "
+        '(small_tensors="exclude" does not): head.small.weight',
+    ]
     assert "embed.position" not in mergekern.compute_all(zoo, base, on_mismatch="skip", per_layer=True).per_layer(
         "stable_rank"
     )

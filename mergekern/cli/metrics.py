@@ -16,7 +16,7 @@ from mergekern.cli.parameters import ByteSize, Function, ModelPath, Shard, io_op
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
-from mergekern.tables.notes import notes_of_checkpoints, shortened
+from mergekern.tables.notes import few_lines, notes_of_checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
     from mergekern.checkpoints.zoo import OnMismatch
     from mergekern.functional.calibration import BatchWeighting, Calibration
-    from mergekern.metrics.subspace import Frozen
+    from mergekern.metrics.subspace import Frozen, SmallTensors
 
 # What the zoo is, and how it is read.
 zoo_options = with_options(
@@ -66,6 +66,8 @@ heads, --model-fn the Python function that builds the model.
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
               help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
+@click.option("--small-tensors", type=click.Choice(["include", "exclude"]), default="include", show_default=True,
+              help="Whether matrices with a side of at most k count where they are constants.")  # fmt: skip
 @click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
 @click.option("--shard", type=Shard(), help="Measure only share i of n, as i/n, into --statistics; see combine.")
 @click.option("--calibration", type=click.Path(path_type=Path),
@@ -89,7 +91,7 @@ def metrics(
     model_fn: Callable | None, layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None,
     shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int,
     per_layer: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen,
-    statistics: Path | None, io: IO,
+    small_tensors: SmallTensors, statistics: Path | None, io: IO,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
@@ -121,6 +123,7 @@ def metrics(
         table = mergekern.compute_all(
             models, base, metrics=names, calibration=calibrated, top_k=top_k, spectrum_k=spectrum_k,
             per_layer=per_layer, device=device, max_memory=max_memory, on_mismatch=on_mismatch, frozen=frozen,
+            small_tensors=small_tensors,
             statistics=statistics, progress=progress, io=io,
         )  # fmt: skip
         if merge_probes and calibrated is not None:
@@ -223,7 +226,7 @@ def info(
     say(f"\n{len(opened.models)} models, {pairs} pairs; {len(opened.tensors)} shared tensors, {matrices} matrices")
     read, peak = readable_bytes(cost.bytes_read), readable_bytes(cost.peak_memory)
     say(f"to read: {read}; peak memory beside mapped files: about {peak}")
-    for line in (*shortened(opened.left_out, 100), *notes_of_checkpoints(opened.notes, opened.model_names)):
+    for line in (*few_lines(opened.left_out, 100), *notes_of_checkpoints(opened.notes, opened.model_names)):
         say(f"note: {line}")
     if opened.skipped:
         say(f"\n{len(opened.skipped)} tensors do not match (--on-mismatch skip leaves them out):")

@@ -65,12 +65,12 @@ def say_what_is_left_out(models: Any, base: Path | None) -> None:
     """Print what a folder of models holds that is none, and where models were found that are not as usual."""
     from mergekern.checkpoints.folders import find_weights
     from mergekern.checkpoints.zoo_sources import is_zoo_folder, zoo_sources
-    from mergekern.tables.notes import LEFT_OUT_NAMED, shortened
+    from mergekern.tables.notes import LEFT_OUT_NAMED, few_lines
 
     if isinstance(models, Path) and not is_zoo_folder(models):
         return
     given = zoo_sources(models, base)
-    notes = shortened(given.left_out, LEFT_OUT_NAMED)
+    notes = few_lines(given.left_out, LEFT_OUT_NAMED)
     for source in given.models:
         weights = find_weights(source.given) if source.kind == "path" and source.given.is_dir() else None
         notes += [f"{source.name}: {note}" for note in (*(weights.notes if weights else ()), *source.notes)]

@@ -26,7 +26,7 @@ from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
-    from mergekern.metrics.subspace import Frozen
+    from mergekern.metrics.subspace import Frozen, SmallTensors
 
 path_type = click.Path(path_type=Path)
 
@@ -102,11 +102,14 @@ def verify(statistics: Path, delete: bool) -> None:
 @click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
               help="Whether tensors equal to the base count in averages over layers.")  # fmt: skip
+@click.option("--small-tensors", type=click.Choice(["include", "exclude"]), default="include", show_default=True,
+              help="Whether matrices with a side of at most k count where they are constants.")  # fmt: skip
 @click.option("--sort-by", default=RANKED_BY, show_default=True, help="Rank the pairs by this metric.")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
 @output_option
 def table(
-    statistics: Path, models: str | None, metrics: str, per_layer: bool, frozen: Frozen, sort_by: str, rows: int,
+    statistics: Path, models: str | None, metrics: str, per_layer: bool, frozen: Frozen, small_tensors: SmallTensors,
+    sort_by: str, rows: int,
     out: Path | None,
 ) -> None:  # fmt: skip
     if out is not None:
@@ -115,7 +118,7 @@ def table(
     found = mergekern.ZooStatistics.load(statistics, names)
     wanted = [name.strip() for name in metrics.split(",")]
     made = MetricTable.from_statistics(
-        found, "all" if wanted == ["all"] else wanted, per_layer=per_layer, frozen=frozen
+        found, "all" if wanted == ["all"] else wanted, per_layer=per_layer, frozen=frozen, small_tensors=small_tensors
     )
     if out is not None:
         made.save(out)

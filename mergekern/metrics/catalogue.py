@@ -18,6 +18,7 @@ import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
 from mergekern.metrics import activation, effective_rank, geometry, gradient, merge_probes, subspace
+from mergekern.metrics.remarks import REMARKS
 from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
 
 # What the symbols of the formulas stand for.
@@ -49,8 +50,9 @@ class Metric:
         needs: the statistics it is computed from.
         undefined: why a pair can be without a value.
         explanation: what the metrics of its category measure, in a sentence.
-        function: statistics -> (N, N) matrix, NaN where undefined. Metrics of spectra also take `frozen`; merge probes
-            take `MergeStatistics`.
+        function: statistics -> (N, N) matrix, NaN where undefined. Metrics of spectra also take `frozen` and
+            `small_tensors`; merge probes take `MergeStatistics`.
+        remark: what a reader of its values must know; "" without one.
         symmetric: whether a pair has the same value in both orders. A table has one row for each unordered pair, so
             it holds no other metrics.
     """
@@ -64,9 +66,15 @@ class Metric:
     undefined: str
     explanation: str
     function: Callable[..., np.ndarray]
+    remark: str = ""
     symmetric: bool = True
 
-    def compute(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> np.ndarray:
+    def compute(
+        self,
+        statistics: ZooStatistics,
+        frozen: subspace.Frozen = "exclude",
+        small_tensors: subspace.SmallTensors = "include",
+    ) -> np.ndarray:
         """Return the (N, N) values of all pairs; the diagonal compares each model with itself.
 
         They lie in `range`: what rounding carries beyond it, by a few units in the last place, is cut off.
@@ -75,11 +83,16 @@ class Metric:
             OptionError: the statistics do not hold what the metric needs of running models.
         """
         self._check_functional(statistics)
-        options = {"frozen": frozen} if self.needs == "spectra" else {}
+        options = {"frozen": frozen, "small_tensors": small_tensors} if self.needs == "spectra" else {}
         values = self.function(statistics, **options)
         return values if self.range == (-math.inf, math.inf) else np.clip(values, *self.range)
 
-    def compute_layers(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> dict[str, np.ndarray]:
+    def compute_layers(
+        self,
+        statistics: ZooStatistics,
+        frozen: subspace.Frozen = "exclude",
+        small_tensors: subspace.SmallTensors = "include",
+    ) -> dict[str, np.ndarray]:
         """Return the values of each tensor alone, name -> (N, N), where the metric is defined for it.
 
         Raises:
@@ -98,7 +111,7 @@ class Metric:
         if self.runs_models:
             return {}
         return {
-            layer.name: self.compute(statistics.only(layer), frozen)
+            layer.name: self.compute(statistics.only(layer), frozen, small_tensors)
             for layer in statistics.layers
             if layer.is_matrix or self.needs != "spectra"
         }
@@ -186,7 +199,18 @@ _MERGE_PROBE = _Kind(
 
 def _metrics(kind: _Kind, *entries: _Entry) -> list[Metric]:
     return [
-        Metric(name, kind.category, formula, bounds, more, kind.needs, kind.undefined, kind.explanation, function)
+        Metric(
+            name,
+            kind.category,
+            formula,
+            bounds,
+            more,
+            kind.needs,
+            kind.undefined,
+            kind.explanation,
+            function,
+            REMARKS.get(name, ""),
+        )
         for name, formula, bounds, more, function in entries
     ]
 

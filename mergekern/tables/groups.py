@@ -20,7 +20,7 @@ from mergekern.metrics.effective_rank import (
     stack_values,
 )
 from mergekern.metrics.geometry import Geometry
-from mergekern.metrics.subspace import Frozen
+from mergekern.metrics.subspace import Frozen, SmallTensors
 from mergekern.statistics import ZooStatistics
 from mergekern.tables.metric_table import MetricTable
 
@@ -47,6 +47,7 @@ def group_metrics(
     metrics: str | Iterable[str] = "all",
     *,
     frozen: Frozen = "exclude",
+    small_tensors: SmallTensors = "include",
 ) -> pd.DataFrame:
     """Compute metrics of groups of two or more models from the statistics of a zoo; no weights are read.
 
@@ -56,7 +57,7 @@ def group_metrics(
     Args:
         statistics: from `mergekern.measure` or `ZooStatistics.load`.
         groups: names of the models of each group; sizes may differ, the order of the names does not matter.
-        metrics, frozen: as for `MetricTable.from_statistics`.
+        metrics, frozen, small_tensors: as for `MetricTable.from_statistics`.
 
     Returns:
         A row for each group, as given; the index "group" has the tuples of names. float64 columns:
@@ -86,7 +87,7 @@ def group_metrics(
 
     groups = [group if isinstance(group, str) else tuple(group) for group in groups]
     members = _positions(statistics.models, groups)
-    table = MetricTable.from_statistics(statistics, metrics, frozen=frozen)
+    table = MetricTable.from_statistics(statistics, metrics, frozen=frozen, small_tensors=small_tensors)
     index = pd.Index(groups, tupleize_cols=False, name="group")
     frame = pd.DataFrame(index=index, columns=_columns(table.metrics), dtype=np.float64)
     by_size: dict[int, list[int]] = {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
 from mergekern.metrics import as_names, in_order, metric_of, select
-from mergekern.metrics.subspace import Frozen
+from mergekern.metrics.subspace import Frozen, SmallTensors
 from mergekern.statistics import ZooStatistics
 from mergekern.tables.files import TableContent, read_table, write_table
 from mergekern.tables.frames import pair_frame
@@ -58,6 +58,7 @@ class MetricTable:
         *,
         per_layer: bool = False,
         frozen: Frozen = "exclude",
+        small_tensors: SmallTensors = "include",
     ) -> MetricTable:
         """Compute metrics from the statistics of a zoo; no weights are read.
 
@@ -67,12 +68,16 @@ class MetricTable:
             per_layer: also compute each metric for every tensor alone.
             frozen: whether tensors equal to the base take part in the layer averages ("include", as in the
                 published code) or not ("exclude").
+            small_tensors: whether matrices with a side of at most k take part in the averages of the metrics for which
+                they are a constant, whatever the models are ("include", as in the published code) or not ("exclude").
 
         Raises:
             OptionError: an unknown metric, or one whose statistics were not measured.
         """
         if frozen not in ("exclude", "include"):
             raise OptionError(f"frozen must be 'exclude' or 'include', not {frozen!r}")
+        if small_tensors not in ("include", "exclude"):
+            raise OptionError(f"small_tensors must be 'include' or 'exclude', not {small_tensors!r}")
         metrics = as_names(metrics)
         chosen = select(metrics)
         lacking = [metric for metric in chosen if not metric.is_possible(statistics)]
@@ -84,14 +89,17 @@ class MetricTable:
                 f"{', and with calibration=' if lacking[-1].runs_models else ''}"
             )
         chosen = [metric for metric in chosen if metric not in lacking]
-        values = {metric.name: metric.compute(statistics, frozen) for metric in chosen}
+        values = {metric.name: metric.compute(statistics, frozen, small_tensors) for metric in chosen}
         layers = None
         if per_layer:
-            layers = {metric.name: metric.compute_layers(statistics, frozen) for metric in chosen}
+            layers = {metric.name: metric.compute_layers(statistics, frozen, small_tensors) for metric in chosen}
         options = {"metrics": list(values), "frozen": frozen, "top_k": statistics.top_k}
         options |= {"spectrum_k": statistics.spectrum_k, "per_layer": per_layer}
+        if small_tensors != "include":
+            options["small_tensors"] = small_tensors
         provenance = {**(statistics.provenance or {}), "options": options}
-        return MetricTable(statistics.models, values, layers, notes_of(statistics, values, frozen), provenance)
+        notes = notes_of(statistics, values, frozen, small_tensors)
+        return MetricTable(statistics.models, values, layers, notes, provenance)
 
     @property
     def metrics(self) -> tuple[str, ...]:

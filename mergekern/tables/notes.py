@@ -6,35 +6,42 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mergekern._internal.text import NAMED, listed
 from mergekern.metrics import metric_of
-from mergekern.metrics.subspace import Frozen
+from mergekern.metrics.subspace import SIDES, Frozen, SmallTensors, is_constant
 from mergekern.statistics import ZooStatistics
 
-# Pairs that a note names; of a thousand models the others would be a book.
-PAIRS_NAMED = 1000
 # Files and folders without a model that have a note each; the provenance names all.
 LEFT_OUT_NAMED = 10
 
 
-def notes_of(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen: Frozen) -> list[str]:
+def notes_of(
+    statistics: ZooStatistics,
+    values: Mapping[str, np.ndarray],
+    frozen: Frozen,
+    small_tensors: SmallTensors = "include",
+) -> list[str]:
     """Return the notes of metrics that were computed from statistics; `values` are their (N, N) matrices."""
     provenance = statistics.provenance or {}
-    notes = [f"tensor left out of everything: {line}" for line in statistics.skipped]
-    notes += shortened(provenance.get("left_out", []), LEFT_OUT_NAMED)
+    notes = [f"tensor left out of everything: {line}" for line in statistics.skipped[:NAMED]]
+    if (more := len(statistics.skipped) - NAMED) > 0:
+        notes.append(f"tensors left out of everything: {more:,} more")
+    notes += few_lines(provenance.get("left_out", []), LEFT_OUT_NAMED)
     notes += notes_of_checkpoints(provenance.get("notes", {}), statistics.models)
     notes += _rounding_notes(statistics)
     needs = {metric_of(name).needs for name in values}
     if "spectra" in needs:
         notes += _subspace_notes(statistics, frozen)
+        notes += _constant_notes(statistics, values, small_tensors)
     if "input_gradients" in needs:
         notes += _input_notes(statistics)
     return notes + notes_of_missing(statistics.models, values)
 
 
-def shortened(lines: Sequence[str], most: int) -> list[str]:
+def few_lines(lines: Sequence[str], most: int) -> list[str]:
     """Return the first of many lines, and one that counts the others.
 
-    >>> shortened(["a/ is left out", "b/ is left out", "c/ is left out"], 1)
+    >>> few_lines(["a/ is left out", "b/ is left out", "c/ is left out"], 1)
     ['a/ is left out', 'and 2 more files and folders are left out']
     """
     more = [f"and {len(lines) - most} more files and folders are left out"] if len(lines) > most else []
@@ -58,7 +65,7 @@ def _names(names: Sequence[str], models: Sequence[str]) -> str:
     if set(models) <= set(names):
         everyone = f"all {len(models)} models"
         return f"the base and {everyone}" if len(names) > len(models) else everyone
-    return ", ".join(names)
+    return listed(names)
 
 
 def notes_of_missing(models: Sequence[str], values: Mapping[str, np.ndarray]) -> list[str]:
@@ -68,8 +75,7 @@ def notes_of_missing(models: Sequence[str], values: Mapping[str, np.ndarray]) ->
     for metric, matrix in values.items():
         missing = np.flatnonzero(np.isnan(matrix[i, j]))
         if len(missing):
-            pairs = ", ".join(f"({models[i[p]]}, {models[j[p]]})" for p in missing[:PAIRS_NAMED])
-            pairs += f" and {len(missing) - PAIRS_NAMED} more" if len(missing) > PAIRS_NAMED else ""
+            pairs = listed(f"({models[i[p]]}, {models[j[p]]})" for p in missing)
             notes.append(f"{metric}: no value for {len(missing)} pairs, {metric_of(metric).undefined}: {pairs}")
     return notes
 
@@ -99,15 +105,14 @@ def _input_notes(statistics: ZooStatistics) -> list[str]:
         models.setdefault(shape, []).append(name)
     if len(models) == 1:
         return []
-    groups = "; ".join(
-        f"{shape[0]} samples of shape {shape[1:]}: {', '.join(names)}" for shape, names in models.items()
-    )
+    every = [f"{shape[0]} samples of shape {shape[1:]}: {listed(names)}" for shape, names in models.items()]
+    groups = "; ".join(every[:NAMED]) + (f"; and {len(every) - NAMED:,} more" if len(every) > NAMED else "")
     return [f"input gradients are compared only between tasks with equally many samples of one shape: {groups}"]
 
 
 def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
-    """Return which matrices of which models the averages over layers leave out."""
-    notes = []
+    """Return which matrices of which models the averages over layers leave out, models of the same ones together."""
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     how = "left out of" if frozen == "exclude" else "included in"
     for model, name in enumerate(statistics.models):
         same, short, deficient = [], [], []
@@ -126,5 +131,37 @@ def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
             (deficient, "not of full rank, left out of the bottom-k averages"),
         ):
             if tensors:
-                notes.append(f"{name}: {len(tensors)} matrices {what}: {', '.join(tensors)}")
-    return notes
+                found.setdefault((what, tuple(tensors)), []).append(name)
+    return _short(
+        [
+            f"{_names(names, statistics.models)}: {len(matrices)} matrices {what}: {listed(matrices)}"
+            for (what, matrices), names in found.items()
+        ]
+    )
+
+
+def _constant_notes(
+    statistics: ZooStatistics, values: Mapping[str, np.ndarray], small_tensors: SmallTensors
+) -> list[str]:
+    """Return which matrices count as constants in which metrics, or are left out of them."""
+    how = (
+        "left out"
+        if small_tensors == "exclude"
+        else 'counted as in the published code (small_tensors="exclude" does not)'
+    )
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in values:
+        if name in SIDES:
+            tensors = tuple(layer.name for layer in statistics.layers if is_constant(layer, SIDES[name]))
+            found.setdefault(tensors, []).append(name)
+    return [
+        f"{len(tensors)} matrices are too small to tell models apart in {', '.join(names)}, {how}: {listed(tensors)}"
+        for tensors, names in found.items()
+        if tensors
+    ]
+
+
+def _short(notes: list[str]) -> list[str]:
+    """Return notes of which each names other models, at most NAMED of them."""
+    more = len(notes) - NAMED
+    return notes if more <= 0 else [*notes[:NAMED], f"{more:,} more notes of this kind, on other models"]

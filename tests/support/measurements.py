@@ -25,11 +25,11 @@ def make_table(tasks=10, metrics=5, seed=0):
     for name in list(CATALOGUE)[:metrics]:
         own = random.standard_normal(tasks)
         pair = random.standard_normal((tasks, tasks))
-        values[name] = _within(own[:, None] + own[None, :] + 0.7 * (pair + pair.T), *CATALOGUE[name].range)
+        values[name] = within(own[:, None] + own[None, :] + 0.7 * (pair + pair.T), *CATALOGUE[name].range)
     return MetricTable([f"task{number}" for number in range(tasks)], values)
 
 
-def _within(values, low, high):
+def within(values, low, high):
     """Return values moved and scaled into the range of a metric."""
     if np.isinf(low):
         return values

@@ -5,6 +5,7 @@ import pandas as pd
 
 from mergekern import MetricTable
 from mergekern.metrics import CATALOGUE
+from tests.support.measurements import within
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -13,17 +14,17 @@ def make_table(models=6, layers=3, seed=0, missing=(), names=None, all_have_laye
     """Return a table of every metric, without values for `missing`. As in a real table, some have none per layer."""
     rng = np.random.default_rng(seed)
 
-    def matrix():
+    def matrix(name):
         values = rng.standard_normal((models, models))
-        return values + values.T
+        return within(values + values.T, *CATALOGUE[name].range)
 
-    values = {name: matrix() for name in metrics}
+    values = {name: matrix(name) for name in metrics}
     for name, pairs in missing:
         for a, b in pairs:
             values[name][[a, b], [b, a]] = np.nan
     tensors = [f"blocks.{layer}.weight" for layer in range(layers)]
     alone = {
-        name: {tensor: matrix() for tensor in tensors}
+        name: {tensor: matrix(name) for tensor in tensors}
         if all_have_layers or metric.needs in ("inner products", "spectra", "encoder_gradients")
         else {}
         for name, metric in ((name, CATALOGUE[name]) for name in metrics)

@@ -102,7 +102,7 @@ function drawHeatmap() {
     type: "heatmap", z, zmin: low, zmax: high, colorscale: BRIGHT_IS_HIGH, reversescale: flip, hoverinfo: "none",
     colorbar: {
       orientation: "h", thickness: 12, y: 1, yanchor: "bottom", len: 1, ypad: 6, outlinewidth: 0,
-      title: { text: `${state.metric.title}${flip ? " (lower is brighter)" : ""}`, side: "top" },
+      title: { text: `${plain(state.metric.title)}${flip ? " (lower is brighter)" : ""}`, side: "top" },
     },
   };
   const whole = [-0.5, N - 0.5];
@@ -226,7 +226,7 @@ function drawLayers() {
   const ticktext = tickvals.map((layer) => plain(shortenedStart(page.tensors[metric.tensors[layer]])));
   return { data, layout: {
     xaxis: { ...axisColours(), tickvals, ticktext, tickangle: -90, tickfont: { size: 10 }, range: [-0.5, count - 0.5] },
-    yaxis: { ...axisColours(), title: { text: metric.title } },
+    yaxis: { ...axisColours(), title: { text: plain(metric.title) } },
     showlegend: true, height: 460,
   } };
 }

@@ -8,7 +8,7 @@ const correlationValue = (row, column) => array(page.correlations[state.correlat
 function drawCorrelations() {
   const count = page.metrics.length;
   const z = page.metrics.map((_, row) => page.metrics.map((_, column) => correlationValue(row, column)));
-  const titles = page.metrics.map((metric) => metric.title);
+  const titles = page.metrics.map((metric) => plain(metric.title));
   const ticks = { tickvals: titles.map((_, index) => index), ticktext: narrow.matches ? titles.map(() => "") : titles };
   const trace = {
     type: "heatmap", z, zmin: -1, zmax: 1, hoverinfo: "none",
