@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mergekern.checkpoints import adapter, hub
 from mergekern.checkpoints.checkpoint import Checkpoint, FileState
@@ -20,7 +23,8 @@ from mergekern.checkpoints.sources import (
     CheckpointLike,
     Source,
 )
-from mergekern.checkpoints.state_dict import StateDict, load_torch_file
+from mergekern.checkpoints.state_dict import StateDict
+from mergekern.checkpoints.torch_file import load_torch_file, split_key
 from mergekern.errors import CheckpointError
 
 
@@ -29,13 +33,18 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
 
     Args:
         given: a path (`.safetensors`; a Hugging Face folder, sharded or not; a PEFT folder with a LoRA adapter; `.pt`,
-            `.pth`, `.bin`, `.ckpt`); where no such path exists, the id of a model on the Hugging Face Hub, "org/name"
-            or "org/name@revision"; a mapping name -> tensor or array, or a `torch.nn.Module`.
+            `.pth`, `.bin`, `.ckpt`, of which "file.ckpt:key" names one of several state dicts); where no such path
+            exists, the id of a model on the Hugging Face Hub, "org/name" or "org/name@revision"; a mapping
+            name -> tensor or array, or a `torch.nn.Module`.
         name: what to call it; by default the file's stem, or "model".
         io: "mmap" maps files into memory; "pread" reads them into buffers, which is faster on network disks.
 
+    float8 tensors are read as their values times their scales. What is no floating-point tensor takes no part, and is
+    named in `notes`.
+
     Raises:
-        CheckpointError: the file is missing, truncated, corrupt, or of a kind that is not supported.
+        CheckpointError: the file is missing, truncated, corrupt, or of a kind that is not supported; its weights are
+            packed or quantised otherwise than in float8; it holds several state dicts.
 
     >>> import torch
     >>> open_checkpoint({"w": torch.zeros(2, 3), "steps": torch.tensor(7)}).tensors["w"].shape
@@ -43,9 +52,9 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
     """
     source = Source.from_given(given, name)
     if source.kind == "module":
-        return StateDict(source.given.state_dict(), source.name, type(source.given).__name__)
+        return _finished(StateDict(source.given.state_dict(), source.name, type(source.given).__name__))
     if source.kind == "mapping":
-        return StateDict(source.given, source.name, name or "mapping")
+        return _finished(StateDict(source.given, source.name, name or "mapping"))
     path, origin = (source.given, None) if source.kind == "path" else hub.fetch(source.given)
     try:
         checkpoint = _open_path(path, source.name, io)
@@ -57,23 +66,36 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
 
 
 def _open_path(path: Path, name: str, io: IO) -> Checkpoint:
-    if not path.exists():
+    if not path.exists() and split_key(path)[1] is None:
         raise CheckpointError(f"{path}: no such file or folder")
     return _open_folder(path, name, io) if path.is_dir() else _open_file(path, name, io)
 
 
-def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
-    if not path.is_file():
+def _open_file(path: Path, name: str, io: IO, config: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
+    return _finished(_stored(path, name, io), config)
+
+
+def _finished(checkpoint: Checkpoint, config: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
+    checkpoint._finish(config)
+    return checkpoint
+
+
+def _stored(path: Path, name: str, io: IO) -> Checkpoint:
+    """Return what a file stores; how it is to be read, the whole checkpoint says."""
+    file, key = split_key(path)
+    if not file.is_file():
         raise CheckpointError(f"{path}: no such file")
-    state = FileState.from_path(path)
+    state = FileState.from_path(file)
     checkpoint: Checkpoint
-    if path.suffix == ".safetensors":
-        checkpoint = SafetensorsFile(path, name, io)
-    elif path.suffix in TORCH_SUFFIXES:
-        checkpoint = StateDict(load_torch_file(path), name, str(path))
+    if file.suffix == ".safetensors":
+        checkpoint = SafetensorsFile(file, name, io)
+    elif file.suffix in TORCH_SUFFIXES:
+        tensors, notes = load_torch_file(file, key)
+        checkpoint = StateDict(tensors, name, str(path))
+        checkpoint.notes += notes
     else:
         raise _unknown(path)
-    checkpoint.files = {path: state}
+    checkpoint.files = {file: state}
     return checkpoint
 
 
@@ -91,9 +113,7 @@ def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
         raise CheckpointError(f"{folder}: none of {', '.join(FOLDER_FILES)} is in this folder")
     config = read_configuration(folder)
     if found.suffix != ".json":
-        checkpoint = _open_file(found, name, io)
-        checkpoint.config = config
-        return checkpoint
+        return _open_file(found, name, io, config)
     try:
         weight_map = json.loads(found.read_text("utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
@@ -101,9 +121,8 @@ def _open_folder(folder: Path, name: str, io: IO) -> Checkpoint:
             raise TypeError("shard names must be plain file names")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{found}: not a usable shard index ({type(error).__name__}: {error})") from error
-    sharded = Sharded({file: _open_file(folder / file, name, io) for file in files}, weight_map, name, str(found))
-    sharded.config = config
-    return sharded
+    shards = {file: _stored(folder / file, name, io) for file in files}
+    return _finished(Sharded(shards, weight_map, name, str(found)), config)
 
 
 def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:
@@ -117,4 +136,7 @@ def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:
             raise TypeError("not a JSON object")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
-    return adapter.Adapter(_open_file(found, name, io), config, name, str(folder))
+    inner = _open_file(found, name, io)
+    opened = adapter.Adapter(inner, config, name, str(folder))
+    opened.notes += inner.notes
+    return opened
