@@ -80,7 +80,7 @@ class Checkpoint(ABC):
         self.files: dict[Path, FileState] = {}
         self._others: dict[str, StoredTensor] = {}  # what `buffers` names
         self._scales: dict[str, StoredTensor] = {}
-        self._markers: frozenset[str] = frozenset()
+        self._markers: Sequence[str] = ()
         self._blocks: Sequence[tuple[int, int]] = ()
 
     def check_unchanged(self) -> None:
@@ -134,7 +134,7 @@ class Checkpoint(ABC):
     @property
     def scales(self) -> frozenset[str]:
         """Names of the floating-point tensors that are no weights: scales, and markers, of float8 tensors."""
-        return self._markers.union(self._scales)
+        return frozenset((*self._scales, *self._markers))
 
     @property
     def complex_names(self) -> list[str]:
@@ -228,7 +228,7 @@ class Checkpoint(ABC):
         for name, scale in found.of.items():
             self.tensors[name] = replace(self.tensors[name], scale=scale)
             self._scale(self.tensors[name])
-        self._markers = frozenset(found.without_part)
+        self._markers = found.without_part
         self.notes += notes_on_contents(self.tensors, self._others, self._markers, quantisation)
         for name in (*self._scales, *self._markers):
             del self.tensors[name]

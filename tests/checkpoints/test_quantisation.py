@@ -25,7 +25,10 @@ PACKED = {
     "MLX": {"l.weight": codes(torch.uint32), "l.scales": draw(6, 2, dtype=HALF), "l.biases": draw(6, 2, dtype=HALF)},
     "compressed-tensors": {"l.weight_packed": codes(torch.int32), "l.weight_scale": draw(6, 1)},
     "int8": {"l.weight": codes(torch.int8), "l.weight_scale": draw(6, 1, dtype=torch.bfloat16)},
-    "MXFP4": {"l.up_proj_blocks": codes(torch.uint8).view(6, 2, 4), "l.up_proj_scales": codes(torch.uint8)[:, :2]},
+    "MXFP4": {
+        "l.up_proj_blocks": codes(torch.uint8).view(6, 2, 4),
+        "l.up_proj_scales": codes(torch.uint8)[:, :2].clone(),
+    },
     "BitNet": {"l.weight": codes(torch.uint8), "l.weight_scale": draw(1)},
     "quanto": {"l.weight._data": codes(torch.int8), "l.weight._scale": draw(6, 1)},
     "HQQ": {"l.W_q": codes(torch.uint8), "l.scale": draw(24, 1), "l.zero": draw(24, 1)},
@@ -214,7 +217,8 @@ w = {n: torch.full((3, 3), v) for n, v in (("base", 0.0), ("a", 1.0), ("b", 3.0)
 torch.set_default_device("meta"); torch.set_default_dtype(torch.bfloat16)
 zoo = {n: {"w": w[n]} for n in "ab"}
 mergekern.compute_all(zoo, {"w": w["base"]})
-print(mergekern.merge(zoo, {"w": w["base"]}, "ties")["w"].dtype, mergekern.merge(zoo, {"w": w["base"]}, "tsv")["w"].device)
+ties, tsv = (mergekern.merge(zoo, {"w": w["base"]}, method)["w"] for method in ("ties", "tsv"))
+print(ties.dtype, tsv.device)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["torch.float32", "cpu"], result.stderr[-500:]
