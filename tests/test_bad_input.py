@@ -177,7 +177,11 @@ BAD_FILES = {
         ["b.pt: torch.load(weights_only=True) refused it", "central directory"],
     ),
     "list in a torch file": ("b.pt", saved(torch.save, [draw(2)]), ["b.pt: holds a list, not a state dict"]),
-    "nested torch file": ("b.pt", saved(torch.save, {"model": weights(2)}), ["b.pt: 'model' is a dict, not a tensor"]),
+    "nested torch file": (
+        "b.pt",
+        saved(torch.save, {"model": weights(2), "ema": {"averaged": weights(3)}, "epoch": 4}),
+        ["b.pt: holds 2 state dicts; give the one that is meant: b.pt:model, b.pt:ema.averaged"],
+    ),
     "old pickle": ("b.bin", raw(pickle.dumps({"w": 1})), ["b.bin: not a torch zip archive", "pickle"]),
     "GGUF": ("b.gguf", raw(b"GGUF\3\0\0\0"), ["b.gguf: GGUF files hold quantised weights", "made from"]),
     "unknown suffix": ("b.h5", raw(WHOLE), ["b.h5: unknown suffix", ".safetensors, .pt, .pth, .bin, .ckpt"]),

@@ -97,6 +97,7 @@ class Adapter(Checkpoint):
         adapter = object.__new__(Adapter)
         Checkpoint.__init__(adapter, self.name, self.source)
         adapter.origin, adapter.location, adapter.files = self.origin, self.location, self.files
+        adapter.notes += self.notes
         adapter.base_name, adapter._inner, adapter._base, adapter._equals_base = self.base_name, self._inner, base, {}
         adapter._parts = _in_names_of(base, self._parts)
         adapter.buffers, adapter.order = list(base.buffers), list(base.order)
@@ -125,7 +126,7 @@ class Adapter(Checkpoint):
         parts = self._parts[name]
         assert parts.b is not None
         b = self._inner.read(parts.b)
-        a = torch.ones((1, 1), dtype=b.dtype) if parts.a == parts.b else self._inner.read(parts.a or "")
+        a = torch.ones((1, 1), dtype=b.dtype, device="cpu") if parts.a == parts.b else self._inner.read(parts.a or "")
         left, right = b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1)
         if parts.is_transposed:
             left, right = right.T, left.T
@@ -182,7 +183,7 @@ class Adapter(Checkpoint):
         left, right, scale = self.factors(tensor.name)
         wide, width = right.double(), right.shape[1]
         first, last = start // width, -(-stop // width)
-        out = torch.empty((last - first, width), dtype=torch.float64)
+        out = torch.empty((last - first, width), dtype=torch.float64, device="cpu")
         for row in range(first - first % _ROWS, last, _ROWS):
             product = (left[row : row + _ROWS].double() @ wide) * scale
             begin, end = max(row, first), min(row + _ROWS, last)

@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 import xxhash
 
 from mergekern.checkpoints import float8
-from mergekern.checkpoints.dtypes import FLOAT8, FLOAT_DTYPES, WIDENED
+from mergekern.checkpoints.dtypes import FLOAT_DTYPES, OTHER_DTYPES
+from mergekern.checkpoints.quantisation import REMEDY, Quantisation, notes_on_contents, refuse_codes
+from mergekern.checkpoints.stored import StoredTensor
 from mergekern.errors import CheckpointError
 
 # How a model comes to a tensor of its own: by values of its own, by factors of the difference, or not at all.
 Change = Literal["whole", "factors", "none"]
 # Elements of a tensor that are hashed at a time.
 _HASHED = 1 << 24
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A floating-point tensor of a checkpoint.
-
-    `storage` identifies the memory behind it: tensors of one checkpoint with equal `storage` are tied.
-    `scale` names the tensor that holds the scales of a float8 tensor, if there is one.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    storage: Hashable
-    scale: str | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def read_dtype(self) -> torch.dtype:
-        """The dtype that reads return: float32 for scaled or unusual float8, else the stored one."""
-        return torch.float32 if self.scale or self.dtype in WIDENED else self.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor as read."""
-        return self.count * self.read_dtype.itemsize
 
 
 class Factors(NamedTuple):
@@ -87,7 +60,7 @@ class Checkpoint(ABC):
         origin: id and commit of a model of the Hugging Face Hub; None for others.
         location: path, or id and commit, by which it can be opened again from anywhere; None for what is in memory.
         tensors: the floating-point tensors by name, in file order; tied names all appear, with equal `storage`.
-        buffers: names of integer and bool tensors, which are not part of any task vector.
+        buffers: names of integer, bool and complex tensors, which are not part of any task vector.
         order: names of all tensors as they are stored, tied ones once where the format says so.
         config: config.json of the folder that it lies in; empty where there is none.
         notes: what is said of it in the notes of tables and in the records of merges, one sentence each.
@@ -105,6 +78,10 @@ class Checkpoint(ABC):
         self.config: Mapping[str, Any] = {}
         self.notes: list[str] = []
         self.files: dict[Path, FileState] = {}
+        self._others: dict[str, StoredTensor] = {}  # what `buffers` names
+        self._scales: dict[str, StoredTensor] = {}
+        self._markers: Sequence[str] = ()
+        self._blocks: Sequence[tuple[int, int]] = ()
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file is not the one that was opened."""
@@ -156,12 +133,17 @@ class Checkpoint(ABC):
 
     @property
     def scales(self) -> frozenset[str]:
-        """Names of the tensors that hold the scales of float8 tensors."""
-        return frozenset(self._scales)
+        """Names of the floating-point tensors that are no weights: scales, and markers, of float8 tensors."""
+        return frozenset((*self._scales, *self._markers))
+
+    @property
+    def complex_names(self) -> list[str]:
+        """Names of the complex tensors, which are among `buffers`."""
+        return [name for name, tensor in self._others.items() if tensor.dtype.is_complex]
 
     @abstractmethod
     def read_buffer(self, name: str) -> torch.Tensor:
-        """Return an integer or bool tensor, one of `buffers`, on the CPU."""
+        """Return a tensor that is one of `buffers`, on the CPU."""
 
     def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         """Return columns [start, stop) of a 2-D tensor as stored."""
@@ -211,63 +193,65 @@ class Checkpoint(ABC):
             return stored
         values = stored.to(torch.float32)
         if tensor.scale:
-            values *= self._scale(tensor).at(torch.arange(tensor.shape[0]), torch.arange(start, stop))
+            values *= self._scale(tensor).at(range(tensor.shape[0]), range(start, stop))
         return values
 
     def _scale(self, tensor: StoredTensor) -> float8.ScaleGrid:
         assert tensor.scale is not None
         stored = self._scales[tensor.scale]
         values = self._read_range(stored, 0, stored.count).view(stored.shape)
-        return float8.ScaleGrid(values, tensor.shape, f"{self.source}: {stored.name!r}")
+        return float8.ScaleGrid(values, tensor.shape, f"{self.source}: {stored.name!r}", self._blocks)
 
     def _scales_of_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         """Return the scale of each of the elements [start, stop) of a flattened tensor."""
         width = math.prod(tensor.shape[-1:]) or 1
         first, last = start // width, -(-stop // width)
-        scales = self._scale(tensor).at(torch.arange(first, last), torch.arange(width)).reshape(-1)
+        scales = self._scale(tensor).at(range(first, last), range(width)).reshape(-1)
         return scales[start - first * width : stop - first * width]
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, storage: Hashable) -> None:
         """Register a tensor as float tensor or buffer; called by the formats while they open."""
         if max(shape, default=0) > torch.iinfo(torch.int64).max:  # A file may declare it where another size is 0.
             raise CheckpointError(f"{self.source}: tensor {name!r} has the impossible shape {shape}")
-        if dtype.is_complex:
-            raise CheckpointError(f"{self.source}: tensor {name!r} is complex; only real tensors are supported")
+        if dtype not in (*FLOAT_DTYPES, *OTHER_DTYPES):
+            raise CheckpointError(
+                f"{self.source}: tensor {name!r} has dtype {dtype}, which is not supported; if it is packed or "
+                f"quantised, {REMEDY}"
+            )
         self.order.append(name)
-        if not dtype.is_floating_point:
-            self.buffers.append(name)
-        elif dtype in FLOAT_DTYPES:
+        if dtype in FLOAT_DTYPES:
             self.tensors[name] = StoredTensor(name, shape, dtype, storage)
         else:
-            raise CheckpointError(f"{self.source}: tensor {name!r} has dtype {dtype}, which is not supported")
+            self.buffers.append(name)
+            self._others[name] = StoredTensor(name, shape, dtype, storage)
 
-    def _finish(self) -> None:
-        """Check what was registered, and give float8 tensors their scales."""
+    def _finish(self, config: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Say how what was registered is to be read; called once, when all files of the checkpoint are known.
+
+        Args:
+            config: config.json of its folder.
+
+        Raises:
+            CheckpointError: there are no tensors, or weights cannot be read right.
+        """
         if not (self.tensors or self.buffers):
             raise CheckpointError(f"{self.source}: holds no tensors")
-        refuse_quantised(self.source, [*self.tensors, *self.buffers])
-        self._scales: dict[str, StoredTensor] = {}
-        for name, tensor in list(self.tensors.items()):
-            if tensor.dtype not in FLOAT8:
-                continue
-            companions = (f"{name}_scale", f"{name}_scale_inv")
-            scale = next((n for n in companions if n in self.tensors or n in self.buffers), None)
-            if scale in self.buffers:
-                raise CheckpointError(f"{self.source}: the scale {scale!r} holds integers, which is not supported")
-            if scale is not None:
-                self._scales[scale] = self.tensors[scale]
-                self.tensors[name] = StoredTensor(name, tensor.shape, tensor.dtype, tensor.storage, scale)
-                self._scale(self.tensors[name])
-        for scale in self._scales:
-            del self.tensors[scale]
+        if not self.tensors and (name := next((n for n, t in self._others.items() if t.dtype.is_complex), None)):
+            raise CheckpointError(f"{self.source}: tensor {name!r} is complex; only real tensors are supported")
+        self.config = config
+        quantisation = Quantisation.from_config(config)
+        refuse_codes(self.source, self.tensors, self._others, quantisation)
+        found = float8.find_scales(self.source, self.tensors, self._others, quantisation, self._is_zero)
+        self._blocks = quantisation.blocks if quantisation else ()
+        self._scales = {scale: self.tensors[scale] for scale in found.of.values()}
+        for name, scale in found.of.items():
+            self.tensors[name] = replace(self.tensors[name], scale=scale)
+            self._scale(self.tensors[name])
+        self._markers = found.without_part
+        self.notes += notes_on_contents(self.tensors, self._others, self._markers, quantisation)
+        for name in (*self._scales, *self._markers):
+            del self.tensors[name]
 
-
-def refuse_quantised(source: str, names: list[str]) -> None:
-    """Raise CheckpointError if the names are those of integer-packed weights, which have no task vector."""
-    for kind, ending in (("GPTQ or AWQ", ".qweight"), ("bitsandbytes", ".absmax"), ("bitsandbytes", ".SCB")):
-        found = next((name for name in names if name.endswith(ending)), None)
-        if found:
-            raise CheckpointError(
-                f"{source}: {found!r} shows {kind} quantised weights; mergekern needs the floating-point "
-                "checkpoint they were made from (or a dequantised copy)"
-            )
+    def _is_zero(self, name: str) -> bool:
+        tensor = self.tensors[name]
+        return not self._read_range(tensor, 0, tensor.count).to(torch.float32).any()

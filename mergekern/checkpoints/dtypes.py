@@ -55,7 +55,8 @@ INTEGER_NAMES = {
     "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
 }  # fmt: skip
 FLOAT_NAMES = {row.safetensors: row.dtype for row in FLOATS if row.safetensors is not None}
-# Complex tensors are recognised, so that they can be refused by their name.
 COMPLEX_NAMES = {"C64": torch.complex64}
+# Tensors of these have no task vector: they may be there, and take no part.
+OTHER_DTYPES = (*INTEGER_NAMES.values(), torch.complex64, torch.complex128)
 WRITTEN_NAMES = {row.dtype: row.safetensors for row in FLOATS if row.is_written}
-WRITTEN_NAMES |= {dtype: name for name, dtype in INTEGER_NAMES.items()}
+WRITTEN_NAMES |= {dtype: name for name, dtype in (INTEGER_NAMES | COMPLEX_NAMES).items()}

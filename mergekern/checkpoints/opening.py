@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mergekern.checkpoints import adapter, folders, hub
 from mergekern.checkpoints.checkpoint import Checkpoint, FileState
@@ -20,7 +23,8 @@ from mergekern.checkpoints.sources import (
     CheckpointLike,
     Source,
 )
-from mergekern.checkpoints.state_dict import StateDict, load_torch_file
+from mergekern.checkpoints.state_dict import StateDict
+from mergekern.checkpoints.torch_file import load_torch_file, split_key
 from mergekern.errors import CheckpointError
 
 _LOOKED_FOR = (
@@ -34,13 +38,18 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
     Args:
         given: a path (`.safetensors`; a Hugging Face folder, whose weights are those that `from_pretrained` chooses; a
             PEFT folder with a LoRA adapter; a folder in which only one sub-folder is a model; `.pt`, `.pth`, `.bin`,
-            `.ckpt`); where no such path exists, the id of a model on the Hugging Face Hub, "org/name"
-            or "org/name@revision"; a mapping name -> tensor or array, or a `torch.nn.Module`.
+            `.ckpt`, of which "file.ckpt:key" names one of several state dicts); where no such path exists, the id of a
+            model on the Hugging Face Hub, "org/name" or "org/name@revision"; a mapping name -> tensor or array, or a
+            `torch.nn.Module`.
         name: what to call it; by default the file's stem, or "model".
         io: "mmap" maps files into memory; "pread" reads them into buffers, which is faster on network disks.
 
+    float8 tensors are read as their values times their scales. What is no floating-point tensor takes no part, and is
+    named in `notes`.
+
     Raises:
-        CheckpointError: the file is missing, truncated, corrupt, or of a kind that is not supported.
+        CheckpointError: the file is missing, truncated, corrupt, or of a kind that is not supported; its weights are
+            packed or quantised otherwise than in float8; it holds several state dicts.
 
     >>> import torch
     >>> open_checkpoint({"w": torch.zeros(2, 3), "steps": torch.tensor(7)}).tensors["w"].shape
@@ -48,9 +57,9 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
     """
     source = Source.from_given(given, name)
     if source.kind == "module":
-        return StateDict(source.given.state_dict(), source.name, type(source.given).__name__)
+        return _finished(StateDict(source.given.state_dict(), source.name, type(source.given).__name__))
     if source.kind == "mapping":
-        return StateDict(source.given, source.name, name or "mapping")
+        return _finished(StateDict(source.given, source.name, name or "mapping"))
     path, origin = (source.given, None) if source.kind == "path" else hub.fetch(source.given)
     try:
         checkpoint = _open_path(path, source.name, io)
@@ -62,29 +71,42 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
 
 
 def _open_path(path: Path, name: str, io: IO) -> Checkpoint:
-    if not path.exists():
+    if not path.exists() and split_key(path)[1] is None:
         what = f"; it is {describe_file(path)}" if path.is_symlink() else ""
         raise CheckpointError(f"{path}: no such file or folder{what}")
     return _open_folder(path, name, io) if path.is_dir() else _open_file(path, name, io)
 
 
-def _open_file(path: Path, name: str, io: IO) -> Checkpoint:
-    if not path.is_file():
+def _open_file(path: Path, name: str, io: IO, config: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
+    return _finished(_stored(path, name, io), config)
+
+
+def _finished(checkpoint: Checkpoint, config: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
+    checkpoint._finish(config)
+    return checkpoint
+
+
+def _stored(path: Path, name: str, io: IO) -> Checkpoint:
+    """Return what a file stores; how it is to be read, the whole checkpoint says."""
+    file, key = split_key(path)
+    if not file.is_file():
         raise CheckpointError(
-            f"{path}: no such file" if not path.exists() else f"{path}: no such file, but a device or pipe"
+            f"{path}: no such file" if not file.exists() else f"{path}: no such file, but a device or pipe"
         )
-    state = FileState.from_path(path)
-    if folders.is_pointer(path):
-        raise CheckpointError(f"{path}: not a readable {path.suffix[1:]} file but {POINTER}")
+    state = FileState.from_path(file)
+    if folders.is_pointer(file):
+        raise CheckpointError(f"{path}: not a readable {file.suffix[1:]} file but {POINTER}")
     checkpoint: Checkpoint
-    if path.suffix == ".safetensors":
-        checkpoint = SafetensorsFile(path, name, io)
-    elif path.suffix in TORCH_SUFFIXES:
-        checkpoint = StateDict(load_torch_file(path), name, str(path))
+    if file.suffix == ".safetensors":
+        checkpoint = SafetensorsFile(file, name, io)
+    elif file.suffix in TORCH_SUFFIXES:
+        tensors, notes = load_torch_file(file, key)
+        checkpoint = StateDict(tensors, name, str(path))
         checkpoint.guard_mapped_files()
+        checkpoint.notes += notes
     else:
         raise _unknown(path)
-    checkpoint.files = {path: state}
+    checkpoint.files = {file: state}
     return checkpoint
 
 
@@ -110,17 +132,13 @@ def _open_weights(weights: folders.Weights, name: str, io: IO) -> Checkpoint:
     if weights.kind == "adapter":
         return _open_adapter(folder, name, io)
     config = read_configuration(folder)
-    checkpoint: Checkpoint
     if weights.kind == "file":
-        checkpoint = _open_file(folder / weights.files[0], name, io)
-    elif weights.kind == "index":
-        checkpoint = _open_index(folder / weights.files[0], name, io)
-    else:
-        shards = {file: _open_file(folder / file, name, io) for file in weights.files}
-        home = {key: file for file, shard in shards.items() for key in (*shard.tensors, *shard.buffers)}
-        checkpoint = Sharded(shards, home, name, str(folder))
-    checkpoint.config = config
-    return checkpoint
+        return _open_file(folder / weights.files[0], name, io, config)
+    if weights.kind == "index":
+        return _finished(_open_index(folder / weights.files[0], name, io), config)
+    shards = {file: _stored(folder / file, name, io) for file in weights.files}
+    home = {key: file for file, shard in shards.items() for key in (*shard.tensors, *shard.buffers)}
+    return _finished(Sharded(shards, home, name, str(folder)), config)
 
 
 def _open_index(index: Path, name: str, io: IO) -> Sharded:
@@ -136,7 +154,7 @@ def _open_index(index: Path, name: str, io: IO) -> Sharded:
             f"{index.parent / missing[0]}: no such file; {len(missing)} of the {len(files)} shards that {index.name} "
             "lists are missing; download or copy the folder again"
         )
-    return Sharded({file: _open_file(index.parent / file, name, io) for file in files}, weight_map, name, str(index))
+    return Sharded({file: _stored(index.parent / file, name, io) for file in files}, weight_map, name, str(index))
 
 
 def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:
@@ -150,4 +168,7 @@ def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:
             raise TypeError("not a JSON object")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
-    return adapter.Adapter(_open_file(found, name, io), config, name, str(folder))
+    inner = _open_file(found, name, io)
+    opened = adapter.Adapter(inner, config, name, str(folder))
+    opened.notes += inner.notes
+    return opened

@@ -14,6 +14,7 @@ from mergekern._internal.descriptors import KeptDescriptor
 from mergekern._internal.mapping import guard
 from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
 from mergekern.checkpoints.dtypes import COMPLEX_NAMES, FLOAT_NAMES, INTEGER_NAMES
+from mergekern.checkpoints.quantisation import REMEDY
 from mergekern.checkpoints.sources import IO
 from mergekern.errors import CheckpointError
 
@@ -34,15 +35,15 @@ class SafetensorsFile(Checkpoint):
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         in_file_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         self._begin: dict[str, int] = {}
-        self._integers: dict[str, StoredTensor] = {}
         for key, entry in in_file_order:
             dtype = _DTYPES.get(entry["dtype"])
             if dtype is None:
-                raise CheckpointError(f"{path}: tensor {key!r} has dtype {entry['dtype']}, which is not supported")
+                raise CheckpointError(
+                    f"{path}: tensor {key!r} has dtype {entry['dtype']}, which is not supported; if it is packed or "
+                    f"quantised, {REMEDY}"
+                )
             self._begin[key] = entry["data_offsets"][0]
             self._add(key, tuple(entry["shape"]), dtype, key)
-            if not dtype.is_floating_point:
-                self._integers[key] = StoredTensor(key, tuple(entry["shape"]), dtype, key)
         # save_model keeps one of a set of tied tensors and declares the other names in the metadata.
         for alias, kept in self.metadata.items():
             if kept in self.tensors and alias not in header:
@@ -55,10 +56,9 @@ class SafetensorsFile(Checkpoint):
         if io == "mmap":
             storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
             guard(storage)  # type: ignore[arg-type]
-            self._mapped = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+            self._mapped = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)  # type: ignore[arg-type]
         else:
             self._descriptor = KeptDescriptor(path)
-        self._finish()
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         size = tensor.dtype.itemsize
@@ -71,7 +71,7 @@ class SafetensorsFile(Checkpoint):
         return self._read_range(tensor, 0, tensor.count).view(tensor.shape)[:, start:stop]
 
     def read_buffer(self, name: str) -> torch.Tensor:
-        tensor = self._integers[name]
+        tensor = self._others[name]
         return self._read_range(tensor, 0, tensor.count).view(tensor.shape)
 
     def _bytes(self, start: int, stop: int, alignment: int) -> torch.Tensor:
@@ -79,7 +79,7 @@ class SafetensorsFile(Checkpoint):
             view = self._mapped[start:stop]
             return view if start % alignment == 0 else view.clone()
         assert self._descriptor is not None
-        out = torch.empty(stop - start, dtype=torch.uint8)
+        out = torch.empty(stop - start, dtype=torch.uint8, device="cpu")
         buffer = memoryview(out.numpy())
         done = 0
         with self._descriptor.opened() as descriptor:

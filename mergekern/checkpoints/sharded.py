@@ -14,7 +14,7 @@ class Sharded(Checkpoint):
     """A checkpoint spread over several files by an index.
 
     Attributes:
-        shards: by file name.
+        shards: by file name; they only say what they store, as a scale may lie in another one than its tensor.
     """
 
     def __init__(self, shards: Mapping[str, Checkpoint], weight_map: Mapping[str, str], name: str, source: str) -> None:
@@ -24,10 +24,11 @@ class Sharded(Checkpoint):
         self._home: dict[str, Checkpoint] = {}
         missing: set[str] = set()
         for file, shard in shards.items():
-            floats = {**shard.tensors, **shard._scales}
+            floats = shard.tensors
             self.order += [key for key in shard.order if weight_map.get(key, file) == file]
             missing |= {key for key, home in weight_map.items() if home == file} - {*floats, *shard.buffers}
             self.buffers += shard.buffers
+            self._others |= shard._others
             self._home |= dict.fromkeys(shard.buffers, shard)
             for key, tensor in floats.items():
                 # Names that the index does not list, such as those of tied tensors, are where they are found.
@@ -36,7 +37,6 @@ class Sharded(Checkpoint):
                     self.tensors[key] = StoredTensor(key, tensor.shape, tensor.dtype, (id(shard), tensor.storage))
         if missing:
             raise CheckpointError(f"{source}: the index lists {sorted(missing)[:5]}, which its shards do not hold")
-        self._finish()
 
     def shard_of(self, name: str) -> str:
         """Return the file that holds a tensor."""

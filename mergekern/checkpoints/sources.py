@@ -93,5 +93,8 @@ def _is_on_hub(text: str) -> bool:
 
 def _name_of(path: Path) -> str:
     """Return the name of a checkpoint at a path: a file's stem, a folder's name."""
+    file, found, key = path.name.partition(":")  # one state dict of several in a torch file
+    if found and Path(file).suffix in TORCH_SUFFIXES:
+        return f"{Path(file).stem}:{key}"
     # Links keep their own name: those of a model hub's cache point to folders named by a hash.
     return path.stem if path.suffix in SUFFIXES else Path(os.path.abspath(path)).name

@@ -1,12 +1,9 @@
-"""A checkpoint in memory: a state dict or arrays by name; and torch files, which are loaded as one.
-
-Nothing here executes pickled code: torch files are loaded with `weights_only=True`, always.
-"""
+"""A checkpoint in memory, or mapped by torch: a state dict or arrays by name."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,46 +14,22 @@ from mergekern.checkpoints.checkpoint import Checkpoint, StoredTensor
 from mergekern.errors import CheckpointError
 
 
-def load_torch_file(path: Path) -> Mapping[str, Any]:
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            raise CheckpointError(
-                f"{path}: not a torch zip archive (an old or foreign pickle, or a damaged file); "
-                "load it where you trust it and save it again as safetensors"
-            )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: torch.load(weights_only=True) refused it: {_objection(error)}. If the file is whole, load it "
-            "where you trust it and save its state dict as safetensors; mergekern never executes pickled code"
-        ) from error
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a state dict (name -> tensor)")
-    return loaded
-
-
-def _objection(error: Exception) -> str:
-    """Return what torch.load found wrong, without its advice to execute the pickle after all."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "GLOBAL" in line or "WeightsUnpickler error" in line]
-    return f"{type(error).__name__}: {(telling or lines or [''])[0].split('. ')[0].rstrip('.')[:300]}"
-
-
 class StateDict(Checkpoint):
     """A checkpoint in memory (or mapped by torch): a mapping name -> tensor or array."""
 
     def __init__(self, mapping: Mapping[str, Any], name: str, source: str) -> None:
         super().__init__(name, source)
         self._values: dict[str, torch.Tensor] = {}
-        for key, value in mapping.items():
+        tensors, others = _without_other_entries(mapping)
+        if others:
+            shown = ", ".join(map(repr, others[:3])) + (f" and {len(others) - 3} more" if others[3:] else "")
+            verb = "entry that is no tensor takes" if len(others) == 1 else "entries that are no tensors take"
+            self.notes.append(f"{len(others)} {verb} no part: {shown}")
+        for key, value in tensors.items():
             tensor = _as_tensor(key, value, source)
             self._values[key] = tensor
             storage = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
             self._add(key, tuple(tensor.shape), tensor.dtype, storage)
-        self._finish()
 
     def guard_mapped_files(self) -> None:
         """Guard reads of tensors that torch has mapped against files that are cut short."""
@@ -91,8 +64,11 @@ def _on_cpu(values: torch.Tensor) -> torch.Tensor:
     if values.device.type != "cuda":
         return values.cpu()
     # Pinned memory, which torch keeps for the next time, takes copies at the rate of the bus.
-    out = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    out = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
     return out.copy_(values)
+
+
+_TENSORS = (torch.Tensor, np.ndarray, np.generic)
 
 
 class _Writeable:
@@ -107,15 +83,53 @@ class _Writeable:
         self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
 
 
+def _without_other_entries(mapping: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
+    """Return the entries that are to be tensors, and the names of those that are clearly none, as epoch and _metadata.
+
+    Where nothing is a tensor, all are returned, so that the error names one.
+    """
+    others = [key for key, value in mapping.items() if not isinstance(value, _TENSORS) and _holds_no_tensor(value)]
+    if len(others) == len(mapping):
+        return mapping, []
+    left_out = set(others)
+    return {key: value for key, value in mapping.items() if key not in left_out}, others
+
+
+def _holds_no_tensor(value: Any, depth: int = 4) -> bool:
+    """Tell whether a value is a number, a text, bytes or the like, or holds such things alone."""
+    if isinstance(value, Mapping):
+        return depth > 0 and all(_holds_no_tensor(item, depth - 1) for item in value.values())
+    if isinstance(value, list | tuple | set):
+        return depth > 0 and all(_holds_no_tensor(item, depth - 1) for item in value)
+    return value is None or isinstance(
+        value, bool | int | float | str | bytes | io.BytesIO | torch.dtype | torch.device
+    )
+
+
 def _as_tensor(key: Any, value: Any, source: str) -> torch.Tensor:
     if not isinstance(key, str):
         raise CheckpointError(f"{source}: tensor names must be strings, not {key!r}")
+    try:
+        return _converted(key, value, source)
+    except CheckpointError:
+        raise
+    except Exception as error:  # A pickle may give a tensor any attribute, and a subclass may do anything.
+        raise CheckpointError(f"{source}: {key!r} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _converted(key: str, value: Any, source: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
             raise CheckpointError(
                 f"{source}: {key!r} is a sparse, nested, quantised or meta tensor, which is not supported"
             )
-        return value.detach()
+        kind = type(value)
+        if hasattr(kind, "__tensor_flatten__") or kind.__torch_dispatch__ != torch.Tensor.__torch_dispatch__:
+            raise CheckpointError(
+                f"{source}: {key!r} is a {kind.__name__}, a tensor of another kind inside; give plain tensors "
+                "(dequantize() of a quantised one, full_tensor() of a distributed one)"
+            )
+        return torch.Tensor.detach(value)
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
         if array.dtype.name == "bfloat16":  # ml_dtypes, which torch does not know

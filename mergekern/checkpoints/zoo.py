@@ -10,6 +10,7 @@ from typing import Literal
 from mergekern._internal.validation import one_of
 from mergekern.checkpoints.adapter import Adapter, ImpliedBase
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
+from mergekern.checkpoints.complex_numbers import refuse_changed_complex
 from mergekern.checkpoints.opening import open_checkpoint
 from mergekern.checkpoints.rounding import note_rounding
 from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike
@@ -185,6 +186,7 @@ def _implied_base(models: Sequence[Checkpoint], on_mismatch: OnMismatch) -> Chec
 def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatch = "error") -> Zoo:
     """Match the tensors of the models to those of the base; see `open_zoo`."""
     models = [model.bound(base) if isinstance(model, Adapter) else model for model in models]
+    refuse_changed_complex(base, models)
     mismatches: dict[str, list[str]] = {}
 
     def mismatch(name: str, what: str) -> None:
@@ -193,12 +195,20 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
     tied: dict[Hashable, list[str]] = {}
     for name, tensor in base.tensors.items():
         tied.setdefault(tensor.storage, []).append(name)
+    firsts = [
+        {
+            storage: first
+            for storage, tie in tied.items()
+            if (first := next((n for n in tie if n in model.tensors), None))
+        }
+        for model in models
+    ]
     names: dict[str, list[str]] = {}
     for name, tensor in base.tensors.items():
         names[name] = [name]
-        for model in models:
+        for model, first_of in zip(models, firsts, strict=True):
             # A name that the base ties to another may be absent where a model was saved with the tie undone.
-            found = next((n for n in (name, *tied[tensor.storage]) if n in model.tensors), None)
+            found = name if name in model.tensors else first_of.get(tensor.storage)
             if found is None:
                 kind = "integers" if name in model.buffers else "missing"
                 mismatch(name, f"in {base.name!r} but {kind} in {model.name!r}")

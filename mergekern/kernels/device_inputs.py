@@ -49,7 +49,7 @@ def to_device(tables: Sequence[np.ndarray], device: torch.device) -> list[torch.
     [tensor([1, 2, 3]), tensor([[4]])]
     """
     starts = np.cumsum([0] + [len(table.ravel()) + len(table.ravel()) % 2 for table in tables])
-    whole = torch.zeros(int(starts[-1]), dtype=torch.int64, pin_memory=device.type == "cuda")
+    whole = torch.zeros(int(starts[-1]), dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     for start, table in zip(starts, tables, strict=False):
         whole[start : start + table.size] = torch.from_numpy(np.ascontiguousarray(table, dtype=np.int64)).ravel()
     there = whole.to(device, non_blocking=True)

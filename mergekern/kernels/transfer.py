@@ -35,7 +35,7 @@ def fetched(values: torch.Tensor) -> torch.Tensor:
     """
     if values.device.type != "cuda":
         return values.cpu()
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
     host.copy_(values, non_blocking=True)
     torch.cuda.current_stream(values.device).synchronize()
     return host
@@ -85,7 +85,7 @@ class Uploader:
     def _through_buffers(self, sources: dict[int, torch.Tensor], room: torch.Tensor, pool: ThreadPoolExecutor) -> None:
         """Copy sources to their starts in `room`; small ones share a buffer."""
         if not self._buffers:
-            self._buffers = [torch.empty(BUFFER, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self._buffers = [torch.empty(BUFFER, dtype=torch.uint8, device="cpu", pin_memory=True) for _ in range(2)]
             self._copied = [torch.cuda.Event() for _ in range(2)]
         for begin in range(0, len(room), BUFFER):
             buffer, copied = self._buffers[self._next], self._copied[self._next]

@@ -117,7 +117,8 @@ class GroupMerge:
         assert self.method.matrix is not None
         weights = [self.weights[model] for model in order]
         merged = self.method.matrix(shared.matrices(order), weights, **self.options)
-        result = torch.as_tensor(merged).add_(shared.route.base(shared.layer))
+        merged = torch.from_numpy(merged) if isinstance(merged, np.ndarray) else merged
+        result = merged.add_(shared.route.base(shared.layer))
         self._write(shared, result.reshape(-1), 0)
 
     def _merge_elements(self, shared: SharedLayer, order: list[int], majority: int, write: bool = True) -> Tally:

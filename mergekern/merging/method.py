@@ -74,7 +74,7 @@ def merge_elements(
     if recipe.trim and k is not None:
         thresholds = [recipe.trim.threshold(trim_reference.kth_largest(None, delta, k)) for delta in flat]
     keys = [mask_key(recipe.seed, "", xxhash.xxh3_128_hexdigest(delta.numpy())) for delta in flat]
-    zero = torch.zeros(base.numel(), dtype=torch.float64)
+    zero = torch.zeros(base.numel(), dtype=torch.float64, device="cpu")
     weights = weights or [1.0] * len(flat)
     merged, tally = combine_reference.combine(zero, flat, recipe.rule(weights, thresholds, keys))
     if tally.undecided and tally.signs < 0:

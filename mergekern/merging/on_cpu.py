@@ -41,7 +41,7 @@ class CpuRoute(Route):
         threads: int,
     ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
         """See `Route`."""
-        out = torch.empty(base.numel(), dtype=dtype)
+        out = torch.empty(base.numel(), dtype=dtype, device="cpu")
         return out, combine(base, tuned, rule, out, start, threads)
 
     def base(self, layer: Layer) -> torch.Tensor:

@@ -112,7 +112,9 @@ class InMemory:
 
     def __init__(self, plan: OutputPlan) -> None:
         self._plan = plan
-        self._tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in plan.entries.values()}
+        self._tensors = {
+            entry.name: torch.empty(entry.shape, dtype=entry.dtype, device="cpu") for entry in plan.entries.values()
+        }
         plan.copy_to(self)
 
     def dtype(self, name: str) -> torch.dtype:

@@ -147,9 +147,9 @@ def _descend(
 
     optimizer = torch.optim.Adam([coefficients], lr=LEARNING_RATE)
     stopped_at = coefficients.clone()
-    running = torch.ones(coefficients.shape[:2], dtype=torch.bool)
-    lowest = torch.full(coefficients.shape[:2], torch.inf, dtype=coefficients.dtype)
-    since = torch.zeros(coefficients.shape[:2], dtype=torch.int64)
+    running = torch.ones(coefficients.shape[:2], dtype=torch.bool, device="cpu")
+    lowest = torch.full(coefficients.shape[:2], torch.inf, dtype=coefficients.dtype, device="cpu")
+    since = torch.zeros(coefficients.shape[:2], dtype=torch.int64, device="cpu")
     for _ in range(protocol.steps):
         spread = coefficients @ gram
         length = (coefficients * spread).sum(-1, keepdim=True).clamp(min=0).sqrt()

@@ -191,7 +191,7 @@ def _count(stacks: Sequence[Stack]) -> int:
 
 
 def _parts(sizes: Sequence[int]) -> list[slice]:
-    ends = torch.tensor(sizes).cumsum(0).tolist()
+    ends = torch.tensor(sizes, device="cpu").cumsum(0).tolist()
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
