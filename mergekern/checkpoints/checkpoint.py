@@ -26,6 +26,7 @@ _HASHED = 1 << 24
 class StoredTensor:
     """A floating-point tensor of a checkpoint.
 
+    `name` is what the file calls it; a checkpoint may know it under other names too.
     `storage` identifies the memory behind it: tensors of one checkpoint with equal `storage` are tied.
     `scale` names the tensor that holds the scales of a float8 tensor, if there is one.
     """
@@ -105,6 +106,21 @@ class Checkpoint(ABC):
         self.config: Mapping[str, Any] = {}
         self.notes: list[str] = []
         self.files: dict[Path, FileState] = {}
+        self._stored_buffers: dict[str, str] = {}  # buffers that were renamed -> what they are called in the file
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call tensors and buffers by other names from now on: `names` are the new ones, by those so far."""
+        self.tensors = {names.get(name, name): tensor for name, tensor in self.tensors.items()}
+        for name in self.buffers:
+            if name in names:
+                self._stored_buffers[names[name]] = self._stored_buffers.pop(name, name)
+        self.buffers = [names.get(name, name) for name in self.buffers]
+        self.order = [names.get(name, name) for name in self.order]
+
+    def tie(self, name: str, kept: str) -> None:
+        """Let a name mean the same tensor as another one, whatever the file holds under it, and come after it."""
+        self.tensors.pop(name, None)
+        self.tensors[name] = self.tensors[kept]
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file is not the one that was opened."""

@@ -9,7 +9,10 @@ from typing import Literal
 
 from mergekern._internal.validation import one_of
 from mergekern.checkpoints.adapter import Adapter, ImpliedBase
+from mergekern.checkpoints.alignment import in_names_of, rename_as_asked
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
+from mergekern.checkpoints.mismatches import Mismatches, hint
+from mergekern.checkpoints.names import check_rename
 from mergekern.checkpoints.opening import open_checkpoint
 from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike, duplicate_names, zoo_sources
 from mergekern.errors import CheckpointError, MismatchError, OptionError
@@ -102,6 +105,7 @@ def open_zoo(
     io: IO = "mmap",
     needs_base: bool = True,
     least: int = 2,
+    rename: Mapping[str, str] | None = None,
 ) -> Zoo:
     """Open N models and their base and match them.
 
@@ -114,6 +118,10 @@ def open_zoo(
         io: "mmap" or "pread".
         needs_base: whether the values of the base will be asked for also where no model holds a tensor whole.
         least: how many models there must be.
+        rename: parts of the models' tensor names to replace, OLD -> NEW, where the base lacks the name: the first place
+            where the parts OLD stand between dots becomes NEW. An empty OLD is the beginning of every name, an empty
+            NEW leaves the parts out. Wrappers such as `module.` or `_orig_mod.`, and prefixes that one renaming of all
+            tensors adds, removes or moves, are seen without it, and said in `notes`.
 
     Raises:
         OptionError: no base, fewer than two models, duplicate names.
@@ -145,13 +153,16 @@ def open_zoo(
             f"duplicate model names: {', '.join(duplicates)}; give a mapping name -> checkpoint to name them yourself"
         )
     opened = tuple(open_checkpoint(source.given, source.name, io=io) for source in sources)
+    rename = check_rename(rename)
     if base is None:
+        rename_as_asked(None, opened, rename)
         return align(_implied_base(opened, on_mismatch), opened, on_mismatch)
     opened_base = open_checkpoint(base, "base", io=io)
     if isinstance(opened_base, Adapter):
         raise CheckpointError(
             f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
         )
+    rename_as_asked(opened_base, opened, rename)
     return align(opened_base, opened, on_mismatch)
 
 
@@ -174,26 +185,23 @@ def _implied_base(models: Sequence[Checkpoint], on_mismatch: OnMismatch) -> Chec
 
 def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatch = "error") -> Zoo:
     """Match the tensors of the models to those of the base; see `open_zoo`."""
-    models = [model.bound(base) if isinstance(model, Adapter) else model for model in models]
-    mismatches: dict[str, list[str]] = {}
-
-    def mismatch(name: str, what: str) -> None:
-        mismatches.setdefault(name, []).append(what)
-
+    held = set(base.tensors)
+    models = in_names_of(base, models)
+    mismatches = Mismatches(len(models))
     tied: dict[Hashable, list[str]] = {}
     for name, tensor in base.tensors.items():
         tied.setdefault(tensor.storage, []).append(name)
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {name: [name] for name in base.tensors}
     for name, tensor in base.tensors.items():
-        names[name] = [name]
         for model in models:
             # A name that the base ties to another may be absent where a model was saved with the tie undone.
             found = next((n for n in (name, *tied[tensor.storage]) if n in model.tensors), None)
             if found is None:
                 kind = "integers" if name in model.buffers else "missing"
-                mismatch(name, f"in {base.name!r} but {kind} in {model.name!r}")
+                mismatches.add(name, f"in {base.name!r} but {kind} in {{}}", model.name)
             elif model.tensors[found].shape != tensor.shape:
-                mismatch(name, f"shape {tensor.shape} in {base.name!r}, {model.tensors[found].shape} in {model.name!r}")
+                shapes = f"shape {tensor.shape} in {base.name!r}, {model.tensors[found].shape} in {{}}"
+                mismatches.add(name, shapes, model.name)
             else:
                 names[name].append(found)
     for model in models:
@@ -201,19 +209,17 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
         for name, tensor in model.tensors.items():
             if name not in base.tensors and tensor.storage not in known:
                 kind = "integers" if name in base.buffers else "missing"
-                mismatch(name, f"in {model.name!r} but {kind} in {base.name!r}")
-    lines = tuple(f"{name}: {'; '.join(what)}" for name, what in mismatches.items())
+                mismatches.add(name, f"in {{}} but {kind} in {base.name!r}", model.name)
+    lines = mismatches.lines
     if lines and on_mismatch == "error":
-        count = f"{len(lines)} tensor{'s do' if len(lines) > 1 else ' does'}"
-        shown = "\n  ".join(lines)
-        raise MismatchError(
-            f"{count} not match between the checkpoints:\n  {shown}\n"
-            'Give checkpoints of one architecture, or on_mismatch="skip" to leave these tensors out.'
-        )
+        raise mismatches.error(base, models)
     matched = {name: tuple(found) for name, found in names.items() if name not in mismatches}
     tensors, aliases = _tied_once((base, *models), matched)
     if not tensors:
-        raise MismatchError("\n  ".join([f"{base.name!r} and the models share no floating-point tensor", *lines[:10]]))
+        what = f"{base.name!r} and the models share no floating-point tensor"
+        raise MismatchError("\n  ".join([what, *lines[:10], hint(base, models)]).rstrip())
+    for name in aliases.keys() - held:  # Names of heads that proved to be the embedding everywhere, as the base has it.
+        del aliases[name], base.tensors[name]
     return Zoo(base, tuple(models), tensors, lines, aliases)
 
 

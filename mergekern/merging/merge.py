@@ -225,7 +225,7 @@ def _write(
         merges = []
         for request, path in targets:
             unknown = request.record(zoo, [_UNKNOWN_HASH] * (1 + len(request.models)), route)
-            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder_of(path))
+            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder_of(path), is_tied=plan.is_tied)
             writers.append(Writer(path, shape, unknown, overwrite))
             merges.append(request.merge_into(ToFile(plan, writers[-1]), zoo))
         MergePass(stream, merges, route, progress).run()
