@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.errors import MismatchError, OptionError
+
+if TYPE_CHECKING:
+    from mergekern.checkpoints.checkpoint import Checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
 

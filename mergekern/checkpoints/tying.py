@@ -52,7 +52,8 @@ def tie_heads(
 ) -> None:
     """Give heads and embeddings that only some of the files hold to those checkpoints that tie them.
 
-    Weights are read where one file holds both and another one does not, and only these two.
+    Weights are read where one file holds both and another one does not, or holds both although its configuration says
+    that they are tied; and only these two.
 
     Args:
         base: with the names by which models are matched.
@@ -76,21 +77,23 @@ def tie_heads(
             is_told_apart = kept in saved and (is_language_model or says_tied(base.config))
             if kept in touched and (head in base.tensors or is_told_apart):
                 pairs.setdefault(head, kept)
+    if says_tied(base.config):
+        pairs = {head: kept for head, kept in heads_of(base).items() if head in base.tensors} | pairs
     for head, kept in pairs.items():
         _tie(head, kept, base, models, is_touched=not touched.isdisjoint((head, kept)))
 
 
 def _tie(head: str, kept: str, base: Checkpoint, models: Sequence[Checkpoint], *, is_touched: bool) -> None:
-    if head not in base.tensors and may_tie(base, has_base_tied=not _is_body(base, kept, models)):
+    if head not in base.tensors and _may_tie(base, True, is_body=_is_body(base, kept, models)):
         base.tie(head, kept)
-    elif head in base.tensors and (is_touched or any(head not in model.tensors for model in models)):
+    elif head in base.tensors:
         _tie_copies(base, head, kept, says_so=says_tied(base.config) or not base.config or not is_touched)
     is_tied = head in base.tensors and base.tensors[head].storage == base.tensors[kept].storage
     for model in models:
         if kept not in model.tensors:
             continue
         if head not in model.tensors:
-            if may_tie(model, has_base_tied=is_tied and not _is_body(model, kept, [base])):
+            if _may_tie(model, is_tied, is_body=_is_body(model, kept, [base])):
                 model.tie(head, kept)
         elif is_tied and not _tie_copies(model, head, kept):
             model.notes.append(f"its {head!r} differs from its {kept!r}, which the base ties")
@@ -107,17 +110,18 @@ def _tie_copies(checkpoint: Checkpoint, head: str, kept: str, *, says_so: bool =
     return True
 
 
-def may_tie(checkpoint: Checkpoint, *, has_base_tied: bool) -> bool:
+def _may_tie(checkpoint: Checkpoint, is_tied_elsewhere: bool, *, is_body: bool) -> bool:
     """Tell whether a head that a checkpoint lacks is its embedding, and not simply no part of it.
 
     Args:
         checkpoint: a model without the head.
-        has_base_tied: what holds where it has no configuration.
+        is_tied_elsewhere: what holds where it has no configuration.
+        is_body: whether it looks like a body that was saved alone, which only its configuration's word outweighs.
     """
-    config = checkpoint.config
-    if not config:
-        return has_base_tied
-    return _tie_of(config) is not False and not _is_headless(config)
+    tie = _tie_of(checkpoint.config)
+    if tie is None:
+        return not is_body and not _is_headless(checkpoint.config) and (bool(checkpoint.config) or is_tied_elsewhere)
+    return tie and not _is_headless(checkpoint.config)
 
 
 def says_tied(config: Mapping[str, Any]) -> bool:
@@ -161,12 +165,13 @@ def tying_of(base: Checkpoint, stored: Iterable[str]) -> bool | None:
         stored: the tensors that the result holds.
 
     Returns:
-        False where it holds both of a tied pair; True where the base's file holds both, which are equal, and the result
-        one; None where the base's own word is right.
+        False where it holds both of a pair that the base or its configuration ties; True where the base's file holds
+        both, which are equal, and the result one; None where the base's own word is right.
     """
     stored = set(stored)
     storages = [tensor.storage for name, tensor in base.tensors.items() if name in stored]
-    if len(set(storages)) < len(storages):
+    pairs = heads_of(base).items() if says_tied(base.config) else ()
+    if len(set(storages)) < len(storages) or any({head, kept} <= stored for head, kept in pairs):
         return False
     copies = [name for name, tensor in base.tensors.items() if tensor.name != name and name in base.order]
     return True if any(name not in stored for name in copies) else None

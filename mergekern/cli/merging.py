@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 import mergekern
 from mergekern._internal.files import write_atomically
 from mergekern.cli.display import progress_display
-from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
+from mergekern.cli.parameters import ByteSize, io_option, parse_options, rename_option, with_options
 
 # Options of both commands.
 merge_options = with_options(
@@ -25,6 +26,7 @@ merge_options = with_options(
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
     io_option,
+    rename_option,
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def merge(
     by_model = _numbers(weights)
     checkpoints: Any = models[0] if len(models) == 1 else list(models)
     if mergekit_config:
-        sources = _mergekit_sources(checkpoints, base)
+        sources = _mergekit_sources(checkpoints, base, how["rename"])
         text = mergekern.mergekit_config(
             sources[1:], sources[0], method, options=options, weights=by_model, dtype=how["dtype"] or "float32"
         )
@@ -81,12 +83,12 @@ def _numbers(text: str | None) -> list[float] | None:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None
 
 
-def _mergekit_sources(checkpoints: Any, base: Path | None) -> list[str]:
+def _mergekit_sources(checkpoints: Any, base: Path | None, rename: Mapping[str, str] | None) -> list[str]:
     """Return the paths of the base and of the models, as mergekit writes them."""
     from mergekern.checkpoints import open_zoo
     from mergekern.checkpoints.adapter import Adapter
 
-    opened = open_zoo(checkpoints, base).checkpoints
+    opened = open_zoo(checkpoints, base, rename=rename).checkpoints
     paths = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened]
     # A plus sign joins a base and an adapter.
     return [

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import mergekern
 from mergekern.cli.display import console, progress_display, readable_bytes
-from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, parse_methods, with_options
+from mergekern.cli.parameters import ByteSize, Function, Shard, io_option, parse_methods, rename_option, with_options
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
@@ -36,6 +36,7 @@ zoo_options = with_options(
     click.option("--top-k", default=10, show_default=True, help="Dimension of the singular subspaces."),
     click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
     io_option,
+    rename_option,
 )  # fmt: skip
 
 
@@ -110,7 +111,9 @@ def metrics(
     with progress_display() as progress:
         table = mergekern.compute_all(zoo, base, metrics=names, progress=progress, **options)
         if merge_probes:
-            same = {name: options[name] for name in ("calibration", "device", "max_memory", "on_mismatch", "io")}
+            same = {
+                name: options[name] for name in ("calibration", "device", "max_memory", "on_mismatch", "io", "rename")
+            }
             kept = options["statistics"] and options["statistics"] / "merge_probes"
             probed = mergekern.merge_probes(
                 zoo, base, methods=merge_probes, direct=direct_probes, statistics=kept, progress=progress, **same
@@ -182,12 +185,15 @@ def measure_one_shard(
 
 @click.command(help="Show what is in the folder ZOO, what a run will read and need, and what does not match.")
 @zoo_options
-def info(zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any) -> None:
+def info(
+    zoo: Path | None, base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: Any,
+    rename: Mapping[str, str] | None,
+) -> None:  # fmt: skip
     from mergekern.checkpoints import open_zoo
 
     if zoo is None:
         raise click.UsageError("missing argument ZOO")
-    opened = open_zoo(zoo, base, on_mismatch="skip", io=io, needs_base=False)
+    opened = open_zoo(zoo, base, on_mismatch="skip", io=io, needs_base=False, rename=rename)
     names = [name.strip() for name in metrics.split(",")]
     options = mergekern.MeasureOptions(names, top_k=top_k, max_memory=max_memory, io=io)
     cost = mergekern.estimate_cost(opened, options)

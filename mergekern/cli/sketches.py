@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 import mergekern
 from mergekern.cli.display import progress_display
 from mergekern.cli.metrics import show_table
-from mergekern.cli.parameters import ByteSize, io_option
+from mergekern.cli.parameters import ByteSize, io_option, rename_option
 from mergekern.errors import OutputError
 from mergekern.metrics import RANKED_BY
 from mergekern.tables.files import check_suffix
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @io_option
+@rename_option
 def sketch(
     models: tuple[Path, ...], base: Path | None, out: Path, size: int | None, random_state: int | None,
-    max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+    max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     from mergekern.checkpoints.sources import is_zoo_folder
 
@@ -50,7 +52,7 @@ def sketch(
     with progress_display() as progress:
         found = mergekern.sketch(
             checkpoints, base, size=size, random_state=random_state, max_memory=max_memory, on_mismatch=on_mismatch,
-            progress=progress, io=io,
+            progress=progress, io=io, rename=rename,
         )  # fmt: skip
     found = found if before is None else before.joined(found)
     found.save(out)

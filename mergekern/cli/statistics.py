@@ -16,7 +16,7 @@ from rich.progress import Progress as ProgressBar
 import mergekern
 from mergekern.cli.display import progress_display
 from mergekern.cli.metrics import output_option, show_table, zoo_options
-from mergekern.cli.parameters import ByteSize, io_option
+from mergekern.cli.parameters import ByteSize, io_option, rename_option
 from mergekern.cli.prediction import show_pairs
 from mergekern.errors import StatisticsError
 from mergekern.metrics import RANKED_BY
@@ -40,6 +40,7 @@ Only they are factorised; the other models are read for their inner products wit
 @click.option("--device", default="auto", show_default=True)
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @io_option
+@rename_option
 def add(models: tuple[Path, ...], to: Path, **options: Any) -> None:
     with progress_display() as progress:
         found = mergekern.add_models(models[0] if len(models) == 1 else list(models), to, progress=progress, **options)
