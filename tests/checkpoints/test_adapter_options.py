@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from mergekern.checkpoints import open_checkpoint
 from mergekern.checkpoints.adapter_options import AdapterOptions
 from mergekern.errors import CheckpointError
+from mergekern.kernels.spectrum import zero_spectrum
 
 NAME = "base_model.model.layers.0.q.lora_{}.weight"
 
@@ -157,3 +158,11 @@ def test_deep_values(tmp_path):
     for text in ("[" * 900 + "]" * 900, "[" * 100_000, '"' + "a" * 100_000 + '"'):
         with pytest.raises(CheckpointError):
             open_checkpoint(write(tmp_path / "a", f'{{"peft_type": "LORA", "r": 2, "lora_alpha": {text}}}'))
+
+
+def test_a_large_matrix_of_small_factors_needs_no_square_one():
+    """Two adapters of rank 1: the spectrum of a third that leaves the matrix as it is needs its k vectors alone."""
+    zero = zero_spectrum((30_000, 20_000), 10, 100)
+    assert sum(part.base.nbytes if part.base is not None else part.nbytes for part in zero[2:]) < 1 << 23
+    assert zero.right_bottom[-1, -1] == 1
+    assert zero.right_bottom.sum() == 10
