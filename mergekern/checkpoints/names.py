@@ -53,12 +53,6 @@ class Rule(NamedTuple):
             old, new = (["#" if part.isdigit() else part for part in parts] for parts in (old, new))
         return cls(tuple(old), tuple(new))
 
-    @property
-    def only_moves(self) -> bool:
-        """Whether it adds, removes or moves parts, and replaces none."""
-        old, new = Counter(self.old), Counter(self.new)
-        return old <= new or new <= old
-
     def apply(self, name: str) -> str | None:
         """Return the name with its beginning replaced; None if it begins otherwise.
 
@@ -208,7 +202,7 @@ def _rule_of(name: str, left: Shapes, more: Shapes) -> Rule | None:
         for named in range(common):
             rule = _between(name, other, common - named)
             renamed = {new: shape for each, shape in left.items() if (new := rule.apply(each)) is not None}
-            if rule.only_moves and all(more.get(new) == shape for new, shape in renamed.items()):
+            if all(more.get(new) == shape for new, shape in renamed.items()):
                 covered[rule] = len(renamed)
                 break
     most = max(covered.values(), default=0)
