@@ -55,6 +55,7 @@ def compute_all(
     statistics: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
+    rename: Mapping[str, str] | None = None,
 ) -> MetricTable:
     """Compute the pairwise mergeability metrics of N models fine-tuned from one base, for all pairs.
 
@@ -88,6 +89,10 @@ def compute_all(
             values; what belongs to other inputs or options is removed at the end.
         progress: called with a `Progress` at the start of every tensor, before a model is run, and at the end.
         io: "mmap" maps the files; "pread" reads them, which is faster on network disks.
+        rename: parts of the models' tensor names to replace, OLD -> NEW, where the base lacks the name: the first place
+            where the parts OLD stand between dots becomes NEW. An empty OLD is the beginning of every name, an empty
+            NEW leaves the parts out. Wrappers such as `module.` or `_orig_mod.`, and prefixes that one renaming of all
+            tensors adds, removes or moves, are seen without it, and the table's notes say so.
 
     Returns:
         A `MetricTable` with a row for each of the N(N−1)/2 pairs.
@@ -115,7 +120,7 @@ def compute_all(
     one_of("small_tensors", small_tensors, ("include", "exclude"))
     options = MeasureOptions(
         metrics=metrics, top_k=top_k, spectrum_k=spectrum_k, device=device, max_memory=max_memory,
-        on_mismatch=on_mismatch, io=io,
+        on_mismatch=on_mismatch, io=io, rename=rename,
     )  # fmt: skip
     measured = measure(checkpoints, base, options, calibration=calibration, statistics=statistics, progress=progress)
     return MetricTable.from_statistics(
@@ -217,7 +222,9 @@ def _open(
     runs_models = calibration is not None and bool(kinds)
     zoo = checkpoints
     if not isinstance(zoo, Zoo):
-        zoo = open_zoo(zoo, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=runs_models)
+        zoo = open_zoo(
+            zoo, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=runs_models, rename=options.rename
+        )
     return _Opened(zoo, Binding(zoo, calibration, kinds) if calibration is not None and kinds else None)
 
 

@@ -10,33 +10,17 @@ refused by name.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from mergekern.checkpoints.adapter_options import MERGE, AdapterOptions
 from mergekern.checkpoints.checkpoint import Change, Checkpoint, Factors, StoredTensor
-from mergekern.checkpoints.sources import ADAPTER_CONFIG
+from mergekern.checkpoints.names import bridge, take_names_of
+from mergekern.checkpoints.tying import same_values
 from mergekern.errors import CheckpointError, MismatchError
-
-_MERGE = "merge it into its base (PeftModel.merge_and_unload, save_pretrained) and give the result"
-# Methods of PEFT that add inputs to a model and change no weight of it.
-_PROMPTS = {
-    "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE",
-}  # fmt: skip
-# Options that say what s·BA is, and those that do not touch it once it is trained.
-_HONOURED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"}
-_WITHOUT_EFFECT = {
-    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_bias",
-    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "merge_weights", "modules_to_save",
-    "peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
-}  # fmt: skip
-# Of `init_lora_weights`: those that leave the base as it is. Others subtract their first s·BA from it.
-_INITIALISATIONS = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.[^.]+)?\.(?P<what>weight|bias)")
@@ -63,15 +47,16 @@ class Adapter(Checkpoint):
 
     Attributes:
         base_name: name of the model it was trained on, as its configuration says; None if it says none.
+        options: what its configuration says.
     """
 
     def __init__(self, inner: Checkpoint, config: Mapping[str, Any], name: str, source: str) -> None:
         super().__init__(name, source)
-        options = _Options(config, source)
-        self.base_name = config.get("base_model_name_or_path") or None
+        self.options = AdapterOptions(config, source)
+        self.base_name = self.options.base_name
         self._inner = inner
         self.files = inner.files
-        self._parts = _parts(inner, options, source)
+        self._parts = _parts(inner, self.options, source)
         self._base: Checkpoint | None = None
         self._equals_base: dict[str, bool] = {}
         for target in self._parts:
@@ -94,25 +79,63 @@ class Adapter(Checkpoint):
         Raises:
             CheckpointError: two parts of the adapter change one tensor of the base, which ties them.
         """
+        if self._base is base:
+            return self
+        take_names_of(base, self, self.factored)
         adapter = object.__new__(Adapter)
         Checkpoint.__init__(adapter, self.name, self.source)
         adapter.origin, adapter.location, adapter.files = self.origin, self.location, self.files
-        adapter.notes += self.notes
-        adapter.base_name, adapter._inner, adapter._base, adapter._equals_base = self.base_name, self._inner, base, {}
-        adapter._parts = _in_names_of(base, self._parts)
+        adapter.base_name, adapter.options, adapter.notes = self.base_name, self.options, self.notes
+        adapter._inner, adapter._base, adapter._equals_base = self._inner, base, {}
+        adapter._parts = dict(self._parts)
         adapter.buffers, adapter.order = list(base.buffers), list(base.order)
         for name, tensor in base.tensors.items():
             adapter.tensors[name] = StoredTensor(name, tensor.shape, tensor.read_dtype, ("base", tensor.storage))
+        tied, seen = _tied_names(base), set[str]()
+        if self.options.ties_heads:
+            adapter._save_ties(tied)
         for target, parts in list(adapter._parts.items()):
-            for name in _tied_with(target, base) if parts.a else [target]:
-                if name != target and name in adapter._parts:
+            others = [name for name in tied.get(target, ()) if name != target]
+            same = (name for name in others if name in seen and adapter._is_saved_alike(name, target))
+            adapter._add_changed(target, next(same, target))
+            seen.add(target)
+            for name in others if parts.a else ():
+                if name in self._parts and self._parts[name].a:
                     raise CheckpointError(
-                        f"{self.source}: changes {target!r} and {name!r}, which are one tensor in the base; {_MERGE}"
+                        f"{self.source}: changes {target!r} and {name!r}, which are one tensor in the base; {MERGE}"
                     )
-                adapter._parts[name] = parts
-                adapter._add_changed(name, target)
+                if name not in self._parts and name not in adapter._parts:
+                    adapter._parts[name] = parts
+                    adapter._add_changed(name, target)
         adapter._finish()
         return adapter
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """See `Checkpoint`; before it is bound to a base."""
+        self._parts = {names.get(name, name): parts for name, parts in self._parts.items()}
+        self.tensors = {}
+        for target in self._parts:
+            self._add_changed(target, target)
+
+    @property
+    def factored(self) -> list[str]:
+        """Names of the tensors that it holds factors of."""
+        return [name for name, parts in self._parts.items() if parts.a]
+
+    def _save_ties(self, tied: Mapping[str, Sequence[str]]) -> None:
+        """Let what is saved whole of a tensor be saved of those tied to it too, as `ensure_weight_tying` has it."""
+        for target, parts in list(self._parts.items()):
+            for name in tied.get(target, ()) if parts.a is None else ():
+                self._parts.setdefault(name, parts)
+
+    def _is_saved_alike(self, name: str, other: str) -> bool:
+        """Tell whether two tensors are saved whole, with equal values."""
+        first, second = self._parts[name], self._parts[other]
+        if first is second and first.whole:
+            return True
+        if first.a or second.a or first.whole is None or second.whole is None:
+            return False
+        return same_values(self._inner, first.whole, second.whole)
 
     def change(self, name: str) -> Change:
         parts = self._parts.get(name)
@@ -200,21 +223,12 @@ class ImpliedBase(Checkpoint):
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         super().__init__("base", "the base of the adapters")
-        holders: dict[str, Adapter] = {}
+        _check_same_names(adapters)
         for adapter in adapters:
+            whole = set(adapter.needs_base)
             for name, tensor in adapter.tensors.items():
-                if name not in adapter.needs_base and name not in holders:
-                    holders[name] = adapter
+                if name not in whole and name not in self.tensors:
                     self._add(name, tensor.shape, torch.float64, name)
-        for name, holder in holders.items():
-            short = name
-            while short and (short := short.partition(".")[2]):
-                other = holders.get(short)
-                if other is not None and short not in holder.tensors and name not in other.tensors:
-                    raise MismatchError(
-                        f"{holder.name!r} changes {name!r} where {other.name!r} changes {short!r}: adapters of one "
-                        "model wrapped in different ways; pass base=PATH, by whose names they are matched"
-                    )
         if not self.tensors:
             raise MismatchError("the adapters hold no LoRA factors; pass base=PATH")
         self._finish()
@@ -237,59 +251,37 @@ class ImpliedBase(Checkpoint):
         raise CheckpointError("the values of the adapters' base are needed here; pass base=PATH")
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What an adapter's configuration says of its factors, once everything else in it is refused."""
-
-    config: Mapping[str, Any]
-    source: str
-
-    def __post_init__(self) -> None:
-        kind = str(self.config.get("peft_type")).rpartition(".")[2].upper()
-        if kind in _PROMPTS:
-            self.refuse(f"a {kind} adapter, which changes no weights", "leave it out: it has no task vector")
-        if kind != "LORA":
-            self.refuse(f"peft_type {self.config.get('peft_type')!r}; of adapters only LoRA is read", _MERGE)
-        for name, value in self.config.items():
-            if value and name not in _HONOURED | _WITHOUT_EFFECT:
-                self.refuse(f"{name}={value!r}, which is more than s·BA", _MERGE)
-        start = str(self.config.get("init_lora_weights")).lower()
-        if start not in _INITIALISATIONS:
-            self.refuse(
-                f"init_lora_weights={start!r}, with which loading the adapter changes its base",
-                "convert it (save_pretrained with path_initial_model_for_weight_conversion), or " + _MERGE,
+def _check_same_names(adapters: Sequence[Adapter]) -> None:
+    """Raise MismatchError where adapters call the same modules by different names, as far as they show it."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    holders: dict[str, Adapter] = {}
+    for adapter in adapters:
+        own = {name: adapter.tensors[name].shape for name in adapter.factored}
+        name, other = next(iter(bridge(own, shapes).names.items()), ("", ""))
+        if name:
+            raise MismatchError(
+                f"{holders[other].name!r} changes {other!r} where {adapter.name!r} changes {name!r}: adapters of one "
+                "model wrapped in different ways; pass base=PATH, by whose names they are matched"
             )
-
-    def refuse(self, what: str, remedy: str) -> NoReturn:
-        raise CheckpointError(f"{self.source}: {ADAPTER_CONFIG} says {what}: {remedy}")
-
-    def scale(self, module: str, rank: int) -> float:
-        """Return s of a module whose factors have this rank."""
-        r = self._number("r", "rank_pattern", module, 8)
-        if r != rank:
-            raise CheckpointError(
-                f"{self.source}: the LoRA factors of {module!r} have rank {rank}, but {ADAPTER_CONFIG} says {r}"
-            )
-        alpha = self._number("lora_alpha", "alpha_pattern", module, 8)
-        return alpha / (math.sqrt(r) if self.config.get("use_rslora") else r)
-
-    def _number(self, name: str, pattern: str, module: str, default: float) -> float:
-        try:
-            found = self.config.get(name, default)
-            for key, value in (self.config.get(pattern) or {}).items():
-                if re.match(rf"(.*\.)?({key})$", module):
-                    found = value
-                    break
-            if isinstance(found, bool) or not (isinstance(found, int | float) and math.isfinite(found)):
-                raise TypeError(f"{name} is {found!r}")
-        except (TypeError, AttributeError, re.error) as error:
-            raise CheckpointError(
-                f"{self.source}: {ADAPTER_CONFIG}: {name} or {pattern} is of no use ({error})"
-            ) from error
-        return found
+        shapes |= own
+        holders = dict.fromkeys(own, adapter) | holders
+    # Adapters that share tensors, if only by others that lie between them, call modules by the same names.
+    left = [adapter for adapter in adapters if adapter.factored]
+    first = left[0] if left else None
+    together = set(first.factored) if first else set()
+    while linked := [adapter for adapter in left if not together.isdisjoint(adapter.factored)]:
+        together.update(*(adapter.factored for adapter in linked))
+        left = [adapter for adapter in left if adapter not in linked]
+    if left and first:
+        second = left[0]
+        raise MismatchError(
+            f"{first.name!r} and {second.name!r} change no tensor in common ({first.factored[0]!r}, …; "
+            f"{second.factored[0]!r}, …): adapters of different modules, or of one model under different names; pass "
+            "base=PATH, by whose names they are matched"
+        )
 
 
-def _parts(inner: Checkpoint, options: _Options, source: str) -> dict[str, _Parts]:
+def _parts(inner: Checkpoint, options: AdapterOptions, source: str) -> dict[str, _Parts]:
     """Return what an adapter's file holds, by the name of the tensor that it is about."""
     factors: dict[tuple[str, str], dict[str, str]] = {}
     whole: dict[str, str] = {}
@@ -299,15 +291,15 @@ def _parts(inner: Checkpoint, options: _Options, source: str) -> dict[str, _Part
             parts = found.groupdict()
             if ".base_layer" in parts["module"]:
                 # Parameters of one module wrapped one in another. PEFT adds that of attention's output twice.
-                raise CheckpointError(f"{source}: {stored!r} is a factor of a wrapped torch.nn module; {_MERGE}")
+                raise CheckpointError(f"{source}: {stored!r} is a factor of a wrapped torch.nn module; {MERGE}")
             kind = parts.get("what", "embedding")
             sides = factors.setdefault((_plain(parts["module"]), kind), {})
             if sides.setdefault(parts["side"], stored) != stored:
                 raise CheckpointError(
-                    f"{source}: {sides[parts['side']]!r} and {stored!r} are two adapters in one; {_MERGE}"
+                    f"{source}: {sides[parts['side']]!r} and {stored!r} are two adapters in one; {MERGE}"
                 )
         elif _OTHER_PARTS.search(stored):
-            raise CheckpointError(f"{source}: {stored!r} is more than LoRA factors; {_MERGE}")
+            raise CheckpointError(f"{source}: {stored!r} is more than LoRA factors; {MERGE}")
         else:
             whole[_plain(stored)] = stored
     changed = {}
@@ -321,22 +313,24 @@ def _parts(inner: Checkpoint, options: _Options, source: str) -> dict[str, _Part
 
 
 def _factored(
-    inner: Checkpoint, options: _Options, module: str, kind: str, sides: Mapping[str, str], whole: str | None
+    inner: Checkpoint, options: AdapterOptions, module: str, kind: str, sides: Mapping[str, str], whole: str | None
 ) -> _Parts:
     if kind == "bias" and "B" in sides:
         # A bias of B adds s·b: the one column of a left factor, whose right one is 1.
-        (size,) = inner.tensors[sides["B"]].shape
-        rank = inner.tensors[sides["B"].removesuffix("bias") + "weight"].shape[1]
-        return _Parts((size,), whole, sides["B"], sides["B"], options.scale(module, rank))
+        shape = inner.tensors[sides["B"]].shape
+        factor = inner.tensors.get(sides["B"].removesuffix("bias") + "weight")
+        if "A" in sides or factor is None or len(factor.shape) < 2 or shape != factor.shape[:1]:
+            raise CheckpointError(f"{options.source}: {sides['B']!r} is no bias of a factor beside it; {MERGE}")
+        return _Parts(shape, whole, sides["B"], sides["B"], options.scale(module, factor.shape[1]))
     if sides.keys() != {"A", "B"}:
         raise CheckpointError(f"{options.source}: of {module!r} only {next(iter(sides.values()))!r} is there")
     a, b = (inner.tensors[sides[side]].shape for side in "AB")
     if not (len(a) == len(b) >= 2 and b[1] == a[0] > 0 and all(size == 1 for size in b[2:])):
         raise CheckpointError(
             f"{options.source}: the LoRA factors of {module!r} have shapes {a} and {b}; (r, n) and (m, r) are read, "
-            f"and those of convolutions in one group. Otherwise {_MERGE}"
+            f"and those of convolutions in one group. Otherwise {MERGE}"
         )
-    is_transposed = kind == "embedding" or (len(a) == 2 and bool(options.config.get("fan_in_fan_out")))
+    is_transposed = kind == "embedding" or (len(a) == 2 and options.is_transposed)
     shape = (a[1], b[0]) if is_transposed else (b[0], *a[1:])
     return _Parts(shape, whole, sides["B"], sides["A"], options.scale(module, a[0]), is_transposed)
 
@@ -350,23 +344,9 @@ def _plain(name: str) -> str:
     return _WRAPPER.sub("", name.removeprefix(_PREFIX))
 
 
-def _tied_with(name: str, base: Checkpoint) -> list[str]:
-    if name not in base.tensors:
-        return [name]
-    storage = base.tensors[name].storage
-    return [other for other, tensor in base.tensors.items() if tensor.storage == storage]
-
-
-def _in_names_of(base: Checkpoint, parts: Mapping[str, _Parts]) -> dict[str, _Parts]:
-    """Return the parts by the base's names: a model may have been loaded with another prefix than it was saved with."""
-    targets = [name for name, part in parts.items() if part.a] or list(parts)
-    first = targets[0]
-    longer = [(name.removesuffix(first), "") for name in base.tensors if name.endswith(f".{first}")]
-    shorter = [("", first[: -len(name)]) for name in base.tensors if first.endswith(f".{name}")]
-
-    def fits(added: str, removed: str) -> bool:
-        return all(added + name.removeprefix(removed) in base.tensors for name in targets)
-
-    changes = [change for change in (*longer, *shorter) if fits(*change)]
-    added, removed = changes[0] if len(changes) == 1 and not fits("", "") else ("", "")
-    return {added + name.removeprefix(removed): part for name, part in parts.items()}
+def _tied_names(base: Checkpoint) -> dict[str, list[str]]:
+    """Return all names of each tensor of the base that has several, by each of them."""
+    names: dict[Hashable, list[str]] = {}
+    for name, tensor in base.tensors.items():
+        names.setdefault(tensor.storage, []).append(name)
+    return {name: every for every in names.values() if len(every) > 1 for name in every}

@@ -82,6 +82,21 @@ class Checkpoint(ABC):
         self._scales: dict[str, StoredTensor] = {}
         self._markers: Sequence[str] = ()
         self._blocks: Sequence[tuple[int, int]] = ()
+        self._stored_buffers: dict[str, str] = {}  # buffers that were renamed -> what they are called in the file
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call tensors and buffers by other names from now on: `names` are the new ones, by those so far."""
+        self.tensors = {names.get(name, name): tensor for name, tensor in self.tensors.items()}
+        for name in self.buffers:
+            if name in names:
+                self._stored_buffers[names[name]] = self._stored_buffers.pop(name, name)
+        self.buffers = [names.get(name, name) for name in self.buffers]
+        self.order = [names.get(name, name) for name in self.order]
+
+    def tie(self, name: str, kept: str) -> None:
+        """Let a name mean the same tensor as another one, whatever the file holds under it, and come after it."""
+        self.tensors.pop(name, None)
+        self.tensors[name] = self.tensors[kept]
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file is not the one that was opened."""

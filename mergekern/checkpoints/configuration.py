@@ -12,6 +12,20 @@ from mergekern.errors import CheckpointError
 CONFIG = "config.json"
 
 
+# Whether the head over the vocabulary is the embedding, in the configurations of transformers.
+TIE = "tie_word_embeddings"
+
+
+def with_tying(config: Mapping[str, Any], is_tied: bool) -> dict[str, Any]:
+    """Return a configuration that says whether head and embedding are tied, wherever it is said.
+
+    >>> with_tying({"text_config": {"tie_word_embeddings": True}}, False)
+    {'text_config': {'tie_word_embeddings': False}, 'tie_word_embeddings': False}
+    """
+    parts = {name: {**part, TIE: is_tied} for name, part in config.items() if isinstance(part, Mapping) and TIE in part}
+    return {**config, **parts, TIE: is_tied}
+
+
 def read_configuration(folder: Path) -> Mapping[str, Any]:
     """Return config.json of a folder; empty where there is none.
 

@@ -40,7 +40,8 @@ class Sharded(Checkpoint):
 
     def shard_of(self, name: str) -> str:
         """Return the file that holds a tensor."""
-        return next(file for file, shard in self.shards.items() if shard is self._home[name])
+        stored = self.tensors[name].name if name in self.tensors else name
+        return next(file for file, shard in self.shards.items() if shard is self._home[stored])
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
         return self._home[tensor.name]._read_range(tensor, start, stop)
@@ -49,4 +50,5 @@ class Sharded(Checkpoint):
         return self._home[tensor.name]._read_columns(tensor, start, stop)
 
     def read_buffer(self, name: str) -> torch.Tensor:
-        return self._home[name].read_buffer(name)
+        stored = self._stored_buffers.get(name, name)
+        return self._home[stored].read_buffer(stored)

@@ -52,10 +52,11 @@ class StateDict(Checkpoint):
         return _on_cpu(self._values[tensor.name][:, start:stop])
 
     def read_buffer(self, name: str) -> torch.Tensor:
-        return self._values[name].cpu().clone(memory_format=torch.contiguous_format)
+        return self._values[self._stored_buffers.get(name, name)].cpu().clone(memory_format=torch.contiguous_format)
 
     def resident(self, name: str, device: torch.device) -> torch.Tensor | None:
-        values, tensor = self._values[name], self.tensors[name]
+        tensor = self.tensors[name]
+        values = self._values[tensor.name]
         is_there = device.type != "cpu" and values.device == device
         return values if is_there and values.is_contiguous() and tensor.read_dtype == tensor.dtype else None
 

@@ -22,6 +22,7 @@ import torch
 
 from mergekern._internal.files import write_atomically
 from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.configuration import CONFIG, read_configuration, with_tying
 from mergekern.checkpoints.dtypes import WRITTEN_NAMES
 from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.checkpoints.sharded import Sharded
@@ -58,15 +59,23 @@ class Layout:
         metadata: metadata of each file.
         folder: the base's folder where the result is a folder; its other files are copied.
         index: what a shard index says beside the places of tensors; None without an index.
+        is_tied: whether config.json is to say that head and embedding are tied; None for what the base's says.
     """
 
     files: Mapping[str, tuple[Entry, ...]]
     metadata: Mapping[str, Mapping[str, str]]
     folder: Path | None = None
     index: Mapping[str, Any] | None = None
+    is_tied: bool | None = None
 
 
-def layout(base: Checkpoint, entries: Mapping[str, Entry], aliases: Mapping[str, str], folder: Path | None) -> Layout:
+def layout(
+    base: Checkpoint,
+    entries: Mapping[str, Entry],
+    aliases: Mapping[str, str],
+    folder: Path | None,
+    is_tied: bool | None = None,
+) -> Layout:
     """Return the layout of a checkpoint that is stored as its base is.
 
     Args:
@@ -74,6 +83,7 @@ def layout(base: Checkpoint, entries: Mapping[str, Entry], aliases: Mapping[str,
         entries: the tensors, by name, in the order in which they are to lie.
         aliases: tied names that are not stored -> those that are.
         folder: the base's folder, where the result is a folder too; else all tensors go to one file.
+        is_tied: see `Layout`.
     """
     shards: Mapping[str, Checkpoint] = {"model.safetensors": base}
     homes = dict.fromkeys(entries, "model.safetensors")
@@ -91,7 +101,7 @@ def layout(base: Checkpoint, entries: Mapping[str, Entry], aliases: Mapping[str,
     # Larger items first, as the library orders them: every tensor is then aligned to its dtype.
     by_size = sorted(entries.values(), key=lambda entry: -entry.dtype.itemsize)
     files = {file: tuple(e for e in by_size if homes[e.name] == file) for file in shards}
-    return Layout(files, metadata, folder, index)
+    return Layout(files, metadata, folder, index, is_tied)
 
 
 def _as_safetensors(file: str) -> str:
@@ -191,6 +201,9 @@ class Writer:
         for path in sorted(base.iterdir()):
             if path.is_file() and not path.name.endswith((*_OTHER_WEIGHTS, RECORD_FILE)):
                 shutil.copyfile(path, self._temporary / path.name)
+        if self._plan.is_tied is not None and (self._temporary / CONFIG).is_file():
+            config = with_tying(read_configuration(self._temporary), self._plan.is_tied)
+            (self._temporary / CONFIG).write_text(_json(config, indent=2) + "\n", "utf-8")
         (self._temporary / RECORD_FILE).write_text(_json(record, indent=2) + "\n", "utf-8")
         if self._plan.index is not None:
             total = sum(entry.nbytes for _, _, entry in self._places.values())

@@ -9,8 +9,11 @@ from typing import Literal
 
 from mergekern._internal.validation import one_of
 from mergekern.checkpoints.adapter import Adapter, ImpliedBase
+from mergekern.checkpoints.alignment import in_names_of, rename_as_asked
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
 from mergekern.checkpoints.complex_numbers import refuse_changed_complex
+from mergekern.checkpoints.mismatches import Mismatches, hint
+from mergekern.checkpoints.names import check_rename
 from mergekern.checkpoints.opening import open_checkpoint
 from mergekern.checkpoints.rounding import note_rounding
 from mergekern.checkpoints.sources import IO, CheckpointLike, ZooLike
@@ -105,6 +108,7 @@ def open_zoo(
     io: IO = "mmap",
     needs_base: bool = True,
     least: int = 2,
+    rename: Mapping[str, str] | None = None,
 ) -> Zoo:
     """Open N models and their base and match them.
 
@@ -119,6 +123,10 @@ def open_zoo(
         io: "mmap" or "pread".
         needs_base: whether the values of the base will be asked for also where no model holds a tensor whole.
         least: how many models there must be.
+        rename: parts of the models' tensor names to replace, OLD -> NEW, where the base lacks the name: the first place
+            where the parts OLD stand between dots becomes NEW. An empty OLD is the beginning of every name, an empty
+            NEW leaves the parts out. Wrappers such as `module.` or `_orig_mod.`, and prefixes that one renaming of all
+            tensors adds, removes or moves, are seen without it, and said in `notes`.
 
     Raises:
         OptionError: no base, fewer than two models, duplicate names.
@@ -154,13 +162,16 @@ def open_zoo(
     opened = tuple(open_checkpoint(source.given, source.name, io=io) for source in sources)
     for checkpoint, source in zip(opened, sources, strict=True):
         checkpoint.notes += source.notes
+    rename = check_rename(rename)
     if base is None:
+        rename_as_asked(None, opened, rename)
         return replace(align(_implied_base(opened, on_mismatch), opened, on_mismatch), left_out=left_out)
     opened_base = open_checkpoint(base, "base", io=io)
     if isinstance(opened_base, Adapter):
         raise CheckpointError(
             f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
         )
+    rename_as_asked(opened_base, opened, rename)
     zoo = replace(align(opened_base, opened, on_mismatch), left_out=left_out)
     note_rounding(zoo.base, zoo.models, [tensor.names for tensor in zoo.tensors])
     return zoo
@@ -185,13 +196,10 @@ def _implied_base(models: Sequence[Checkpoint], on_mismatch: OnMismatch) -> Chec
 
 def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatch = "error") -> Zoo:
     """Match the tensors of the models to those of the base; see `open_zoo`."""
-    models = [model.bound(base) if isinstance(model, Adapter) else model for model in models]
+    held = set(base.tensors)
+    models = in_names_of(base, models)
     refuse_changed_complex(base, models)
-    mismatches: dict[str, list[str]] = {}
-
-    def mismatch(name: str, what: str) -> None:
-        mismatches.setdefault(name, []).append(what)
-
+    mismatches = Mismatches(len(models))
     tied: dict[Hashable, list[str]] = {}
     for name, tensor in base.tensors.items():
         tied.setdefault(tensor.storage, []).append(name)
@@ -203,17 +211,17 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
         }
         for model in models
     ]
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {name: [name] for name in base.tensors}
     for name, tensor in base.tensors.items():
-        names[name] = [name]
         for model, first_of in zip(models, firsts, strict=True):
             # A name that the base ties to another may be absent where a model was saved with the tie undone.
             found = name if name in model.tensors else first_of.get(tensor.storage)
             if found is None:
                 kind = "integers" if name in model.buffers else "missing"
-                mismatch(name, f"in {base.name!r} but {kind} in {model.name!r}")
+                mismatches.add(name, f"in {base.name!r} but {kind} in {{}}", model.name)
             elif model.tensors[found].shape != tensor.shape:
-                mismatch(name, f"shape {tensor.shape} in {base.name!r}, {model.tensors[found].shape} in {model.name!r}")
+                shapes = f"shape {tensor.shape} in {base.name!r}, {model.tensors[found].shape} in {{}}"
+                mismatches.add(name, shapes, model.name)
             else:
                 names[name].append(found)
     for model in models:
@@ -221,19 +229,17 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
         for name, tensor in model.tensors.items():
             if name not in base.tensors and tensor.storage not in known:
                 kind = "integers" if name in base.buffers else "missing"
-                mismatch(name, f"in {model.name!r} but {kind} in {base.name!r}")
-    lines = tuple(f"{name}: {'; '.join(what)}" for name, what in mismatches.items())
+                mismatches.add(name, f"in {{}} but {kind} in {base.name!r}", model.name)
+    lines = mismatches.lines
     if lines and on_mismatch == "error":
-        count = f"{len(lines)} tensor{'s do' if len(lines) > 1 else ' does'}"
-        shown = "\n  ".join(lines)
-        raise MismatchError(
-            f"{count} not match between the checkpoints:\n  {shown}\n"
-            'Give checkpoints of one architecture, or on_mismatch="skip" to leave these tensors out.'
-        )
+        raise mismatches.error(base, models)
     matched = {name: tuple(found) for name, found in names.items() if name not in mismatches}
     tensors, aliases = _tied_once((base, *models), matched)
     if not tensors:
-        raise MismatchError("\n  ".join([f"{base.name!r} and the models share no floating-point tensor", *lines[:10]]))
+        what = f"{base.name!r} and the models share no floating-point tensor"
+        raise MismatchError("\n  ".join([what, *lines[:10], hint(base, models)]).rstrip())
+    for name in aliases.keys() - held:  # Names of heads that proved to be the embedding everywhere, as the base has it.
+        del aliases[name], base.tensors[name]
     return Zoo(base, tuple(models), tensors, lines, aliases)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import mergekern
 from mergekern._internal.files import write_atomically
 from mergekern.cli.display import progress_display, say
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
-from mergekern.cli.parameters import ByteSize, ModelPath, io_option, parse_options, with_options
+from mergekern.cli.parameters import ByteSize, ModelPath, io_option, parse_options, rename_option, with_options
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
@@ -30,6 +31,7 @@ merge_options = with_options(
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
     io_option,
+    rename_option,
 )  # fmt: skip
 
 
@@ -46,13 +48,13 @@ merge_options = with_options(
 def merge(
     models: tuple[NamedPath, ...], base: Path | None, out: Path, method: str, options: dict[str, Any],
     weights: str | None, mergekit_config: bool, overwrite: bool, dtype: str | None, device: str,
-    max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+    max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     by_model = _numbers(weights)
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     if mergekit_config:
-        sources = _mergekit_sources(checkpoints, base)
+        sources = _mergekit_sources(checkpoints, base, rename)
         text = mergekern.mergekit_config(
             sources[1:], sources[0], method, options=options, weights=by_model, dtype=dtype or "float32"
         )
@@ -64,6 +66,7 @@ def merge(
             mergekern.merge(
                 checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=by_model,
                 dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
+                rename=rename,
             )  # fmt: skip
     say(f"wrote {out}")
 
@@ -84,6 +87,7 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
 def merge_all(
     zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], overwrite: bool,
     dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+    rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     models = models_of(zoo, base)
     say_what_is_left_out(models, base)
@@ -92,7 +96,7 @@ def merge_all(
     with progress_display() as progress:
         paths = mergekern.merge_all(
             models, base, names, groups=chosen, output=out, overwrite=overwrite, dtype=dtype, device=device,
-            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
+            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
         )  # fmt: skip
     say(f"wrote {len(paths)} merged checkpoints to {out}")
 
@@ -104,12 +108,12 @@ def _numbers(text: str | None) -> list[float] | None:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None
 
 
-def _mergekit_sources(checkpoints: Any, base: Path | None) -> list[str]:
+def _mergekit_sources(checkpoints: Any, base: Path | None, rename: Mapping[str, str] | None) -> list[str]:
     """Return the paths of the base and of the models, as mergekit writes them."""
     from mergekern.checkpoints import open_zoo
     from mergekern.checkpoints.adapter import Adapter
 
-    opened = open_zoo(checkpoints, base).checkpoints
+    opened = open_zoo(checkpoints, base, rename=rename).checkpoints
     paths = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened]
     # A plus sign joins a base and an adapter.
     return [

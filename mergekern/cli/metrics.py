@@ -12,7 +12,16 @@ import click
 import mergekern
 from mergekern.cli.display import NameTable, progress_display, readable_bytes, say, show
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
-from mergekern.cli.parameters import ByteSize, Function, ModelPath, Shard, io_option, parse_methods, with_options
+from mergekern.cli.parameters import (
+    ByteSize,
+    Function,
+    ModelPath,
+    Shard,
+    io_option,
+    parse_methods,
+    rename_option,
+    with_options,
+)
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
@@ -40,6 +49,7 @@ zoo_options = with_options(
     click.option("--top-k", default=10, show_default=True, help="Dimension of the singular subspaces."),
     click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
     io_option,
+    rename_option,
 )  # fmt: skip
 
 
@@ -91,7 +101,7 @@ def metrics(
     model_fn: Callable | None, layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None,
     shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int,
     per_layer: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen,
-    small_tensors: SmallTensors, statistics: Path | None, io: IO,
+    small_tensors: SmallTensors, statistics: Path | None, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
@@ -107,7 +117,9 @@ def metrics(
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
         if statistics is None:
             raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
-        measuring = mergekern.MeasureOptions(names, top_k, spectrum_k, device, max_memory, on_mismatch, io)
+        measuring = mergekern.MeasureOptions(
+            names, top_k, spectrum_k, device, max_memory, on_mismatch, io, rename=rename
+        )
         measure_one_shard(models, base, shard, statistics, measuring)
         return
     how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
@@ -123,14 +135,13 @@ def metrics(
         table = mergekern.compute_all(
             models, base, metrics=names, calibration=calibrated, top_k=top_k, spectrum_k=spectrum_k,
             per_layer=per_layer, device=device, max_memory=max_memory, on_mismatch=on_mismatch, frozen=frozen,
-            small_tensors=small_tensors,
-            statistics=statistics, progress=progress, io=io,
+            small_tensors=small_tensors, statistics=statistics, progress=progress, io=io, rename=rename,
         )  # fmt: skip
         if merge_probes and calibrated is not None:
             probed = mergekern.merge_probes(
                 models, base, calibration=calibrated, methods=merge_probes, direct=direct_probes, device=device,
                 max_memory=max_memory, on_mismatch=on_mismatch, statistics=statistics and statistics / "merge_probes",
-                progress=progress, io=io,
+                progress=progress, io=io, rename=rename,
             )  # fmt: skip
             table = table.join(probed)
     if out is not None:
@@ -203,13 +214,14 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
 )
 @zoo_options
 def info(
-    zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: IO
-) -> None:
+    zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: IO,
+    rename: Mapping[str, str] | None,
+) -> None:  # fmt: skip
     from mergekern.checkpoints import open_zoo
 
     if not zoo:
         raise click.UsageError("missing argument ZOO")
-    opened = open_zoo(models_of(zoo, base), base, on_mismatch="skip", io=io, needs_base=False)
+    opened = open_zoo(models_of(zoo, base), base, on_mismatch="skip", io=io, needs_base=False, rename=rename)
     names = [name.strip() for name in metrics.split(",")]
     options = mergekern.MeasureOptions(names, top_k=top_k, max_memory=max_memory, io=io)
     cost = mergekern.estimate_cost(opened, options)

@@ -117,6 +117,18 @@ def with_options(*options: Callable) -> Callable[[Callable], Callable]:
     return add
 
 
+def parse_rename(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+    """Return parts of names and what replaces them, from OLD=NEW."""
+    if wrong := next((text for text in values if "=" not in text), None):
+        raise click.BadParameter(f"{wrong!r} is not OLD=NEW, such as model.=bert.", ctx, param)
+    return dict(text.split("=", 1) for text in values) or None
+
+
+rename_option = click.option(
+    "--rename", multiple=True, callback=parse_rename, metavar="OLD=NEW",
+    help="Replace parts of the models' tensor names that the base lacks, such as text.=model.; either may be empty; "
+    "may be repeated.",
+)  # fmt: skip
 io_option = click.option(
     "--io", type=click.Choice(["mmap", "pread"]), default="mmap", show_default=True,
     help="How files are read; pread suits network disks.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import mergekern
 from mergekern.cli.display import progress_display, say
 from mergekern.cli.metrics import show_table
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
-from mergekern.cli.parameters import ByteSize, ModelPath, io_option
+from mergekern.cli.parameters import ByteSize, ModelPath, io_option, rename_option
 from mergekern.errors import OutputError
 from mergekern.metrics import RANKED_BY
 from mergekern.tables.files import check_suffix
@@ -40,9 +41,10 @@ MODELS are checkpoints, each as PATH or NAME=PATH, or one folder of them.
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @io_option
+@rename_option
 def sketch(
     models: tuple[NamedPath, ...], base: Path | None, out: Path, size: int | None, random_state: int | None,
-    max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+    max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     from mergekern.checkpoints.zoo_sources import is_zoo_folder
 
@@ -58,7 +60,7 @@ def sketch(
     with progress_display() as progress:
         found = mergekern.sketch(
             checkpoints, base, size=size, random_state=random_state, max_memory=max_memory, on_mismatch=on_mismatch,
-            progress=progress, io=io,
+            progress=progress, io=io, rename=rename,
         )  # fmt: skip
     found = found if before is None else before.joined(found)
     found.save(out)

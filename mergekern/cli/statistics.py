@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import mergekern
 from mergekern.cli.display import plain_console, progress_display, say
 from mergekern.cli.metrics import output_option, show_table, zoo_options
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
-from mergekern.cli.parameters import ByteSize, ModelPath, io_option
+from mergekern.cli.parameters import ByteSize, ModelPath, io_option, rename_option
 from mergekern.cli.prediction import show_pairs
 from mergekern.errors import StatisticsError
 from mergekern.metrics import RANKED_BY
@@ -44,14 +44,16 @@ Only they are factorised; the other models are read for their inner products wit
 @click.option("--device", default="auto", show_default=True)
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @io_option
+@rename_option
 def add(
-    models: tuple[NamedPath, ...], to: Path, base: Path | None, device: str, max_memory: int | None, io: IO
-) -> None:
+    models: tuple[NamedPath, ...], to: Path, base: Path | None, device: str, max_memory: int | None, io: IO,
+    rename: Mapping[str, str] | None,
+) -> None:  # fmt: skip
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     with progress_display() as progress:
         found = mergekern.add_models(
-            checkpoints, to, base=base, device=device, max_memory=max_memory, progress=progress, io=io
+            checkpoints, to, base=base, device=device, max_memory=max_memory, progress=progress, io=io, rename=rename
         )
     say(f"{to}: {len(found.models)} models")
 
@@ -145,6 +147,7 @@ models may be given, as PATH or NAME=PATH. Without ZOO the pairs are those of a 
 def screen(
     zoo: tuple[NamedPath, ...], base: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None,
     out: Path | None, metrics: str, top_k: int, device: str, max_memory: int | None, io: IO, rows: int,
+    rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
     from mergekern.prediction.screening import check_screening
@@ -160,7 +163,9 @@ def screen(
     with _folder(statistics) as folder:
         if zoo:
             with progress_display() as progress:
-                measuring = mergekern.MeasureOptions(names, top_k, device=device, max_memory=max_memory, io=io)
+                measuring = mergekern.MeasureOptions(
+                    names, top_k, device=device, max_memory=max_memory, io=io, rename=rename
+                )
                 mergekern.measure_into(folder, models_of(zoo, base), base, measuring, progress=progress)
         with _tiles_display() as tiles_progress:
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)

@@ -63,7 +63,9 @@ def measure_on_cluster(
     folder = Path(statistics).absolute()
     check_folder(folder)
     options = options or MeasureOptions()
-    zoo = open_zoo(checkpoints, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=False)
+    zoo = open_zoo(
+        checkpoints, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=False, rename=options.rename
+    )
     sources = {checkpoint.name: checkpoint.location for checkpoint in zoo.models}
     given = [*zoo.models, *([] if base is None and isinstance(zoo.base, ImpliedBase) else [zoo.base])]
     if held := [checkpoint.name for checkpoint in given if checkpoint.location is None]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def add_models(
     max_memory: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
+    rename: Mapping[str, str] | None = None,
 ) -> ZooStatistics:
     """Add models to a folder of statistics: only they are factorised, and only their pairs are computed.
 
@@ -49,7 +50,7 @@ def add_models(
         to: a folder that `compute_all(statistics=...)` or `mergekern metrics --statistics` finished.
         base: where the base is now, if it has moved.
         calibration: samples and heads of all models, to run them anew; if None, metrics that run models are dropped.
-        device, max_memory, progress, io: as for `compute_all`.
+        device, max_memory, progress, io, rename: as for `compute_all`; `rename` also of the models that are there.
 
     Raises:
         OptionError: a model of that name is there, or one that is there cannot be read again since it was in memory.
@@ -84,6 +85,7 @@ def add_models(
             max_memory=max_memory,
             on_mismatch="skip" if before.skipped else "error",
             io=io,
+            rename=rename,
         )
         found = measure(models, base, options, calibration=calibration, statistics=store, progress=progress)
     _warn_of_changes(before, found)

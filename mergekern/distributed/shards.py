@@ -71,7 +71,9 @@ def measure_shard(
             f"{', '.join(run)}: shards measure weights; ask for these when computing the table of the combined folder"
         )
     measurement = choose_measurement(options, with_bases=True)
-    zoo = open_zoo(checkpoints, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=False)
+    zoo = open_zoo(
+        checkpoints, base, on_mismatch=options.on_mismatch, io=options.io, needs_base=False, rename=options.rename
+    )
     every = tiles([], range(len(zoo.models)), block_size)
     costs = [[cost(tensor.shape, tile, options.with_spectrum) for tile in every] for tensor in zoo.tensors]
     check_folder(Path(statistics))

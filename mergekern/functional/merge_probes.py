@@ -59,6 +59,7 @@ def merge_probes(
     statistics: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
+    rename: Mapping[str, str] | None = None,
 ) -> MetricTable:
     """Merge each model alone, and each pair if asked to, and measure it on calibration samples of its own task.
 
@@ -70,7 +71,7 @@ def merge_probes(
     pair that come from both: loss and accuracy beside those of the single models, mean and worst of the two tasks.
 
     Args:
-        checkpoints, base, on_mismatch, io: as for `compute_all`.
+        checkpoints, base, on_mismatch, io, rename: as for `compute_all`.
         calibration: the model, samples and heads that merges are measured with.
         methods: one merge method or several, of `mergekern.METHODS`.
         direct: also merge and measure every pair.
@@ -105,7 +106,7 @@ def merge_probes(
     folder = None if statistics is None else Path(statistics)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise StatisticsError(f"{folder}: is a file; statistics are kept in a folder")
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
     binding = Binding(zoo, calibration, frozenset())
     binding.check_fit(zoo.base)
     keys = {} if folder is None else _keys(binding, chosen, backend.name)

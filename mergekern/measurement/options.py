@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergekern._internal.validation import one_of, positive_bytes, positive_integer
+from mergekern.checkpoints.names import check_rename
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.metrics import Metric, as_names, select
@@ -28,6 +29,7 @@ class MeasureOptions:
             None for the default: 1 GiB, and on a CUDA device 2/5 of what is free there.
         on_mismatch: "error" reports every tensor that is missing, extra or of another shape; "skip" leaves those out.
         io: "mmap" maps the files; "pread" reads them, which is faster on network disks.
+        rename: parts of the models' tensor names to replace, OLD -> NEW; see `compute_all`.
 
     Raises:
         OptionError: an unknown metric, a size or a budget that is no positive number, another word than those above.
@@ -43,6 +45,7 @@ class MeasureOptions:
     max_memory: int | None = None
     on_mismatch: OnMismatch = "error"
     io: IO = "mmap"
+    rename: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -54,6 +57,7 @@ class MeasureOptions:
             object.__setattr__(self, "max_memory", positive_bytes("max_memory", self.max_memory))
         one_of("on_mismatch", self.on_mismatch, ("error", "skip"))
         one_of("io", self.io, ("mmap", "pread"))
+        check_rename(self.rename)
 
     @property
     def chosen(self) -> list[Metric]:

@@ -51,6 +51,7 @@ def merge(
     on_mismatch: OnMismatch = "error",
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
+    rename: Mapping[str, str] | None = None,
 ) -> StateDict | Path:
     """Merge two or more models fine-tuned from one base.
 
@@ -77,10 +78,12 @@ def merge(
         on_mismatch: "error", or "skip", which takes tensors that not all checkpoints share from the base.
         progress: called with a `Progress` at the start of every tensor and at the end.
         io: "mmap" maps the files; "pread" reads them.
+        rename: parts of the models' tensor names to replace, OLD -> NEW; see `compute_all`. The result has the base's.
 
     Returns:
         The merged state dict, name -> tensor, with every name of the base (integer buffers are the base's, tied names
-        share one tensor); or the path written.
+        share one tensor); or the path written. Where the base ties its head to its embedding and the models differ in
+        the two, the result has both, and its config.json says that they are not tied.
 
     Raises:
         OptionError: an unknown method, option, dtype or device; a value out of range.
@@ -97,7 +100,7 @@ def merge(
     """
     chosen, resolved = find_method(method, options)
     route = _route(device, max_memory)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
     stream = LayerStream(zoo, route.max_memory)
     request = _Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen))
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
@@ -128,13 +131,14 @@ def merge_all(
     on_mismatch: OnMismatch = "error",
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
+    rename: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for all of them.
 
     What several merges need of a tensor (its hashes, a model's threshold, a model's truncated matrix) is computed once.
 
     Args:
-        checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io: as for `merge`;
+        checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io, rename: as for `merge`;
             `checkpoints` may also be a `Zoo`, which then decides the base and how files are read.
         methods: one name or several.
         groups: names of the models of each merge; every pair by default.
@@ -164,7 +168,11 @@ def merge_all(
         raise OptionError("merge_all needs either an output folder or a callback")
     chosen = find_methods(methods, options)
     route = _route(device, max_memory)
-    zoo = checkpoints if isinstance(checkpoints, Zoo) else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io)
+    zoo = (
+        checkpoints
+        if isinstance(checkpoints, Zoo)
+        else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
+    )
     stream = LayerStream(zoo, route.max_memory)
     members = resolve_groups(groups, zoo)
     requests = [
@@ -225,7 +233,7 @@ def _write(
         merges = []
         for request, path in targets:
             unknown = request.record(zoo, [_UNKNOWN_HASH] * (1 + len(request.models)), route)
-            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder_of(path))
+            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder_of(path), is_tied=plan.is_tied)
             writers.append(Writer(path, shape, unknown, overwrite))
             merges.append(request.merge_into(ToFile(plan, writers[-1]), zoo))
         MergePass(stream, merges, route, progress).run()

@@ -11,6 +11,7 @@ import torch
 from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.checkpoints.dtypes import FLOAT8
+from mergekern.checkpoints.tying import tying_of
 from mergekern.checkpoints.writer import Entry, Writer
 from mergekern.errors import OptionError
 
@@ -82,6 +83,11 @@ class OutputPlan:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.entries.values())
+
+    @property
+    def is_tied(self) -> bool | None:
+        """Whether the result ties head and embedding, where its configuration must say otherwise than the base's."""
+        return tying_of(self.base, self.entries)
 
     @property
     def folder(self) -> Path | None:

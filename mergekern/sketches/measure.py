@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,12 @@ def sketch(
     on_mismatch: OnMismatch = "error",
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
+    rename: Mapping[str, str] | None = None,
 ) -> Sketches:
     """Compute the sketches of models fine-tuned from one base, reading the weights once.
 
     Args:
-        checkpoints, base, max_memory, on_mismatch, progress, io: as for `compute_all`; one model is enough.
+        checkpoints, base, max_memory, on_mismatch, progress, io, rename: as for `compute_all`; one model is enough.
         size: length of one sketch, a power of two, 64 at least. The standard error of a cosine c is
             (1 − c²)/√((1 + c²)·size): 0.016 at most with 4096.
         random_state: decides the random map. Only sketches of one size and random_state can be compared.
@@ -57,7 +58,7 @@ def sketch(
         raise OptionError(f"size must be a power of two, {LEAST} at least, not {size!r}")
     if not isinstance(random_state, int) or isinstance(random_state, bool):
         raise OptionError(f"random_state must be an integer, not {random_state!r}")
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, needs_base=False, least=1)
+    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename, needs_base=False, least=1)
     sketches, squares = np.zeros((len(zoo.models), size)), np.zeros(len(zoo.models))
     knows_base = not isinstance(zoo.base, ImpliedBase)
     digests: dict[str, str] = {}

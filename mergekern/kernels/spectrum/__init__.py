@@ -82,10 +82,9 @@ def zero_spectrum(shape: tuple[int, int], top_k: int, spectrum_k: int) -> Spectr
     array([[0.],
            [1.]], dtype=float32)
     """
-    rows, columns = shape
+    _, columns = shape
     r = min(shape)
     k = min(top_k, r)
-    identity = np.eye(columns, r, dtype=np.float32)
-    return Spectrum(
-        np.zeros(min(spectrum_k, r)), 0, np.eye(rows, k, dtype=np.float32), identity[:, :k], identity[:, r - k :]
-    )
+    # Only the k columns that are kept: a whole identity would be as large as the matrix.
+    left, top = (np.eye(size, k, dtype=np.float32) for size in shape)
+    return Spectrum(np.zeros(min(spectrum_k, r)), 0, left, top, np.eye(columns, k, k - r, dtype=np.float32))

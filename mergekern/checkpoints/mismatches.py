@@ -1,0 +1,80 @@
+"""Tensors that do not match between checkpoints, gathered in linear time and memory, and said in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.names import likely_difference
+from mergekern.errors import MismatchError
+
+# Tensors, and models of one tensor, that an error names.
+_TENSORS_NAMED = 10
+_MODELS_NAMED = 3
+
+
+class Mismatches:
+    """What does not match between a base and its models, by tensor and by what is wrong with it.
+
+    >>> found = Mismatches(5)
+    >>> for model in "abcd":
+    ...     found.add("w", "in 'base' but missing in {}", model)
+    >>> found.lines
+    ("w: in 'base' but missing in 'a', 'b', 'c' and 1 more",)
+    """
+
+    def __init__(self, models: int) -> None:
+        self._models = models
+        self._found: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a tensor does not match."""
+        return name in self._found
+
+    def add(self, name: str, what: str, model: str) -> None:
+        """Add what is wrong with a tensor of a model, "{}" standing for the model."""
+        kinds = self._found.setdefault(name, {})
+        count, named = kinds.get(what, (0, ()))
+        kinds[what] = (count + 1, (*named, model) if count < _MODELS_NAMED else named)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One line for each tensor."""
+        return tuple(
+            f"{name}: {'; '.join(self._said(what, *models) for what, models in kinds.items())}"
+            for name, kinds in self._found.items()
+        )
+
+    def _said(self, what: str, count: int, named: tuple[str, ...]) -> str:
+        if count <= _MODELS_NAMED and count < max(self._models, _MODELS_NAMED):
+            return "; ".join(what.format(repr(model)) for model in named)
+        if count == self._models:
+            return what.format(f"all {count} models")
+        more = f" and {count - len(named)} more" if count > len(named) else ""
+        return what.format(", ".join(map(repr, named)) + more)
+
+    def error(self, base: Checkpoint, models: Sequence[Checkpoint]) -> MismatchError:
+        """Return the error that names the first of them, and in which part most names differ where that can be seen."""
+        lines = self.lines
+        count = f"{len(lines):,} tensor{'s do' if len(lines) > 1 else ' does'}"
+        shown = "\n  ".join(lines[:_TENSORS_NAMED])
+        more = f"\n  and {len(lines) - _TENSORS_NAMED:,} more" if len(lines) > _TENSORS_NAMED else ""
+        return MismatchError(
+            f"{count} not match between the checkpoints:\n  {shown}{more}\n{hint(base, models)}"
+            'Give checkpoints of one architecture, or on_mismatch="skip" to leave these tensors out.'
+        )
+
+
+def hint(base: Checkpoint, models: Sequence[Checkpoint]) -> str:
+    """Return a line on the part in which most names of a model differ from the base's; empty where there is none."""
+    known = {name: tensor.shape for name, tensor in base.tensors.items()}
+    for model in models:
+        own = {name: tensor.shape for name, tensor in model.tensors.items()}
+        if difference := likely_difference(own, known):
+            old, new = (f"'{part}.'" if part else "nothing" for part in difference)
+            return (
+                f"Most names of {model.name!r} begin with {old} where those of {base.name!r} begin with {new}; if they "
+                f'are the same tensors, pass rename={{"{difference[0]}": "{difference[1]}"}} '
+                f"(--rename {difference[0]}={difference[1]} on the command line).\n"
+            )
+    return ""
