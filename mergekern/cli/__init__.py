@@ -11,6 +11,7 @@ from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
 from mergekern.cli.report import report
+from mergekern.cli.signals import stopping_cleanly
 from mergekern.cli.sketches import compare, sketch
 from mergekern.cli.statistics import add, combine, remove, screen, table, verify
 from mergekern.errors import MergekernError
@@ -22,7 +23,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            with stopping_cleanly():
+                return super().invoke(ctx)
         except MergekernError as error:
             raise click.ClickException(str(error)) from error
 
@@ -36,6 +38,8 @@ class Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log every step.")
 def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    if not verbose:
+        logging.getLogger("mergekern.notes").setLevel(logging.INFO)
 
 
 for command in (

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import mergekern
-from mergekern._internal.files import write_atomically
+from mergekern._internal.files import check_output, write_output
 from mergekern.cli.display import progress_display
 from mergekern.cli.parameters import ByteSize, io_option, parse_options, with_options
 
@@ -43,13 +43,14 @@ def merge(
     by_model = _numbers(weights)
     checkpoints: Any = models[0] if len(models) == 1 else list(models)
     if mergekit_config:
+        if out.exists() and not how["overwrite"]:
+            raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
+        check_output(out)
         sources = _mergekit_sources(checkpoints, base)
         text = mergekern.mergekit_config(
             sources[1:], sources[0], method, options=options, weights=by_model, dtype=how["dtype"] or "float32"
         )
-        if out.exists() and not how["overwrite"]:
-            raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
-        write_atomically(out, text.encode())
+        write_output(out, text.encode())
     else:
         with progress_display() as progress:
             mergekern.merge(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
+from mergekern._internal.files import check_output
 from mergekern.cli.display import progress_display
-from mergekern.cli.metrics import show_table
+from mergekern.cli.metrics import save_or_keep, show_table
 from mergekern.cli.parameters import ByteSize, io_option
-from mergekern.errors import OutputError
 from mergekern.metrics import RANKED_BY
 from mergekern.tables.files import check_suffix
 
@@ -41,9 +41,8 @@ def sketch(
 ) -> None:  # fmt: skip
     from mergekern.checkpoints.sources import is_zoo_folder
 
+    check_output(out)
     before = mergekern.Sketches.load(out) if out.exists() else None
-    if not out.resolve().parent.is_dir():
-        raise OutputError(f"{out}: the folder it is to lie in does not exist")
     size = size if size is not None else before.values.shape[1] if before else 4096
     random_state = random_state if random_state is not None else before.random_state if before else 0
     checkpoints: Any = models[0] if len(models) == 1 and is_zoo_folder(models[0]) else list(models)
@@ -52,8 +51,7 @@ def sketch(
             checkpoints, base, size=size, random_state=random_state, max_memory=max_memory, on_mismatch=on_mismatch,
             progress=progress, io=io,
         )  # fmt: skip
-    found = found if before is None else before.joined(found)
-    found.save(out)
+    found = found.add_to(out)
     click.echo(f"wrote {out}: {found!r}")
 
 
@@ -69,12 +67,13 @@ def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) 
 
     if out is not None:
         check_suffix(out)
+        check_output(out)
     if sort_by not in ESTIMATED:
         raise click.BadParameter(f"{sort_by!r} is not one of {', '.join(ESTIMATED)}", param_hint="--sort-by")
     found = reduce(Sketches.joined, map(Sketches.load, files))
     table = found.table()
     if out is not None:
-        table.save(out)
+        save_or_keep(table, out)
     show_table(table, sort_by, rows)
     error = found.standard_errors()[sort_by]
     click.echo(f"standard error of {sort_by}: {error.median():.2g} in the median, {error.max():.2g} at most")

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 import mergekern
+from mergekern._internal.files import check_output
 from mergekern.cli.display import progress_display
-from mergekern.cli.metrics import output_option, show_table, zoo_options
+from mergekern.cli.metrics import output_option, save_or_keep, show_table, zoo_options
 from mergekern.cli.parameters import ByteSize, io_option
 from mergekern.cli.prediction import show_pairs
 from mergekern.errors import StatisticsError
@@ -100,12 +101,13 @@ def table(
 ) -> None:
     if out is not None:
         check_suffix(out)
+        check_output(out)
     names = None if models is None else [name.strip() for name in models.split(",")]
     found = mergekern.ZooStatistics.load(statistics, names)
     wanted = [name.strip() for name in metrics.split(",")]
     made = MetricTable.from_statistics(found, "all" if wanted == ["all"] else wanted, **options)
     if out is not None:
-        made.save(out)
+        save_or_keep(made, out)
     show_table(made, sort_by if sort_by in made.metrics else made.metrics[0], rows)
     if out is not None:
         click.echo(f"wrote {out}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekern._internal.files import write_atomically
+from mergekern._internal.files import write_output
 from mergekern.errors import OptionError, StatisticsError
 from mergekern.metrics import is_metric, metric_of
 from mergekern.tables.frames import INDEX, pair_frame, pair_matrices
@@ -47,8 +47,9 @@ def write_table(path: Path, content: TableContent) -> None:
 
     Raises:
         OptionError: another suffix.
+        OutputError: it cannot be written.
     """
-    write_atomically(path, _WRITERS[check_suffix(path)](content))
+    write_output(path, _WRITERS[check_suffix(path)](content))
 
 
 def read_table(path: Path) -> TableContent:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mergekern._internal.notes import notes_of_checkpoints
 from mergekern.metrics import metric_of
 from mergekern.metrics.subspace import Frozen
 from mergekern.statistics import ZooStatistics
@@ -26,26 +27,6 @@ def notes_of(statistics: ZooStatistics, values: Mapping[str, np.ndarray], frozen
     if "input_gradients" in needs:
         notes += _input_notes(statistics)
     return notes + notes_of_missing(statistics.models, values)
-
-
-def notes_of_checkpoints(notes: Mapping[str, Sequence[str]], models: Sequence[str]) -> list[str]:
-    """Return the notes on single checkpoints, each sentence once with those of which it is true.
-
-    >>> notes_of_checkpoints({"base": ["x"], "a": ["x"], "b": ["x", "y"]}, ["a", "b"])
-    ['x (in the base and all 2 models)', 'y (in b)']
-    """
-    found: dict[str, list[str]] = {}
-    for name, lines in notes.items():
-        for line in lines:
-            found.setdefault(line, []).append(name)
-    return [f"{line} (in {_names(names, models)})" for line, names in found.items()]
-
-
-def _names(names: Sequence[str], models: Sequence[str]) -> str:
-    if set(models) <= set(names):
-        everyone = f"all {len(models)} models"
-        return f"the base and {everyone}" if len(names) > len(models) else everyone
-    return ", ".join(names)
 
 
 def notes_of_missing(models: Sequence[str], values: Mapping[str, np.ndarray]) -> list[str]:
