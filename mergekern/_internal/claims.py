@@ -29,7 +29,7 @@ def claim(path: Path) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
-            if not _remove_left_behind(path):
+            if not _remove_file_left_behind(path):
                 return None
             continue
         if _locked(descriptor, unsupported=True) and _is_at(descriptor, path):
@@ -50,11 +50,7 @@ def workspace(folder: Path) -> Iterator[Path]:
     True
     []
     """
-    for lock in folder.glob(f"{_PREFIX}*{_LOCK}"):
-        with contextlib.suppress(OSError):  # Where it cannot be removed, it harms nobody.
-            descriptor = claim(lock)
-            if descriptor is not None:
-                _remove(lock, descriptor)
+    remove_left_behind(folder)
     lock = folder / f"{_PREFIX}{uuid.uuid4().hex}{_LOCK}"
     descriptor = claim(lock)
     assert descriptor is not None
@@ -65,6 +61,15 @@ def workspace(folder: Path) -> Iterator[Path]:
         _remove(lock, descriptor)
 
 
+def remove_left_behind(folder: Path) -> None:
+    """Remove the workspaces of killed processes from a folder."""
+    for lock in folder.glob(f"{_PREFIX}*{_LOCK}"):
+        with contextlib.suppress(OSError):  # Where it cannot be removed, it harms nobody.
+            descriptor = claim(lock)
+            if descriptor is not None:
+                _remove(lock, descriptor)
+
+
 def _remove(lock: Path, descriptor: int) -> None:
     """Remove a workspace, and then its lock: killed between the two, it is found again."""
     shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
@@ -72,7 +77,7 @@ def _remove(lock: Path, descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _remove_left_behind(path: Path) -> bool:
+def _remove_file_left_behind(path: Path) -> bool:
     """Remove a file whose process has ended; return whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDWR)

@@ -31,12 +31,12 @@ class FolderFiles:
 
     Attributes:
         copied: files that are as true of a merge, by their path in the folder; links are followed.
-        submodels: sub-folders that hold weights of their own, as a checkpoint.
+        submodels: sub-folders that hold weights of their own, as a checkpoint, with the paths of all their files.
         left: other files and sub-folders, which a merge does not get. Hidden ones are not listed.
     """
 
     copied: dict[str, Path]
-    submodels: tuple[str, ...]
+    submodels: dict[str, dict[str, Path]]
     left: tuple[str, ...]
 
 
@@ -52,7 +52,8 @@ def folder_files(folder: Path, own: Collection[str] = ()) -> FolderFiles:
     (['tokenizer.json'], ('README.md',))
     """
     copied: dict[str, Path] = {}
-    submodels, left = [], []
+    submodels: dict[str, dict[str, Path]] = {}
+    left = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in own:
             continue
@@ -62,12 +63,12 @@ def folder_files(folder: Path, own: Collection[str] = ()) -> FolderFiles:
         elif path.is_dir() and _OF_TRAINING.fullmatch(path.name):
             left.append(path.name)
         elif path.is_dir() and holds_checkpoint(path):
-            submodels.append(path.name)
+            submodels[path.name] = inside
         elif any(file.name.lower().endswith(_WEIGHTS) for file in inside.values()) or _STALE.fullmatch(path.name):
             left.append(path.name)
         else:
             copied |= inside
-    return FolderFiles(copied, tuple(submodels), tuple(left))
+    return FolderFiles(copied, submodels, tuple(left))
 
 
 def home(checkpoint: Checkpoint) -> Path | None:

@@ -43,9 +43,9 @@ def merge(
     by_model = _numbers(weights)
     checkpoints: Any = models[0] if len(models) == 1 else list(models)
     if mergekit_config:
+        check_output(out)
         if out.exists() and not how["overwrite"]:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
-        check_output(out)
         sources = _mergekit_sources(checkpoints, base)
         text = mergekern.mergekit_config(
             sources[1:], sources[0], method, options=options, weights=by_model, dtype=how["dtype"] or "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mergekern._internal.claims import remove_left_behind
 from mergekern._internal.notes import show
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
 from mergekern.checkpoints.sources import IO
@@ -180,7 +182,8 @@ def merge_all(
         new = [(request, path) for request, path in targets if path not in kept]
         check_targets(new, zoo, plan, overwrite, may_make_folders=True)
         if kept:
-            logger.warning("%d merges are there already, made in the same way of the same models: kept", len(kept))
+            logger.warning("kept, as they are there already, made in the same way of the same models: %d", len(kept))
+            remove_left_behind(folder)
         if new:
             make_folders(new, folder)
             files.write(new, folder)
@@ -221,6 +224,7 @@ def _files(
     def notes(request: Request) -> list[str]:
         return [*lost, *notes_of_merge(zoo, request.models, plan, folder)]
 
+    plan = dataclasses.replace(plan, base_folders=found.of_base)
     return MergeFiles(stream, plan, parts, route, notes, overwrite, progress)
 
 

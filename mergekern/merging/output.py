@@ -45,6 +45,7 @@ class OutputPlan:
         copied: names of the tensors that are taken from the base.
         dtype: of all float tensors; None where each has the base's.
         unties: whether tensors differ that the base's config.json ties.
+        base_folders: sub-folders with weights that are the base's in every result.
     """
 
     base: Checkpoint
@@ -53,6 +54,7 @@ class OutputPlan:
     copied: tuple[str, ...]
     dtype: torch.dtype | None = None
     unties: bool = False
+    base_folders: tuple[str, ...] = ()
 
     @classmethod
     def like_base(cls, zoo: Zoo, dtype: torch.dtype | None) -> OutputPlan:
@@ -113,7 +115,10 @@ class OutputPlan:
 
     def layout_like(self, folder: Path) -> Layout:
         """Return the layout of a folder like that of the base."""
-        others: dict[str, Path | bytes] = dict(self.beside(folder).copied)
+        beside = self.beside(folder)
+        others: dict[str, Path | bytes] = dict(beside.copied)
+        for name in self.base_folders:
+            others |= beside.submodels[name]
         dtype = str(self.dtype).removeprefix("torch.") if self.dtype else None
         config = configuration_of_result(self.base.config, dtype=dtype, unties=self.unties)
         if config != self.base.config:

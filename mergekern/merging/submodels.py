@@ -38,7 +38,7 @@ def submodels(zoo: Zoo, folder: Path | None, on_mismatch: OnMismatch, io: IO) ->
         MismatchError, CheckpointError: as for `open_zoo`.
     """
     homes = [home(checkpoint) for checkpoint in zoo.checkpoints]
-    held = [folder_files(each).submodels if each else () for each in homes]
+    held = [list(folder_files(each).submodels) if each else [] for each in homes]
     everyone = sorted({name for names in held for name in names})
     if folder is None:
         return SubModels(left_out=tuple(everyone))
