@@ -11,10 +11,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mergekern._internal.notes import listed
 from mergekern.errors import OutputError
 
 METADATA_KEY = "mergekern"
 RECORD_FILE = "mergekern.json"
+# In the record of a folder: the names of what was written there.
+WRITTEN_KEY = "files"
 # What every record has, by which it is told from other files of its name.
 _KEYS = frozenset({"version", "method", "base", "models"})
 _MINE = "only what mergekern wrote is replaced"
@@ -61,10 +64,22 @@ def check_target(path: Path, is_folder: bool, overwrite: bool) -> None:
     is_empty = path.is_dir() and not any(path.iterdir())
     if is_folder and not is_empty and not is_merged(path):
         raise OutputError(f"{path}: is there and holds no {RECORD_FILE} of a merge; {_MINE}")
+    if is_folder and (added := _added(path)):
+        raise OutputError(f"{path}: holds {listed(added)}, which mergekern did not write; move that away first")
     if not is_folder and not path.is_file():
         raise OutputError(f"{path}: is a folder, and a file is to be written; give another name")
     if not is_folder and not is_merged(path):
         raise OutputError(f"{path}: is there and holds no record of a merge; {_MINE}")
+
+
+def _added(folder: Path) -> list[str]:
+    """Return what somebody else added to the folder of a merge; records of older versions do not tell."""
+    try:
+        written = json.loads((folder / RECORD_FILE).read_text("utf-8")).get(WRITTEN_KEY)
+    except FileNotFoundError:
+        return []
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return [] if written is None else [name for name in names if name not in written]
 
 
 def check_name(path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mergekern.checkpoints.layout import INDEX_FILE, Entry, Layout
-from mergekern.checkpoints.records import RECORD_FILE, as_json, check_target, record_path
+from mergekern.checkpoints.records import RECORD_FILE, WRITTEN_KEY, as_json, check_target, record_path
 from mergekern.errors import OutputError
 
 
@@ -91,9 +91,12 @@ class Writer:
                 with _opened(path) as descriptor:
                     os.pwrite(descriptor, header, 0)
                     os.fsync(descriptor)
-            _write_flushed(self._record_aside, record_text(record))
             if self._plan.index is not None:
                 _write_flushed(self.temporary / INDEX_FILE, self._plan.index_file())
+            if self._plan.is_folder:
+                names = sorted({RECORD_FILE, *os.listdir(self.temporary)})
+                record = {**record, WRITTEN_KEY: names}
+            _write_flushed(self._record_aside, record_text(record))
 
     @property
     def _record_aside(self) -> Path:

@@ -54,8 +54,8 @@ def fit(table: Path, scores: Path, method: str, target: str, kind: str, level: f
     _check_output(out, ".json")
     measured = read_scores(scores, method, target)
     fitted = MergePredictor.fit(MetricTable.load(table), measured, method, kind, level=level)
-    fitted.save(out)
     show_fit(fitted)
+    fitted.save(out)
     click.echo(f"wrote {out}")
 
 

@@ -14,6 +14,7 @@ import torch
 from mergekern._internal.claims import remove_left_behind
 from mergekern._internal.notes import show
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
+from mergekern.checkpoints.notes import notes_of_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
@@ -21,7 +22,7 @@ from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
 from mergekern.merging.merge_pass import MergePass
-from mergekern.merging.notes import lost_in_merges, notes_of_merge, notes_of_submodels
+from mergekern.merging.notes import lost_in_merges, notes_of_base, notes_of_submodels
 from mergekern.merging.on_cpu import CpuRoute
 from mergekern.merging.on_device import DeviceRoute
 from mergekern.merging.output import OutputPlan, StateDict
@@ -219,10 +220,11 @@ def _files(
     lost = [*lost_in_merges(zoo), *notes_of_submodels(found)]
     for name, (part, _) in parts.items():
         lost += [f"{name}: {note}" for note in lost_in_merges(part.zoo)]
-    show(lost, notes_of_merge(zoo, None, plan, folder))
+    of_base = notes_of_base(zoo, plan, folder)
+    show(lost, [*of_base, *notes_of_zoo(zoo)])
 
     def notes(request: Request) -> list[str]:
-        return [*lost, *notes_of_merge(zoo, request.models, plan, folder)]
+        return [*lost, *of_base, *notes_of_zoo(zoo, request.models)]
 
     plan = dataclasses.replace(plan, base_folders=found.of_base)
     return MergeFiles(stream, plan, parts, route, notes, overwrite, progress)
@@ -231,4 +233,4 @@ def _files(
 def _show_notes(zoo: Zoo, plan: OutputPlan) -> None:
     """Show what takes no part in merges that stay in memory."""
     lost = [*lost_in_merges(zoo), *notes_of_submodels(submodels(zoo, None, "error", "mmap"))]
-    show(lost, notes_of_merge(zoo, None, plan, None))
+    show(lost, [*notes_of_base(zoo, plan, None), *notes_of_zoo(zoo)])

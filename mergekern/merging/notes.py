@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from mergekern._internal.notes import listed
 from mergekern.checkpoints import Zoo
-from mergekern.checkpoints.notes import notes_of_zoo, skipped_names
+from mergekern.checkpoints.notes import skipped_names
 from mergekern.merging.output import OutputPlan
 from mergekern.merging.submodels import SubModels
 
@@ -21,12 +20,11 @@ def lost_in_merges(zoo: Zoo) -> list[str]:
     return notes
 
 
-def notes_of_merge(zoo: Zoo, models: Sequence[int] | None, plan: OutputPlan, folder: Path | None) -> list[str]:
-    """Return the other notes on merges.
+def notes_of_base(zoo: Zoo, plan: OutputPlan, folder: Path | None) -> list[str]:
+    """Return notes on what is the base's in merges, and on what of its folder is not copied.
 
     Args:
         zoo: the models.
-        models: positions of those that are merged; None for all.
         plan: what is written.
         folder: the base's folder where the result is a folder.
     """
@@ -36,7 +34,7 @@ def notes_of_merge(zoo: Zoo, models: Sequence[int] | None, plan: OutputPlan, fol
         notes.append(f"integer tensors, which are the base's ({len(buffers):,}): {listed(buffers)}")
     if folder is not None and (left := plan.beside(folder).left):
         notes.append(f"not copied from the base's folder ({len(left):,}): {listed(left)}")
-    return [*notes, *notes_of_zoo(zoo, models)]
+    return notes
 
 
 def notes_of_submodels(submodels: SubModels) -> list[str]:

@@ -61,23 +61,23 @@ class MergeFiles:
         with ExitStack() as stack:
             with as_output_errors(place):
                 aside = stack.enter_context(workspace(place))
-            whole = _Batch(self, self.stream, self.plan, aside)
+            # All targets are files, or all are folders.
+            whole = _Batch(self, self.stream, self.plan, self.plan.layout_at(targets[0][1]), aside)
             for request, path in targets:
-                whole.add(request, path, self.plan.layout_at(path), self.overwrite)
+                whole.add(request, path, self.overwrite)
             batches = [whole]
             for name, (stream, plan) in self.parts.items():
-                part = _Batch(self, stream, plan, aside)
-                folder = Path(plan.base.source).parent
+                part = _Batch(self, stream, plan, plan.layout_like(Path(plan.base.source).parent), aside)
                 for (request, _), writer in zip(targets, whole.writers, strict=True):
-                    part.add(request, writer.temporary / name, plan.layout_like(folder), overwrite=False)
+                    part.add(request, writer.temporary / name, overwrite=False)
                 batches.insert(0, part)  # What lies in a folder is moved there before the folder is.
             for batch in reversed(batches):
                 batch.run()
-            for batch in batches:
-                batch.seal()
-            for batch in batches:
-                for writer in batch.writers:
-                    writer.move()
+            for part in batches[:-1]:
+                part.seal()
+                part.move()
+            whole.seal()
+            whole.move()
 
     def kept(self, targets: Sequence[Target]) -> set[Path]:
         """Return the paths of merges that are there already, made in the same way of the same models.
@@ -90,11 +90,11 @@ class MergeFiles:
         there = [(request, path) for request, path in targets if os.path.lexists(path)]
         if self.overwrite or not there or not all(is_merged(path) for _, path in there):
             return set()
-        hashes = _content_hashes(self.stream)
+        hashes, planned = _content_hashes(self.stream), self.plan.layout_at(there[0][1])
         for request, path in there:
             of_models = [hashes[0], *(hashes[1 + model] for model in request.models)]
             record = request.record(self.stream.zoo, self.route, self.notes(request), of_models)
-            if not _is_made_so(path, self.plan, record):
+            if not _is_made_so(path, planned, self.plan, record):
                 raise OutputError(
                     f"{path}: is there already, made in another way or of other models; pass overwrite=True "
                     "(--overwrite) to replace it"
@@ -107,16 +107,16 @@ class MergeFiles:
 class _Batch:
     """Merges of the same zoo into files, side by side."""
 
-    def __init__(self, how: MergeFiles, stream: LayerStream, plan: OutputPlan, aside: Path) -> None:
-        self._how, self._stream, self._plan, self._aside = how, stream, plan, aside
+    def __init__(self, how: MergeFiles, stream: LayerStream, plan: OutputPlan, layout: Layout, aside: Path) -> None:
+        self._how, self._stream, self._plan, self._layout, self._aside = how, stream, plan, layout, aside
         self._requests: list[Request] = []
         self._merges: list[GroupMerge] = []
         self.writers: list[Writer] = []
 
-    def add(self, request: Request, path: Path, layout: Layout, overwrite: bool) -> None:
+    def add(self, request: Request, path: Path, overwrite: bool) -> None:
         zoo = self._stream.zoo
         record = request.record(zoo, self._how.route, self._how.notes(request))
-        writer = Writer(path, layout, record, overwrite, self._aside)
+        writer = Writer(path, self._layout, record, overwrite, self._aside)
         self.writers.append(writer)
         self._requests.append(request)
         self._merges.append(request.merge_into(ToFile(self._plan, writer), zoo))
@@ -128,6 +128,10 @@ class _Batch:
         for request, merge, writer in zip(self._requests, self._merges, self.writers, strict=True):
             notes = self._how.notes(request)
             writer.seal(request.record(self._stream.zoo, self._how.route, notes, merge.content_hashes()))
+
+    def move(self) -> None:
+        for writer in self.writers:
+            writer.move()
 
 
 def merge_targets(requests: Sequence[Request], zoo: Zoo, output: Path, plan: OutputPlan) -> list[Target]:
@@ -209,9 +213,8 @@ def _content_hashes(stream: LayerStream) -> list[str]:
     return [hasher.hexdigest() for hasher in hashers]
 
 
-def _is_made_so(path: Path, plan: OutputPlan, record: dict) -> bool:
+def _is_made_so(path: Path, planned: Layout, plan: OutputPlan, record: dict) -> bool:
     """Tell whether a merge, which was moved here when it was whole, is the one that would be made now."""
-    planned = plan.layout_at(path)
     for file, entries in planned.files.items():
         header = planned.header(file, record)
         found = path / file if planned.is_folder else path

@@ -1,5 +1,7 @@
 """Files of sketches: two processes lose nothing of each other, notes stay with the models, inputs must not change."""
 
+import os
+import signal
 import threading
 
 import pytest
@@ -103,3 +105,34 @@ def test_a_model_that_is_rewritten_meanwhile(zoo):
 def test_sketches_in_a_missing_folder(zoo):
     with pytest.raises(OutputError, match=r"kept: cannot be written \(No such file"):
         add(zoo, "b", zoo / "nowhere" / "kept")
+
+
+def killed(zoo, out, step):
+    def progress(p):
+        if p.tensors_done == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    found = sketch([zoo / "b.safetensors"], zoo / "base.safetensors", size=64, progress=progress)
+    if step == "locked":
+        with locked_file(out):
+            os.kill(os.getpid(), signal.SIGKILL)
+    write = os.fsync
+    os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if step == "written" else write(file)
+    found.add_to(out)
+
+
+def test_processes_that_are_killed(zoo):
+    out, expected = zoo / "kept", zoo / "expected"
+    for name in ("a", "b"):
+        add(zoo, name, expected)
+    add(zoo, "a", out)
+    before = out.read_bytes()
+    for step in (0, 3, 6, "locked", "written"):
+        process = faults.context.Process(target=killed, args=(zoo, out, step))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert out.read_bytes() == before
+    add(zoo, "b", out)
+    assert out.read_bytes() == expected.read_bytes()
+    assert not [path for path in zoo.iterdir() if path.name.startswith(".")]
