@@ -65,7 +65,9 @@ def merge(
             `mergekern.METHODS[method].defaults`.
         output: a `.safetensors` file, or, under any other name and where the base is a folder, a folder: then
             configuration and tokenizer files are copied and the shards are those of the base. None returns the tensors.
-        overwrite: whether an `output` that exists is replaced.
+            config.json is made true of what is written. Sub-folders with weights, such as 2_Dense of
+            sentence-transformers, are merged by themselves where all have them, and are the base's elsewhere.
+        overwrite: whether an `output` that exists is replaced; only what mergekern wrote is.
         weights: one for each model, by name or in their order; 1 by default. Means are weighted means; otherwise
             each task vector is multiplied by its weight. Only task_arithmetic takes negative weights.
         dtype: "float64", "float32", "float16" or "bfloat16", of all float tensors of the result; by default each has
@@ -87,9 +89,15 @@ def merge(
     Raises:
         OptionError: an unknown method, option, dtype or device; a value out of range.
         OutputError: the output exists already, or cannot be written.
-        CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.
+        CheckpointError, MismatchError, NonFiniteError: as for `compute_all`; CheckpointError also if a checkpoint is
+            changed meanwhile.
 
     The result does not depend on the order of the models, nor on memory, threads or blocks, to the last bit.
+
+    Beside a file lies its record, `<name>.mergekern.json` (in a folder `mergekern.json`): method, options, hashes of
+    what was merged, and notes on tensors and files that are the base's or take no part. Notes go to the logger
+    `mergekern.notes` too, as warnings where weights are lost. A run that is killed leaves what was there before; its
+    unfinished files are removed by the next run that writes to the folder.
 
     >>> models = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([3.0, 2.0])}}
     >>> merge(models, {"w": torch.ones(2)}, "weight_average")
@@ -144,7 +152,8 @@ def merge_all(
         groups: names of the models of each merge; every pair by default.
         options: options of each method, such as `{"ties": {"density": 0.5}}`.
         output: a folder; merges are written to `output/method/first+second.safetensors` (a folder of that name without
-            the suffix where the base is a folder).
+            the suffix where the base is a folder). Merges that are there already, made in the same way of the same
+            models, are kept, so that a run that was stopped goes on; to know them, the checkpoints are read once more.
         callback: called with (group, method, merged state dict) for each merge; it may keep or change the dict.
         merged_memory: bytes of merged models held for the callback. More merges take more passes over the zoo, as all
             models of a pass are held until its last tensor is merged. Files are always made in one pass.
@@ -153,8 +162,9 @@ def merge_all(
         The paths written.
 
     Raises:
-        OptionError: neither or both of output and callback; an unknown method, option or model.
-        OutputError: an output exists already, or cannot be written.
+        OptionError: neither or both of output and callback; an unknown method, option or model; two merges that would
+            have one name, also where capitals are not told apart.
+        OutputError: an output exists already and is another merge, or cannot be written.
 
     >>> models = {name: {"w": torch.full((2,), float(value))} for value, name in enumerate("abc")}
     >>> show = lambda group, method, merged: print(*group, method, merged["w"].tolist())

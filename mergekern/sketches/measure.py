@@ -45,7 +45,8 @@ def sketch(
         random_state: decides the random map. Only sketches of one size and random_state can be compared.
 
     Raises:
-        OptionError, CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.
+        OptionError, CheckpointError, MismatchError, NonFiniteError: as for `compute_all`; CheckpointError also if a
+            checkpoint is changed meanwhile.
 
     >>> models = {"a": {"w": np.ones(3)}, "b": {"w": np.array([1.0, 0.0, 0.0])}}
     >>> found = sketch(models, {"w": np.zeros(3)})

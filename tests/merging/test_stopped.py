@@ -122,6 +122,26 @@ def test_what_is_there_already_is_kept_only_if_it_is_the_same_merge(tmp_path, ca
     }  # fmt: skip
 
 
+def test_one_merge_that_is_killed_and_made_again(tmp_path):
+    zoo, out = make_zoo(tmp_path / "zoo", models=2), tmp_path / "out"
+    expected = mergekern.merge(zoo, method="ties", output=tmp_path / "m.safetensors").read_bytes()
+    out.mkdir()
+    for step in (1, TENSORS):
+        assert in_a_process(killed_alone, zoo, out, step) == -signal.SIGKILL
+        assert {path.name[:11] for path in out.iterdir()} == {".mergekern-"}
+    mergekern.merge(zoo, method="ties", output=out / "m.safetensors")
+    assert sorted(path.name for path in out.iterdir()) == ["m.mergekern.json", "m.safetensors"]
+    assert (out / "m.safetensors").read_bytes() == expected
+
+
+def killed_alone(zoo, out, step):
+    def progress(p):
+        if p.tensors_done == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    mergekern.merge(zoo, method="ties", output=out / "m.safetensors", progress=progress)
+
+
 def test_a_workspace_of_a_living_process_is_left_alone(tmp_path):
     zoo = make_zoo(tmp_path / "zoo", models=2)
     out = tmp_path / "out"

@@ -45,8 +45,10 @@ def test_one_that_comes_waits_for_the_other(zoo):
     add(zoo, "a", out)
     with locked_file(out):
         other = threading.Thread(target=add, args=(zoo, "b", out))
+        found = Sketches.load(out)
         other.start()
-        Sketches.load(out).joined(sketch([zoo / "c.safetensors"], zoo / "base.safetensors", size=64)).save(out)
+        other.join(0.3)
+        found.joined(sketch([zoo / "c.safetensors"], zoo / "base.safetensors", size=64)).save(out)
     other.join()
     assert Sketches.load(out).models == ("a", "c", "b")
 
