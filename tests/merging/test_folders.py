@@ -57,6 +57,7 @@ def test_files_and_folders_beside_the_weights(folders):
     (base / "merges.txt").symlink_to(base / "vocab.txt")
     (base / "gone.txt").symlink_to(base / "nothing")
     (base / "templates/again").symlink_to(base)
+    (base / "templates/itself").symlink_to(base / "templates")
     os.mkfifo(base / "pipe")
     out = merged(folders)
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
