@@ -1,4 +1,4 @@
-"""One writer at a time for a folder."""
+"""One writer at a time for a folder, or for a file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mergekern._internal.claims import claim
+from mergekern._internal.files import hidden, not_written
 from mergekern.errors import OutputError
 
 LOCK, OWNER = ".lock", ".lock-owner"
@@ -53,6 +55,36 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def locked_file(path: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Keep other processes from reading and then changing a file; one that comes waits, for `seconds` at most.
+
+    Raises:
+        OutputError: another process still has it, or its folder cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with locked_file(Path(folder) / "sketches"):
+    ...         os.listdir(folder)
+    ...     os.listdir(folder)
+    ['.sketches.mergekern-lock']
+    []
+    """
+    lock, last = hidden(path, "lock"), time.monotonic() + seconds
+    try:
+        while (descriptor := claim(lock)) is None and time.monotonic() < last:
+            time.sleep(0.05)
+    except OSError as error:
+        raise not_written(path, error, "give another place") from error
+    if descriptor is None:
+        raise OutputError(f"{path}: another process is adding to it; nothing was added: run again when it has ended")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _read(owner: Path) -> str:

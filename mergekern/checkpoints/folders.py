@@ -15,7 +15,7 @@ from mergekern.checkpoints.training_state import is_training_state
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # Names that libraries give to one file of weights; with an index of shards beside it, the one file is what they read.
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _KNOWN = re.compile(r"(model|pytorch_model|diffusion_pytorch_model|consolidated)\b.*")
 _CONFIGURATIONS = ("config.json", "params.json")
@@ -169,7 +169,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _of_transformers(folder: Path, names: set[str]) -> Weights | None:
-    for file in _SINGLE_FILES:
+    for file in SINGLE_FILES:
         index = f"{file}.index.json"
         if file in names:
             stale = f"{file} is read, as by transformers, not {index} beside it"

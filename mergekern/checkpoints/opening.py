@@ -12,6 +12,7 @@ from typing import Any
 from mergekern.checkpoints import adapter, folders, hub
 from mergekern.checkpoints.checkpoint import Checkpoint, FileState
 from mergekern.checkpoints.configuration import read_configuration
+from mergekern.checkpoints.folder_files import notes_on_submodels
 from mergekern.checkpoints.no_model import GGUF, POINTER, describe_file, describe_folder
 from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.checkpoints.sharded import Sharded
@@ -65,6 +66,8 @@ def open_checkpoint(given: CheckpointLike, name: str | None = None, *, io: IO = 
         checkpoint = _open_path(path, source.name, io)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if path.is_dir():
+        checkpoint.notes += notes_on_submodels(path)
     checkpoint.origin = origin
     checkpoint.location = origin or os.path.abspath(path)
     return checkpoint

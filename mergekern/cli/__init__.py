@@ -14,6 +14,7 @@ from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
 from mergekern.cli.report import report
+from mergekern.cli.signals import stopping_cleanly
 from mergekern.cli.sketches import compare, sketch
 from mergekern.cli.statistics import add, combine, remove, screen, table, verify
 from mergekern.errors import MergekernError
@@ -37,7 +38,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
-        with _in_words():
+        with _in_words(), stopping_cleanly():
             return super().invoke(ctx)
 
 
@@ -79,6 +80,8 @@ def main(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Lines("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])
+    if not verbose:
+        logging.getLogger("mergekern.notes").setLevel(logging.INFO)
 
 
 for command in (

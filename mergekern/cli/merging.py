@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
-from mergekern._internal.files import write_atomically
+from mergekern._internal.files import check_output, write_output
 from mergekern.cli.display import progress_display, say
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, ModelPath, io_option, parse_options, rename_option, with_options
@@ -54,13 +54,14 @@ def merge(
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     if mergekit_config:
+        check_output(out)
+        if out.exists() and not overwrite:
+            raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
         sources = _mergekit_sources(checkpoints, base, rename)
         text = mergekern.mergekit_config(
             sources[1:], sources[0], method, options=options, weights=by_model, dtype=dtype or "float32"
         )
-        if out.exists() and not overwrite:
-            raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
-        write_atomically(out, text.encode())
+        write_output(out, text.encode())
     else:
         with progress_display() as progress:
             mergekern.merge(

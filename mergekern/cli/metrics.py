@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
+from mergekern._internal.files import check_output
 from mergekern.cli.display import NameTable, progress_display, readable_bytes, say, show
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
@@ -22,7 +24,9 @@ from mergekern.cli.parameters import (
     rename_option,
     with_options,
 )
+from mergekern.errors import OutputError
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
+from mergekern.tables.cells import to_csv
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
 from mergekern.tables.notes import few_lines, notes_of_checkpoints
@@ -145,7 +149,7 @@ def metrics(
             )  # fmt: skip
             table = table.join(probed)
     if out is not None:
-        table.save(out)
+        save_or_keep(table, out)
     if summary:
         show_summary(table)
     show_table(table, sort_by, rows)
@@ -191,6 +195,25 @@ def _check_output(ctx: click.Context, out: Path | None) -> None:
         check_suffix(out)
         if not out.resolve().parent.is_dir():
             raise click.BadParameter(f"the folder of {out} does not exist", ctx, param_hint="--out")
+        check_output(out)
+
+
+def save_or_keep(table: MetricTable, out: Path) -> None:
+    """Write a table; where that fails, keep it in the folder for temporary files, or else print all of it.
+
+    Raises:
+        OutputError: the table was not written; it says where it is instead.
+    """
+    try:
+        table.save(out)
+    except OutputError as error:
+        try:
+            kept = Path(tempfile.mkdtemp(prefix="mergekern-")) / f"table{out.suffix}"
+            table.save(kept)
+        except (OSError, OutputError):
+            say(to_csv(table.to_pandas()).decode())
+            raise OutputError(f"{error}; the table is printed as CSV above") from error
+        raise OutputError(f"{error}; the table is kept in {kept}") from error
 
 
 def measure_one_shard(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergekern._internal.files import write_atomically
+from mergekern._internal.files import check_output, write_output
 from mergekern.cli.display import NameTable, say, show
 from mergekern.errors import OutputError
 from mergekern.tables.cells import to_csv
@@ -54,8 +54,8 @@ def fit(table: Path, scores: Path, method: str, target: str, kind: str, level: f
     _check_output(out, ".json")
     measured = read_scores(scores, method, target)
     fitted = MergePredictor.fit(MetricTable.load(table), measured, method, kind, level=level)
-    fitted.save(out)
     show_fit(fitted)
+    fitted.save(out)
     say(f"wrote {out}")
 
 
@@ -114,17 +114,26 @@ def recommend(table: Path, predictors: tuple[Path, ...], out: Path | None, rows:
               "pairs scored by the first one count as measured.")  # fmt: skip
 @click.option("--target", default="accuracy", show_default=True, help="Which column of the scores counts.")
 @click.option("--models", help="Plan merges of these only, comma-separated.")
-@click.option("--out", type=path_type, help="Write the plan here, as .csv with the scores to be filled in.")
+@click.option("--out", type=path_type, help="Write the plan here, as .csv with the scores to be filled in; to the file "
+              "of --scores it is added.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace a plan that is there, if no score is filled in.")
 def plan(
     table: Path, count: int, scores: Path | None, methods: tuple[str, ...], target: str, models: str | None,
-    out: Path | None,
+    out: Path | None, overwrite: bool,
 ) -> None:  # fmt: skip
     import pandas as pd
 
     from mergekern.prediction import align_scores, plan_measurements, read_scores
     from mergekern.prediction.planning import check_models
+    from mergekern.prediction.score_files import check_plan, to_fill_in, with_rows
 
     _check_output(out, ".csv")
+    before = None
+    if out is not None and out.exists():
+        if scores is not None and out.samefile(scores):
+            before = out.read_bytes()
+        else:
+            check_plan(out, overwrite)
     if scores is not None and not methods:
         raise click.UsageError("--scores needs --method: whose scores count as measured")
     metrics = MetricTable.load(table)
@@ -145,9 +154,8 @@ def plan(
         err=True,
     )
     if out is not None:
-        rows = [(method, *pair, "") for method in methods or ("",) for pair in chosen.index]
-        to_fill_in = pd.DataFrame(rows, columns=["method", "model_a", "model_b", target])
-        _write(out, to_csv(to_fill_in, index=False))
+        wanted = [(method, *pair) for method in methods or ("",) for pair in chosen.index]
+        _write(out, to_fill_in(wanted, target) if before is None else with_rows(before, wanted, target))
 
 
 def show_fit(fitted: MergePredictor) -> None:
@@ -199,8 +207,9 @@ def _check_output(out: Path | None, suffix: str) -> None:
         raise OutputError(f"{out}: this is written as {suffix}, not {out.suffix or 'without a suffix'!r}")
     if not out.absolute().parent.is_dir():
         raise OutputError(f"{out}: no folder {out.parent}")
+    check_output(out)
 
 
 def _write(out: Path, content: bytes) -> None:
-    write_atomically(out, content)
+    write_output(out, content)
     say(f"wrote {out}", err=True)

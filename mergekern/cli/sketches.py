@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 import mergekern
+from mergekern._internal.files import check_output
 from mergekern.cli.display import progress_display, say
-from mergekern.cli.metrics import show_table
+from mergekern.cli.metrics import save_or_keep, show_table
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, ModelPath, io_option, rename_option
-from mergekern.errors import OutputError
 from mergekern.metrics import RANKED_BY
 from mergekern.tables.files import check_suffix
 
@@ -48,9 +48,8 @@ def sketch(
 ) -> None:  # fmt: skip
     from mergekern.checkpoints.zoo_sources import is_zoo_folder
 
+    check_output(out)
     before = mergekern.Sketches.load(out) if out.exists() else None
-    if not out.resolve().parent.is_dir():
-        raise OutputError(f"{out}: the folder it is to lie in does not exist")
     size = size if size is not None else before.values.shape[1] if before else 4096
     random_state = random_state if random_state is not None else before.random_state if before else 0
     checkpoints = models_of(models, base)
@@ -62,8 +61,7 @@ def sketch(
             checkpoints, base, size=size, random_state=random_state, max_memory=max_memory, on_mismatch=on_mismatch,
             progress=progress, io=io, rename=rename,
         )  # fmt: skip
-    found = found if before is None else before.joined(found)
-    found.save(out)
+    found = found.add_to(out)
     say(f"wrote {out}: {found!r}")
 
 
@@ -79,12 +77,13 @@ def compare(files: tuple[Path, ...], sort_by: str, rows: int, out: Path | None) 
 
     if out is not None:
         check_suffix(out)
+        check_output(out)
     if sort_by not in ESTIMATED:
         raise click.BadParameter(f"{sort_by!r} is not one of {', '.join(ESTIMATED)}", param_hint="--sort-by")
     found = reduce(Sketches.joined, map(Sketches.load, files))
     table = found.table()
     if out is not None:
-        table.save(out)
+        save_or_keep(table, out)
     show_table(table, sort_by, rows)
     error = found.standard_errors()[sort_by]
     say(f"standard error of {sort_by}: {error.median():.2g} in the median, {error.max():.2g} at most")

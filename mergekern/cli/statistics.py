@@ -13,8 +13,9 @@ import click
 from rich.progress import Progress as ProgressBar
 
 import mergekern
+from mergekern._internal.files import check_output
 from mergekern.cli.display import plain_console, progress_display, say
-from mergekern.cli.metrics import output_option, show_table, zoo_options
+from mergekern.cli.metrics import output_option, save_or_keep, show_table, zoo_options
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, ModelPath, io_option, rename_option
 from mergekern.cli.prediction import show_pairs
@@ -116,6 +117,7 @@ def table(
 ) -> None:  # fmt: skip
     if out is not None:
         check_suffix(out)
+        check_output(out)
     names = None if models is None else [name.strip() for name in models.split(",")]
     found = mergekern.ZooStatistics.load(statistics, names)
     wanted = [name.strip() for name in metrics.split(",")]
@@ -123,7 +125,7 @@ def table(
         found, "all" if wanted == ["all"] else wanted, per_layer=per_layer, frozen=frozen, small_tensors=small_tensors
     )
     if out is not None:
-        made.save(out)
+        save_or_keep(made, out)
     show_table(made, sort_by if sort_by in made.metrics else made.metrics[0], rows)
     if out is not None:
         say(f"wrote {out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,30 +11,31 @@ from typing import Any
 
 import torch
 
-from mergekern._internal.versions import package_version
+from mergekern._internal.claims import remove_left_behind
+from mergekern._internal.notes import show
 from mergekern.checkpoints import LayerStream, Zoo, open_zoo
-from mergekern.checkpoints.sharded import Sharded
+from mergekern.checkpoints.notes import notes_of_zoo
 from mergekern.checkpoints.sources import IO
-from mergekern.checkpoints.writer import Writer, check_target, layout
 from mergekern.checkpoints.zoo import OnMismatch
-from mergekern.errors import OptionError, OutputError
+from mergekern.errors import OptionError
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
-from mergekern.merging.group_merge import GroupMerge
 from mergekern.merging.merge_pass import MergePass
-from mergekern.merging.method import Method
+from mergekern.merging.notes import lost_in_merges, notes_of_base, notes_of_submodels
 from mergekern.merging.on_cpu import CpuRoute
 from mergekern.merging.on_device import DeviceRoute
-from mergekern.merging.output import OutputPlan, Sink, StateDict, ToFile
+from mergekern.merging.output import OutputPlan, StateDict
 from mergekern.merging.registry import find_method, find_methods
+from mergekern.merging.request import Request
 from mergekern.merging.route import Route
+from mergekern.merging.submodels import submodels
+from mergekern.merging.to_files import MergeFiles, check_targets, make_folders, merge_targets
 from mergekern.progress import Progress
 
 # Bytes of merged models that merge_all makes for a callback in one pass over the zoo.
 MERGED_BYTES = 4 << 30
-# Keeps the place of a hash in the record until all tensors have been read.
-_UNKNOWN_HASH = "0" * 32
+logger = logging.getLogger(__name__)
 
 
 def merge(
@@ -64,7 +66,9 @@ def merge(
             `mergekern.METHODS[method].defaults`.
         output: a `.safetensors` file, or, under any other name and where the base is a folder, a folder: then
             configuration and tokenizer files are copied and the shards are those of the base. None returns the tensors.
-        overwrite: whether an `output` that exists is replaced.
+            config.json is made true of what is written. Sub-folders with weights, such as 2_Dense of
+            sentence-transformers, are merged by themselves where all have them, and are the base's elsewhere.
+        overwrite: whether an `output` that exists is replaced; only what mergekern wrote is.
         weights: one for each model, by name or in their order; 1 by default. Means are weighted means; otherwise
             each task vector is multiplied by its weight. Only task_arithmetic takes negative weights.
         dtype: "float64", "float32", "float16" or "bfloat16", of all float tensors of the result; by default each has
@@ -88,9 +92,15 @@ def merge(
     Raises:
         OptionError: an unknown method, option, dtype or device; a value out of range.
         OutputError: the output exists already, or cannot be written.
-        CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.
+        CheckpointError, MismatchError, NonFiniteError: as for `compute_all`; CheckpointError also if a checkpoint is
+            changed meanwhile.
 
     The result does not depend on the order of the models, nor on memory, threads or blocks, to the last bit.
+
+    Beside a file lies its record, `<name>.mergekern.json` (in a folder `mergekern.json`): method, options, hashes of
+    what was merged, and notes on tensors and files that are the base's or take no part. Notes go to the logger
+    `mergekern.notes` too, as warnings where weights are lost. A run that is killed leaves what was there before; its
+    unfinished files are removed by the next run that writes to the folder.
 
     >>> models = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([3.0, 2.0])}}
     >>> merge(models, {"w": torch.ones(2)}, "weight_average")
@@ -102,15 +112,17 @@ def merge(
     route = _route(device, max_memory)
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
     stream = LayerStream(zoo, route.max_memory)
-    request = _Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen))
+    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen))
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
     if output is None:
+        _show_notes(zoo, plan)
         sink = plan.in_memory()
         MergePass(stream, [request.merge_into(sink, zoo)], route, progress).run()
         return sink.finished()
     path = Path(output)
-    _refuse_inputs(path, zoo)
-    _write([(request, path)], stream, plan, overwrite, route, progress)
+    check_targets([(request, path)], zoo, plan, overwrite)
+    files = _files(stream, plan, plan.folder_of(path), route, overwrite, on_mismatch, io, progress)
+    files.write([(request, path)], path.absolute().parent)
     return path
 
 
@@ -144,7 +156,8 @@ def merge_all(
         groups: names of the models of each merge; every pair by default.
         options: options of each method, such as `{"ties": {"density": 0.5}}`.
         output: a folder; merges are written to `output/method/first+second.safetensors` (a folder of that name without
-            the suffix where the base is a folder).
+            the suffix where the base is a folder). Merges that are there already, made in the same way of the same
+            models, are kept, so that a run that was stopped goes on; to know them, the checkpoints are read once more.
         callback: called with (group, method, merged state dict) for each merge; it may keep or change the dict.
         merged_memory: bytes of merged models held for the callback. More merges take more passes over the zoo, as all
             models of a pass are held until its last tensor is merged. Files are always made in one pass.
@@ -153,8 +166,9 @@ def merge_all(
         The paths written.
 
     Raises:
-        OptionError: neither or both of output and callback; an unknown method, option or model.
-        OutputError: an output exists already, or cannot be written.
+        OptionError: neither or both of output and callback; an unknown method, option or model; two merges that would
+            have one name, also where capitals are not told apart.
+        OutputError: an output exists already and is another merge, or cannot be written.
 
     >>> models = {name: {"w": torch.full((2,), float(value))} for value, name in enumerate("abc")}
     >>> show = lambda group, method, merged: print(*group, method, merged["w"].tolist())
@@ -176,94 +190,33 @@ def merge_all(
     stream = LayerStream(zoo, route.max_memory)
     members = resolve_groups(groups, zoo)
     requests = [
-        _Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
+        Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
     ]
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
     if output is not None:
-        targets = _targets(requests, zoo, Path(output), plan, overwrite)
-        _write(targets, stream, plan, overwrite, route, progress)
+        folder = Path(output)
+        targets = merge_targets(requests, zoo, folder, plan)
+        files = _files(stream, plan, plan.folder, route, overwrite, on_mismatch, io, progress)
+        kept = files.kept(targets)
+        new = [(request, path) for request, path in targets if path not in kept]
+        check_targets(new, zoo, plan, overwrite, may_make_folders=True)
+        if kept:
+            logger.warning("kept, as they are there already, made in the same way of the same models: %d", len(kept))
+            remove_left_behind(folder)
+        if new:
+            make_folders(new, folder)
+            files.write(new, folder)
         return [path for _, path in targets]
     assert callback is not None
+    _show_notes(zoo, plan)
     size = max(1, merged_memory // max(plan.nbytes, 1))
     for together in (requests[start : start + size] for start in range(0, len(requests), size)):
         sinks = [plan.in_memory() for _ in together]
         merges = [request.merge_into(sink, zoo) for request, sink in zip(together, sinks, strict=True)]
         MergePass(stream, merges, route, progress).run()
         for request, sink in zip(together, sinks, strict=True):
-            callback(tuple(zoo.model_names[m] for m in request.models), request.method.name, sink.finished())
+            callback(request.names(zoo), request.method.name, sink.finished())
     return []
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """A merge that is asked for, checked: which models, how, and with which weights."""
-
-    models: tuple[int, ...]
-    method: Method
-    options: dict[str, Any]
-    weights: tuple[float, ...]
-
-    def merge_into(self, sink: Sink, zoo: Zoo) -> GroupMerge:
-        return GroupMerge(zoo, self.models, self.method, self.options, self.weights, sink)
-
-    def record(self, zoo: Zoo, hashes: Sequence[str], route: Route) -> dict[str, Any]:
-        """Return the record that is written beside a merge: the same for every order of the models."""
-        models = [
-            {"name": zoo.model_names[model], "hash": f"xxh3_128:{digest}", "weight": weight}
-            for model, digest, weight in zip(self.models, hashes[1:], self.weights, strict=True)
-        ]
-        return {
-            "version": package_version("mergekern"),
-            "method": self.method.name,
-            "options": self.options,
-            "device": route.description,
-            "base": f"xxh3_128:{hashes[0]}",
-            "models": sorted(models, key=lambda model: (model["name"], model["hash"])),
-        }
-
-
-def _write(
-    targets: Sequence[tuple[_Request, Path]], stream: LayerStream, plan: OutputPlan, overwrite: bool, route: Route,
-    progress: Callable[[Progress], None] | None,
-) -> None:  # fmt: skip
-    """Make merges into files, all of which are moved into place at the end."""
-    zoo = stream.zoo
-    writers: list[Writer] = []
-    try:
-        merges = []
-        for request, path in targets:
-            unknown = request.record(zoo, [_UNKNOWN_HASH] * (1 + len(request.models)), route)
-            shape = layout(plan.base, plan.entries, plan.aliases, plan.folder_of(path), is_tied=plan.is_tied)
-            writers.append(Writer(path, shape, unknown, overwrite))
-            merges.append(request.merge_into(ToFile(plan, writers[-1]), zoo))
-        MergePass(stream, merges, route, progress).run()
-        for (request, _), made, writer in zip(targets, merges, writers, strict=True):
-            writer.finish(request.record(zoo, made.content_hashes(), route))
-    finally:
-        for writer in writers:
-            writer.abort()
-
-
-def _targets(
-    requests: Sequence[_Request], zoo: Zoo, output: Path, plan: OutputPlan, overwrite: bool
-) -> list[tuple[_Request, Path]]:
-    """Return each merge with its path, after checking all paths, and make the folders."""
-    if not output.is_dir() and (output.exists() or not Path(os.path.abspath(output)).parent.is_dir()):
-        raise OutputError(f"{output}: not a folder, nor a new one in a folder that is there")
-    suffix = "" if plan.folder is not None else ".safetensors"
-    targets = []
-    for request in requests:
-        names = [zoo.model_names[model] for model in request.models]
-        if bad := next((name for name in names if "/" in name or "\0" in name or name.startswith(".")), None):
-            raise OptionError(f"model name {bad!r} cannot be part of a file name; give a mapping with other names")
-        targets.append((request, output / request.method.name / f"{'+'.join(names)}{suffix}"))
-    for _, path in targets:
-        if path.parent.is_dir():
-            check_target(path, plan.folder_of(path) is not None, overwrite)
-        _refuse_inputs(path, zoo)
-    for _, path in targets:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return targets
 
 
 def _route(device: str | torch.device, max_memory: int | None) -> Route:
@@ -271,13 +224,31 @@ def _route(device: str | torch.device, max_memory: int | None) -> Route:
     return DeviceRoute(backend, max_memory) if isinstance(backend, DeviceBackend) else CpuRoute(max_memory)
 
 
-def _refuse_inputs(path: Path, zoo: Zoo) -> None:
-    """Raise OutputError if a path is that of a checkpoint that is read, or of the folder it lies in."""
-    target = path.resolve()
-    for checkpoint in zoo.checkpoints:
-        source = Path(checkpoint.source)
-        shards = checkpoint.shards.values() if isinstance(checkpoint, Sharded) else ()
-        if target in [Path(shard.source).resolve() for shard in shards]:
-            raise OutputError(f"{path}: is a shard of {checkpoint.name!r}, which is read; write to another place")
-        if source.is_file() and target in (source.resolve(), Path(os.path.abspath(source)).parent.resolve()):
-            raise OutputError(f"{path}: is {checkpoint.name!r} itself, which is read; write to another place")
+def _files(
+    stream: LayerStream, plan: OutputPlan, folder: Path | None, route: Route, overwrite: bool, on_mismatch: OnMismatch,
+    io: IO, progress: Callable[[Progress], None] | None,
+) -> MergeFiles:  # fmt: skip
+    """Return what makes merges into files, or into folders like one; what takes no part is shown."""
+    zoo = stream.zoo
+    found = submodels(zoo, folder, on_mismatch, io)
+    parts = {
+        name: (LayerStream(part, route.max_memory), OutputPlan.like_base(part, plan.dtype))
+        for name, part in found.zoos.items()
+    }
+    lost = [*lost_in_merges(zoo), *notes_of_submodels(found)]
+    for name, (part, _) in parts.items():
+        lost += [f"{name}: {note}" for note in lost_in_merges(part.zoo)]
+    of_base = notes_of_base(zoo, plan, folder)
+    show(lost, [*of_base, *notes_of_zoo(zoo)])
+
+    def notes(request: Request) -> list[str]:
+        return [*lost, *of_base, *notes_of_zoo(zoo, request.models)]
+
+    plan = dataclasses.replace(plan, base_folders=found.of_base)
+    return MergeFiles(stream, plan, parts, route, notes, overwrite, progress)
+
+
+def _show_notes(zoo: Zoo, plan: OutputPlan) -> None:
+    """Show what takes no part in merges that stay in memory."""
+    lost = [*lost_in_merges(zoo), *notes_of_submodels(submodels(zoo, None, "error", "mmap"))]
+    show(lost, [*notes_of_base(zoo, plan, None), *notes_of_zoo(zoo)])

@@ -44,6 +44,7 @@ class MergePass:
         Raises:
             NonFiniteError: a checkpoint holds NaN or infinite values.
             OptionError: merged values are beyond the range of float16, the dtype of the result.
+            CheckpointError: a checkpoint was changed meanwhile.
         """
         with self._route.on_this_thread():
             prepare_whole_models(self._merges, self._stream, self._route, self._threads)
@@ -56,6 +57,7 @@ class MergePass:
                 self._finish_first()
         for merge in self._merges:
             merge.average_counters()
+        self._stream.zoo.check_unchanged()  # or some tensors are of one file and some of another
         self._report("")
 
     def _fits(self, layer: Layer) -> bool:

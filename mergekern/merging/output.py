@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,15 +11,16 @@ import torch
 
 from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.configuration import CONFIG, configuration_of_result
 from mergekern.checkpoints.dtypes import FLOAT8
+from mergekern.checkpoints.folder_files import FolderFiles, folder_files
+from mergekern.checkpoints.folders import SINGLE_FILES
+from mergekern.checkpoints.layout import Entry, Layout, layout
 from mergekern.checkpoints.tying import tying_of
-from mergekern.checkpoints.writer import Entry, Writer
+from mergekern.checkpoints.writer import Writer
 from mergekern.errors import OptionError
 
 StateDict = dict[str, torch.Tensor]
-
-# Names of the weights in a Hugging Face folder that is not sharded.
-_WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 class Sink(Protocol):
@@ -40,12 +42,16 @@ class OutputPlan:
         entries: the tensors that are stored, by name.
         aliases: tied name -> the name that is stored.
         copied: names of the tensors that are taken from the base.
+        dtype: of all float tensors; None where each has the base's.
+        base_folders: sub-folders with weights that are the base's in every result.
     """
 
     base: Checkpoint
     entries: dict[str, Entry]
     aliases: dict[str, str]
     copied: tuple[str, ...]
+    dtype: torch.dtype | None = None
+    base_folders: tuple[str, ...] = ()
 
     @classmethod
     def like_base(cls, zoo: Zoo, dtype: torch.dtype | None) -> OutputPlan:
@@ -77,7 +83,7 @@ class OutputPlan:
                 entries[name] = Entry(name, buffer.dtype, tuple(buffer.shape))
             if name not in merged:
                 copied.append(name)
-        return cls(base, entries, dict(zoo.tied), tuple(copied))
+        return cls(base, entries, dict(zoo.tied), tuple(copied), dtype)
 
     @property
     def nbytes(self) -> int:
@@ -93,12 +99,33 @@ class OutputPlan:
     def folder(self) -> Path | None:
         """Folder of the base, where that is a Hugging Face folder or in shards; None where it is a file."""
         path = Path(self.base.source)
-        is_whole = path.name in _WEIGHTS_OF_FOLDERS and (path.parent / "config.json").is_file()
+        is_whole = path.name in SINGLE_FILES and (path.parent / "config.json").is_file()
         return path.parent if path.name.endswith(".index.json") or is_whole else None
 
     def folder_of(self, path: Path) -> Path | None:
         """Return the folder whose other files are copied to a result at a path; None where the result is a file."""
         return None if path.suffix == ".safetensors" else self.folder
+
+    def beside(self, folder: Path) -> FolderFiles:
+        """Return what lies beside the weights in the base's folder."""
+        return folder_files(folder, {Path(self.base.source).name, *(path.name for path in self.base.files)})
+
+    def layout_at(self, path: Path) -> Layout:
+        """Return how the tensors are spread over files at a path, and the other files of a folder."""
+        folder = self.folder_of(path)
+        return self.layout_like(folder) if folder else layout(self.base, self.entries, self.aliases, None)
+
+    def layout_like(self, folder: Path) -> Layout:
+        """Return the layout of a folder like that of the base."""
+        beside = self.beside(folder)
+        others: dict[str, Path | bytes] = dict(beside.copied)
+        for name in self.base_folders:
+            others |= beside.submodels[name]
+        dtype = str(self.dtype).removeprefix("torch.") if self.dtype else None
+        config = configuration_of_result(self.base.config, dtype=dtype, is_tied=self.is_tied)
+        if self.base.config and config != self.base.config:
+            others[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        return layout(self.base, self.entries, self.aliases, others)
 
     def in_memory(self) -> InMemory:
         """Return a sink that collects one merge."""

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mergekern._internal.documents import checked, parse_json
-from mergekern._internal.files import write_atomically
+from mergekern._internal.files import write_output
 from mergekern._internal.text import shortened
 from mergekern._internal.versions import package_version, versions
 from mergekern.errors import PredictionError
@@ -203,7 +203,7 @@ class MergePredictor:
             "provenance": self.provenance,
             "estimator": to_document(self.estimator),
         }
-        write_atomically(Path(path), json.dumps(document, allow_nan=False, default=str).encode())
+        write_output(Path(path), json.dumps(document, allow_nan=False, default=str).encode())
 
     @staticmethod
     def load(path: str | Path) -> MergePredictor:

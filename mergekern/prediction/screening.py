@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mergekern._internal.files import not_written, replacing
+from mergekern._internal.files import check_output, not_written, replacing
 from mergekern._internal.validation import positive_integer
 from mergekern.errors import OptionError, OutputError, PredictionError, StatisticsError
 from mergekern.metrics import CATALOGUE, RANKED_BY, select
@@ -203,6 +203,7 @@ def _check_out(path: Path) -> None:
         raise OptionError(f"{path}: the pairs of a zoo are written as .parquet")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{path}: no folder {path.parent}; make it, or give another")
+    check_output(path)
 
 
 class _Writer:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergekern._internal.files import write_atomically
+from mergekern._internal.files import check_output, write_output
 from mergekern.errors import OptionError, OutputError
 from mergekern.report.contents import Contents, gather
 from mergekern.tables.metric_table import MetricTable
@@ -50,7 +50,7 @@ def write_report(
     Raises:
         OptionError: another suffix, a metric that the table does not have, or an extra that is not installed.
         PredictionError: scores of models that are not in the table, or a predictor of metrics that are not.
-        OutputError: no such folder.
+        OutputError: no such folder, or it cannot be written.
     """
     out = Path(out)
     if out.suffix not in SUFFIXES:
@@ -58,11 +58,12 @@ def write_report(
         raise OptionError(f"{out}: a report is written as {kinds}")
     if not out.resolve().parent.is_dir():
         raise OutputError(f"{out}: there is no such folder")
+    check_output(out)
     contents = gather(table, metric, scores, predictors)
     title = title or f"Mergeability of {len(table.models)} models"
     files = _page(contents, out, title) if out.suffix == ".html" else _figures(contents, out)
     for path, content in files.items():
-        write_atomically(path, content)
+        write_output(path, content)
     return list(files)
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from mergekern._internal.notes import bounded, show
+from mergekern._internal.text import listed
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream, Zoo, open_zoo
 from mergekern.checkpoints.adapter import ImpliedBase
+from mergekern.checkpoints.notes import notes_of_zoo, skipped_names
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.stream import non_finite
 from mergekern.checkpoints.zoo import OnMismatch
@@ -45,7 +48,8 @@ def sketch(
         random_state: decides the random map. Only sketches of one size and random_state can be compared.
 
     Raises:
-        OptionError, CheckpointError, MismatchError, NonFiniteError: as for `compute_all`.
+        OptionError, CheckpointError, MismatchError, NonFiniteError: as for `compute_all`; CheckpointError also if a
+            checkpoint is changed meanwhile.
 
     >>> models = {"a": {"w": np.ones(3)}, "b": {"w": np.array([1.0, 0.0, 0.0])}}
     >>> found = sketch(models, {"w": np.zeros(3)})
@@ -59,6 +63,9 @@ def sketch(
     if not isinstance(random_state, int) or isinstance(random_state, bool):
         raise OptionError(f"random_state must be an integer, not {random_state!r}")
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename, needs_base=False, least=1)
+    lost = _skipped(zoo)
+    notes = notes_of_zoo(zoo)
+    show(lost, notes)
     sketches, squares = np.zeros((len(zoo.models), size)), np.zeros(len(zoo.models))
     knows_base = not isinstance(zoo.base, ImpliedBase)
     digests: dict[str, str] = {}
@@ -89,9 +96,17 @@ def sketch(
         if knows_base:
             digests[layer.tensor.name] = _base_hash(zoo, layer)
         layer.release()
+    zoo.check_unchanged()  # or some tensors are of one file and some of another
     report("", len(sizes))
     of_base = xxhash.xxh3_128_hexdigest(repr(sorted(digests.items())).encode()) if knows_base else None
-    return Sketches(zoo.model_names, sketches, squares, random_state, of_base)
+    return Sketches(zoo.model_names, sketches, squares, random_state, of_base, tuple(bounded([*lost, *notes])))
+
+
+def _skipped(zoo: Zoo) -> list[str]:
+    """Return a note on the tensors that are left out of the sketches."""
+    names = sorted(name for part in skipped_names(zoo) for name in part)
+    models = listed(zoo.model_names)
+    return [f"tensors left out of the sketches of {models} ({len(names):,}): {listed(names)}"] if names else []
 
 
 def _deltas(layer: Layer | FactoredLayer, models: int) -> Iterator[tuple[list[int], int, np.ndarray]]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mergekern._internal.files import check_output, not_written
+from mergekern._internal.locks import locked_file
 from mergekern.errors import MismatchError, StatisticsError
 from mergekern.kernels.gram import distances_from_inner
 from mergekern.metrics import CATALOGUE
@@ -43,6 +45,7 @@ class Sketches:
         squares: (N,) float64, exact squared lengths of the task vectors.
         random_state: decides the random map.
         base: hash of the base; None where only adapters were seen, without it.
+        notes: what of the models takes no part.
     """
 
     models: tuple[str, ...]
@@ -50,6 +53,7 @@ class Sketches:
     squares: np.ndarray
     random_state: int
     base: str | None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Sketches({len(self.models)} models, {self.values.shape[1]} numbers each)"
@@ -78,12 +82,14 @@ class Sketches:
             np.concatenate([self.squares, other.squares]),
             self.random_state,
             self.base or other.base,
+            tuple(dict.fromkeys((*self.notes, *other.notes))),
         )
 
     def table(self) -> MetricTable:
         """Return the estimates of the metrics of whole task vectors, for all pairs."""
         table = MetricTable.from_statistics(self._statistics(*self._estimate()), ESTIMATED)
         error = 1 / math.sqrt(self.values.shape[1])
+        table.notes += self.notes
         table.notes.append(f"estimated from {self!r}: the standard error of a cosine is {error:.2g} at most")
         return table
 
@@ -104,9 +110,35 @@ class Sketches:
         return changes[0].where(changes[0] >= changes[1], changes[1])
 
     def save(self, path: str | Path) -> None:
-        """Write to a file."""
-        description = {"format": FORMAT, "models": self.models, "random_state": self.random_state, "base": self.base}
-        write_block(Path(path), {"values": self.values, "squares": self.squares}, description)
+        """Write to a file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        description = {
+            "format": FORMAT, "models": self.models, "random_state": self.random_state, "base": self.base,
+            "notes": self.notes,
+        }  # fmt: skip
+        check_output(Path(path))
+        try:
+            write_block(Path(path), {"values": self.values, "squares": self.squares}, description)
+        except OSError as error:
+            raise not_written(Path(path), error, "give another place") from error
+
+    def add_to(self, path: str | Path) -> Sketches:
+        """Write to a file beside the sketches that are in it, if there are any, and return all of them.
+
+        Other processes may add to the file at the same time.
+
+        Raises:
+            MismatchError: as for `joined`; the file stays as it is.
+            StatisticsError: the file is damaged or something else.
+            OutputError: it cannot be written, or another process does not let go of it.
+        """
+        with locked_file(Path(path)):
+            found = Sketches.load(path).joined(self) if Path(path).exists() else self
+            found.save(path)
+        return found
 
     @staticmethod
     def load(path: str | Path) -> Sketches:
@@ -133,7 +165,8 @@ class Sketches:
                 raise ValueError("a squared length is negative")
         except ValueError as error:
             raise StatisticsError(f"{path}: no sketches ({error})") from error
-        return Sketches(tuple(said.models), arrays["values"], arrays["squares"], said.random_state, said.base)
+        notes = said.notes
+        return Sketches(tuple(said.models), arrays["values"], arrays["squares"], said.random_state, said.base, notes)
 
     def _statistics(self, inner: np.ndarray, distance: np.ndarray) -> ZooStatistics:
         whole = LayerStatistics("all tensors", (), inner, distance)

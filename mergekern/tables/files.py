@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekern._internal.files import write_atomically
+from mergekern._internal.files import write_output
 from mergekern._internal.text import listed, shortened
 from mergekern.errors import OptionError, OutputError, StatisticsError
 from mergekern.tables.cells import to_csv
@@ -48,14 +48,14 @@ def write_table(path: Path, content: TableContent) -> None:
 
     Raises:
         OptionError: another suffix.
-        OutputError: a name is not Unicode, as the names of files may be.
+        OutputError: it cannot be written, or a name is not Unicode, as the names of files may be.
     """
     try:
         text = _WRITERS[check_suffix(path)](content)
     except UnicodeEncodeError as error:
         name = error.object[max(0, error.start - 40) : error.end + 40]
         raise OutputError(f"{path}: the name {name!r} is not Unicode, which this file must be; rename it") from error
-    write_atomically(path, text)
+    write_output(path, text)
 
 
 def read_table(path: Path) -> TableContent:

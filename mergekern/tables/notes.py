@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mergekern._internal.notes import names_of, notes_of_checkpoints
 from mergekern._internal.text import NAMED, listed
 from mergekern.metrics import metric_of
 from mergekern.metrics.subspace import SIDES, Frozen, SmallTensors, is_constant
@@ -46,26 +47,6 @@ def few_lines(lines: Sequence[str], most: int) -> list[str]:
     """
     more = [f"and {len(lines) - most} more files and folders are left out"] if len(lines) > most else []
     return [*lines[:most], *more]
-
-
-def notes_of_checkpoints(notes: Mapping[str, Sequence[str]], models: Sequence[str]) -> list[str]:
-    """Return the notes on single checkpoints, each sentence once with those of which it is true.
-
-    >>> notes_of_checkpoints({"base": ["x"], "a": ["x"], "b": ["x", "y"]}, ["a", "b"])
-    ['x (in the base and all 2 models)', 'y (in b)']
-    """
-    found: dict[str, list[str]] = {}
-    for name, lines in notes.items():
-        for line in lines:
-            found.setdefault(line, []).append(name)
-    return [f"{line} (in {_names(names, models)})" for line, names in found.items()]
-
-
-def _names(names: Sequence[str], models: Sequence[str]) -> str:
-    if set(models) <= set(names):
-        everyone = f"all {len(models)} models"
-        return f"the base and {everyone}" if len(names) > len(models) else everyone
-    return listed(names)
 
 
 def notes_of_missing(models: Sequence[str], values: Mapping[str, np.ndarray]) -> list[str]:
@@ -134,7 +115,7 @@ def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
                 found.setdefault((what, tuple(tensors)), []).append(name)
     return _short(
         [
-            f"{_names(names, statistics.models)}: {len(matrices)} matrices {what}: {listed(matrices)}"
+            f"{names_of(names, statistics.models)}: {len(matrices)} matrices {what}: {listed(matrices)}"
             for (what, matrices), names in found.items()
         ]
     )

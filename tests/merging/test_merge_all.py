@@ -35,7 +35,7 @@ def test_merge_all_into_files(zoo, tmp_path):
     assert paths == [out / "ties/model_0+model_1.safetensors", out / "tsv/model_0+model_1.safetensors"]
     assert_equal(load_file(paths[1]), mergekern.merge(models, zoo / "base.safetensors", "tsv"))
     with pytest.raises(OutputError, match="overwrite"):
-        mergekern.merge_all(models, zoo / "base.safetensors", "ties", output=out)
+        mergekern.merge_all(models, zoo / "base.safetensors", "ties", options={"ties": {"density": 0.1}}, output=out)
 
 
 def files_of(folder, models):

@@ -263,6 +263,18 @@ def test_folders_of_others_are_not_replaced(tmp_path):
         merge(tmp_path, tmp_path / "precious", overwrite=True)
 
 
+def test_what_somebody_added_to_a_merged_folder_is_not_removed(tmp_path):
+    base, tuned = drawn(2, SHAPES)
+    folders_of(tmp_path, {"base": base, **tuned})
+    out = merge(tmp_path, tmp_path / "out")
+    (out / "results.csv").touch()
+    with pytest.raises(OutputError, match=r"holds results.csv, which mergekern did not write"):
+        merge(tmp_path, out, "tsv", overwrite=True)
+    (out / "results.csv").unlink()
+    (out / ".DS_Store").touch()
+    merge(tmp_path, out, "tsv", overwrite=True)
+
+
 def test_an_empty_folder_may_be_replaced(tmp_path):
     base, tuned = drawn(2, SHAPES)
     folders_of(tmp_path, {"base": base, **tuned})

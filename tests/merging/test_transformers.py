@@ -44,3 +44,19 @@ def test_from_pretrained(tmp_path, make, method):
     if make is llama:
         assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
         model(torch.arange(5)[None])
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_from_pretrained_in_the_dtype_written(tmp_path, key):
+    torch.manual_seed(0)
+    for name in ("base", "first", "second"):
+        vit().save_pretrained(tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(path.read_text().replace('"dtype"', f'"{key}"'))
+        assert key in path.read_text()
+    out = tmp_path / "out"
+    models = [tmp_path / "first", tmp_path / "second"]
+    mergekern.merge(models, tmp_path / "base", "ties", output=out, dtype="bfloat16")
+    model = transformers.ViTForImageClassification.from_pretrained(out, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert model.config.dtype == torch.bfloat16

@@ -1,0 +1,60 @@
+"""A merge that is asked for: which models, how, with which weights; and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergekern._internal.notes import bounded
+from mergekern._internal.versions import package_version
+from mergekern.checkpoints import Zoo
+from mergekern.merging.group_merge import GroupMerge
+from mergekern.merging.method import Method
+from mergekern.merging.output import Sink
+from mergekern.merging.route import Route
+
+# Keeps the place of a hash in the record until all tensors have been read.
+_UNKNOWN_HASH = "0" * 32
+
+
+@dataclass(frozen=True)
+class Request:
+    """A merge that is asked for, checked: which models, how, and with which weights."""
+
+    models: tuple[int, ...]
+    method: Method
+    options: dict[str, Any]
+    weights: tuple[float, ...]
+
+    def merge_into(self, sink: Sink, zoo: Zoo) -> GroupMerge:
+        """Return the merge, which has yet to be made."""
+        return GroupMerge(zoo, self.models, self.method, self.options, self.weights, sink)
+
+    def names(self, zoo: Zoo) -> tuple[str, ...]:
+        """Return the names of the models."""
+        return tuple(zoo.model_names[model] for model in self.models)
+
+    def record(self, zoo: Zoo, route: Route, notes: Sequence[str], hashes: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the record that is written beside a merge: the same for every order of the models.
+
+        Args:
+            zoo: the models.
+            route: what merges them.
+            notes: what took no part, and what was not merged by the method.
+            hashes: of the base and then of each model; empty until they are known, which changes no length.
+        """
+        hashes = hashes or [_UNKNOWN_HASH] * (1 + len(self.models))
+        models = [
+            {"name": name, "hash": f"xxh3_128:{digest}", "weight": weight}
+            for name, digest, weight in zip(self.names(zoo), hashes[1:], self.weights, strict=True)
+        ]
+        return {
+            "version": package_version("mergekern"),
+            "method": self.method.name,
+            "options": self.options,
+            "device": route.description,
+            "base": f"xxh3_128:{hashes[0]}",
+            "models": sorted(models, key=lambda model: (model["name"], model["hash"])),
+            "notes": bounded(notes),
+        }
