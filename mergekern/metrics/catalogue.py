@@ -70,11 +70,9 @@ class Metric:
     symmetric: bool = True
 
     def compute(
-        self,
-        statistics: ZooStatistics,
-        frozen: subspace.Frozen = "exclude",
+        self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude",
         small_tensors: subspace.SmallTensors = "include",
-    ) -> np.ndarray:
+    ) -> np.ndarray:  # fmt: skip
         """Return the (N, N) values of all pairs; the diagonal compares each model with itself.
 
         They lie in `range`: what rounding carries beyond it, by a few units in the last place, is cut off.

@@ -16,7 +16,7 @@ class SketchDescription(Document):
     models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     random_state: int
     base: str | None
-    notes: tuple[str, ...] = ()
+    notes: Annotated[list[str], Field(default_factory=list)]
 
     @model_validator(mode="after")
     def _names_differ(self) -> SketchDescription:

@@ -165,7 +165,7 @@ class Sketches:
                 raise ValueError("a squared length is negative")
         except ValueError as error:
             raise StatisticsError(f"{path}: no sketches ({error})") from error
-        notes = said.notes
+        notes = tuple(said.notes)
         return Sketches(tuple(said.models), arrays["values"], arrays["squares"], said.random_state, said.base, notes)
 
     def _statistics(self, inner: np.ndarray, distance: np.ndarray) -> ZooStatistics:
