@@ -205,6 +205,7 @@ def test_skipped_tensors_are_noted(mixed):
     table = mergekern.compute_all(zoo, base, on_mismatch="skip")
     assert table.notes == [
         "tensor left out of everything: embed.position: in 'base' but missing in 'm0'",
+        "1 integer tensor takes no part (0.2 % of the bytes): embed.position_ids (in the base and all 5 models)",
         "1 matrices are too small to tell models apart in subspace_overlap, counted as in the published code "
         '(small_tensors="exclude" does not): head.small.weight',
     ]

@@ -159,6 +159,7 @@ def test_ctrl_c_ends_with_130(tmp_path):
     zoo = make_zoo(tmp_path / "zoo", ["a", "b"])
     code = (
         "import os, signal, mergekern\nfrom mergekern.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
         "def stop(*_, **__): os.kill(os.getpid(), signal.SIGINT)\n"
         "mergekern.verify = stop\nmain(['verify', 'x'])"
     )

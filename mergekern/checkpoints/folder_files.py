@@ -90,7 +90,7 @@ def holds_checkpoint(folder: Path) -> bool:
 def notes_on_submodels(folder: Path) -> list[str]:
     """Return a note on sub-folders that hold weights of their own, which are no part of the checkpoint."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
-    found = [name for name in names if holds_checkpoint(folder / name)]
+    found = [name for name in names if not _OF_TRAINING.fullmatch(name) and holds_checkpoint(folder / name)]
     return [f"weights in sub-folders take no part in metrics: {', '.join(found)}"] if found else []
 
 

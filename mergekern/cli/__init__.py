@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,10 @@ from mergekern.cli.sketches import compare, sketch
 from mergekern.cli.statistics import add, combine, remove, screen, table, verify
 from mergekern.errors import MergekernError
 
+# Where memory ends, libraries do not load, threads do not start, and torch has an error of its own.
+_NO_MEMORY = re.compile(
+    "failed to map segment|can't start new thread|[Nn]ot enough memory|out of memory|annot allocate"
+)
 INTERRUPTED = 130  # what shells call the end by Ctrl-C
 
 
@@ -64,6 +69,10 @@ def _in_words() -> Iterator[None]:
         ) from error
     except RecursionError as error:
         raise click.ClickException("the input is nested too deeply") from error
+    except (ImportError, RuntimeError) as error:
+        if not _NO_MEMORY.search(str(error)):
+            raise
+        raise click.ClickException(f"not enough memory ({shown(str(error))})") from error
     except KeyboardInterrupt:
         say("\nstopped", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None

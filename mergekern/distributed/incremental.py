@@ -22,7 +22,7 @@ from mergekern.progress import Progress
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.layer_block import LayerBlock
 from mergekern.statistics.manifest import LayerEntry, Manifest
-from mergekern.statistics.store import writing
+from mergekern.statistics.store import remove_others, writing
 from mergekern.statistics.zoo import positions
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def add_models(
 def _with_new(folder: Path, before: Manifest, new: dict[str, Any], base: Any) -> tuple[dict[str, Any], Any]:
     """Return all models, those that are there from where they were read, and the base."""
     if taken := [name for name in new if name in before.models]:
+        remove_others(folder, before.file_names)  # of a run that was killed when it had added them
         raise OptionError(
             f"{folder}: has a model {taken[0]!r} already; remove it first, or give the new one another name"
         )
@@ -118,6 +119,8 @@ def remove_models(models: Iterable[str], statistics: str | os.PathLike[str]) -> 
     gone = list(models)
     with writing(statistics) as store:
         manifest = Manifest.read(store.path)
+        if not set(gone) <= set(manifest.models):
+            remove_others(store.path, manifest.file_names)  # of a run that was killed when it had removed them
         positions(manifest.models, gone)
         left = [name for name in manifest.models if name not in gone]
         if len(left) < 2:

@@ -25,7 +25,7 @@ from mergekern.progress import Progress
 from mergekern.statistics.assembly import Coverage
 from mergekern.statistics.keys import BlockKey, bases_path, block_path
 from mergekern.statistics.layer_block import LayerBlock, read_bases
-from mergekern.statistics.manifest import MANIFEST, LayerEntry, Manifest, shards_in
+from mergekern.statistics.manifest import MANIFEST, REMOVED, LayerEntry, Manifest, shards_in
 from mergekern.statistics.store import Store, check_folder, shard_folder, writing
 
 # What may differ between the shards of one zoo.
@@ -104,6 +104,10 @@ def combine(statistics: str | os.PathLike[str], shards: Sequence[str | os.PathLi
     """
     folder = Path(statistics)
     paths = shards_in(folder) if shards is None else [Path(shard) for shard in shards]
+    if shards is None and _are_combined(folder, paths):
+        with writing(folder):
+            _remove(folder, paths)
+        return folder
     manifests = [_read_manifest(path) for path in paths]
     _check_complete(folder, paths, manifests)
     first = manifests[0]
@@ -120,11 +124,30 @@ def combine(statistics: str | os.PathLike[str], shards: Sequence[str | os.PathLi
             )
         )
         if shards is None:
-            for path in paths:
-                (path / MANIFEST).unlink()  # first, so that what is left of a killed removal is no shard
-            for path in paths:
-                shutil.rmtree(path)
+            _remove(folder, paths)
     return folder
+
+
+def _are_combined(folder: Path, paths: Sequence[Path]) -> bool:
+    """Tell whether all is put together, and only the removal of the shards was stopped."""
+    if not any(folder.glob(f".{REMOVED}-*")):
+        return False
+    try:
+        kept = Manifest.read(folder).file_names
+        return all(Manifest.read(path).file_names <= kept for path in paths)
+    except StatisticsError:
+        return False
+
+
+def _remove(folder: Path, paths: Sequence[Path]) -> None:
+    """Remove shards that are put together; what is left of a removal that is killed tells a later call that they are."""
+    (folder / f".{REMOVED}-0").mkdir(exist_ok=True)
+    for number, path in enumerate(paths, 1):
+        shutil.rmtree(folder / f".{REMOVED}-{number}", ignore_errors=True)
+        path.rename(folder / f".{REMOVED}-{number}")
+    # The mark goes last.
+    for path in sorted(folder.glob(f".{REMOVED}-*"), key=lambda path: path.name.endswith("-0")):
+        shutil.rmtree(path)
 
 
 def _read_manifest(shard: Path) -> Manifest:

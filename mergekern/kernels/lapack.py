@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import mmap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -246,6 +247,11 @@ def thin_svd(rows: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return left.T.copy(), values, right
 
 
+# Address space of one thread: a buffer of OpenBLAS (32 MB), a stack (8 MB) and an arena of malloc (128 MB while it is
+# made).
+_THREAD_BYTES = 192 << 20
+
+
 class _SingleThreadedBlas:
     """Holds the process's BLAS to one thread per caller while anyone is inside.
 
@@ -294,6 +300,19 @@ def _limit_this_thread() -> None:
     ThreadpoolController().limit(limits=1, user_api="blas")
 
 
+def _require(size: int) -> None:
+    """Raise MemoryError unless the process may have so many more bytes.
+
+    OpenBLAS asks for its buffers again and again, without an end, where the system refuses them.
+    """
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError as error:
+        raise MemoryError(
+            f"{size >> 20} MB for the threads of BLAS beside the data; use fewer threads, or raise ulimit -v"
+        ) from error
+
+
 @contextlib.contextmanager
 def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Give a pool of threads in each of which BLAS runs on one thread; tasks not yet begun are dropped on an error.
@@ -301,10 +320,14 @@ def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     One matrix a thread is 1.5 times faster here than one matrix on two threads, and its bits do not depend
     on the number of threads.
 
+    Raises:
+        MemoryError: the process may not have the memory that BLAS needs beside its data.
+
     >>> with single_threaded_pool(2) as pool:
     ...     list(pool.map(abs, [-1, 2]))
     [1, 2]
     """
+    _require(threads * _THREAD_BYTES)
     with _single_threaded_blas:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="mergekern", initializer=_limit_this_thread)
         try:

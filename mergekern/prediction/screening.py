@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mergekern._internal.files import check_output, not_written, replacing
+from mergekern._internal.notes import notes_of_checkpoints
 from mergekern._internal.validation import positive_integer
 from mergekern.errors import OptionError, OutputError, PredictionError, StatisticsError
 from mergekern.metrics import CATALOGUE, RANKED_BY, select
@@ -95,14 +96,14 @@ def screen(
     every = list(_tiles(manifest.models, positive_integer("tile", tile)))
     kept = positive_integer("kept", kept)
     best: list[pd.DataFrame] = []
-    notes: dict[str, None] = {}
+    notes = dict.fromkeys(_notes_of_all(manifest))
     computed: tuple[str, ...] = ()
     pairs = 0
     with _writing(None if out is None else Path(out), manifest) as writer:
         for done, (rows, columns) in enumerate(every):
             progress(done, len(every))
             table = MetricTable.from_statistics(ZooStatistics.load(folder, [*rows, *columns]), metrics, frozen=frozen)
-            notes |= dict.fromkeys(table.notes)
+            notes |= dict.fromkeys(_notes_of_tile(table))
             computed = computed or table.metrics
             if table.metrics != computed:
                 raise StatisticsError(
@@ -206,6 +207,17 @@ def _check_out(path: Path) -> None:
     check_output(path)
 
 
+def _notes_of_all(manifest: Manifest) -> list[str]:
+    """Return the notes on checkpoints, with the models of the whole zoo."""
+    return notes_of_checkpoints((manifest.provenance or {}).get("notes", {}), manifest.models)
+
+
+def _notes_of_tile(table: MetricTable) -> list[str]:
+    """Return the notes of a tile without those on checkpoints."""
+    known = notes_of_checkpoints(table.provenance.get("notes", {}), table.models)
+    return [note for note in table.notes if note not in known]
+
+
 class _Writer:
     """Writer of pairs to a file; it keeps the values that belong to single models until the end.
 
@@ -216,7 +228,7 @@ class _Writer:
     def __init__(self, path: Path, manifest: Manifest, file: IO[bytes]) -> None:
         self._path, self._manifest, self._file = path, manifest, file
         self._diagonal: dict[str, dict[str, float | None]] = {}
-        self._notes: dict[str, None] = {}
+        self._notes = dict.fromkeys(_notes_of_all(manifest))
         self._provenance: dict[str, Any] = {}
         self._parquet: Any = None
 
@@ -235,7 +247,7 @@ class _Writer:
             self._diagonal.setdefault(name, {}).update(
                 {model: None if value != value else value for model, value in zip(table.models, values, strict=True)}
             )
-        self._notes |= dict.fromkeys(table.notes)
+        self._notes |= dict.fromkeys(_notes_of_tile(table))
         self._provenance = table.provenance
 
     def finish(self) -> None:

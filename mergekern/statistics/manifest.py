@@ -23,6 +23,8 @@ from mergekern.statistics.functional import FUNCTIONAL
 from mergekern.statistics.keys import BLOCKS, FORMAT
 
 MANIFEST = "manifest.json"
+# Hidden folders of shards that are put together, on their way out: .combined-0, .combined-1 …
+REMOVED = "combined"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from mergekern.statistics.functional import FUNCTIONAL, FunctionalStatistics
 from mergekern.statistics.keys import BASES, BLOCKS, FORMAT, BlockKey, bases_path, block_path
 from mergekern.statistics.layer_block import LayerBlock, read_bases
 from mergekern.statistics.layers import Bases
-from mergekern.statistics.manifest import MANIFEST, Manifest, is_statistics_folder, shards_in
+from mergekern.statistics.manifest import MANIFEST, REMOVED, Manifest, is_statistics_folder, shards_in
 
 logger = logging.getLogger(__name__)
 Read = TypeVar("Read")
@@ -278,5 +278,5 @@ def remove_others(folder: Path, file_names: Collection[str]) -> None:
 
 
 def _content(folder: Path) -> list[Path]:
-    ours = {*LOCK_FILES, *(path.name for path in shards_in(folder))}
+    ours = {*LOCK_FILES, *(path.name for path in (*shards_in(folder), *folder.glob(f".{REMOVED}-*")))}
     return [path for path in folder.iterdir() if path.name not in ours]

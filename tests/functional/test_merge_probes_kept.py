@@ -73,8 +73,8 @@ def test_what_belongs_to_other_inputs_is_measured_again(what, tmp_path):
 def test_progress_counts_merges():
     seen = []
     run(make_case("transformer"), ["ties", "tsv"], direct=True, progress=seen.append)
-    assert [step.probe for step in seen][:3] == ["ties of m0", "tsv of m0", "ties of m1"]
-    assert seen[-1].probe == ""
+    assert [step.activity for step in seen][:3] == ["ties of m0", "tsv of m0", "ties of m1"]
+    assert seen[-1].activity == ""
     assert seen[-1].tensors_done == seen[-1].tensors_total > 0
     assert len(seen) == 2 * (3 + 3) + 1
 

@@ -71,11 +71,16 @@ def test_a_head_of_another_width(refused):
 
 def test_nan_loss(refused):
     case = make_case("transformer")
-    case.tasks["m1"][2][0].fill_(float("nan"))
+    inputs, labels, (weight, bias) = case.tasks["m1"]
+    case.tasks["m1"] = inputs, labels, (torch.full_like(weight, 3e38), bias)  # logits overflow
     refused(CalibrationError, ["model 'm1', samples 0 to 7: the loss is nan"], case)
-    case.tasks["m1"][2][0].fill_(0.0)
-    case.tasks["m1"][2][1].fill_(float("-inf"))
-    refused(CalibrationError, ["the loss is nan"], case)
+
+
+@pytest.mark.parametrize(("part", "value"), [(0, float("nan")), (1, float("-inf"))])
+def test_heads_that_are_not_finite(refused, part, value):
+    case = make_case("transformer")
+    case.tasks["m1"][2][part].fill_(value)
+    refused(CalibrationError, ["task 'm1': the head holds NaN or infinite values"], case)
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,11 @@ def test_dtypes_of_files_are_read_or_refused(tmp_path):
 
 
 def test_dtypes_that_are_written_are_those_that_are_read():
-    names = dtypes.FLOAT_NAMES | dtypes.INTEGER_NAMES
+    names = dtypes.FLOAT_NAMES | dtypes.INTEGER_NAMES | dtypes.COMPLEX_NAMES
     assert all(names[name] == dtype for dtype, name in dtypes.WRITTEN_NAMES.items())
-    assert {*arguments.DTYPES.values(), *dtypes.INTEGER_NAMES.values()} == set(dtypes.WRITTEN_NAMES)
+    assert {*arguments.DTYPES.values(), *dtypes.INTEGER_NAMES.values(), *dtypes.COMPLEX_NAMES.values()} == set(
+        dtypes.WRITTEN_NAMES
+    )
     assert all(str(dtype) == f"torch.{name}" for name, dtype in arguments.DTYPES.items())
 
 
