@@ -17,7 +17,7 @@ from mergekern.prediction.intervals import ConformalIntervals, conformal_interva
 from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
 from mergekern.prediction.mlp import mlp_baseline
 from mergekern.prediction.model import MergePredictor
-from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs
+from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, UnnamedPairsWarning, complete_pairs
 from mergekern.prediction.pearson import PearsonRegressor, fit_exact
 from mergekern.prediction.planning import plan_measurements
 from mergekern.prediction.predictors import PREDICTORS, make_predictor
@@ -64,6 +64,7 @@ __all__ = [
     "RankNormalScaler",
     "Selection",
     "TaskEffectsRegressor",
+    "UnnamedPairsWarning",
     "VarianceComponents",
     "ablate_categories",
     "align_scores",
