@@ -14,7 +14,7 @@ import mergekern
 from mergekern.cli.display import console, progress_display, readable_bytes
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, Function, ModelPath, Shard, io_option, parse_methods, with_options
-from mergekern.metrics import CATALOGUE, MERGE_PROBES, RANKED_BY, Metric, metric_of, select
+from mergekern.metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES, RANKED_BY, Metric, metric_of, select
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
 from mergekern.tables.notes import notes_of_checkpoints, shortened
@@ -237,7 +237,7 @@ def info(
 def show_catalogue() -> None:
     """Print every metric with its formula, range, and the direction that is more mergeable."""
     table = Table("metric", "category", "formula", "range", "more mergeable", box=None)
-    for metric in (*CATALOGUE.values(), *MERGE_PROBES.values()):
+    for metric in (*CATALOGUE.values(), *MODEL_SCORES.values(), *MERGE_PROBES.values()):
         table.add_row(metric.name, metric.category, metric.formula, _range(metric), metric.more_mergeable)
     console().print(table)
 

@@ -17,10 +17,12 @@ from mergekern.prediction.intervals import ConformalIntervals, conformal_interva
 from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
 from mergekern.prediction.mlp import mlp_baseline
 from mergekern.prediction.model import MergePredictor
+from mergekern.prediction.model_scores import model_scores
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, UnnamedPairsWarning, complete_pairs
 from mergekern.prediction.pearson import PearsonRegressor, fit_exact
 from mergekern.prediction.planning import plan_measurements
-from mergekern.prediction.predictors import PREDICTORS, make_predictor
+from mergekern.prediction.predictors import PREDICTORS, AutoRegressor, available_kind, make_predictor
+from mergekern.prediction.prior import PriorRegressor, normalized_accuracy
 from mergekern.prediction.published import fit_published
 from mergekern.prediction.recommendation import recommend
 from mergekern.prediction.scalers import RankNormalScaler
@@ -38,12 +40,14 @@ from mergekern.prediction.splitters import (
     LeaveTasksOut,
     LeaveTwoTasksOut,
     MeasuredPairs,
+    PairFolds,
     PairSplitter,
 )
 from mergekern.prediction.validation import PairValidation, cross_validate_pairs
 
 __all__ = [
     "PREDICTORS",
+    "AutoRegressor",
     "ClippedScaler",
     "CompletePairs",
     "ConformalIntervals",
@@ -58,9 +62,11 @@ __all__ = [
     "LinearMetricRegressor",
     "MeasuredPairs",
     "MergePredictor",
+    "PairFolds",
     "PairSplitter",
     "PairValidation",
     "PearsonRegressor",
+    "PriorRegressor",
     "RankNormalScaler",
     "Selection",
     "TaskEffectsRegressor",
@@ -68,6 +74,7 @@ __all__ = [
     "VarianceComponents",
     "ablate_categories",
     "align_scores",
+    "available_kind",
     "backward_elimination",
     "complete_pairs",
     "conformal_intervals",
@@ -80,6 +87,8 @@ __all__ = [
     "individual_correlations",
     "make_predictor",
     "mlp_baseline",
+    "model_scores",
+    "normalized_accuracy",
     "plan_measurements",
     "read_methods",
     "read_scores",

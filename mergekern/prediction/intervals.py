@@ -85,7 +85,7 @@ def _folds(pairs: np.ndarray, random_state: int) -> Iterator[tuple[np.ndarray, n
     names, codes = task_codes(pairs)
     random = np.random.default_rng(random_state)
     order = np.lexsort(codes.T)
-    for part in np.array_split(random.permutation(order), min(PAIR_FOLDS, len(order))):
+    for part in np.array_split(random.permutation(order), max(min(PAIR_FOLDS, len(order)), 1)):
         yield from _split(np.isin(np.arange(len(codes)), part))
     each = len(names) // 2
     for _ in range(math.ceil(TASK_FOLDS / max(each, 1))):

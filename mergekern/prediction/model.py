@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +14,25 @@ import pandas as pd
 from mergekern._internal.files import write_atomically
 from mergekern._internal.versions import package_version, versions
 from mergekern.errors import PredictionError
+from mergekern.metrics import MODEL_SCORES
+from mergekern.prediction.figures import training_pairs, validate
 from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals, predicted_sd
-from mergekern.prediction.pairs import (
-    CompletePairs,
-    IncompletePairsWarning,
-    complete_pairs,
-    find_pairs,
-    pair_key,
-    task_codes,
-)
+from mergekern.prediction.pairs import find_pairs, pair_key, task_codes
 from mergekern.prediction.persistence import from_document, to_document
-from mergekern.prediction.predictors import contributions, make_predictor, predictor_kind
-from mergekern.prediction.scores import align_scores
-from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
-from mergekern.prediction.validation import cross_validate_pairs, fit_estimator, predict_pairs
+from mergekern.prediction.predictors import available_kind, contributions, make_predictor, predictor_kind
+from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut, PairFolds
+from mergekern.prediction.validation import fit_estimator, predict_pairs
 from mergekern.tables.frames import INDEX
 from mergekern.tables.metric_table import MetricTable
 
 FORMAT = "mergekern predictor"
 FORMAT_VERSION = 1
 # What is held out in cross-validation, by how many models of a pair then have measured merges.
-REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(n_repeats=20)}
-FEWEST_PAIRS = 3
+REGIMES = {
+    "both measured": PairFolds(),
+    "partner known": LeaveOneTaskOut(),
+    "both unseen": LeaveTasksOut(n_repeats=20),
+}
 DRIVERS = 3
 
 
@@ -53,8 +49,8 @@ class MergePredictor:
         ranges: (lowest, highest) of each metric in the training pairs.
         measured: scores of the training pairs.
         intervals: half widths of the conformal intervals, from errors on held-out pairs.
-        validation: for each of `REGIMES`, mean and standard deviation of Pearson's r over the folds, for the predictor
-            and for the additive baseline; or the reason why there are none.
+        validation: for each of `REGIMES`, the figures of `figures.validate`: correlations, errors and regrets of the
+            predictor beside baselines; or the reason why there are none.
         dropped: pairs with a score that took no part, each with the reason.
         provenance: versions of packages, and the table's provenance.
     """
@@ -74,10 +70,11 @@ class MergePredictor:
     @staticmethod
     def fit(
         table: MetricTable,
-        scores: pd.Series,
+        scores: pd.Series | None,
         method: str,
-        kind: str = "additive+metrics",
+        kind: str = "auto",
         *,
+        models: pd.DataFrame | None = None,
         level: float = 0.8,
         random_state: int = 0,
         options: Mapping[str, Any] | None = None,
@@ -89,31 +86,48 @@ class MergePredictor:
 
         Args:
             table: metrics of all pairs of the models.
-            scores: scores of merged pairs, as `read_scores` returns them; the name of the series is the target.
+            scores: scores of merged pairs, as `read_scores` returns them; the name of the series is the target. None if
+                no merge was measured: the prior then predicts accuracy from model scores.
             method: the merge method that gave the scores.
-            kind: name of the predictor, see `make_predictor`.
+            kind: name of the predictor, see `make_predictor`; "auto" takes the one that suits what is known, and `kind`
+                of the result is its name.
+            models: model scores of all pairs (`model_scores`), unless the table has them.
             level: share of pairs that the conformal intervals shall cover.
             random_state: decides which pairs are held out to measure the intervals.
             options: parameters of the predictor's estimator, see `make_predictor`.
 
         Raises:
-            PredictionError: unknown models, predictor or options, or too few pairs with a score and all metrics.
+            PredictionError: unknown models, predictor or options, no model scores for a predictor that needs them, or
+                too few pairs with a score and all metrics.
         """
-        uses_metrics, estimator = predictor_kind(kind).uses_metrics, make_predictor(kind, options)
-        data = _training_pairs(table, scores, method, uses_metrics)
-        metrics = data.X if uses_metrics else data.X[[]]
+        table = table if models is None else table.join(models)
+        if scores is None:
+            scores = pd.Series([], pd.MultiIndex.from_arrays([[], []], names=INDEX), np.float64, "accuracy")
+        target = str(scores.name or "score")
+        kind = available_kind(table.metrics, int(scores.notna().sum()), target) if kind == "auto" else kind
+        entry = predictor_kind(kind)
+        if entry.uses_model_scores and "target" not in (options or {}):
+            options = {**(options or {}), "target": target}
+        estimator = make_predictor(kind, options)
+        data = training_pairs(table, scores, method, entry)
+        metrics = data.X if entry.uses_metrics or entry.uses_model_scores else data.X[[]]
         return MergePredictor(
             kind=kind,
             method=method,
-            target=str(scores.name or "score"),
+            target=target,
             metrics=tuple(map(str, metrics)),
             estimator=fit_estimator(estimator, data.X, data.y, data.pairs),
-            ranges={str(name): (float(values.min()), float(values.max())) for name, values in metrics.items()},
+            ranges={
+                str(name): (float(values.min()), float(values.max())) for name, values in metrics.items() if len(data.y)
+            },
             measured=pd.Series(data.y, index=data.X.index),
             intervals=conformal_intervals(
                 estimator, data.X, data.y, data.pairs, level=level, random_state=random_state
             ),
-            validation={name: _validate(estimator, data.X, data.y, splitter) for name, splitter in REGIMES.items()},
+            validation={
+                name: validate(estimator, data.X, data.y, splitter, table.to_pandas().loc[data.X.index])
+                for name, splitter in REGIMES.items()
+            },
             dropped=data.dropped,
             provenance={
                 "versions": {**versions(), "scikit-learn": package_version("scikit-learn")},
@@ -173,11 +187,15 @@ class MergePredictor:
     @property
     def models(self) -> list[str]:
         """Names of the models that have a measured merge, sorted."""
-        return task_codes(np.array(self.measured.index.tolist(), dtype=str))[0].tolist()
+        return task_codes(np.array(self.measured.index.tolist(), dtype=str).reshape(-1, 2))[0].tolist()
 
     def expected_r(self, regime: str) -> float | None:
-        """Return the mean Pearson correlation in one of `REGIMES`; None if the folds have no correlation."""
-        return self.validation[regime].get("val_r_mean")
+        """Return Pearson's r within the folds of one of `REGIMES`, taken together; None if there is none.
+
+        Unlike the mean of the folds' own r, it is not drawn to 0 or to chance where folds have few pairs.
+        """
+        figures = self.validation[regime]
+        return figures.get("r_within_folds", figures.get("val_r_mean"))
 
     def save(self, path: str | Path) -> None:
         """Write the predictor as JSON. What `load` returns predicts the same, to the last bit."""
@@ -229,6 +247,11 @@ class MergePredictor:
     def _metrics_of(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
         """Return the columns that the predictor was fitted to, in its order."""
         frame = table.to_pandas() if isinstance(table, MetricTable) else table
+        if lacking := [name for name in self.metrics if name in MODEL_SCORES and name not in frame]:
+            raise PredictionError(
+                f"the table lacks model scores that the predictor needs: {', '.join(lacking)}; join "
+                "mergekern.model_scores(models, source) (--models on the command line)"
+            )
         if not self.metrics:
             return frame[[]].assign(no_metric=0.0)
         missing = [name for name in self.metrics if name not in frame]
@@ -243,6 +266,8 @@ class MergePredictor:
         r = self.expected_r("both unseen")
         # No "-0.0".
         expected = "how well that can be predicted is not known" if r is None else f"expected r {round(r, 1) + 0.0:.1f}"
+        if self.kind == "prior":
+            expected = "predicted from accuracies of models and base by a fixed rule"
         by_measured_models = [
             f"no merge of either model has been measured: {expected}",
             "no merge of one of the models has been measured",
@@ -252,6 +277,8 @@ class MergePredictor:
         missing = ~np.isfinite(values)
         low, high = np.array(list(self.ranges.values())).T if self.ranges else (-np.inf, np.inf)
         outside = (values < low) | (values > high)
+        if predictor_kind(self.kind).uses_model_scores:
+            outside[:] = False  # The rule holds wherever accuracies are.
         remarks = [by_measured_models[count] for count in measured_models]
         for row in np.flatnonzero(outside.any(1)):
             found = f"outside of the training pairs in {', '.join(names[outside[row]])}"
@@ -272,27 +299,6 @@ def _drivers(terms: pd.DataFrame, pairs: np.ndarray) -> list[str]:
     return described
 
 
-def _training_pairs(table: MetricTable, scores: pd.Series, method: str, uses_metrics: bool) -> CompletePairs:
-    """Return the pairs with a score and, where the predictor uses metrics, with a value of every metric."""
-    frame = table.to_pandas()
-    target = align_scores(scores, frame.index, table.models)
-    scored = target.notna()
-    if not uses_metrics:
-        frame = frame[[]].assign(no_metric=0.0)
-    if scored.sum() < FEWEST_PAIRS:
-        raise PredictionError(f"{int(scored.sum())} scores of {method} are too few: at least {FEWEST_PAIRS}")
-    with warnings.catch_warnings():
-        # `MergePredictor.dropped` names the pairs that are left out, so that no warning is needed.
-        warnings.simplefilter("ignore", IncompletePairsWarning)
-        data = complete_pairs(frame[scored], target[scored])
-    if len(data.y) < FEWEST_PAIRS:
-        raise PredictionError(
-            f"{len(data.y)} of {int(scored.sum())} pairs with a score have every metric: at least "
-            f"{FEWEST_PAIRS} are needed"
-        )
-    return data
-
-
 def _names_of(X: pd.DataFrame) -> np.ndarray:
     """Return the names of the two models of each row, (n, 2)."""
     pairs = find_pairs(X)
@@ -303,24 +309,10 @@ def _names_of(X: pd.DataFrame) -> np.ndarray:
     return pairs
 
 
-def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> dict[str, Any]:
-    """Return the figures of a cross-validation, or the reason why there are none."""
-    try:
-        found = cross_validate_pairs(estimator, X, y, splitter=splitter, n_resamples=0)
-    except PredictionError as error:
-        return {"splitter": repr(splitter), "why_not": str(error)}
-    figures: dict[str, Any] = {"splitter": repr(splitter), "folds": len(found.folds)}
-    for name, row in {"": found.summary.loc["estimator"], "additive_": found.summary.loc["additive"]}.items():
-        for column in ("val_r_mean", "val_r_sd", "rmse"):
-            value = float(row[column])  # type: ignore[arg-type]
-            figures[name + column] = value if np.isfinite(value) else None
-    return figures
-
-
 def _from_document(document: dict[str, Any]) -> MergePredictor:
     intervals = document["intervals"]
     measured = document["measured"]
-    index = pd.MultiIndex.from_tuples([(a, b) for a, b, _ in measured], names=INDEX)
+    index = pd.MultiIndex.from_arrays([[pair[side] for pair in measured] for side in (0, 1)], names=INDEX)
     return MergePredictor(
         kind=document["kind"],
         method=document["method"],

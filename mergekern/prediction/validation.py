@@ -76,6 +76,17 @@ class PairValidation:
         return pearson_r(beyond, self.predictions["y"].to_numpy())
 
     @property
+    def r_within_folds(self) -> float:
+        """Pearson's r over the validation pairs of all folds, each fold measured from its own means, in [-1, 1].
+
+        It tells how well pairs of one fold are ranked, without the leave-out bias of `pooled_r`, and without the chance
+        of a mean over the r of small folds, each of which counts as much as a large one. NaN for folds of one pair.
+        """
+        of_fold = self.predictions.groupby("fold")[["prediction", "y"]]
+        beyond = self.predictions[["prediction", "y"]] - of_fold.transform("mean")
+        return pearson_r(beyond["prediction"].to_numpy(), beyond["y"].to_numpy())
+
+    @property
     def score(self) -> float:
         """The mean val_r of the folds; `pooled_r_centred` where no fold has one, each being of a single pair."""
         mean = float(self.folds["val_r"].mean())
@@ -99,6 +110,7 @@ def _summary(validation: PairValidation) -> dict[str, float]:
         out |= {f"{column}_mean": values.mean(), f"{column}_sd": values.std(ddof=0)}
     errors = validation.predictions["prediction"] - validation.predictions["y"]
     out |= {"pooled_r": validation.pooled_r, "pooled_r_centred": validation.pooled_r_centred}
+    out |= {"r_within_folds": validation.r_within_folds}
     out |= {"rmse": float(np.sqrt((errors**2).mean())), "folds": len(validation.folds)}
     return out | {"folds_with_r": int(validation.folds["val_r"].notna().sum())}
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from mergekern.cli import main
 from mergekern.cli.prediction import KINDS
 from mergekern.errors import PredictionError
-from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, read_scores, recommend
+from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, model_scores, read_scores, recommend
 from mergekern.tables.metric_table import MetricTable
 from tests.support.measurements import make_scores, make_table, write_scores
 
@@ -30,6 +30,13 @@ def scores(table):
     """Scores of the pairs among six of the eight models."""
     every = make_scores(table, metric_share=0.02)
     return every[[("task6" not in pair) and ("task7" not in pair) for pair in every.index]]
+
+
+def accuracies(table, seed=0):
+    """Return made-up accuracies of the models, and of the base on their tasks."""
+    random = np.random.default_rng(seed)
+    own, base = random.uniform(0.8, 1.0, len(table.models)), random.uniform(0.1, 0.7, len(table.models))
+    return pd.DataFrame({"own_accuracy": own, "base_accuracy": base}, index=list(table.models))
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +159,7 @@ def test_too_few_scores_are_refused_and_three_suffice(table, scores):
 
 @pytest.mark.parametrize("kind", PREDICTORS)
 def test_every_predictor_can_be_fitted_to_three_pairs_of_three_models(kind, table, scores):
+    table = table.join(model_scores(table.models, accuracies(table))) if PREDICTORS[kind].uses_model_scores else table
     three = scores[[set(pair) <= {"task0", "task1", "task2"} for pair in scores.index]]
     assert MergePredictor.fit(table, three, "tsv", kind).predict(table)["prediction"].notna().all()
 
