@@ -11,6 +11,7 @@ from mergekern.prediction.analysis import (
     fingerprints,
     variance_components,
 )
+from mergekern.prediction.decisions import best_group, best_method, best_pair, best_partners, next_measurements
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.individual import individual_correlations
 from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals
@@ -76,6 +77,10 @@ __all__ = [
     "align_scores",
     "available_kind",
     "backward_elimination",
+    "best_group",
+    "best_method",
+    "best_pair",
+    "best_partners",
     "complete_pairs",
     "conformal_intervals",
     "cross_validate_pairs",
@@ -88,6 +93,7 @@ __all__ = [
     "make_predictor",
     "mlp_baseline",
     "model_scores",
+    "next_measurements",
     "normalized_accuracy",
     "plan_measurements",
     "read_methods",

@@ -56,8 +56,10 @@ def training_pairs(table: MetricTable, scores: pd.Series, method: str, kind: Pre
     return data
 
 
-def validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any, beside: pd.DataFrame) -> dict[str, Any]:
-    """Return the figures of a cross-validation, or the reason why there are none.
+def validate(
+    estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any, beside: pd.DataFrame
+) -> tuple[dict[str, Any], pd.Series]:
+    """Return the figures of a cross-validation, or the reason why there are none, and the held-out predictions.
 
     The figures are val_r_mean and val_r_sd (over the r of each fold), pooled_r, r_within_folds, rmse, rmse_of_mean (of
     predicting the mean of the training pairs), val_r_mean, rmse and the others of the additive baseline with the prefix
@@ -69,7 +71,7 @@ def validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any, besi
     try:
         found = cross_validate_pairs(estimator, X, y, splitter=splitter, n_resamples=0)
     except PredictionError as error:
-        return {"splitter": repr(splitter), "why_not": str(error)}
+        return {"splitter": repr(splitter), "why_not": str(error)}, pd.Series(dtype=np.float64)
     figures: dict[str, Any] = {"splitter": repr(splitter), "folds": len(found.folds)}
     figures["pairs_of_a_fold"] = float(found.folds["n_val"].median())
     for name, row in {"": found.summary.loc["estimator"], "additive_": found.summary.loc["additive"]}.items():
@@ -85,7 +87,8 @@ def validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any, besi
             by[name] = beside[column].to_numpy()[rows]
     figures["regrets"] = {name: choice_regrets(predicted, order) for name, order in by.items()}
     figures["regrets"]["random"] = random_regrets(predicted)
-    return figures
+    index = pd.MultiIndex.from_frame(predicted[["model_a", "model_b"]])
+    return figures, pd.Series(predicted["prediction"].to_numpy(), index=index)
 
 
 def choice_regrets(held_out: pd.DataFrame, by: np.ndarray) -> dict[str, float | None]:

@@ -51,6 +51,7 @@ class MergePredictor:
         intervals: half widths of the conformal intervals, from errors on held-out pairs.
         validation: for each of `REGIMES`, the figures of `figures.validate`: correlations, errors and regrets of the
             predictor beside baselines; or the reason why there are none.
+        held_out: predictions of training pairs, each by a fit without it.
         dropped: pairs with a score that took no part, each with the reason.
         provenance: versions of packages, and the table's provenance.
     """
@@ -64,6 +65,7 @@ class MergePredictor:
     measured: pd.Series
     intervals: ConformalIntervals
     validation: dict[str, dict[str, Any]]
+    held_out: pd.Series
     dropped: dict[tuple[str, str], str]
     provenance: dict[str, Any]
 
@@ -110,6 +112,8 @@ class MergePredictor:
             options = {**(options or {}), "target": target}
         estimator = make_predictor(kind, options)
         data = training_pairs(table, scores, method, entry)
+        beside = table.to_pandas().loc[data.X.index]
+        validated = {name: validate(estimator, data.X, data.y, splitter, beside) for name, splitter in REGIMES.items()}
         metrics = data.X if entry.uses_metrics or entry.uses_model_scores else data.X[[]]
         return MergePredictor(
             kind=kind,
@@ -124,10 +128,8 @@ class MergePredictor:
             intervals=conformal_intervals(
                 estimator, data.X, data.y, data.pairs, level=level, random_state=random_state
             ),
-            validation={
-                name: validate(estimator, data.X, data.y, splitter, table.to_pandas().loc[data.X.index])
-                for name, splitter in REGIMES.items()
-            },
+            validation={name: figures for name, (figures, _) in validated.items()},
+            held_out=validated["both measured"][1],
             dropped=data.dropped,
             provenance={
                 "versions": {**versions(), "scikit-learn": package_version("scikit-learn")},
@@ -208,6 +210,7 @@ class MergePredictor:
             "metrics": self.metrics,
             "ranges": self.ranges,
             "measured": [[*pair, score] for pair, score in self.measured.items()],  # type: ignore[misc]
+            "held_out": [[*pair, value] for pair, value in self.held_out.items()],  # type: ignore[misc]
             "dropped": [[*pair, why] for pair, why in self.dropped.items()],
             "intervals": {
                 "level": self.intervals.level,
@@ -309,10 +312,15 @@ def _names_of(X: pd.DataFrame) -> np.ndarray:
     return pairs
 
 
+def _series(rows: list[Any]) -> pd.Series:
+    """Return a series over pairs from rows (model_a, model_b, value)."""
+    columns = list(zip(*((a, b, value) for a, b, value in rows), strict=True)) or [(), (), ()]
+    index = pd.MultiIndex.from_arrays(columns[:2], names=INDEX)
+    return pd.Series(list(columns[2]), index=index, dtype=np.float64)
+
+
 def _from_document(document: dict[str, Any]) -> MergePredictor:
     intervals = document["intervals"]
-    measured = document["measured"]
-    index = pd.MultiIndex.from_arrays([[pair[side] for pair in measured] for side in (0, 1)], names=INDEX)
     return MergePredictor(
         kind=document["kind"],
         method=document["method"],
@@ -320,13 +328,14 @@ def _from_document(document: dict[str, Any]) -> MergePredictor:
         metrics=tuple(document["metrics"]),
         estimator=from_document(document["estimator"]),
         ranges={name: (low, high) for name, (low, high) in document["ranges"].items()},
-        measured=pd.Series([score for *_, score in measured], index=index, dtype=np.float64),
+        measured=_series(document["measured"]),
         intervals=ConformalIntervals(
             level=intervals["level"],
             widths=dict(enumerate(intervals["widths"])),
             held_out=dict(enumerate(intervals["held_out"])),
         ),
         validation=document["validation"],
+        held_out=_series(document.get("held_out", [])),
         dropped={(a, b): why for a, b, why in document["dropped"]},
         provenance=document["provenance"],
     )
