@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,9 @@ class MergePredictor:
                 str(name): (float(values.min()), float(values.max())) for name, values in metrics.items() if len(data.y)
             },
             measured=pd.Series(data.y, index=data.X.index),
-            intervals=conformal_intervals(
-                estimator, data.X, data.y, data.pairs, level=level, random_state=random_state
+            intervals=replace(
+                conformal_intervals(estimator, data.X, data.y, data.pairs, level=level, random_state=random_state),
+                limits=_limits(target, data.y),
             ),
             validation={name: figures for name, (figures, _) in validated.items()},
             held_out=validated["both measured"][1],
@@ -144,7 +145,7 @@ class MergePredictor:
 
         Pairs that cannot be predicted are last. The index is (model_a, model_b), the columns are
 
-        - prediction: predicted value of the target;
+        - prediction: predicted value of the target; accuracies are cut off at 0 and 1;
         - low, high: conformal interval around it; NaN if too few pairs could be held out;
         - measured: the measured score; NaN for pairs without one;
         - measured_models: number of the two models that have a measured merge, 0 to 2;
@@ -165,6 +166,8 @@ class MergePredictor:
         if possible.any():
             rows, names = X[possible], pairs[possible]
             predictions = predict_pairs(self.estimator, rows, names)
+            if self.intervals.limits is not None:
+                predictions = np.clip(predictions, *self.intervals.limits)
             sd = predicted_sd(self.estimator, rows, names)
             low, high = self.intervals.around(predictions, sd, out["measured_models"].to_numpy()[possible])
             out.loc[possible, ["prediction", "low", "high"]] = np.column_stack([predictions, low, high])
@@ -175,7 +178,8 @@ class MergePredictor:
     def explain(self, table: MetricTable) -> pd.DataFrame:
         """Return the terms of each prediction: "mean", the effects "model_a" and "model_b", and a term for each metric.
 
-        The terms of a row add up to its prediction. Pairs that lack a value of a metric have no row.
+        The terms of a row add up to its prediction, before one beyond the limits of an accuracy is cut off. Pairs that
+        lack a value of a metric have no row.
 
         Raises:
             PredictionError: the table lacks metrics, or the frame's index does not name the two models of each row.
@@ -216,6 +220,7 @@ class MergePredictor:
                 "level": self.intervals.level,
                 "widths": [self.intervals.widths[count] for count in range(3)],
                 "held_out": [self.intervals.held_out[count] for count in range(3)],
+                "limits": self.intervals.limits,
             },
             "validation": self.validation,
             "provenance": self.provenance,
@@ -312,6 +317,13 @@ def _names_of(X: pd.DataFrame) -> np.ndarray:
     return pairs
 
 
+def _limits(target: str, y: np.ndarray) -> tuple[float, float] | None:
+    """Return the limits of an accuracy, as a share or in percent; None for other targets."""
+    if target != "accuracy" or (y < 0).any() or (y > 100).any():
+        return None
+    return (0.0, 1.0) if (y <= 1).all() else (0.0, 100.0)
+
+
 def _series(rows: list[Any]) -> pd.Series:
     """Return a series over pairs from rows (model_a, model_b, value)."""
     columns = list(zip(*((a, b, value) for a, b, value in rows), strict=True)) or [(), (), ()]
@@ -333,6 +345,7 @@ def _from_document(document: dict[str, Any]) -> MergePredictor:
             level=intervals["level"],
             widths=dict(enumerate(intervals["widths"])),
             held_out=dict(enumerate(intervals["held_out"])),
+            limits=tuple(limits) if (limits := intervals.get("limits")) else None,
         ),
         validation=document["validation"],
         held_out=_series(document.get("held_out", [])),

@@ -75,6 +75,23 @@ def test_predictions_are_ranked_explained_and_inside_their_intervals(kind, fitte
     assert found["measured_models"].value_counts().to_dict() == {2: 15, 1: 12, 0: 1}
 
 
+def test_no_accuracy_is_predicted_beyond_its_limits(table, scores, tmp_path):
+    """Symmetric intervals overshoot near 1 (en.wikipedia.org/wiki/Binomial_proportion_confidence_interval)."""
+    near = (scores - scores.max() + 0.999).rename("accuracy")
+    fitted = MergePredictor.fit(table, near, "tsv", "additive")
+    for predictor in (fitted, dataclasses.replace(fitted)):
+        found = predictor.predict(table)
+        assert found[["prediction", "high"]].max().max() == 1.0
+        assert (found["low"] <= found["prediction"]).all()
+        assert (found["prediction"] <= found["high"]).all()
+    fitted.save(tmp_path / "near.json")
+    pd.testing.assert_frame_equal(MergePredictor.load(tmp_path / "near.json").predict(table), found, check_exact=True)
+    percent = MergePredictor.fit(table, 100 * near, "tsv", "additive").predict(table)
+    np.testing.assert_allclose(percent["high"].max(), 100.0)
+    other = MergePredictor.fit(table, near.rename("normalized_accuracy"), "tsv", "additive").predict(table)
+    assert other["high"].max() > 1.0
+
+
 def test_what_is_not_known_is_said(fitted, table):
     found = fitted["additive"].predict(table)
     unknown = found.loc[("task6", "task7")]
