@@ -127,19 +127,44 @@ def predict(table: Path, predictor: Path | None, models: Path | None, target: st
 @click.option("--predictor", "predictors", type=path_type, required=True, multiple=True,
               help="A file of `mergekern fit`, one for each merge method.")  # fmt: skip
 @models_option
+@click.option("--partner-of", "model", help="Show the pairs of this model only.")
+@click.option("--group", type=int, help="Also say which so many models to merge together, judged by their pairs.")
+@click.option(
+    "--next", "measurements", type=click.IntRange(min=1), help="Also say which so many merges to measure next."
+)
 @result_options
-def recommend(table: Path, predictors: tuple[Path, ...], models: Path | None, out: Path | None, rows: int) -> None:
-    from mergekern.prediction import MergePredictor
+def recommend(
+    table: Path, predictors: tuple[Path, ...], models: Path | None, model: str | None, group: int | None,
+    measurements: int | None, out: Path | None, rows: int,
+) -> None:  # fmt: skip
+    from mergekern.prediction import MergePredictor, best_group, best_partners, next_measurements
     from mergekern.prediction import recommend as recommend_methods
 
     _check_output(out, ".csv")
-    found = recommend_methods([MergePredictor.load(path) for path in predictors], load_table(table, models))
+    every = recommend_methods([MergePredictor.load(path) for path in predictors], load_table(table, models))
+    found = every if model is None else best_partners(every, model)
     shown = found.assign(
         measured=found["measured"].map({True: "yes", False: ""}), clear=found["clear"].map({True: "yes", False: ""})
     )
     show_pairs(shown, rows, out, found)
     for method, count in found["method"].value_counts().items():
         click.echo(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+    if group is not None:
+        click.echo(f"best {group} models together: {', '.join(best_group(every, group))}")
+    if measurements is not None:
+        following = next_measurements(every).head(measurements)
+        for pair, row in following.iterrows():
+            assert isinstance(pair, tuple)
+            click.echo(f"measure next: {pair[0]}+{pair[1]} by {row['method']}, {_gain(row['expected_improvement'])}")
+        if not following["worth_measuring"].any():
+            click.echo("stop measuring: no merge is expected to beat the best measured one by a tenth of a point")
+
+
+def _gain(expected: float) -> str:
+    known = expected == expected
+    return (
+        f"expected gain {100 * expected:.2f} points" if known else "expected gain not known: no interval, or no merge"
+    )
 
 
 @click.command(

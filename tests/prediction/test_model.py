@@ -286,6 +286,11 @@ def test_fit_says_how_well_it_predicts(files):
 def test_recommend_on_the_command_line(files):
     result = run("recommend", files / "metrics.parquet", "--predictor", files / "tsv.json", "--rows", 0)
     assert "tsv: best for 28 pairs" in result.stdout
+    result = run("recommend", files / "metrics.parquet", "--predictor", files / "tsv.json", "--partner-of", "task6",
+                 "--group", 3, "--next", 2)  # fmt: skip
+    assert "tsv: best for 7 pairs" in result.stdout
+    assert "best 3 models together: task" in result.stdout
+    assert result.stdout.count("measure next: ") == 2
 
 
 def test_plan_on_the_command_line(files, table):
