@@ -23,7 +23,8 @@ from .measurement.options import MeasureOptions
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
-from .metrics import CATALOGUE, MERGE_PROBES
+from .metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
+from .prediction.model_scores import model_scores
 from .progress import Progress
 from .sketches.measure import sketch
 from .sketches.sketches import Sketches
@@ -37,6 +38,7 @@ __all__ = [
     "CATALOGUE",
     "MERGE_PROBES",
     "METHODS",
+    "MODEL_SCORES",
     "Calibration",
     "CalibrationError",
     "CheckpointError",
@@ -70,6 +72,7 @@ __all__ = [
     "merge_probes",
     "mergekit_config",
     "metrics",
+    "model_scores",
     "prediction",
     "regularizers",
     "remove_models",

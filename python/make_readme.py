@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of 
 
 from benchmarks import rows
 from mergekern import METHODS
-from mergekern.metrics import CATALOGUE, MERGE_PROBES
+from mergekern.metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
 
 README = Path(__file__).parents[1] / "README.md"
 PAIRS = 190
@@ -38,7 +38,7 @@ def metric_table() -> str:
     """Return the catalogue as a Markdown table."""
     lines = ["| metric | formula | range | more mergeable |", "|---|---|---|---|"]
     category = None
-    for metric in (*CATALOGUE.values(), *MERGE_PROBES.values()):
+    for metric in (*CATALOGUE.values(), *MODEL_SCORES.values(), *MERGE_PROBES.values()):
         if metric.category != category:
             category = metric.category
             lines.append(f"| **{category}** | | | |")

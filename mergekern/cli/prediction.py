@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # mergekern.prediction, whose libraries take seconds to import, is imported where it is used.
 
-KINDS = ("dense", "sparse", "linear", "forest", "additive", "additive+metrics")
+KINDS = ("dense", "sparse", "linear", "forest", "additive", "additive+metrics", "prior", "prior+additive", "auto")
 path_type = click.Path(path_type=Path)
 
 
@@ -38,22 +38,50 @@ def result_options(command: Callable) -> Callable:
     return click.option("--out", type=path_type, help="Also write all pairs here, as .csv.")(command)
 
 
+def models_option(command: Callable) -> Callable:
+    """Add the list of models."""
+    return click.option(
+        "--models", type=path_type,
+        help="What is known without a merge: a CSV file with the columns model, own_accuracy, base_accuracy.",
+    )(command)  # fmt: skip
+
+
+def load_table(table: Path, models: Path | None) -> MetricTable:
+    """Load a table, with model scores joined if there is a list of models."""
+    from mergekern.prediction import model_scores
+
+    loaded = MetricTable.load(table)
+    return loaded if models is None else loaded.join(model_scores(loaded.models, models))
+
+
+def no_scores(target: str) -> pd.Series:
+    """Return the scores of no pair."""
+    import pandas as pd
+
+    return pd.Series([], pd.MultiIndex.from_arrays([[], []], names=["model_a", "model_b"]), float, target)
+
+
 @click.command(help="Learn to predict scores of merged pairs from the metrics in TABLE, and say how well that works.")
 @table_argument
-@click.option("--scores", type=path_type, required=True,
+@click.option("--scores", type=path_type,
               help="What was measured: a CSV file with the columns method, model_a, model_b and accuracy.")  # fmt: skip
+@models_option
 @click.option("--method", required=True, help="Whose rows of the scores to learn from, such as tsv.")
 @click.option("--target", default="accuracy", show_default=True, help="Which column of the scores to predict.")
-@click.option("--kind", type=click.Choice(KINDS), default="additive+metrics", show_default=True,
-              help="Which predictor to fit.")  # fmt: skip
+@click.option("--kind", type=click.Choice(KINDS), default="auto", show_default=True,
+              help="Which predictor to fit; auto takes the one that suits what is given.")  # fmt: skip
 @click.option("--level", default=0.8, show_default=True, help="Share of pairs that conformal intervals are to cover.")
 @click.option("--out", type=path_type, required=True, help="Write the predictor here, as .json.")
-def fit(table: Path, scores: Path, method: str, target: str, kind: str, level: float, out: Path) -> None:
+def fit(
+    table: Path, scores: Path | None, models: Path | None, method: str, target: str, kind: str, level: float, out: Path
+) -> None:
     from mergekern.prediction import MergePredictor, read_scores
 
     _check_output(out, ".json")
-    measured = read_scores(scores, method, target)
-    fitted = MergePredictor.fit(MetricTable.load(table), measured, method, kind, level=level)
+    if scores is None and models is None:
+        raise click.UsageError("nothing to predict from: give --scores or --models, or both")
+    measured = no_scores(target) if scores is None else read_scores(scores, method, target)
+    fitted = MergePredictor.fit(load_table(table, models), measured, method, kind, level=level)
     show_fit(fitted)
     fitted.save(out)
     say(f"wrote {out}")
@@ -61,14 +89,24 @@ def fit(table: Path, scores: Path, method: str, target: str, kind: str, level: f
 
 @click.command(help="Rank the pairs in TABLE by the score that their merge is predicted to have.")
 @table_argument
-@click.option("--predictor", type=path_type, required=True, help="A file of `mergekern fit`.")
+@click.option(
+    "--predictor", type=path_type, help="A file of `mergekern fit`; without, the prior predicts from --models."
+)
+@models_option
+@click.option("--target", default="accuracy", show_default=True, help="What the prior predicts, without --predictor.")
 @result_options
-def predict(table: Path, predictor: Path, out: Path | None, rows: int) -> None:
+def predict(table: Path, predictor: Path | None, models: Path | None, target: str, out: Path | None, rows: int) -> None:
     from mergekern.prediction import MergePredictor
 
     _check_output(out, ".csv")
-    fitted = MergePredictor.load(predictor)
-    found = fitted.predict(MetricTable.load(table))
+    if predictor is None and models is None:
+        raise click.UsageError("nothing to predict from: give --predictor or --models")
+    metrics = load_table(table, models)
+    if predictor is None:
+        fitted = MergePredictor.fit(metrics, no_scores(target), "any method")
+    else:
+        fitted = MergePredictor.load(predictor)
+    found = fitted.predict(metrics)
     shown = found.assign(
         measured=[f"{score:.4f}" if score == score else "" for score in found["measured"]],
         remarks=found["remarks"].where(found["measured_models"] > 0, "neither model measured"),
@@ -88,19 +126,45 @@ def predict(table: Path, predictor: Path, out: Path | None, rows: int) -> None:
 @table_argument
 @click.option("--predictor", "predictors", type=path_type, required=True, multiple=True,
               help="A file of `mergekern fit`, one for each merge method.")  # fmt: skip
+@models_option
+@click.option("--partner-of", "model", help="Show the pairs of this model only.")
+@click.option("--group", type=int, help="Also say which so many models to merge together, judged by their pairs.")
+@click.option(
+    "--next", "measurements", type=click.IntRange(min=1), help="Also say which so many merges to measure next."
+)
 @result_options
-def recommend(table: Path, predictors: tuple[Path, ...], out: Path | None, rows: int) -> None:
-    from mergekern.prediction import MergePredictor
+def recommend(
+    table: Path, predictors: tuple[Path, ...], models: Path | None, model: str | None, group: int | None,
+    measurements: int | None, out: Path | None, rows: int,
+) -> None:  # fmt: skip
+    from mergekern.prediction import MergePredictor, best_group, best_partners, next_measurements
     from mergekern.prediction import recommend as recommend_methods
 
     _check_output(out, ".csv")
-    found = recommend_methods([MergePredictor.load(path) for path in predictors], MetricTable.load(table))
+    every = recommend_methods([MergePredictor.load(path) for path in predictors], load_table(table, models))
+    found = every if model is None else best_partners(every, model)
     shown = found.assign(
         measured=found["measured"].map({True: "yes", False: ""}), clear=found["clear"].map({True: "yes", False: ""})
     )
     show_pairs(shown, rows, out, found)
     for method, count in found["method"].value_counts().items():
         say(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+    if group is not None:
+        say(f"best {group} models together: {', '.join(best_group(every, group))}")
+    if measurements is not None:
+        following = next_measurements(every).head(measurements)
+        for pair, row in following.iterrows():
+            assert isinstance(pair, tuple)
+            say(f"measure next: {pair[0]}+{pair[1]} by {row['method']}, {_gain(row['expected_improvement'])}")
+        if not following["worth_measuring"].any():
+            say("stop measuring: no merge is expected to beat the best measured one by a tenth of a point")
+
+
+def _gain(expected: float) -> str:
+    known = expected == expected
+    return (
+        f"expected gain {100 * expected:.2f} points" if known else "expected gain not known: no interval, or no merge"
+    )
 
 
 @click.command(
@@ -163,19 +227,32 @@ def show_fit(fitted: MergePredictor) -> None:
     say(f"{fitted.kind}: {fitted.target} of {fitted.method} from {len(fitted.measured)} pairs")
     for (first, second), why in fitted.dropped.items():
         say(f"left out: {first} and {second} ({why})")
-    shown = NameTable("held out", "Pearson r, mean of folds", "sd", "rmse", "additive r", "additive rmse")
+    shown = NameTable("held out", "pooled r", "r within folds", "mean r of folds", "rmse", "rmse / mean's")
     for regime, figures in fitted.validation.items():
         if "why_not" in figures:
             say(f"{regime}: not validated: {figures['why_not']}")
             continue
-        names = ("val_r_mean", "val_r_sd", "rmse", "additive_val_r_mean", "additive_rmse")
-        shown.add_texts(regime, *(_number(figures[name]) for name in names))
+        for name, prefix in ((regime, ""), ("  effects alone", "additive_")):
+            names = ("pooled_r", "r_within_folds", "val_r_mean", "rmse")
+            ratio = figures[f"{prefix}rmse"] / figures["rmse_of_mean"] if figures["rmse_of_mean"] else None
+            shown.add_texts(name, *(_number(figures[prefix + figure]) for figure in names), _number(ratio))
     show(shown)
+    show_regrets(fitted)
     say(f"{fitted.intervals.level:.0%} conformal intervals, from held-out pairs:")
     for measured, words in enumerate(("neither model", "one model", "both models")):
         width, held_out = fitted.intervals.widths[measured], fitted.intervals.held_out[measured]
         known = "too few to know" if width is None else "ready"
         say(f"  {words} measured elsewhere: {known} ({held_out} held-out predictions)")
+
+
+def show_regrets(fitted: MergePredictor) -> None:
+    """Print what choosing by the predictor costs on held-out pairs, beside other ways to choose."""
+    shown = NameTable("regret in points", "of best pair", "of best partner")
+    for regime, figures in fitted.validation.items():
+        for number, (name, regrets) in enumerate(figures.get("regrets", {}).items()):
+            cells = (None if value is None else 100 * value for value in regrets.values())
+            shown.add_texts(f"{regime}: {name}" if number == 0 else f"  {name}", *(_number(cell) for cell in cells))
+    show(shown)
 
 
 def show_pairs(shown: pd.DataFrame, rows: int, out: Path | None, everything: pd.DataFrame) -> None:

@@ -140,7 +140,7 @@ def _are_combined(folder: Path, paths: Sequence[Path]) -> bool:
 
 
 def _remove(folder: Path, paths: Sequence[Path]) -> None:
-    """Remove shards that are put together; what is left of a removal that is killed tells a later call that they are."""
+    """Remove shards that are put together; what a killed removal leaves tells a later call that they are."""
     (folder / f".{REMOVED}-0").mkdir(exist_ok=True)
     for number, path in enumerate(paths, 1):
         shutil.rmtree(folder / f".{REMOVED}-{number}", ignore_errors=True)

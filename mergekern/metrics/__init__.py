@@ -3,6 +3,7 @@
 from mergekern.metrics.catalogue import (
     CATALOGUE,
     MERGE_PROBES,
+    MODEL_SCORES,
     RANKED_BY,
     Metric,
     as_names,
@@ -13,5 +14,6 @@ from mergekern.metrics.catalogue import (
 )
 
 __all__ = [
-    "CATALOGUE", "MERGE_PROBES", "RANKED_BY", "Metric", "as_names", "in_order", "is_metric", "metric_of", "select",
+    "CATALOGUE", "MERGE_PROBES", "MODEL_SCORES", "RANKED_BY", "Metric", "as_names", "in_order", "is_metric",
+    "metric_of", "select",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import activation, effective_rank, geometry, gradient, merge_probes, subspace
+from mergekern.metrics import activation, effective_rank, geometry, gradient, merge_probes, model_scores, subspace
 from mergekern.metrics.remarks import REMARKS
 from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
 
@@ -27,14 +27,18 @@ NOTATION = """\
 s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; σ, U and V the singular values and vectors of a
 task matrix, k = 10; a_i the mean activation of model i over the calibration samples of all tasks, e_i and x_i the
 gradients of its loss on its own task's samples with respect to the parameters of the encoder and to the inputs; ℓ_i and
-A_i mean loss and accuracy on these samples, and M(τ_i, τ_j) the merge of two models by a method."""
+A_i mean loss and accuracy on these samples, and M(τ_i, τ_j) the merge of two models by a method; own_i the accuracy of
+model i on its task, and base_i that of the base."""
 
 Category = Literal[
-    "task-vector geometry", "effective rank", "subspace overlap", "activation", "gradient", "merge probes"
+    "task-vector geometry", "effective rank", "subspace overlap", "activation", "gradient", "merge probes",
+    "model scores",
 ]  # fmt: skip
 # Activations and gradients come from running the models, and are attributes of FunctionalStatistics; merges come from
 # running merged models.
-Needs = Literal["inner products", "spectra", "activations", "encoder_gradients", "input_gradients", "merges"]
+Needs = Literal[
+    "inner products", "spectra", "activations", "encoder_gradients", "input_gradients", "merges", "accuracies"
+]
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Metric:
     """A pairwise metric.
 
     Attributes:
-        name: the published name; merge probes have names of ours.
-        category: one of the five of the study, or merge probes.
+        name: the published name; merge probes and model scores have names of ours.
+        category: one of the five of the study, merge probes, or model scores.
         formula: in the symbols of `NOTATION`.
         range: smallest and largest value.
         more_mergeable: whether higher or lower values promise a better merge, as the study's authors expect.
@@ -51,7 +55,7 @@ class Metric:
         undefined: why a pair can be without a value.
         explanation: what the metrics of its category measure, in a sentence.
         function: statistics -> (N, N) matrix, NaN where undefined. Metrics of spectra also take `frozen` and
-            `small_tensors`; merge probes take `MergeStatistics`.
+            `small_tensors`; merge probes take `MergeStatistics`, and model scores `KnownAccuracies`.
         remark: what a reader of its values must know; "" without one.
         symmetric: whether a pair has the same value in both orders. A table has one row for each unordered pair, so
             it holds no other metrics.
@@ -193,6 +197,12 @@ _MERGE_PROBE = _Kind(
     undefined="a loss is not finite, or a single model tells no sample right",
     explanation="What a merge method does to two models on samples of their own tasks, each alone or both together.",
 )
+_MODEL_SCORE = _Kind(
+    "model scores",
+    "accuracies",
+    undefined="the accuracy of one of the models, or of the base on its task, is not known",
+    explanation="What is known of each model without any merge: its accuracy on its own task, and the base's there.",
+)
 
 
 def _metrics(kind: _Kind, *entries: _Entry) -> list[Metric]:
@@ -312,15 +322,28 @@ MERGE_PROBES: dict[str, Metric] = {
     )
 }  # fmt: skip
 
+# What `prediction.model_scores` makes of a list of models; not among the metrics that "all" stands for.
+MODEL_SCORES: dict[str, Metric] = {
+    metric.name: metric
+    for metric in _metrics(
+        _MODEL_SCORE,
+        ("own_accuracy_mean", "(own_i + own_j) / 2", (0, 1), "higher", model_scores.own_accuracy_mean),
+        ("own_accuracy_min", "min(own_i, own_j)", (0, 1), "higher", model_scores.own_accuracy_min),
+        ("base_accuracy_mean", "(base_i + base_j) / 2", (0, 1), "higher", model_scores.base_accuracy_mean),
+        ("base_accuracy_min", "min(base_i, base_j)", (0, 1), "higher", model_scores.base_accuracy_min),
+    )
+}
+
 
 def is_metric(column: str) -> bool:
-    """Tell whether a table's column is a metric of the catalogue, or a merge probe of some method.
+    """Tell whether a table's column is a metric of the catalogue, a model score, or a merge probe of some method.
 
     >>> [is_metric(name) for name in ("stable_rank", "solo_loss_mean[tsv]", "solo_loss_mean", "accuracy")]
     [True, True, False, False]
     """
     probe, bracket, method = column.partition("[")
-    return column in CATALOGUE or (probe in MERGE_PROBES and bracket == "[" and method.endswith("]"))
+    known = column in CATALOGUE or column in MODEL_SCORES
+    return known or (probe in MERGE_PROBES and bracket == "[" and method.endswith("]"))
 
 
 def metric_of(column: str) -> Metric:
@@ -332,20 +355,20 @@ def metric_of(column: str) -> Metric:
     >>> metric_of("solo_loss_mean[tsv]").more_mergeable
     'lower'
     """
-    if column in CATALOGUE:
-        return CATALOGUE[column]
+    if column in CATALOGUE or column in MODEL_SCORES:
+        return CATALOGUE.get(column) or MODEL_SCORES[column]
     if not is_metric(column):
-        raise OptionError(f"no metric {column!r}{did_you_mean(column, [*CATALOGUE, *MERGE_PROBES])}")
+        raise OptionError(f"no metric {column!r}{did_you_mean(column, [*CATALOGUE, *MODEL_SCORES, *MERGE_PROBES])}")
     return dataclasses.replace(MERGE_PROBES[column.partition("[")[0]], name=column)
 
 
 def in_order(columns: Iterable[str]) -> list[str]:
-    """Return those columns of a table that are metrics, in the order of the catalogue, merge probes last.
+    """Return those columns of a table that are metrics, in the catalogue's order; last model scores and merge probes.
 
     >>> in_order(["solo_loss_mean[tsv]", "accuracy", "stable_rank", "effective_rank"])
     ['effective_rank', 'stable_rank', 'solo_loss_mean[tsv]']
     """
-    places = {name: place for place, name in enumerate((*CATALOGUE, *MERGE_PROBES))}
+    places = {name: place for place, name in enumerate((*CATALOGUE, *MODEL_SCORES, *MERGE_PROBES))}
     return sorted(filter(is_metric, columns), key=lambda column: places[column.partition("[")[0]])
 
 
@@ -389,6 +412,8 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
             raise OptionError(
                 f"{name}: merge probes are measured by mergekern.merge_probes (--merge-probes on the command line)"
             )
+        if any(name in (m.name, m.category) for m in MODEL_SCORES.values()):
+            raise OptionError(f"{name}: model scores come from a list of models, by mergekern.model_scores")
         if not matching:
             raise OptionError(
                 f"unknown metric {name!r}{did_you_mean(name, CATALOGUE)}; `mergekern metrics --list` lists them all"

@@ -11,16 +11,19 @@ from mergekern.prediction.analysis import (
     fingerprints,
     variance_components,
 )
+from mergekern.prediction.decisions import best_group, best_method, best_pair, best_partners, next_measurements
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.individual import individual_correlations
 from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals
 from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
 from mergekern.prediction.mlp import mlp_baseline
 from mergekern.prediction.model import MergePredictor
-from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs
+from mergekern.prediction.model_scores import model_scores
+from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, UnnamedPairsWarning, complete_pairs
 from mergekern.prediction.pearson import PearsonRegressor, fit_exact
 from mergekern.prediction.planning import plan_measurements
-from mergekern.prediction.predictors import PREDICTORS, make_predictor
+from mergekern.prediction.predictors import PREDICTORS, AutoRegressor, available_kind, make_predictor
+from mergekern.prediction.prior import PriorRegressor, normalized_accuracy
 from mergekern.prediction.published import fit_published
 from mergekern.prediction.recommendation import recommend
 from mergekern.prediction.scalers import RankNormalScaler
@@ -38,12 +41,14 @@ from mergekern.prediction.splitters import (
     LeaveTasksOut,
     LeaveTwoTasksOut,
     MeasuredPairs,
+    PairFolds,
     PairSplitter,
 )
 from mergekern.prediction.validation import PairValidation, cross_validate_pairs
 
 __all__ = [
     "PREDICTORS",
+    "AutoRegressor",
     "ClippedScaler",
     "CompletePairs",
     "ConformalIntervals",
@@ -58,16 +63,24 @@ __all__ = [
     "LinearMetricRegressor",
     "MeasuredPairs",
     "MergePredictor",
+    "PairFolds",
     "PairSplitter",
     "PairValidation",
     "PearsonRegressor",
+    "PriorRegressor",
     "RankNormalScaler",
     "Selection",
     "TaskEffectsRegressor",
+    "UnnamedPairsWarning",
     "VarianceComponents",
     "ablate_categories",
     "align_scores",
+    "available_kind",
     "backward_elimination",
+    "best_group",
+    "best_method",
+    "best_pair",
+    "best_partners",
     "complete_pairs",
     "conformal_intervals",
     "cross_validate_pairs",
@@ -79,6 +92,9 @@ __all__ = [
     "individual_correlations",
     "make_predictor",
     "mlp_baseline",
+    "model_scores",
+    "next_measurements",
+    "normalized_accuracy",
     "plan_measurements",
     "read_methods",
     "read_scores",

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from mergekern.errors import PredictionError
 from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
 from mergekern.prediction.mixed import MixedModel, fit_mixed, fit_robust
-from mergekern.prediction.pairs import find_pairs, task_codes
+from mergekern.prediction.pairs import names_to_fit, names_to_predict, task_codes
 
 
 class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
@@ -28,7 +28,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
     merge has no effects: `LinearMetricRegressor(unseen=True)`, fitted to y itself, predicts it from its metrics.
 
     Without the names of the pairs there are no effects. Predictions are then the mean of y, or with metrics those of
-    the linear model.
+    the linear model, and a warning says so. Fitted to named pairs, it predicts named pairs only.
 
     Args:
         metrics: whether to add the metrics.
@@ -71,7 +71,8 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         """Fit to (n,) targets of (n, 2) pairs, and with `metrics` to their (n, p) metrics, which else are ignored."""
         if not 0 < self.level <= 0.5 or not self.dof > 0:
             raise PredictionError(f"level must be in (0, 0.5] and dof positive, not {self.level!r} and {self.dof!r}")
-        names = find_pairs(X, pairs)
+        simpler = "the linear model of metrics is fitted" if self.metrics else "the mean of y is predicted"
+        names = names_to_fit(X, y, pairs, f"no effects can be fitted and {simpler}")
         values, target = validate_data(
             self, X, y, y_numeric=True, dtype=np.float64, ensure_all_finite=True if self.metrics else "allow-nan"
         )
@@ -156,7 +157,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
 
     def _check(self, X: Any, pairs: Any) -> tuple[np.ndarray, np.ndarray | None]:
         check_is_fitted(self)
-        names = find_pairs(X, pairs)
+        names = names_to_predict(X, pairs, len(self.tasks_) > 0)
         finite = True if self.metrics else "allow-nan"
         return validate_data(self, X, dtype=np.float64, reset=False, ensure_all_finite=finite), names
 

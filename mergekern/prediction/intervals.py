@@ -29,6 +29,7 @@ class ConformalIntervals:
         widths: half widths of the intervals, in predicted standard deviations if the estimator predicts them, else in
             the units of y; None if too few pairs could be held out.
         held_out: numbers of held-out pairs that the widths were computed from.
+        limits: lowest and highest possible value of y, which no interval passes; None where there are none.
 
     >>> intervals = ConformalIntervals(0.8, {0: None, 1: 2.0, 2: 1.0}, {0: 2, 1: 30, 2: 30})
     >>> low, high = intervals.around(np.array([0.7, 0.9]), np.array([0.1, 0.1]), np.array([1, 2]))
@@ -39,11 +40,13 @@ class ConformalIntervals:
     level: float
     widths: dict[int, float | None]
     held_out: dict[int, int]
+    limits: tuple[float, float] | None = None
 
     def around(self, predictions: np.ndarray, sd: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (low, high), (n,) each, for predictions, their standard deviations and numbers of measured models."""
         widths = np.array([np.nan if (w := self.widths[int(k)]) is None else w for k in measured], dtype=np.float64)
-        return predictions - widths * sd, predictions + widths * sd
+        low, high = predictions - widths * sd, predictions + widths * sd
+        return (low, high) if self.limits is None else (np.clip(low, *self.limits), np.clip(high, *self.limits))
 
 
 def conformal_intervals(
@@ -85,7 +88,7 @@ def _folds(pairs: np.ndarray, random_state: int) -> Iterator[tuple[np.ndarray, n
     names, codes = task_codes(pairs)
     random = np.random.default_rng(random_state)
     order = np.lexsort(codes.T)
-    for part in np.array_split(random.permutation(order), min(PAIR_FOLDS, len(order))):
+    for part in np.array_split(random.permutation(order), max(min(PAIR_FOLDS, len(order)), 1)):
         yield from _split(np.isin(np.arange(len(codes)), part))
     each = len(names) // 2
     for _ in range(math.ceil(TASK_FOLDS / max(each, 1))):

@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergekern.errors import PredictionError
 from mergekern.prediction.correlation import pearson_r
-from mergekern.prediction.pairs import find_pairs, task_codes
+from mergekern.prediction.pairs import names_to_fit, task_codes
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
 
 # Below this number of pairs, a correlation is mostly chance.
@@ -85,7 +85,7 @@ class LinearMetricRegressor(RegressorMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any, pairs: Any = None) -> LinearMetricRegressor:
         """Fit to (n, p) metrics and (n,) targets of (n, 2) pairs."""
-        names = find_pairs(X, pairs)
+        names = names_to_fit(X, y, pairs, "the penalty is chosen by leaving out single pairs, not tasks")
         values, target = validate_data(self, X, y, y_numeric=True, dtype=np.float64)
         target = target.astype(np.float64)
         penalties = np.logspace(-1, 3.5, 19) if self.penalties is None else np.asarray(self.penalties, dtype=np.float64)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,26 @@ from mergekern._internal.files import write_output
 from mergekern._internal.text import shortened
 from mergekern._internal.versions import package_version, versions
 from mergekern.errors import PredictionError
+from mergekern.metrics import MODEL_SCORES
+from mergekern.prediction.figures import training_pairs, validate
 from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals, predicted_sd
-from mergekern.prediction.pairs import (
-    CompletePairs,
-    IncompletePairsWarning,
-    complete_pairs,
-    find_pairs,
-    pair_key,
-    task_codes,
-)
+from mergekern.prediction.pairs import find_pairs, pair_key, task_codes
 from mergekern.prediction.persistence import from_document, to_document
-from mergekern.prediction.predictors import contributions, make_predictor, predictor_kind
+from mergekern.prediction.predictors import available_kind, contributions, make_predictor, predictor_kind
 from mergekern.prediction.schemas import PredictorDocument
-from mergekern.prediction.scores import align_scores
-from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
-from mergekern.prediction.validation import cross_validate_pairs, fit_estimator, predict_pairs
+from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut, PairFolds
+from mergekern.prediction.validation import fit_estimator, predict_pairs
 from mergekern.tables.frames import INDEX
 from mergekern.tables.metric_table import MetricTable
 
 FORMAT = "mergekern predictor"
 FORMAT_VERSION = 1
 # What is held out in cross-validation, by how many models of a pair then have measured merges.
-REGIMES = {"partner known": LeaveOneTaskOut(), "both unseen": LeaveTasksOut(n_repeats=20)}
-FEWEST_PAIRS = 3
+REGIMES = {
+    "both measured": PairFolds(),
+    "partner known": LeaveOneTaskOut(),
+    "both unseen": LeaveTasksOut(n_repeats=20),
+}
 DRIVERS = 3
 
 
@@ -56,8 +52,9 @@ class MergePredictor:
         ranges: (lowest, highest) of each metric in the training pairs.
         measured: scores of the training pairs.
         intervals: half widths of the conformal intervals, from errors on held-out pairs.
-        validation: for each of `REGIMES`, mean and standard deviation of Pearson's r over the folds, for the predictor
-            and for the additive baseline; or the reason why there are none.
+        validation: for each of `REGIMES`, the figures of `figures.validate`: correlations, errors and regrets of the
+            predictor beside baselines; or the reason why there are none.
+        held_out: predictions of training pairs, each by a fit without it.
         dropped: pairs with a score that took no part, each with the reason.
         provenance: versions of packages, and the table's provenance.
     """
@@ -71,16 +68,18 @@ class MergePredictor:
     measured: pd.Series
     intervals: ConformalIntervals
     validation: dict[str, dict[str, Any]]
+    held_out: pd.Series
     dropped: dict[tuple[str, str], str]
     provenance: dict[str, Any]
 
     @staticmethod
     def fit(
         table: MetricTable,
-        scores: pd.Series,
+        scores: pd.Series | None,
         method: str,
-        kind: str = "additive+metrics",
+        kind: str = "auto",
         *,
+        models: pd.DataFrame | None = None,
         level: float = 0.8,
         random_state: int = 0,
         options: Mapping[str, Any] | None = None,
@@ -92,31 +91,49 @@ class MergePredictor:
 
         Args:
             table: metrics of all pairs of the models.
-            scores: scores of merged pairs, as `read_scores` returns them; the name of the series is the target.
+            scores: scores of merged pairs, as `read_scores` returns them; the name of the series is the target. None if
+                no merge was measured: the prior then predicts accuracy from model scores.
             method: the merge method that gave the scores.
-            kind: name of the predictor, see `make_predictor`.
+            kind: name of the predictor, see `make_predictor`; "auto" takes the one that suits what is known, and `kind`
+                of the result is its name.
+            models: model scores of all pairs (`model_scores`), unless the table has them.
             level: share of pairs that the conformal intervals shall cover.
             random_state: decides which pairs are held out to measure the intervals.
             options: parameters of the predictor's estimator, see `make_predictor`.
 
         Raises:
-            PredictionError: unknown models, predictor or options, or too few pairs with a score and all metrics.
+            PredictionError: unknown models, predictor or options, no model scores for a predictor that needs them, or
+                too few pairs with a score and all metrics.
         """
-        uses_metrics, estimator = predictor_kind(kind).uses_metrics, make_predictor(kind, options)
-        data = _training_pairs(table, scores, method, uses_metrics)
-        metrics = data.X if uses_metrics else data.X[[]]
+        table = table if models is None else table.join(models)
+        if scores is None:
+            scores = pd.Series([], pd.MultiIndex.from_arrays([[], []], names=INDEX), np.float64, "accuracy")
+        target = str(scores.name or "score")
+        kind = available_kind(table.metrics, int(scores.notna().sum()), target) if kind == "auto" else kind
+        entry = predictor_kind(kind)
+        if entry.uses_model_scores and "target" not in (options or {}):
+            options = {**(options or {}), "target": target}
+        estimator = make_predictor(kind, options)
+        data = training_pairs(table, scores, method, entry)
+        beside = table.to_pandas().loc[data.X.index]
+        validated = {name: validate(estimator, data.X, data.y, splitter, beside) for name, splitter in REGIMES.items()}
+        metrics = data.X if entry.uses_metrics or entry.uses_model_scores else data.X[[]]
         return MergePredictor(
             kind=kind,
             method=method,
-            target=str(scores.name or "score"),
+            target=target,
             metrics=tuple(map(str, metrics)),
             estimator=fit_estimator(estimator, data.X, data.y, data.pairs),
-            ranges={str(name): (float(values.min()), float(values.max())) for name, values in metrics.items()},
+            ranges={
+                str(name): (float(values.min()), float(values.max())) for name, values in metrics.items() if len(data.y)
+            },
             measured=pd.Series(data.y, index=data.X.index),
-            intervals=conformal_intervals(
-                estimator, data.X, data.y, data.pairs, level=level, random_state=random_state
+            intervals=replace(
+                conformal_intervals(estimator, data.X, data.y, data.pairs, level=level, random_state=random_state),
+                limits=_limits(target, data.y),
             ),
-            validation={name: _validate(estimator, data.X, data.y, splitter) for name, splitter in REGIMES.items()},
+            validation={name: figures for name, (figures, _) in validated.items()},
+            held_out=validated["both measured"][1],
             dropped=data.dropped,
             provenance={
                 "versions": {**versions(), "scikit-learn": package_version("scikit-learn")},
@@ -131,7 +148,7 @@ class MergePredictor:
 
         Pairs that cannot be predicted are last. The index is (model_a, model_b), the columns are
 
-        - prediction: predicted value of the target;
+        - prediction: predicted value of the target; accuracies are cut off at 0 and 1;
         - low, high: conformal interval around it; NaN if too few pairs could be held out;
         - measured: the measured score; NaN for pairs without one;
         - measured_models: number of the two models that have a measured merge, 0 to 2;
@@ -152,6 +169,8 @@ class MergePredictor:
         if possible.any():
             rows, names = X[possible], pairs[possible]
             predictions = predict_pairs(self.estimator, rows, names)
+            if self.intervals.limits is not None:
+                predictions = np.clip(predictions, *self.intervals.limits)
             sd = predicted_sd(self.estimator, rows, names)
             low, high = self.intervals.around(predictions, sd, out["measured_models"].to_numpy()[possible])
             out.loc[possible, ["prediction", "low", "high"]] = np.column_stack([predictions, low, high])
@@ -162,7 +181,8 @@ class MergePredictor:
     def explain(self, table: MetricTable) -> pd.DataFrame:
         """Return the terms of each prediction: "mean", the effects "model_a" and "model_b", and a term for each metric.
 
-        The terms of a row add up to its prediction. Pairs that lack a value of a metric have no row.
+        The terms of a row add up to its prediction, before one beyond the limits of an accuracy is cut off. Pairs that
+        lack a value of a metric have no row.
 
         Raises:
             PredictionError: the table lacks metrics, or the frame's index does not name the two models of each row.
@@ -176,11 +196,15 @@ class MergePredictor:
     @property
     def models(self) -> list[str]:
         """Names of the models that have a measured merge, sorted."""
-        return task_codes(np.array(self.measured.index.tolist(), dtype=str))[0].tolist()
+        return task_codes(np.array(self.measured.index.tolist(), dtype=str).reshape(-1, 2))[0].tolist()
 
     def expected_r(self, regime: str) -> float | None:
-        """Return the mean Pearson correlation in one of `REGIMES`; None if the folds have no correlation."""
-        return self.validation[regime].get("val_r_mean")
+        """Return Pearson's r within the folds of one of `REGIMES`, taken together; None if there is none.
+
+        Unlike the mean of the folds' own r, it is not drawn to 0 or to chance where folds have few pairs.
+        """
+        figures = self.validation[regime]
+        return figures.get("r_within_folds", figures.get("val_r_mean"))
 
     def save(self, path: str | Path) -> None:
         """Write the predictor as JSON. What `load` returns predicts the same, to the last bit."""
@@ -193,11 +217,13 @@ class MergePredictor:
             "metrics": self.metrics,
             "ranges": self.ranges,
             "measured": [[*pair, score] for pair, score in self.measured.items()],  # type: ignore[misc]
+            "held_out": [[*pair, value] for pair, value in self.held_out.items()],  # type: ignore[misc]
             "dropped": [[*pair, why] for pair, why in self.dropped.items()],
             "intervals": {
                 "level": self.intervals.level,
                 "widths": [self.intervals.widths[count] for count in range(3)],
                 "held_out": [self.intervals.held_out[count] for count in range(3)],
+                "limits": self.intervals.limits,
             },
             "validation": self.validation,
             "provenance": self.provenance,
@@ -244,6 +270,11 @@ class MergePredictor:
     def _metrics_of(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
         """Return the columns that the predictor was fitted to, in its order."""
         frame = table.to_pandas() if isinstance(table, MetricTable) else table
+        if lacking := [name for name in self.metrics if name in MODEL_SCORES and name not in frame]:
+            raise PredictionError(
+                f"the table lacks model scores that the predictor needs: {', '.join(lacking)}; join "
+                "mergekern.model_scores(models, source) (--models on the command line)"
+            )
         if not self.metrics:
             return frame[[]].assign(no_metric=0.0)
         missing = [name for name in self.metrics if name not in frame]
@@ -258,6 +289,8 @@ class MergePredictor:
         r = self.expected_r("both unseen")
         # No "-0.0".
         expected = "how well that can be predicted is not known" if r is None else f"expected r {round(r, 1) + 0.0:.1f}"
+        if self.kind == "prior":
+            expected = "predicted from accuracies of models and base by a fixed rule"
         by_measured_models = [
             f"no merge of either model has been measured: {expected}",
             "no merge of one of the models has been measured",
@@ -267,6 +300,8 @@ class MergePredictor:
         missing = ~np.isfinite(values)
         low, high = np.array(list(self.ranges.values())).T if self.ranges else (-np.inf, np.inf)
         outside = (values < low) | (values > high)
+        if predictor_kind(self.kind).uses_model_scores:
+            outside[:] = False  # The rule holds wherever accuracies are.
         remarks = [by_measured_models[count] for count in measured_models]
         for row in np.flatnonzero(outside.any(1)):
             found = f"outside of the training pairs in {', '.join(names[outside[row]])}"
@@ -287,27 +322,6 @@ def _drivers(terms: pd.DataFrame, pairs: np.ndarray) -> list[str]:
     return described
 
 
-def _training_pairs(table: MetricTable, scores: pd.Series, method: str, uses_metrics: bool) -> CompletePairs:
-    """Return the pairs with a score and, where the predictor uses metrics, with a value of every metric."""
-    frame = table.to_pandas()
-    target = align_scores(scores, frame.index, table.models)
-    scored = target.notna()
-    if not uses_metrics:
-        frame = frame[[]].assign(no_metric=0.0)
-    if scored.sum() < FEWEST_PAIRS:
-        raise PredictionError(f"{int(scored.sum())} scores of {method} are too few: at least {FEWEST_PAIRS}")
-    with warnings.catch_warnings():
-        # `MergePredictor.dropped` names the pairs that are left out, so that no warning is needed.
-        warnings.simplefilter("ignore", IncompletePairsWarning)
-        data = complete_pairs(frame[scored], target[scored])
-    if len(data.y) < FEWEST_PAIRS:
-        raise PredictionError(
-            f"{len(data.y)} of {int(scored.sum())} pairs with a score have every metric: at least "
-            f"{FEWEST_PAIRS} are needed"
-        )
-    return data
-
-
 def _names_of(X: pd.DataFrame) -> np.ndarray:
     """Return the names of the two models of each row, (n, 2)."""
     pairs = find_pairs(X)
@@ -318,30 +332,29 @@ def _names_of(X: pd.DataFrame) -> np.ndarray:
     return pairs
 
 
-def _validate(estimator: Any, X: pd.DataFrame, y: np.ndarray, splitter: Any) -> dict[str, Any]:
-    """Return the figures of a cross-validation, or the reason why there are none."""
-    try:
-        found = cross_validate_pairs(estimator, X, y, splitter=splitter, n_resamples=0)
-    except PredictionError as error:
-        return {"splitter": repr(splitter), "why_not": str(error)}
-    figures: dict[str, Any] = {"splitter": repr(splitter), "folds": len(found.folds)}
-    for name, row in {"": found.summary.loc["estimator"], "additive_": found.summary.loc["additive"]}.items():
-        for column in ("val_r_mean", "val_r_sd", "rmse"):
-            value = float(row[column])  # type: ignore[arg-type]
-            figures[name + column] = value if np.isfinite(value) else None
-    return figures
+def _limits(target: str, y: np.ndarray) -> tuple[float, float] | None:
+    """Return the limits of an accuracy, as a share or in percent; None for other targets."""
+    if target != "accuracy" or (y < 0).any() or (y > 100).any():
+        return None
+    return (0.0, 1.0) if (y <= 1).all() else (0.0, 100.0)
+
+
+def _series(rows: list[Any]) -> pd.Series:
+    """Return a series over pairs from rows (model_a, model_b, value)."""
+    columns = list(zip(*((a, b, value) for a, b, value in rows), strict=True)) or [(), (), ()]
+    index = pd.MultiIndex.from_arrays(columns[:2], names=INDEX)
+    return pd.Series(list(columns[2]), index=index, dtype=np.float64)
 
 
 def _from_document(document: dict[str, Any]) -> MergePredictor:
     said = checked(PredictorDocument, document)
     measured = said.pairs()
-    if not measured:
+    if not measured and not predictor_kind(said.kind).uses_model_scores:
         raise ValueError("measured: no pairs")
-    if len(set(said.metrics)) < len(said.metrics) or list(said.ranges) != said.metrics:
+    if len(set(said.metrics)) < len(said.metrics) or (measured and list(said.ranges) != said.metrics):
         raise ValueError("ranges: not those of its metrics")
     if said.validation.keys() != REGIMES.keys():
         raise ValueError(f"validation: not of {' and '.join(map(repr, REGIMES))}")
-    index = pd.MultiIndex.from_tuples([(a, b) for a, b, _ in measured], names=INDEX)
     estimator = from_document(document["estimator"])
     if type(estimator) is not type(make_predictor(said.kind)):
         raise ValueError(f"estimator: a {type(estimator).__name__} is not what a predictor of kind {said.kind!r} is")
@@ -352,13 +365,15 @@ def _from_document(document: dict[str, Any]) -> MergePredictor:
         metrics=tuple(said.metrics),
         estimator=estimator,
         ranges={name: (low, high) for name, (low, high) in said.ranges.items()},
-        measured=pd.Series([score for *_, score in measured], index=index, dtype=np.float64),
+        measured=_series(measured),
         intervals=ConformalIntervals(
             level=said.intervals.level,
             widths=dict(enumerate(said.intervals.widths)),
             held_out=dict(enumerate(said.intervals.held_out)),
+            limits=None if said.intervals.limits is None else (said.intervals.limits[0], said.intervals.limits[1]),
         ),
         validation=document["validation"],
+        held_out=_series(said.held_out),
         dropped={(a, b): why for a, b, why in said.dropped},
         provenance=document["provenance"],
     )

@@ -53,6 +53,46 @@ def find_pairs(X: Any, pairs: Any = None) -> np.ndarray | None:
     return names
 
 
+class UnnamedPairsWarning(Warning):
+    """Warning that a predictor does not know which models each pair is of, and so falls back on a simpler one."""
+
+
+def names_to_fit(X: Any, y: Any, pairs: Any, otherwise: str) -> np.ndarray | None:
+    """Return the names as `find_pairs` does, also from the index of y; warn if they are not known.
+
+    In a scikit-learn Pipeline, a step that returns an array takes away the index of X; that of y remains.
+
+    Args:
+        otherwise: what the predictor does without the names, for the warning.
+    """
+    names = find_pairs(X, pairs)
+    if names is None:
+        names = find_pairs(y)
+    if names is None:
+        warnings.warn(
+            f"the models of the pairs are not known, so that {otherwise}; give pairs= or a frame with their names as "
+            'its index (in a Pipeline, set_output(transform="pandas") keeps it)',
+            UnnamedPairsWarning,
+            stacklevel=3,
+        )
+    return names
+
+
+def names_to_predict(X: Any, pairs: Any, fitted_with_names: bool) -> np.ndarray | None:
+    """Return the names as `find_pairs` does.
+
+    Raises:
+        PredictionError: the predictor was fitted to named models, and the names are not known here.
+    """
+    names = find_pairs(X, pairs)
+    if names is None and fitted_with_names:
+        raise PredictionError(
+            "this predictor has effects of models, and which models each row is a pair of is not known: give pairs= "
+            'or a frame with their names as its index (in a Pipeline, set_output(transform="pandas") keeps it)'
+        )
+    return names
+
+
 def need_pairs(X: Any, pairs: Any = None) -> np.ndarray:
     """Return the names as `find_pairs` does; raise PredictionError if they are not known.
 
@@ -123,6 +163,15 @@ def task_codes(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return names, np.sort(codes.reshape(pairs.shape), axis=1)
 
 
+def as_frame(X: Any) -> pd.DataFrame:
+    """Return X if it is a frame, else a frame of its columns, named x0, x1, ….
+
+    >>> as_frame([[1.0, 2.0]]).columns.tolist()
+    ['x0', 'x1']
+    """
+    return X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X)).add_prefix("x")
+
+
 class IncompletePairsWarning(UserWarning):
     """Warning that pairs or whole metrics take no part because values are missing; the message names them."""
 
@@ -172,7 +221,7 @@ def complete_pairs(X: Any, y: Any, pairs: Any = None) -> CompletePairs:
     check_aligned(X, y)
     target = as_target(y, len(names))
     index = pd.MultiIndex.from_arrays([names[:, 0], names[:, 1]], names=INDEX)
-    frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X)).add_prefix("x")
+    frame = as_frame(X)
     if not frame.columns.is_unique:
         twice = dict.fromkeys(map(str, frame.columns[frame.columns.duplicated()]))
         raise PredictionError(f"each metric must have a name of its own; more than one is named {', '.join(twice)}")

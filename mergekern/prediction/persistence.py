@@ -12,10 +12,20 @@ from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
 from mergekern.prediction.pearson import PearsonRegressor
+from mergekern.prediction.predictors import AutoRegressor
+from mergekern.prediction.prior import PriorRegressor
 
 CLASSES: dict[str, Any] = {
     kind.__name__: kind
-    for kind in (ClippedScaler, ForestRegressor, LinearMetricRegressor, PearsonRegressor, TaskEffectsRegressor)
+    for kind in (
+        AutoRegressor,
+        ClippedScaler,
+        ForestRegressor,
+        LinearMetricRegressor,
+        PearsonRegressor,
+        PriorRegressor,
+        TaskEffectsRegressor,
+    )
 }
 # The dtypes that a file may name: float64, integers, booleans and text.
 DTYPES = ("float64", "int64", "bool", "str")

@@ -7,7 +7,8 @@ therefore be made before the first merge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import combinations
 from numbers import Integral
 
@@ -24,6 +25,11 @@ TASK_RATIO = 10.0
 MEAN_RATIO = 1e6
 # Passes over the plan in which each pair may be exchanged for a better one.
 EXCHANGES = 5
+# Sizes of the groups whose pairs a plan may start from. 20 merges of 20 models: 1.213 from them, 1.293 greedily.
+GROUPS = (3, 4, 5)
+RANDOM_STARTS = 8
+# With more models, the greedy plan is the only start: an exchange costs time of order models³.
+MOST_MODELS = 60
 
 
 class Design:
@@ -66,8 +72,10 @@ def plan_measurements(
 ) -> pd.DataFrame:
     """Choose the k pairs whose measurement lets the additive model predict all pairs best.
 
-    The plan is greedy, one pair after another, so that a prefix of it is a good plan too. Then pairs are exchanged as
-    long as that helps. It is deterministic: of equally good pairs, the first in the order of the models is taken.
+    Several plans are made, and the best is taken: a greedy one, plans that start from small groups of models with all
+    their pairs, and plans that start from random pairs (for up to 60 models). In each, pairs are exchanged as long as
+    that helps. The order is greedy, so that a prefix of the plan is a good plan too. Everything is deterministic: of
+    equally good pairs, the first in the order of the models is taken.
 
     Args:
         models: names of the T models.
@@ -100,12 +108,11 @@ def plan_measurements(
     design = Design(len(names), ratio)
     for pair in done:
         design.measure(pair)
-    chosen: list[int] = []
-    for _ in range(k):
-        chosen.append(_best(design, free))
-        design.measure(chosen[-1])
-        free[chosen[-1]] = False
-    _exchange(design, chosen, free)
+    chosen, least = _improved(design, [], free, k)
+    for start in _starts(design, done, free, k) if len(names) <= MOST_MODELS else ():
+        other, variance = _improved(design, start, free, k)
+        if variance < least * (1 - 1e-6):
+            chosen, least = other, variance
     return _as_frame(names, chosen, done, ratio)
 
 
@@ -113,6 +120,37 @@ def _best(design: Design, free: np.ndarray) -> int:
     reductions = np.where(free, design.reductions(), -np.inf)
     # Pairs that differ by rounding only count as equally good.
     return int(np.argmax(reductions >= reductions.max() * (1 - 1e-9)))
+
+
+def _improved(design: Design, start: Sequence[int], free: np.ndarray, k: int) -> tuple[list[int], float]:
+    """Return a plan of k free pairs that begins with a start, filled up and improved, and its mean variance."""
+    design, free, chosen = copy(design), free.copy(), list(start)
+    for pair in chosen:
+        design.measure(pair)
+        free[pair] = False
+    while len(chosen) < k:
+        chosen.append(_best(design, free))
+        design.measure(chosen[-1])
+        free[chosen[-1]] = False
+    _exchange(design, chosen, free)
+    return chosen, design.mean_variance()
+
+
+def _starts(design: Design, done: Sequence[int], free: np.ndarray, k: int) -> Iterator[list[int]]:
+    """Yield up to k free pairs each: those within groups of models, the least measured models first, or random ones."""
+    models = int(design.pairs.max()) + 1
+    at = np.zeros((models, models), dtype=int)
+    at[design.pairs[:, 0], design.pairs[:, 1]] = at[design.pairs[:, 1], design.pairs[:, 0]] = np.arange(
+        len(design.pairs)
+    )
+    order = np.argsort(np.bincount(design.pairs[list(done)].ravel(), minlength=models), kind="stable")
+    for size in GROUPS:
+        groups = [order[first : first + size] for first in range(0, models - size + 1, size)]
+        pairs = [int(at[one, other]) for group in groups for one, other in combinations(group, 2)]
+        yield [pair for pair in pairs if free[pair]][:k]
+    for number in range(RANDOM_STARTS):
+        random = np.random.default_rng(number)
+        yield random.permutation(np.flatnonzero(free))[: max(k // (1 + number % 2), 1)].tolist()
 
 
 def _exchange(design: Design, chosen: list[int], free: np.ndarray) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mergekern.errors import PredictionError
+from mergekern.prediction.method_choice import MethodRule, calibration, method_rule
 from mergekern.prediction.model import MergePredictor
 from mergekern.tables.metric_table import MetricTable
 
@@ -15,9 +16,13 @@ NOT_PREDICTED = "not predicted by any method"
 
 
 def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.DataFrame) -> pd.DataFrame:
-    """Return the method with the best score for each pair, the most promising pairs first.
+    """Return the method to take for each pair, the most promising pairs first.
 
-    A score that was measured takes the place of its prediction. Of equal scores, the method named first is the best.
+    It is the method that is best overall, on the pairs measured by all methods (else by its mean predicted score), and
+    another one only where it was measured to be better, or where its predicted lead exceeds a threshold that paid on
+    held-out pairs (`method_choice`). A score that was measured takes the place of its prediction. Predicted scores are
+    drawn to their mean as far as held-out pairs say that the most promising ones promised too much. Of equal scores,
+    the method named first is the best.
 
     Args:
         predictors: one for each method, all of one target.
@@ -25,8 +30,9 @@ def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.Data
 
     Returns:
         A row for each pair, with the columns method, score (measured or predicted), low, high, measured (bool),
-        runner_up (the second-best method), lead (score above the runner-up's), clear (whether the interval of the best
-        method lies above that of the runner-up), remarks. Pairs that no method predicts are last, with method None.
+        runner_up (the best of the other methods), lead (score above the runner-up's, negative where a larger prediction
+        is not trusted), clear (whether the method's interval lies above that of the runner-up), remarks. Pairs that no
+        method predicts are last, with method None.
 
     Raises:
         PredictionError: no predictors, two of one method, targets that differ, or metrics that the table lacks.
@@ -34,8 +40,14 @@ def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.Data
     predictors = list(predictors)
     _check_comparable(predictors)
     index = (table.to_pandas() if isinstance(table, MetricTable) else table).index
-    offers = [_offer(predictor.method, predictor.predict(table).reindex(index)) for predictor in predictors]
-    best, second = _two_best([*offers, _no_offer(index)])
+    predicted = [predictor.predict(table).reindex(index) for predictor in predictors]
+    offers = [
+        _offer(predictor.method, found, *calibration(predictor))
+        for predictor, found in zip(predictors, predicted, strict=True)
+    ]
+    rule = method_rule(predictors, [float(offer["score"].mean()) for offer in offers])
+    raw = np.column_stack([found["prediction"].to_numpy() for found in predicted])
+    best, second = _chosen([*offers, _no_offer(index)], rule, raw)
     recommended = pd.DataFrame(
         {
             **{name: best[name] for name in ("method", "score", "low", "high", "measured")},
@@ -57,21 +69,24 @@ def _check_comparable(predictors: Sequence[MergePredictor]) -> None:
         raise PredictionError(f"scores of different targets cannot be compared: {', '.join(sorted(targets))}")
 
 
-def _offer(method: str, predicted: pd.DataFrame) -> pd.DataFrame:
+def _offer(method: str, predicted: pd.DataFrame, centre: float, slope: float) -> pd.DataFrame:
     """Return a method's offer for each pair: method (None without a score), score, low, high, measured, remarks.
 
     Args:
         method: name of the method.
         predicted: result of `MergePredictor.predict`, in the order of the pairs.
+        centre, slope: `calibration` of the predictor.
     """
     is_measured = predicted["measured"].notna()
-    score = predicted["prediction"].mask(is_measured, predicted["measured"])
+    prediction = predicted["prediction"]
+    moved = (slope - 1) * (prediction - centre) if slope < 1 else 0 * prediction
+    score = (prediction + moved).mask(is_measured, predicted["measured"])
     return pd.DataFrame(
         {
             "method": np.where(score.notna(), np.array(method, dtype=object), np.array(None, dtype=object)),
             "score": score,
-            "low": predicted["low"].mask(is_measured, predicted["measured"]),
-            "high": predicted["high"].mask(is_measured, predicted["measured"]),
+            "low": (predicted["low"] + moved).mask(is_measured, predicted["measured"]),
+            "high": (predicted["high"] + moved).mask(is_measured, predicted["measured"]),
             "measured": is_measured,
             "remarks": predicted["remarks"],
         }
@@ -84,12 +99,40 @@ def _no_offer(index: pd.Index) -> pd.DataFrame:
     return pd.DataFrame(nothing, index=index)
 
 
-def _two_best(offers: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the offers with the largest and the second-largest score of each pair; NaN counts as the smallest."""
+def _chosen(offers: Sequence[pd.DataFrame], rule: MethodRule, raw: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the offers of the chosen method and of the best other one for each pair; NaN counts as the smallest score.
+
+    Args:
+        offers: one for each method, and an empty one, each in the order of the pairs.
+        rule: which method is the best overall, and when another one is taken.
+        raw: (pairs, methods) predictions as they are.
+    """
     pairs = len(offers[0])
     scores = np.column_stack([offer["score"].to_numpy() for offer in offers])
-    # Stable, so that equal scores keep the order of the methods.
-    order = np.argsort(-scores, axis=1, kind="stable")
+    measured = np.column_stack([offer["measured"].to_numpy(dtype=bool) for offer in offers])
+    rows = np.arange(pairs)
+    trusted = measured.copy()
+    trusted[:, rule.best] = True
+    lead = raw - raw[:, [rule.best]]
+    with np.errstate(invalid="ignore"):
+        trusted[:, :-1] |= lead > rule.threshold
+    # Without a prediction of the best method, any other one is better than none.
+    trusted |= np.isnan(scores[:, [rule.best]])
+    # Stable, so that equal scores keep the order of the methods, the best overall first.
+    order = [rule.best, *(place for place in range(len(offers)) if place != rule.best)]
+    worth = np.where(trusted, np.nan_to_num(scores, nan=-np.inf), -np.inf)[:, order]
+    chosen = np.array(order)[worth.argmax(1)]
+    # Empty only where no method has a score.
+    chosen = np.where(np.isneginf(worth.max(1)), len(offers) - 1, chosen)
+    others = np.nan_to_num(scores, nan=-np.inf)
+    others[rows, chosen] = -np.inf
+    second = np.where(np.isneginf(others.max(1)), len(offers) - 1, others.argmax(1))
     stacked = pd.concat(offers)
-    best, second = (stacked.iloc[order[:, place] * pairs + np.arange(pairs)] for place in (0, 1))
-    return best, second
+    first_offer, second_offer = (stacked.iloc[places * pairs + rows].copy() for places in (chosen, second))
+    switched = (chosen != rule.best) & ~measured[rows, chosen] & ~np.isnan(scores[:, rule.best])
+    # Of such leads, the share that held-out pairs had is promised, and no more.
+    excess = (1 - rule.share) * np.maximum(first_offer["score"].to_numpy() - scores[:, rule.best], 0)
+    taken_back = np.where(switched, excess, 0.0)
+    for column in ("score", "low", "high"):
+        first_offer[column] = first_offer[column].to_numpy() - taken_back
+    return first_offer, second_offer

@@ -19,6 +19,7 @@ class IntervalsDocument(Document):
     level: Annotated[float, Field(gt=0, lt=1)]
     widths: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None], Three]
     held_out: Annotated[list[Count], Three]
+    limits: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None
 
 
 class RegimeDocument(Document):
@@ -29,7 +30,13 @@ class RegimeDocument(Document):
     folds: Count | None = None
     val_r_mean: Finite | None = None
     val_r_sd: Finite | None = None
+    pooled_r: Finite | None = None
+    r_within_folds: Finite | None = None
     rmse: Finite | None = None
+    rmse_of_mean: Finite | None = None
+    additive_pooled_r: Finite | None = None
+    additive_r_within_folds: Finite | None = None
+    regrets: dict[str, dict[str, Finite | None]] | None = None
     additive_val_r_mean: Finite | None = None
     additive_val_r_sd: Finite | None = None
     additive_rmse: Finite | None = None
@@ -45,6 +52,7 @@ class PredictorDocument(Document):
     ranges: dict[str, Annotated[list[Finite], Field(min_length=2, max_length=2)]]
     measured: list[Annotated[list[Name | Finite], Three]]
     dropped: list[Annotated[list[str], Three]]
+    held_out: list[Annotated[list[Name | Finite], Three]]
     intervals: IntervalsDocument
     validation: dict[str, RegimeDocument]
     provenance: dict[str, JsonValue]

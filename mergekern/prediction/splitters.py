@@ -177,6 +177,34 @@ class MeasuredPairs(PairSplitter):
             yield [], train, ~train
 
 
+class PairFolds(PairSplitter):
+    """K-fold over single pairs: both models of nearly every validation pair keep other measured merges.
+
+    It answers how well the merges are known that remain to be measured among models of which some merges are.
+
+    Args:
+        n_folds: number of folds; as many as pairs where there are fewer.
+        random_state: decides the draws; folds depend on it, on the names and on nothing else.
+
+    >>> pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+    >>> sorted(fold.test.tolist() for fold in PairFolds().folds(pairs))
+    [[0], [1], [2]]
+    """
+
+    def __init__(self, n_folds: int = 10, random_state: int = 0) -> None:
+        self.n_folds = n_folds
+        self.random_state = random_state
+
+    def _masks(self, tasks: int, codes: np.ndarray) -> Iterator[Masks]:
+        if not (isinstance(self.n_folds, Integral) and self.n_folds >= 2):
+            raise PredictionError(f"{self!r}: two folds are the fewest")
+        order = np.lexsort(codes.T[::-1])
+        shuffled = order[np.random.default_rng(self.random_state).permutation(len(codes))]
+        for part in np.array_split(shuffled, max(min(self.n_folds, len(codes)), 1)):
+            test = np.isin(np.arange(len(codes)), part)
+            yield [], ~test, test
+
+
 def _generators(random_state: int, n_repeats: int) -> Iterator[np.random.Generator]:
     """Yield one generator a fold, so that a fold does not depend on those before it."""
     return (np.random.default_rng([random_state, repeat]) for repeat in range(n_repeats))

@@ -16,7 +16,8 @@ from sklearn.pipeline import Pipeline
 from mergekern.errors import PredictionError
 from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.correlation import pearson_r, spearman_rho
-from mergekern.prediction.pairs import CompletePairs, complete_pairs, task_codes
+from mergekern.prediction.pairs import CompletePairs, as_frame, complete_pairs, need_pairs, task_codes
+from mergekern.prediction.permutation import RenamedMetrics
 from mergekern.prediction.splitters import LeaveOneTaskOut, PairSplitter
 
 FOLD_COLUMNS = ["held_out", "n_train", "n_val", "train_r", "val_r", "train_rho", "val_rho"]
@@ -75,6 +76,17 @@ class PairValidation:
         return pearson_r(beyond, self.predictions["y"].to_numpy())
 
     @property
+    def r_within_folds(self) -> float:
+        """Pearson's r over the validation pairs of all folds, each fold measured from its own means, in [-1, 1].
+
+        It tells how well pairs of one fold are ranked, without the leave-out bias of `pooled_r`, and without the chance
+        of a mean over the r of small folds, each of which counts as much as a large one. NaN for folds of one pair.
+        """
+        of_fold = self.predictions.groupby("fold")[["prediction", "y"]]
+        beyond = self.predictions[["prediction", "y"]] - of_fold.transform("mean")
+        return pearson_r(beyond["prediction"].to_numpy(), beyond["y"].to_numpy())
+
+    @property
     def score(self) -> float:
         """The mean val_r of the folds; `pooled_r_centred` where no fold has one, each being of a single pair."""
         mean = float(self.folds["val_r"].mean())
@@ -98,6 +110,7 @@ def _summary(validation: PairValidation) -> dict[str, float]:
         out |= {f"{column}_mean": values.mean(), f"{column}_sd": values.std(ddof=0)}
     errors = validation.predictions["prediction"] - validation.predictions["y"]
     out |= {"pooled_r": validation.pooled_r, "pooled_r_centred": validation.pooled_r_centred}
+    out |= {"r_within_folds": validation.r_within_folds}
     out |= {"rmse": float(np.sqrt((errors**2).mean())), "folds": len(validation.folds)}
     return out | {"folds_with_r": int(validation.folds["val_r"].notna().sum())}
 
@@ -126,11 +139,13 @@ def cross_validate_pairs(
         y: (n,) targets, for example the accuracy of the merged models.
         pairs: (n, 2) names; the index of X if None.
         splitter: `LeaveOneTaskOut()` if None.
-        n_permutations: permutations of the names of the tasks for the p-value; 0 for none. y of (a, b) becomes y of
-            (π(a), π(b)), everything is fitted again, and `score` is compared. Pairs share tasks and are not
-            exchangeable one by one, so that permuting pairs would find significance in anything. The p-value tells
+        n_permutations: permutations of the names of the tasks for the p-value; 0 for none. The metrics of (a, b)
+            become those of (π(a), π(b)), everything is fitted again, and `score` is compared. Pairs share tasks and are
+            not exchangeable one by one, so that permuting pairs would find significance in anything. The p-value tells
             whether the metrics know which task is which: an estimator of task effects alone gets 1, since all names
-            are alike to it.
+            are alike to it. Where few pairs have a score, give X of all pairs, with NaN as y of the others: pairs
+            whose metrics are not given get those of a model of effects (`prediction.permutation`), which is as good
+            as that model.
         n_resamples: draws of the tasks, with replacement, for the bootstrap intervals; 0 for none. A pair counts as
             often as both its tasks were drawn, a fold by the mean of its pairs. Nothing is fitted again.
         baselines: whether to validate the additive and the constant baseline on the same folds.
@@ -159,7 +174,9 @@ def cross_validate_pairs(
     validation = _validate(estimator, data, splitter)
     return dataclasses.replace(
         validation,
-        p_value=_p_value(validation, estimator, data, splitter, n_permutations, random_state),
+        p_value=_p_value(
+            validation, estimator, data, as_frame(X), need_pairs(X, pairs), splitter, n_permutations, random_state
+        ),
         intervals=_intervals(validation, n_resamples, random_state),
         baselines={name: _validate(baseline, data, splitter) for name, baseline in beside.items()},
     )
@@ -228,6 +245,8 @@ def _p_value(
     validation: PairValidation,
     estimator: Any,
     data: CompletePairs,
+    X: pd.DataFrame,
+    pairs: np.ndarray,
     splitter: PairSplitter,
     n_permutations: int,
     random_state: int,
@@ -235,18 +254,12 @@ def _p_value(
     """Return (1 + permutations that do as well) / (1 + n_permutations); see `cross_validate_pairs`."""
     if n_permutations == 0:
         return float("nan")
-    names, codes = task_codes(data.pairs)
-    measured = np.full((len(names), len(names)), np.nan)
-    measured[codes[:, 0], codes[:, 1]] = measured[codes[:, 1], codes[:, 0]] = data.y
     random = np.random.default_rng([random_state, 0])
+    renamed = RenamedMetrics(X[list(data.X)], pairs, data.pairs, random)
     found = validation.score
     as_good = 0
     for _ in range(n_permutations):
-        renamed = random.permutation(len(names))[codes]
-        y = measured[renamed[:, 0], renamed[:, 1]]
-        # A pair renamed to one that was not measured has no value, and takes no part in this permutation.
-        rows = np.isfinite(y)
-        permuted = CompletePairs(data.X[rows], y[rows], data.pairs[rows], {}, ())
+        permuted = dataclasses.replace(data, X=pd.DataFrame(renamed.draw(), data.X.index, data.X.columns))
         # Without this margin, rounding would decide where nothing changes under permutation.
         as_good += not _validate(estimator, permuted, splitter).score < found - 1e-9
     return (1 + as_good) / (1 + n_permutations)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import as_names, in_order, metric_of, select
+from mergekern.metrics import as_names, in_order, is_metric, metric_of, select
 from mergekern.metrics.subspace import Frozen, SmallTensors
 from mergekern.statistics import ZooStatistics
 from mergekern.tables.files import TableContent, read_table, write_table
@@ -146,19 +146,22 @@ class MetricTable:
         descending = metric_of(self._known(by)).more_mergeable == "higher"
         return self.to_pandas().sort_values(by, ascending=not descending, kind="stable")
 
-    def join(self, other: MetricTable) -> MetricTable:
+    def join(self, other: MetricTable | pd.DataFrame) -> MetricTable:
         """Return a table with the metrics of both.
 
         Args:
-            other: table with the same models, in any order; from `merge_probes`, for instance.
+            other: table with the same models, in any order, from `merge_probes` for instance; or a frame of pairs as
+                `to_pandas` and `model_scores` return it.
 
         Raises:
-            OptionError: it is of other models, or both have a metric.
+            OptionError: it is of other models, both have a metric, or a frame has a column that is no metric.
 
         >>> one = MetricTable("ab", {"stable_rank": np.ones((2, 2))})
         >>> one.join(MetricTable("ba", {"spectral_gap": np.ones((2, 2))})).metrics
         ('stable_rank', 'spectral_gap')
         """
+        if not isinstance(other, MetricTable):
+            other = _from_frame(other)
         if differing := sorted(set(self.models) ^ set(other.models)):
             raise OptionError(f"tables of different models cannot be joined: only one has {', '.join(differing)}")
         if twice := self._values.keys() & other._values.keys():
@@ -205,3 +208,16 @@ class MetricTable:
         if metric not in self._values:
             raise OptionError(f"no metric {metric!r} in this table{did_you_mean(metric, self._values)}")
         return metric
+
+
+def _from_frame(frame: pd.DataFrame) -> MetricTable:
+    """Return the table of a frame of pairs; on the diagonals and where pairs are missing, it is NaN."""
+    if unknown := [str(column) for column in frame if not is_metric(str(column))]:
+        raise OptionError(f"a frame with columns that are no metrics cannot be joined: {', '.join(unknown)}")
+    models = list(dict.fromkeys(str(name) for pair in frame.index for name in pair))
+    first, second = (np.array([models.index(str(pair[side])) for pair in frame.index], dtype=int) for side in (0, 1))
+    values = {}
+    for column in frame:
+        values[str(column)] = matrix = np.full((len(models), len(models)), np.nan)
+        matrix[first, second] = matrix[second, first] = frame[column].to_numpy(dtype=np.float64)
+    return MetricTable(models, values)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from mergekern.cli import main
 from mergekern.cli.prediction import KINDS
 from mergekern.errors import PredictionError
-from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, read_scores, recommend
+from mergekern.prediction import PREDICTORS, MergePredictor, make_predictor, model_scores, read_scores, recommend
 from mergekern.tables.metric_table import MetricTable
 from tests.support.measurements import make_scores, make_table, write_scores
 
@@ -30,6 +30,13 @@ def scores(table):
     """Scores of the pairs among six of the eight models."""
     every = make_scores(table, metric_share=0.02)
     return every[[("task6" not in pair) and ("task7" not in pair) for pair in every.index]]
+
+
+def accuracies(table, seed=0):
+    """Return made-up accuracies of the models, and of the base on their tasks."""
+    random = np.random.default_rng(seed)
+    own, base = random.uniform(0.8, 1.0, len(table.models)), random.uniform(0.1, 0.7, len(table.models))
+    return pd.DataFrame({"own_accuracy": own, "base_accuracy": base}, index=list(table.models))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,23 @@ def test_predictions_are_ranked_explained_and_inside_their_intervals(kind, fitte
     assert (found["prediction"] <= found["high"]).all()
     assert found["measured"].notna().sum() == 15
     assert found["measured_models"].value_counts().to_dict() == {2: 15, 1: 12, 0: 1}
+
+
+def test_no_accuracy_is_predicted_beyond_its_limits(table, scores, tmp_path):
+    """Symmetric intervals overshoot near 1 (en.wikipedia.org/wiki/Binomial_proportion_confidence_interval)."""
+    near = (scores - scores.max() + 0.999).rename("accuracy")
+    fitted = MergePredictor.fit(table, near, "tsv", "additive")
+    for predictor in (fitted, dataclasses.replace(fitted)):
+        found = predictor.predict(table)
+        assert found[["prediction", "high"]].max().max() == 1.0
+        assert (found["low"] <= found["prediction"]).all()
+        assert (found["prediction"] <= found["high"]).all()
+    fitted.save(tmp_path / "near.json")
+    pd.testing.assert_frame_equal(MergePredictor.load(tmp_path / "near.json").predict(table), found, check_exact=True)
+    percent = MergePredictor.fit(table, 100 * near, "tsv", "additive").predict(table)
+    np.testing.assert_allclose(percent["high"].max(), 100.0)
+    other = MergePredictor.fit(table, near.rename("normalized_accuracy"), "tsv", "additive").predict(table)
+    assert other["high"].max() > 1.0
 
 
 def test_what_is_not_known_is_said(fitted, table):
@@ -152,6 +176,7 @@ def test_too_few_scores_are_refused_and_three_suffice(table, scores):
 
 @pytest.mark.parametrize("kind", PREDICTORS)
 def test_every_predictor_can_be_fitted_to_three_pairs_of_three_models(kind, table, scores):
+    table = table.join(model_scores(table.models, accuracies(table))) if PREDICTORS[kind].uses_model_scores else table
     three = scores[[set(pair) <= {"task0", "task1", "task2"} for pair in scores.index]]
     assert MergePredictor.fit(table, three, "tsv", kind).predict(table)["prediction"].notna().all()
 
@@ -261,6 +286,11 @@ def test_fit_says_how_well_it_predicts(files):
 def test_recommend_on_the_command_line(files):
     result = run("recommend", files / "metrics.parquet", "--predictor", files / "tsv.json", "--rows", 0)
     assert "tsv: best for 28 pairs" in result.stdout
+    result = run("recommend", files / "metrics.parquet", "--predictor", files / "tsv.json", "--partner-of", "task6",
+                 "--group", 3, "--next", 2)  # fmt: skip
+    assert "tsv: best for 7 pairs" in result.stdout
+    assert "best 3 models together: task" in result.stdout
+    assert result.stdout.count("measure next: ") == 2
 
 
 def test_plan_on_the_command_line(files, table):

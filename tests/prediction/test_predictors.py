@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mergekern.errors import PredictionError
@@ -13,6 +15,7 @@ from mergekern.prediction import (
     LeaveOneTaskOut,
     LeaveTasksOut,
     MeasuredPairs,
+    UnnamedPairsWarning,
     cross_validate_pairs,
     make_predictor,
     read_scores,
@@ -186,6 +189,26 @@ def mean_r(kind, method, splitter, **options):
     X, y = published(method)
     found = cross_validate_pairs(make_predictor(kind, options), X, y, splitter=splitter, baselines=False, n_resamples=0)
     return found.folds["val_r"].mean()
+
+
+@pytest.mark.parametrize("kind", ["linear", "additive", "additive+metrics"])
+def test_in_a_pipeline_names_are_kept_asked_for_or_missed_aloud(kind, data):
+    """A step that returns an array takes the index away, as scikit-learn's do unless set_output asks for frames.
+
+    https://scikit-learn.org/stable/auto_examples/miscellaneous/plot_set_output.html
+    """
+    X, y, pairs = data
+    plain = build(kind).fit(X, y, pairs)
+    framed = make_pipeline(StandardScaler(), build(kind)).set_output(transform="pandas").fit(X, y)
+    np.testing.assert_allclose(framed.predict(X), plain.predict(X, pairs), rtol=1e-9)
+    # The index of y names the pairs to fit to; nothing names those to predict.
+    piped = make_pipeline(StandardScaler(), build(kind)).fit(X, pd.Series(y, X.index))
+    np.testing.assert_allclose(piped.predict(X, pairs=pairs), plain.predict(X, pairs), rtol=1e-9)
+    if kind != "linear":
+        with pytest.raises(PredictionError, match="which models each row is a pair of is not known"):
+            piped.predict(X)
+    with pytest.warns(UnnamedPairsWarning, match="the models of the pairs are not known"):
+        make_pipeline(StandardScaler(), build(kind)).fit(X, y)
 
 
 @needs_published

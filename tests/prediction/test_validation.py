@@ -21,9 +21,11 @@ from mergekern.prediction import (
     MeasuredPairs,
     PearsonRegressor,
     cross_validate_pairs,
+    plan_measurements,
 )
 from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.correlation import pearson_r, spearman_rho
+from mergekern.prediction.permutation import RenamedMetrics
 from tests.support.pairs import make_pairs
 
 SPLITTERS = [LeaveOneTaskOut(), LeaveTwoTasksOut(), LeaveTasksOut(n_repeats=5), MeasuredPairs(12, n_repeats=5)]
@@ -202,6 +204,39 @@ def test_p_value_tells_signal_from_noise():
 def test_p_value_with_missing_pairs():
     X, y = make_pairs()
     assert quick(LinearRegression(), X.iloc[::2], y.iloc[::2], n_permutations=19).p_value == 1 / 20
+
+
+@pytest.mark.parametrize("measured", [18, 26])
+def test_p_value_with_few_scores_uses_the_metrics_of_all_pairs(measured):
+    """Renaming the scores would leave the pairs that happen to be measured under both names, a handful of them.
+
+    The quadratic assignment procedure permutes rows and columns of a whole matrix for this reason (Krackhardt 1988; in
+    R's sna: https://rdrr.io/cran/sna/man/qaptest.html).
+    """
+    X, y = make_pairs(16, noise=0.3)
+    planned = plan_measurements(X.index.unique(0).union(X.index.unique(1)).tolist(), measured).index
+    few = y.where(X.index.isin(planned))
+    with pytest.warns(IncompletePairsWarning):
+        found = quick(LinearRegression(), X, few, n_permutations=19, splitter=MeasuredPairs(measured // 2, n_repeats=4))
+    assert found.p_value == 1 / 20
+    noise = X.sample(frac=1, random_state=3).set_axis(X.index, axis=0)
+    with pytest.warns(IncompletePairsWarning):
+        found = quick(
+            LinearRegression(), noise, few, n_permutations=19, splitter=MeasuredPairs(measured // 2, n_repeats=4)
+        )
+    assert found.p_value > 1 / 20
+
+
+def test_metrics_that_were_not_given_are_drawn_like_the_others():
+    X, _ = make_pairs(12)
+    pairs = np.array(X.index.tolist())
+    given = np.random.default_rng(0).permutation(len(X)) < 40
+    draws = RenamedMetrics(X[given], pairs[given], pairs[given], np.random.default_rng(0))
+    drawn = np.concatenate([draws.draw() for _ in range(50)])
+    assert np.isfinite(drawn).all()
+    np.testing.assert_allclose(drawn.std(0), X[given].std(), rtol=0.3)
+    whole = RenamedMetrics(X, pairs, pairs[given], np.random.default_rng(0))
+    assert set(map(tuple, whole.draw())) <= set(map(tuple, X.to_numpy()))
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_tasks():
