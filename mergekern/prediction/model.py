@@ -263,7 +263,8 @@ class MergePredictor:
     def _try(self) -> None:
         """Predict one pair, from values within the ranges whatever the models are called; ValueError if it fails."""
         index = pd.MultiIndex.from_tuples([("one", "other")], names=INDEX)
-        middle = pd.DataFrame({name: [(low + high) / 2] for name, (low, high) in self.ranges.items()}, index=index)
+        known = self.ranges or dict.fromkeys(self.metrics, (0.0, 1.0))  # a prior without any measured merge
+        middle = pd.DataFrame({name: [(low + high) / 2] for name, (low, high) in known.items()}, index=index)
         if not np.isfinite(self.predict(middle)["prediction"].to_numpy()).all():
             raise ValueError("its estimator does not predict a number")
 
