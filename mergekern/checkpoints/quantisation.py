@@ -103,7 +103,7 @@ def owner_of(name: str, codes: frozenset[str] = frozenset()) -> tuple[str, ...]:
 
 
 class Quantisation(NamedTuple):
-    """What a configuration says of how weights are stored.
+    """How weights are stored, from a configuration.
 
     Attributes:
         method: what errors call it.

@@ -60,7 +60,7 @@ class Binding:
             self.check_fit(checkpoint)
 
     def provenance(self) -> dict[str, Any]:
-        """Return what a table says of how the models were run."""
+        """Return how the models were run, for the provenance of a table."""
         return self.calibration.provenance(self.model)
 
     def layer_name(self, parameter: str) -> str:

@@ -50,7 +50,7 @@ class Forward:
         return functional_call(self.model, dict(tensors), arguments, keywords)
 
     def logits(self, name: str, task: Task, features: Any) -> Tensor:
-        """Return what the head of a task says of features; `name` is the model's, for messages."""
+        """Return the logits that the head of a task gives for features; messages call the model `name`."""
         if isinstance(task.head, nn.Module):
             return self._call(task.head, features)
         weight, bias = task.head

@@ -1,4 +1,4 @@
-"""What the record of a merge says of tensors and files that are not merged, but the base's or left out."""
+"""Notes of a merge's record on tensors and files that are not merged: the base's, averaged, or left out."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def _content_hashes(stream: LayerStream) -> list[str]:
 
 
 def _is_made_so(path: Path, planned: Layout, plan: OutputPlan, record: dict) -> bool:
-    """Tell whether a merge, which was moved here when it was whole, is the one that would be made now."""
+    """Tell whether a finished merge equals what would be made now."""
     for file, entries in planned.files.items():
         header = planned.header(file, record)
         found = path / file if planned.is_folder else path

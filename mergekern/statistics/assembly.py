@@ -17,7 +17,7 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
     """Return the statistics of one tensor of N models, assembled from blocks that cover all of their pairs.
 
     Args:
-        name, shape: what the manifest says of the tensor.
+        name, shape: name and shape of the tensor, from the manifest.
         blocks: of this tensor; one at a time is held.
         models: content hash of the tensor in each model.
 

@@ -1,6 +1,6 @@
 """Rows of pairs, as files hold them, checked and made into matrices.
 
-Memory is taken by what rows there are, never by what a file says of them.
+Memory follows the rows of a file, never what its metadata claim.
 """
 
 from __future__ import annotations

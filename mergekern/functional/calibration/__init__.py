@@ -304,7 +304,7 @@ class Calibration:
         return f"xxh3_128:{hasher.hexdigest()}"
 
     def provenance(self, model: nn.Module) -> dict[str, Any]:
-        """Return what a table says of the calibration it was computed with."""
+        """Return what identifies the calibration, for the provenance of a table."""
         options = {key: getattr(self, key) for key in SAVED_OPTIONS}
         return {
             **options,

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from mergekern._internal.documents import Document
 
-# `Calibration` says of a text that it is none.
+# `Calibration` refuses a text.
 Size = Annotated[int, Field(ge=1, lt=1 << 31)] | Annotated[str, Field(max_length=100)]
 
 
