@@ -57,7 +57,7 @@ def configuration_of_result(
 
     Args:
         config: that of the weights' base.
-        dtype: of all floating-point tensors that are written; None where each has the base's.
+        dtype: dtype of all floating-point tensors that are written; None where each has the base's.
         is_tied: whether embedding and head are one tensor in the result; None for what the base's says.
 
     >>> configuration_of_result({"torch_dtype": "float32", "quantization_config": {}}, dtype="bfloat16")

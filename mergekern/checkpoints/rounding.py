@@ -111,7 +111,7 @@ def note_rounding(base: Checkpoint, models: Sequence[Checkpoint], tensors: Seque
 
     Args:
         base, models: what the models are compared with, and the models, which get the notes.
-        tensors: of each tensor, its name in the base, then in each model.
+        tensors: names of each tensor, in the base, then in each model.
     """
     for position, model in enumerate(models):
         found: dict[tuple[torch.dtype, torch.dtype], int] = {}

@@ -34,7 +34,7 @@ class Layer:
     Attributes:
         zoo, tensor: all models, and the tensor in them.
         is_split: whether it is larger than the budget and comes in blocks.
-        nbytes: of weights that reading it holds at a time.
+        nbytes: bytes of weights that reading it holds at a time.
     """
 
     def __init__(self, zoo: Zoo, tensor: ZooTensor, max_memory: int) -> None:
@@ -210,7 +210,7 @@ class FactoredLayer:
         zoo, tensor: all models, and the tensor in them.
         whole, factored: positions of the models that hold it whole, or as factors; the others have it as the base has.
         stored: the tensor in the base and in the models that hold it whole, if there are any.
-        nbytes: of weights that reading it holds at a time.
+        nbytes: bytes of weights that reading it holds at a time.
     """
 
     def __init__(self, zoo: Zoo, tensor: ZooTensor, max_memory: int) -> None:

@@ -205,7 +205,7 @@ def embedding_of(head: str, checkpoint: Checkpoint, shape: tuple[int, ...] | Non
     Args:
         head: its name.
         checkpoint: where the embedding is looked for.
-        shape: of the head; None where it is not known.
+        shape: shape of the head; None where it is not known.
     """
     if head.endswith(_BIAS):
         kept = head.removesuffix(_BIAS) + ".bias"

@@ -42,7 +42,7 @@ class OutputPlan:
         entries: the tensors that are stored, by name.
         aliases: tied name -> the name that is stored.
         copied: names of the tensors that are taken from the base.
-        dtype: of all float tensors; None where each has the base's.
+        dtype: dtype of all float tensors; None where each has the base's.
         base_folders: sub-folders with weights that are the base's in every result.
     """
 

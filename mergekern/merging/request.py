@@ -42,7 +42,7 @@ class Request:
             zoo: the models.
             route: what merges them.
             notes: what took no part, and what was not merged by the method.
-            hashes: of the base and then of each model; empty until they are known, which changes no length.
+            hashes: content hashes of the base, then of each model; empty until they are known, which changes no length.
         """
         hashes = hashes or [_UNKNOWN_HASH] * (1 + len(self.models))
         models = [

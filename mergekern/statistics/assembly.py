@@ -18,7 +18,7 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
 
     Args:
         name, shape: name and shape of the tensor, from the manifest.
-        blocks: of this tensor; one at a time is held.
+        blocks: blocks of this tensor; one at a time is held.
         models: content hash of the tensor in each model.
 
     Raises:

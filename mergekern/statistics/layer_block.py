@@ -57,9 +57,9 @@ class LayerBlock:
     Attributes:
         key: what the values depend on: the tensor, the models and more.
         inner, squared_distance: (R, C) float64 inner products of the task vectors, and squared distances between them.
-        overlaps: of the models' subspaces. None without spectra, and for pairs on the two sides of a block until
-            `with_overlaps` adds those of their bases.
-        spectra: of the models of a diagonal block; it has them where it has overlaps.
+        overlaps: overlaps of the models' subspaces. None without spectra, and for pairs on the two sides of a block
+            until `with_overlaps` adds those of their bases.
+        spectra: spectra of the models of a diagonal block; it has them where it has overlaps.
         rounding: (R,) float64 of the models of a diagonal block, as in `LayerStatistics`; None where it is nothing.
     """
 
