@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -20,6 +21,11 @@ HOSTILE: list[Any] = [
     "1e999", "float32", "(([a-z]+)+)+!", "a{99999999999999999999}", "__class__", [], {}, [[]], {"": {}}, [None],
     ["a", "a"], {"a": 1}, list(range(50)), "x" * 5000,
 ]  # fmt: skip
+
+
+def hostile(draw: random.Random) -> Any:
+    """Return one of the hostile values; a copy, as later changes of the document may be inside of it."""
+    return copy.deepcopy(draw.choice(HOSTILE))
 
 
 def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
@@ -60,7 +66,7 @@ def change_node(document: Any, draw: random.Random, of_key: bool = False) -> Any
     """Return a document in which one node, drawn from all, is hostile; or the key of one."""
     places = list(_places(document, []))
     if not places:
-        return draw.choice(HOSTILE)
+        return hostile(draw)
     *way, last = draw.choice(places)
     parent = document
     for step in way:
@@ -74,7 +80,7 @@ def change_node(document: Any, draw: random.Random, of_key: bool = False) -> Any
     elif draw.random() < 0.15 and isinstance(parent, list):
         parent.insert(last, parent[last])
     else:
-        parent[last] = draw.choice(HOSTILE)
+        parent[last] = hostile(draw)
     return document
 
 
