@@ -24,6 +24,16 @@ class LayerDocument(Document):
     blocks: list[FileName]
 
 
+class ProvenanceDocument(Document):
+    """What is read again of the provenance of a measurement; the rest is only shown."""
+
+    notes: Annotated[dict[str, list[str]], Field(default_factory=dict)]
+    left_out: Annotated[list[str], Field(default_factory=list)]
+    content_hashes: Annotated[dict[str, str], Field(default_factory=dict)]
+    dtypes: Annotated[dict[str, list[str]], Field(default_factory=dict)]
+    origins: Annotated[dict[str, str], Field(default_factory=dict)]
+
+
 class ManifestDocument(Document):
     """A manifest, without format and checksum."""
 
@@ -42,6 +52,7 @@ class ManifestDocument(Document):
     @model_validator(mode="after")
     def _agrees(self) -> ManifestDocument:
         """Check that the parts agree with each other."""
+        ProvenanceDocument.model_validate(self.provenance or {})
         for what, names in (("models", self.models), ("functional_models", self.functional_models)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what}: a name is there twice")
