@@ -42,7 +42,7 @@ def told_apart(names: Sequence[str], paths: Sequence[Path | None]) -> list[str]:
     """Return names of which equal ones have as many folders of their paths before them as tell them apart.
 
     Args:
-        names: of models.
+        names: names of models.
         paths: where each lies; None for a name that must stay.
 
     >>> told_apart(["last", "last", "mnist"], [Path("run1/last"), Path("run2/last"), Path("mnist.pt")])

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mergekern.errors import OptionError, did_you_mean
+from mergekern.errors import OptionError
 from mergekern.metrics import activation, effective_rank, geometry, gradient, merge_probes, model_scores, subspace
 from mergekern.metrics.remarks import REMARKS
 from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
@@ -334,91 +334,5 @@ MODEL_SCORES: dict[str, Metric] = {
     )
 }
 
-
-def is_metric(column: str) -> bool:
-    """Tell whether a table's column is a metric of the catalogue, a model score, or a merge probe of some method.
-
-    >>> [is_metric(name) for name in ("stable_rank", "solo_loss_mean[tsv]", "solo_loss_mean", "accuracy")]
-    [True, True, False, False]
-    """
-    probe, bracket, method = column.partition("[")
-    known = column in CATALOGUE or column in MODEL_SCORES
-    return known or (probe in MERGE_PROBES and bracket == "[" and method.endswith("]"))
-
-
-def metric_of(column: str) -> Metric:
-    """Return the entry of a table's column; that of a merge probe has the name of the column.
-
-    Raises:
-        OptionError: no metric has this name.
-
-    >>> metric_of("solo_loss_mean[tsv]").more_mergeable
-    'lower'
-    """
-    if column in CATALOGUE or column in MODEL_SCORES:
-        return CATALOGUE.get(column) or MODEL_SCORES[column]
-    if not is_metric(column):
-        raise OptionError(f"no metric {column!r}{did_you_mean(column, [*CATALOGUE, *MODEL_SCORES, *MERGE_PROBES])}")
-    return dataclasses.replace(MERGE_PROBES[column.partition("[")[0]], name=column)
-
-
-def in_order(columns: Iterable[str]) -> list[str]:
-    """Return those columns of a table that are metrics, in the catalogue's order; last model scores and merge probes.
-
-    >>> in_order(["solo_loss_mean[tsv]", "accuracy", "stable_rank", "effective_rank"])
-    ['effective_rank', 'stable_rank', 'solo_loss_mean[tsv]']
-    """
-    places = {name: place for place, name in enumerate((*CATALOGUE, *MODEL_SCORES, *MERGE_PROBES))}
-    return sorted(filter(is_metric, columns), key=lambda column: places[column.partition("[")[0]])
-
-
 # The metric that ranks pairs by default.
 RANKED_BY = "task_vector_cosine_similarity"
-
-
-def as_names(metrics: str | Iterable[str]) -> list[str]:
-    """Return the names in an argument that may be one name or several.
-
-    Raises:
-        OptionError: it is neither.
-
-    >>> as_names("all")
-    ['all']
-    """
-    if isinstance(metrics, str):
-        return [metrics]
-    try:
-        return [str(name) for name in metrics]
-    except TypeError:
-        raise OptionError(f"metrics must be 'all', a name or several names, not {metrics!r}") from None
-
-
-def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
-    """Return the metrics of these names, in catalogue order.
-
-    Args:
-        metrics: "all", one name, or several; a category's name stands for all metrics of it.
-
-    Raises:
-        OptionError: an unknown name, or none at all.
-
-    >>> [metric.name for metric in select(["stable_rank", "effective_rank"])]
-    ['effective_rank', 'stable_rank']
-    """
-    wanted = set()
-    for name in as_names(metrics):
-        matching = {m.name for m in CATALOGUE.values() if name in ("all", m.name, m.category)}
-        if any(name in (m.name, m.category) for m in MERGE_PROBES.values()):
-            raise OptionError(
-                f"{name}: merge probes are measured by mergekern.merge_probes (--merge-probes on the command line)"
-            )
-        if any(name in (m.name, m.category) for m in MODEL_SCORES.values()):
-            raise OptionError(f"{name}: model scores come from a list of models, by mergekern.model_scores")
-        if not matching:
-            raise OptionError(
-                f"unknown metric {name!r}{did_you_mean(name, CATALOGUE)}; `mergekern metrics --list` lists them all"
-            )
-        wanted |= matching
-    if not wanted:
-        raise OptionError("no metrics asked for; give names, or 'all'")
-    return [metric for metric in CATALOGUE.values() if metric.name in wanted]

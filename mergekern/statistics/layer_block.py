@@ -153,7 +153,7 @@ def read_bases(folder: Path, file_name: str, key: BlockKey | None = None, k: int
     """Return the singular vectors of a diagonal block.
 
     Args:
-        folder, file_name: of the block.
+        folder, file_name: folder and file name of the block.
         key, k: key of the block and dimension of its subspaces, which the vectors are checked against.
 
     Raises:
