@@ -165,3 +165,24 @@ def test_ctrl_c_ends_with_130(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=zoo)
     assert (done.returncode, done.stderr.strip(), done.stdout) == (130, "stopped", "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs limits of memory")
+@pytest.mark.parametrize("megabytes", [96, 480])
+def test_too_little_memory_is_one_line_and_no_hang(tmp_path, megabytes):
+    """OpenBLAS asks for its buffers without an end where the system refuses them."""
+    make_zoo(tmp_path / "zoo", ["a", "b"])
+    # More than is held when everything is loaded, and less than the threads of BLAS need beside it.
+    code = (
+        "import resource, torch, mergekern.api, mergekern.kernels.lapack, pandas, sys\n"
+        "from mergekern.cli import main\n"
+        "torch.set_num_threads(4)\n"
+        "held = int(next(line for line in open('/proc/self/status') if line.startswith('VmSize')).split()[1]) << 10\n"
+        f"limit = held + ({megabytes} << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "main(['metrics', 'zoo'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("Error: not enough memory")
+    assert "Traceback" not in done.stderr

@@ -1,5 +1,7 @@
 """Statistics of normalisation layers, and buffers of infinities, in merges."""
 
+import json
+
 import pytest
 import torch
 
@@ -59,3 +61,10 @@ def test_infinities_that_differ_are_refused(method):
     models["b"]["mask"][3, 0] = 1.0
     with pytest.raises(NonFiniteError, match="'mask' holds NaN or infinite"):
         mergekern.merge(models, state(1.0, 1), method)
+
+
+def test_the_record_of_a_merge_names_what_was_averaged(tmp_path):
+    models = {"a": state(0.25, 10), "b": state(0.125, 13)}
+    mergekern.merge(models, state(4.0, 1), "ties", output=tmp_path / "m.safetensors")
+    notes = json.loads((tmp_path / "m.mergekern.json").read_text())["notes"]
+    assert "statistics of normalisation layers, which are averaged (2): bn.running_mean, bn.running_var" in notes

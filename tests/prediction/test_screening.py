@@ -156,3 +156,13 @@ def test_models_measured_for_fewer_metrics(screened, tmp_path):
     assert not (tmp_path / "pairs.parquet").exists()
     mergekern.measure(models, base, statistics=folder)
     assert screen(folder, tile=3).pairs == 21
+
+
+def test_notes_on_checkpoints_are_of_the_whole_zoo(tmp_path):
+    draw = np.random.default_rng(4)
+    zoo = {name: {"w": draw.normal(size=(12, 12)), "ids": np.arange(3)} for name in "abcde"}
+    table = mergekern.compute_all(zoo, {"w": np.zeros((12, 12)), "ids": np.arange(3)}, statistics=tmp_path / "s")
+    found = screen(tmp_path / "s", tile=2)
+    notes = [note for note in found.notes if "integer tensor" in note]
+    assert notes == [note for note in table.notes if "integer tensor" in note]
+    assert any("all 5 models" in note for note in notes)

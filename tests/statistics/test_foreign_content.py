@@ -113,6 +113,8 @@ MANIFESTS = {
     "unknown statistics": (lambda m: m.update(functional={"nothing": "x"}), "'nothing'"),
     "part 3 of 2": (lambda m: m.update(part=[3, 2]), "part 3 of 2"),
     "more than is known": (lambda m: m.update(more=1), "more"),
+    "notes of no models": (lambda m: m["provenance"].update(notes=0.5), "notes"),
+    "a note that is a number": (lambda m: m["provenance"].update(left_out=[7]), "left_out"),
 }
 
 
