@@ -2,9 +2,9 @@
 
 To add a method, touch three files:
 
-1. `<name>.py`: how it merges, and a `METHOD = Method(...)` that names it. Most methods are a `Recipe` of parts: trim or
-   drop, a consensus, a factor (`ties.py`). A method of matrices also has a rule for those, written in operators that
-   NumPy arrays and tensors share (`tsv.py`). A function of the method's own name merges one tensor in memory; its
+1. `<name>.py`: how it merges, and a `METHOD = Method(...)` that names it. Most methods are an `Elementwise` of parts:
+   trim or drop, a consensus, a factor (`ties.py`). A method of matrices also has a rule for those, written in operators
+   that NumPy arrays and tensors share (`tsv.py`). A function of the method's own name merges one tensor in memory; its
    docstring defines the result, and shows one.
 2. A line in `registry.py`. The command line, the table in the README (`make readme`), the studies and the tests of what
    holds for every method (bits, files, devices, degenerate inputs) read that.
@@ -16,5 +16,5 @@ of `combine` and of codes that C++ shares take it from there.
 
 What a merge is made of, from the top: `merge` (the functions that users call), `merge_pass` (tensors side by side),
 `group_merge` (one merge), `shared_layer` (what merges of one tensor share), `route` (the kernels of a processor or a
-device), `recipe` and `matrices` (what a method does to a tensor).
+device), `elementwise` and `matrices` (what a method does to a tensor).
 """

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from mergekern.merging.elementwise import Elementwise, Scope, Trim
 from mergekern.merging.method import Method, merge_elements
 from mergekern.merging.option_checks import integer, number, one_of
-from mergekern.merging.recipe import Recipe, Scope, Trim
 
 Mask = Literal["random", "magnitude"]
 
@@ -18,20 +18,20 @@ DEFAULTS = {"rate": 0.9, "mask": "random", "seed": 0, "scale": 1.0, "scope": "te
 TIES_DEFAULTS = {**DEFAULTS, "scale": 0.3}
 
 
-def elements(rate: float, mask: Mask, seed: int, scale: float, scope: Scope) -> Recipe:
-    """Return the recipe: drop × rescale × mean."""
+def elements(rate: float, mask: Mask, seed: int, scale: float, scope: Scope) -> Elementwise:
+    """Return what is done to each element: drop × rescale × mean."""
     factor = scale / (1.0 - rate)
     if mask == "magnitude":
-        return Recipe("mean", factor, Trim(drop=rate), scope)
-    return Recipe("mean", factor, scope=scope, drop=rate, seed=seed)
+        return Elementwise("mean", factor, Trim(drop=rate), scope)
+    return Elementwise("mean", factor, scope=scope, drop=rate, seed=seed)
 
 
-def elements_of_ties(rate: float, mask: Mask, seed: int, scale: float, scope: Scope) -> Recipe:
-    """Return the recipe: drop × rescale × elect."""
+def elements_of_ties(rate: float, mask: Mask, seed: int, scale: float, scope: Scope) -> Elementwise:
+    """Return what is done to each element: drop × rescale × elect."""
     factor = scale / (1.0 - rate)
     if mask == "magnitude":
-        return Recipe("elect", factor, Trim(drop=rate), scope)
-    return Recipe("elect", factor, scope=scope, drop=rate, seed=seed)
+        return Elementwise("elect", factor, Trim(drop=rate), scope)
+    return Elementwise("elect", factor, scope=scope, drop=rate, seed=seed)
 
 
 def dare(

@@ -16,10 +16,10 @@ from mergekern.checkpoints import LayerStream, Zoo
 from mergekern.checkpoints.stream import non_finite
 from mergekern.errors import NonFiniteError, OptionError
 from mergekern.kernels.combine import Rule, Tally
+from mergekern.merging.elementwise import Elementwise, mask_key
 from mergekern.merging.method import Method
 from mergekern.merging.normalisation import MEAN, averaged_counters, averaging_weights, is_statistic
 from mergekern.merging.output import Sink
-from mergekern.merging.recipe import Recipe, mask_key
 from mergekern.merging.route import Route
 from mergekern.merging.shared_layer import SharedLayer
 
@@ -61,7 +61,7 @@ class GroupMerge:
     ) -> None:  # fmt: skip
         self.zoo, self.models, self.method, self.options, self.sink = zoo, tuple(models), method, options, sink
         self.weights = dict(zip(models, weights, strict=True))
-        self.recipe: Recipe = method.elements(**options)
+        self.elementwise: Elementwise = method.elements(**options)
         self.whole_model: WholeModel | None = None
         self._lock = threading.Lock()
         self._digests: dict[str, list[str]] = {}
@@ -150,7 +150,7 @@ class GroupMerge:
             del base
 
     def _rule(self, shared: SharedLayer, order: list[int], majority: int) -> Rule:
-        trim, thresholds = self.recipe.trim, None
+        trim, thresholds = self.elementwise.trim, None
         if trim is not None and self.whole_model is not None:
             known = self.whole_model.thresholds
             thresholds = [known[model] for model in order] if known else None
@@ -158,8 +158,8 @@ class GroupMerge:
             k = trim.rank(shared.count)
             if k is not None:
                 thresholds = [trim.threshold(kth) for kth in shared.kth_largest(order, k)]
-        keys = [mask_key(self.recipe.seed, shared.name, shared.hashes[1 + model]) for model in order]
-        return self.recipe.rule([self.weights[model] for model in order], thresholds, keys, majority)
+        keys = [mask_key(self.elementwise.seed, shared.name, shared.hashes[1 + model]) for model in order]
+        return self.elementwise.rule([self.weights[model] for model in order], thresholds, keys, majority)
 
     def _write(self, shared: SharedLayer, values: torch.Tensor, start: int) -> None:
         dtype = self.sink.dtype(shared.name)
@@ -175,12 +175,12 @@ class GroupMerge:
 
 def prepare_whole_models(merges: Sequence[GroupMerge], stream: LayerStream, route: Route, threads: int) -> None:
     """Read whole models for the thresholds and signs of merges whose scope is the model, once for all of them."""
-    merges = [merge for merge in merges if merge.recipe.scope == "model"]
+    merges = [merge for merge in merges if merge.elementwise.scope == "model"]
     if not merges:
         return
     stream = _of_weights(stream)
     thresholds = _thresholds(merges, stream, route, threads)
-    elections = {merge: Tally() for merge in merges if merge.recipe.consensus == "elect"}
+    elections = {merge: Tally() for merge in merges if merge.elementwise.consensus == "elect"}
     for merge in merges:
         merge.whole_model = WholeModel(thresholds[merge], 1)
     for layer in stream if elections else ():
@@ -206,7 +206,7 @@ def _thresholds(
     kth_largest: dict[tuple[int, int], float] = {}
     thresholds: dict[GroupMerge, dict[int, float]] = {merge: {} for merge in merges}
     for merge in merges:
-        trim = merge.recipe.trim
+        trim = merge.elementwise.trim
         k = trim.rank(count) if trim else None
         if trim is None or k is None or not count:
             continue

@@ -10,17 +10,17 @@ import torch
 
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 from mergekern.kernels.truncation import Triplets
+from mergekern.merging.elementwise import Elementwise
 from mergekern.merging.matrices import Matrices, weighted_sum
 from mergekern.merging.method import Method, merge_tensor
 from mergekern.merging.option_checks import number
-from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 1.0, "common_fraction": 0.8}
 
 
-def elements(scale: float, common_fraction: float) -> Recipe:
-    """Return the recipe of tensors that are not matrices: the mean."""
-    return Recipe("mean", scale)
+def elements(scale: float, common_fraction: float) -> Elementwise:
+    """Return what is done to tensors that are not matrices: the mean."""
+    return Elementwise("mean", scale)
 
 
 def subspace_sizes(rank: int, models: int, common_fraction: float) -> tuple[int, int]:

@@ -11,9 +11,9 @@ import xxhash
 
 from mergekern.kernels.combine import reference as combine_reference
 from mergekern.kernels.trim import reference as trim_reference
+from mergekern.merging.elementwise import Elementwise, mask_key
 from mergekern.merging.matrices import Matrices
 from mergekern.merging.option_checks import Check, plain
-from mergekern.merging.recipe import Recipe, mask_key
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Method:
     paper: str
     summary: str
     defaults: Mapping[str, Any]
-    elements: Callable[..., Recipe]
+    elements: Callable[..., Elementwise]
     matrix: Callable[..., Any] | None = None
     any_weight: bool = False
     checks: Mapping[str, Check] = field(default_factory=dict)
@@ -55,14 +55,14 @@ class Method:
 
 
 def merge_elements(
-    base: torch.Tensor, deltas: Sequence[torch.Tensor], recipe: Recipe, weights: Sequence[float] | None = None
+    base: torch.Tensor, deltas: Sequence[torch.Tensor], elementwise: Elementwise, weights: Sequence[float] | None = None
 ) -> torch.Tensor:
-    """Merge one tensor by a recipe: the oracle of what the kernels do, in float64.
+    """Merge one tensor element by element: the oracle of what the kernels do, in float64.
 
     Args:
         base: any shape and float dtype.
         deltas: tuned − base of each model, of the same shape.
-        recipe: what the method does to each element.
+        elementwise: what the method does to each element.
         weights: one for each model; 1 by default.
 
     Returns:
@@ -70,15 +70,15 @@ def merge_elements(
     """
     flat = [delta.to(torch.float64).reshape(-1) for delta in deltas]
     thresholds = None
-    k = recipe.trim.rank(base.numel()) if recipe.trim else None
-    if recipe.trim and k is not None:
-        thresholds = [recipe.trim.threshold(trim_reference.kth_largest(None, delta, k)) for delta in flat]
-    keys = [mask_key(recipe.seed, "", xxhash.xxh3_128_hexdigest(delta.numpy())) for delta in flat]
+    k = elementwise.trim.rank(base.numel()) if elementwise.trim else None
+    if elementwise.trim and k is not None:
+        thresholds = [elementwise.trim.threshold(trim_reference.kth_largest(None, delta, k)) for delta in flat]
+    keys = [mask_key(elementwise.seed, "", xxhash.xxh3_128_hexdigest(delta.numpy())) for delta in flat]
     zero = torch.zeros(base.numel(), dtype=torch.float64, device="cpu")
     weights = weights or [1.0] * len(flat)
-    merged, tally = combine_reference.combine(zero, flat, recipe.rule(weights, thresholds, keys))
+    merged, tally = combine_reference.combine(zero, flat, elementwise.rule(weights, thresholds, keys))
     if tally.undecided and tally.signs < 0:
-        merged, _ = combine_reference.combine(zero, flat, recipe.rule(weights, thresholds, keys, majority=-1))
+        merged, _ = combine_reference.combine(zero, flat, elementwise.rule(weights, thresholds, keys, majority=-1))
     return base.to(torch.float64) + torch.from_numpy(merged).view(base.shape)
 
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 
 from mergekern.checkpoints import Zoo
-from mergekern.merging.recipe import Recipe
+from mergekern.merging.elementwise import Elementwise
 
 STATISTICS = frozenset({"running_mean", "running_var", "moving_mean", "moving_variance", "moving_var"})
 COUNTER = "num_batches_tracked"
 # How they are merged: the weighted mean, as weight_average merges.
-MEAN = Recipe("mean")
+MEAN = Elementwise("mean")
 
 
 def is_statistic(name: str) -> bool:

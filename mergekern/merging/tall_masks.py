@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mergekern.merging.elementwise import Elementwise
 from mergekern.merging.method import Method, merge_elements
 from mergekern.merging.option_checks import integer, number
-from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"share": 0.4, "needed": None, "scale": 1.0}
 
 
-def elements(share: float, needed: int | None, scale: float) -> Recipe:
-    """Return the recipe: agree × rescale."""
-    return Recipe("agree", scale, share=share, needed=needed)
+def elements(share: float, needed: int | None, scale: float) -> Elementwise:
+    """Return what is done to each element: agree × rescale."""
+    return Elementwise("agree", scale, share=share, needed=needed)
 
 
 def tall_masks(

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mergekern.merging.elementwise import Elementwise
 from mergekern.merging.method import Method, merge_elements
 from mergekern.merging.option_checks import number
-from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 0.3}
 
 
-def elements(scale: float) -> Recipe:
-    """Return the recipe."""
-    return Recipe("sum", scale)
+def elements(scale: float) -> Elementwise:
+    """Return what is done to each element."""
+    return Elementwise("sum", scale)
 
 
 def task_arithmetic(

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mergekern.merging.elementwise import Elementwise, Scope, Trim
 from mergekern.merging.method import Method, merge_elements
 from mergekern.merging.option_checks import number, one_of
-from mergekern.merging.recipe import Recipe, Scope, Trim
 
 DEFAULTS = {"density": 0.2, "scale": 0.3, "scope": "tensor"}
 
 
-def elements(density: float, scale: float, scope: Scope) -> Recipe:
-    """Return the recipe: trim × elect × rescale."""
-    return Recipe("elect", scale, Trim(keep=density), scope)
+def elements(density: float, scale: float, scope: Scope) -> Elementwise:
+    """Return what is done to each element: trim × elect × rescale."""
+    return Elementwise("elect", scale, Trim(keep=density), scope)
 
 
 def ties(

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from mergekern.merging.elementwise import Elementwise
 from mergekern.merging.matrices import Matrices
 from mergekern.merging.method import Method, merge_tensor
 from mergekern.merging.option_checks import number
-from mergekern.merging.recipe import Recipe
 
 DEFAULTS = {"scale": 1.0}
 
 
-def elements(scale: float) -> Recipe:
-    """Return the recipe of tensors that are not matrices: the mean."""
-    return Recipe("mean", scale)
+def elements(scale: float) -> Elementwise:
+    """Return what is done to tensors that are not matrices: the mean."""
+    return Elementwise("mean", scale)
 
 
 def matrix(matrices: Matrices, weights: Sequence[float], scale: float) -> Any:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from mergekern.merging.elementwise import Elementwise
 from mergekern.merging.method import Method, merge_elements
-from mergekern.merging.recipe import Recipe
 
 
-def elements() -> Recipe:
-    """Return the recipe."""
-    return Recipe("mean")
+def elements() -> Elementwise:
+    """Return what is done to each element."""
+    return Elementwise("mean")
 
 
 def weight_average(

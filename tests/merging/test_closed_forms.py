@@ -12,7 +12,7 @@ from mergekern import METHODS
 from mergekern.kernels.combine import reference
 from mergekern.kernels.polar.reference import polar
 from mergekern.kernels.truncation.reference import leading
-from mergekern.merging.recipe import mask_key
+from mergekern.merging.elementwise import mask_key
 from tests.merging.zoos import drawn
 
 # 4 × 4, the base all ones, so that a wrong base shows.

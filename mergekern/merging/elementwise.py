@@ -38,7 +38,7 @@ class Trim:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Elementwise:
     """A merge, element by element: trim or drop, agree, rescale.
 
     Attributes:
