@@ -120,6 +120,7 @@ def merge(
         MergePass(stream, [request.merge_into(sink, zoo)], route, progress).run()
         return sink.finished()
     path = Path(output)
+    remove_left_behind(path.absolute().parent)
     check_targets([(request, path)], zoo, plan, overwrite)
     files = _files(stream, plan, plan.folder_of(path), route, overwrite, on_mismatch, io, progress)
     files.write([(request, path)], path.absolute().parent)
@@ -197,12 +198,12 @@ def merge_all(
         folder = Path(output)
         targets = merge_targets(requests, zoo, folder, plan)
         files = _files(stream, plan, plan.folder, route, overwrite, on_mismatch, io, progress)
+        remove_left_behind(folder)
         kept = files.kept(targets)
         new = [(request, path) for request, path in targets if path not in kept]
         check_targets(new, zoo, plan, overwrite, may_make_folders=True)
         if kept:
             logger.warning("kept, as they are there already, made in the same way of the same models: %d", len(kept))
-            remove_left_behind(folder)
         if new:
             make_folders(new, folder)
             files.write(new, folder)
