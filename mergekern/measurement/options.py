@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from mergekern._internal.validation import one_of, positive_bytes, positive_integer
+from mergekern._internal.validation import one_of, positive_bytes, positive_integer, share
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
-from mergekern.metrics import Metric, as_names, select
+from mergekern.errors import OptionError
+from mergekern.metrics import BOTTOM, Metric, as_names, select
 
 if TYPE_CHECKING:
     import torch
+
+# How matrices are factorised.
+Svd = Literal["exact", "randomized"]
+SVD_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,14 @@ class MeasureOptions:
             None for the default: 1 GiB, and on a CUDA device 2/5 of what is free there.
         on_mismatch: "error" reports every tensor that is missing, extra or of another shape; "skip" leaves those out.
         io: "mmap" maps the files; "pread" reads them, which is faster on network disks.
+        svd: "exact", or "randomized", which takes less time on large matrices, estimates the error of every value, and
+            does not define the two metrics of bottom-k subspaces.
+        svd_tolerance: estimated error of a metric of one matrix, in (0, 1), at which a randomised factorisation ends.
+            It also ends after a fixed number of passes: then the estimates are larger.
 
     Raises:
-        OptionError: an unknown metric, a size or a budget that is no positive number, another word than those above.
+        OptionError: an unknown metric, one of bottom-k subspaces by name with svd="randomized", a size or a budget that
+            is no positive number, another word than those above.
 
     >>> MeasureOptions("effective_rank").metrics
     ('effective_rank',)
@@ -43,6 +53,8 @@ class MeasureOptions:
     max_memory: int | None = None
     on_mismatch: OnMismatch = "error"
     io: IO = "mmap"
+    svd: Svd = "exact"
+    svd_tolerance: float = SVD_TOLERANCE
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -54,11 +66,18 @@ class MeasureOptions:
             object.__setattr__(self, "max_memory", positive_bytes("max_memory", self.max_memory))
         one_of("on_mismatch", self.on_mismatch, ("error", "skip"))
         one_of("io", self.io, ("mmap", "pread"))
+        one_of("svd", self.svd, ("exact", "randomized"))
+        object.__setattr__(self, "svd_tolerance", share("svd_tolerance", self.svd_tolerance))
+        if self.svd == "randomized" and (undefined := [name for name in self.metrics if name in BOTTOM]):
+            raise OptionError(
+                f"{', '.join(undefined)}: svd='randomized' finds leading singular vectors only; use svd='exact', or "
+                "leave the metric out"
+            )
 
     @property
     def chosen(self) -> list[Metric]:
-        """The metrics that are asked for, in catalogue order."""
-        return select(self.metrics)
+        """The metrics that are asked for and that the kind of factorisation defines, in catalogue order."""
+        return [metric for metric in select(self.metrics) if self.svd == "exact" or metric.name not in BOTTOM]
 
     @property
     def with_spectrum(self) -> bool:

@@ -1,6 +1,7 @@
 """The metrics: pure functions from statistics to an (N, N) matrix, one module a category, listed in `catalogue`."""
 
 from mergekern.metrics.catalogue import (
+    BOTTOM,
     CATALOGUE,
     MERGE_PROBES,
     RANKED_BY,
@@ -13,5 +14,6 @@ from mergekern.metrics.catalogue import (
 )
 
 __all__ = [
-    "CATALOGUE", "MERGE_PROBES", "RANKED_BY", "Metric", "as_names", "in_order", "is_metric", "metric_of", "select",
+    "BOTTOM", "CATALOGUE", "MERGE_PROBES", "RANKED_BY", "Metric", "as_names", "in_order", "is_metric", "metric_of",
+    "select",
 ]  # fmt: skip

@@ -102,6 +102,24 @@ class Metric:
             if layer.is_matrix or self.needs != "spectra"
         }
 
+    def compute_error(self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude") -> np.ndarray:
+        """Return the estimated errors (N, N) of the values of all pairs; zeros where they are rounding alone."""
+        if not self.is_estimated(statistics):
+            return np.zeros((len(statistics.models),) * 2)
+        return subspace.ERRORS[self.name](statistics, frozen=frozen)
+
+    def compute_layer_errors(
+        self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude"
+    ) -> dict[str, np.ndarray]:
+        """Return the estimated errors of `compute_layers`, name -> (N, N); empty where all are rounding alone."""
+        if not self.is_estimated(statistics):
+            return {}
+        return {
+            layer.name: self.compute_error(statistics.only(layer), frozen)
+            for layer in statistics.layers
+            if layer.is_matrix
+        }
+
     def _check_functional(self, statistics: ZooStatistics) -> None:
         if self.needs in FUNCTIONAL and not self.is_possible(statistics):
             raise OptionError(
@@ -119,10 +137,16 @@ class Metric:
         """Whether it is defined for each tensor alone, and not for matrices only."""
         return self.needs == "inner products"
 
+    def is_estimated(self, statistics: ZooStatistics) -> bool:
+        """Tell whether its values are estimates, from randomised factorisations."""
+        return self.name in subspace.ERRORS and statistics.is_randomized
+
     def is_possible(self, statistics: ZooStatistics) -> bool:
         """Tell whether the statistics hold what it needs."""
         if self.runs_models:
             return getattr(statistics.functional, self.needs) is not None
+        if self.name in BOTTOM and statistics.is_randomized:
+            return False
         return self.needs != "spectra" or statistics.has_spectra
 
 
@@ -260,6 +284,9 @@ CATALOGUE: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+
+# The metrics of bottom-k subspaces, which a randomised SVD does not define.
+BOTTOM = ("right_subspace_overlap_bottom_k", "interaction_matrix_overlap_bottom_k")
 
 _ADDED_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
 _KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "higher"

@@ -17,7 +17,7 @@ import numpy as np
 from mergekern.errors import StatisticsError
 from mergekern.statistics.blocks import read_block, write_block
 from mergekern.statistics.keys import BlockKey, bases_path, block_path
-from mergekern.statistics.layers import Bases, LayerStatistics
+from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumErrors
 
 
 class Overlaps(NamedTuple):
@@ -30,6 +30,7 @@ class Overlaps(NamedTuple):
 
 # Names of these arrays in a file: they are the format, and stay as they are when an attribute gets another name.
 OVERLAPS_IN_FILE = ("overlap.left_top", "overlap.right_top", "overlap.right_bottom")
+ERRORS_IN_FILE = ("error.values", "error.vectors")
 
 
 class Spectra(NamedTuple):
@@ -40,12 +41,14 @@ class Spectra(NamedTuple):
         rank: (R,) number of singular values above 1e-7·σ₁.
         k: dimension of the subspaces that the models' bases span.
         bases: singular vectors of the models. They have a file of their own, and are None in a block that was read.
+        errors: estimated errors; None for exact factorisations.
     """
 
     values: np.ndarray
     rank: np.ndarray
     k: int
     bases: Bases | None = None
+    errors: SpectrumErrors | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class LayerBlock:
         if (spectrum := layer.spectrum) is None:
             return block
         overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
-        spectra = Spectra(spectrum.values, spectrum.rank, spectrum.k, spectrum.bases)
+        spectra = Spectra(spectrum.values, spectrum.rank, spectrum.k, spectrum.bases, spectrum.errors)
         return dataclasses.replace(block, overlaps=overlaps, spectra=spectra)
 
     @property
@@ -99,6 +102,8 @@ class LayerBlock:
             arrays["rounding"] = self.rounding
         if self.spectra is not None:
             arrays |= {"values": self.spectra.values, "rank": self.spectra.rank}
+            if self.spectra.errors is not None:
+                arrays |= dict(zip(ERRORS_IN_FILE, self.spectra.errors, strict=True))
             k = self.spectra.k
             if self.spectra.bases is not None:
                 write_block(bases_path(folder, self.key.file_name), self.spectra.bases._asdict(), {})
@@ -119,7 +124,10 @@ class LayerBlock:
             if OVERLAPS_IN_FILE[0] in arrays:
                 block = block.with_overlaps(Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE)))
             if block.has_spectra and key.is_diagonal:
-                spectra = Spectra(arrays["values"], arrays["rank"], description["k"])
+                errors = None
+                if ERRORS_IN_FILE[0] in arrays:
+                    errors = SpectrumErrors(*(arrays[name] for name in ERRORS_IN_FILE))
+                spectra = Spectra(arrays["values"], arrays["rank"], description["k"], errors=errors)
                 block = dataclasses.replace(block, spectra=spectra)
         except (KeyError, TypeError, ValueError) as error:
             raise StatisticsError(f"{path}: not a block of a layer ({type(error).__name__}: {error})") from error
