@@ -112,13 +112,8 @@ class Metric:
         self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude"
     ) -> dict[str, np.ndarray]:
         """Return the estimated errors of `compute_layers`, name -> (N, N); empty where all are rounding alone."""
-        if not self.is_estimated(statistics):
-            return {}
-        return {
-            layer.name: self.compute_error(statistics.only(layer), frozen)
-            for layer in statistics.layers
-            if layer.is_matrix
-        }
+        layers = [layer for layer in statistics.layers if layer.is_matrix and self.is_estimated(statistics)]
+        return {layer.name: self.compute_error(statistics.only(layer), frozen) for layer in layers}
 
     def _check_functional(self, statistics: ZooStatistics) -> None:
         if self.needs in FUNCTIONAL and not self.is_possible(statistics):

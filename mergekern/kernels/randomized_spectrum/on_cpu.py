@@ -246,7 +246,7 @@ class _Krylov:
         within = _of_vectors(ritz, ritz.squares[:k], ritz.residuals[:k], np.zeros(k))
         values = _of_values(ritz, ritz.residuals[: self._leading])
         length = np.sqrt(ritz.squares[: self._leading].sum())
-        return within.mean() <= self._tolerance / 2 and np.linalg.norm(values) <= 2 * self._tolerance * length
+        return within.mean() <= self._tolerance / 2 and np.linalg.norm(values) <= 4 * self._tolerance * length
 
     def needs_float64(self) -> bool:
         """Tell whether rounding hides what float64 would show: the rank, or the leading vectors."""
