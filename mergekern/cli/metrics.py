@@ -325,14 +325,9 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
         say(f"... {len(ranked) - rows} more pairs (--rows 0 shows all)")
     for note in table.notes:
         say(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
-    if table.estimated:
-        say(f"estimated errors, largest of all pairs: {_largest_errors(table)}")
+    if errors := [f"{name} {error:.1g}" for name, error in table.largest_errors.items()]:
+        say(f"estimated errors, largest of all pairs: {', '.join(errors)}")
     say(f"{table!r}, ranked by {sort_by} ({metric_of(sort_by).more_mergeable} is more mergeable)")
-
-
-def _largest_errors(table: MetricTable) -> str:
-    errors = table.to_pandas(with_errors=True).filter(like="error[").max()
-    return ", ".join(f"{name} {error:.1g}" for name, error in zip(table.estimated, errors, strict=True))
 
 
 def _dtype_name(dtype: torch.dtype, checkpoint: Checkpoint) -> str:

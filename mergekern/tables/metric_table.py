@@ -177,6 +177,17 @@ class MetricTable:
         """Names of the metrics whose values are estimates, with an error of their own; empty where svd="exact"."""
         return tuple(self._errors)
 
+    @property
+    def largest_errors(self) -> dict[str, float]:
+        """Largest estimated error of all pairs, of each metric whose values are estimates; NaN where none has a value.
+
+        >>> errors = {"subspace_overlap": np.array([[0.0, 0.01], [0.01, 0.0]])}
+        >>> MetricTable("ab", {"subspace_overlap": np.eye(2)}, errors=errors).largest_errors
+        {'subspace_overlap': 0.01}
+        """
+        pairs = np.triu_indices(len(self.models), 1)
+        return {name: float(np.fmax.reduce(matrix[pairs])) for name, matrix in self._errors.items()}
+
     def to_pandas(self, *, with_errors: bool = False) -> pd.DataFrame:
         """Return one row for each pair (index model_a, model_b) and one float64 column for each metric.
 

@@ -18,6 +18,8 @@ from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import BOTTOM
 from mergekern.metrics.subspace_errors import ERRORS
 from mergekern.prediction.screening import screen
+from mergekern.report.contents import gather
+from mergekern.report.page import number, render
 from tests.kernels.test_randomized_spectrum import SPECTRA
 from tests.kernels.test_spectrum import with_values
 from tests.support.adapters import adapt, llama, seeded, state
@@ -250,6 +252,14 @@ def test_screening_keeps_errors(files, table, tmp_path):
     pairs = np.triu_indices(len(table.models), 1)
     for name in table.estimated:
         assert np.array_equal(found.error(name)[pairs], table.error(name)[pairs])
+
+
+def test_the_page_has_the_largest_error_of_every_metric(exact, table):
+    pages = [render(gather(one), "Zoo") for one in (table, exact)]
+    assert ["Largest error" in page for page in pages] == [True, False]
+    for name, error in table.largest_errors.items():
+        assert error == table.to_pandas(with_errors=True)[f"error[{name}]"].max()
+        assert f'<td class="number">{number(error)}</td>' in pages[0]
 
 
 def test_command_line(files, table, tmp_path):
