@@ -21,6 +21,7 @@ ACCEPTED = {
     "frozen": typing.get_args(OF_COMPUTE_ALL["frozen"]),
     "small_tensors": typing.get_args(OF_COMPUTE_ALL["small_tensors"]),
     "io": typing.get_args(OF_COMPUTE_ALL["io"]),
+    "svd": typing.get_args(OF_COMPUTE_ALL["svd"]),
     "batch_weighting": typing.get_args(typing.get_type_hints(mergekern.Calibration)["batch_weighting"]),
     "kind": tuple(PREDICTORS),
 }
@@ -62,7 +63,7 @@ def test_choices_are_what_the_library_accepts(parameter):
     assert tuple(parameter.type.choices) == ACCEPTED[parameter.name]
 
 
-@pytest.mark.parametrize("name", ["on_mismatch", "frozen", "small_tensors", "io"])
+@pytest.mark.parametrize("name", ["on_mismatch", "frozen", "small_tensors", "io", "svd"])
 def test_the_library_accepts_these_and_no_other(name, files):
     for value in ACCEPTED[name]:
         mergekern.compute_all(files, **{name: value}, metrics="stable_rank")
