@@ -41,9 +41,10 @@ class Files:
     def __init__(self, scores: Path | None, models: Path | None, score: str, names: Sequence[str]) -> None:
         self._score, self._names = score, tuple(names)
         self._of_tasks = (f"{score}_a", f"{score}_b")
+        self._numbers = (score, normalized(score), *self._of_tasks)
         self.failures: dict[str, str] = {}
-        self.scores = RowFile(scores, (*MERGE, score, normalized(score), *self._of_tasks, REMARKS))
-        self.models = RowFile(models, ("model", OWN, BASE, REMARKS))
+        self.scores = RowFile(scores, (*MERGE, *self._numbers, REMARKS), self._numbers)
+        self.models = RowFile(models, ("model", OWN, BASE, REMARKS), (OWN, BASE))
         self._rows = {_key(row): row for row in self.scores.rows}
         self._models = {row["model"]: row for row in self.models.rows}
         for file, found in ((self.scores, self._rows), (self.models, self._models)):
@@ -159,10 +160,7 @@ class Files:
         """Return the scores of merges, and those of models, with NaN where there is none."""
         scores = pd.DataFrame(self.scores.rows, columns=self.scores.columns)
         models = pd.DataFrame(self.models.rows, columns=self.models.columns)
-        for frame, columns in (
-            (scores, (self._score, normalized(self._score), *self._of_tasks)),
-            (models, (OWN, BASE)),
-        ):
+        for frame, columns in ((scores, self._numbers), (models, (OWN, BASE))):
             for column in columns:
                 frame[column] = [float(text) if text.strip() else float("nan") for text in frame[column]]
         return scores, models

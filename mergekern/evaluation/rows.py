@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mergekern._internal.files import write_output
+from mergekern._internal.text import shortened
 from mergekern.errors import EvaluationError
 from mergekern.tables.cells import from_cell, to_cell
 
@@ -29,6 +31,7 @@ class RowFile:
     Args:
         path: where it is, or is to be; None for rows that are in memory only.
         columns: those that it must have; the ones it lacks are added at its end.
+        numbers: the columns of numbers, whose cells may be empty.
 
     Attributes:
         rows: its rows, column -> text, in the order of the file.
@@ -37,7 +40,7 @@ class RowFile:
         EvaluationError: the file cannot be read as such rows.
     """
 
-    def __init__(self, path: Path | None, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path | None, columns: Sequence[str], numbers: Sequence[str]) -> None:
         self.path = path
         self._end = "\n"
         found: list[str] = list(columns)
@@ -49,6 +52,13 @@ class RowFile:
         self.columns = [*found, *(name for name in columns if name not in found)]
         for row in self.rows:
             row.update({name: "" for name in self.columns if name not in row})
+        for number, row in enumerate(self.rows, 2):
+            for name in numbers:
+                if row[name].strip() and not _is_number(row[name]):
+                    raise EvaluationError(
+                        f"{path}, row {number}: {shortened(row[name])!r} in the column {name} is no number; leave "
+                        "empty what was not measured"
+                    )
 
     def add(self, row: Row) -> Row:
         """Add a row at the end, and return it."""
@@ -111,6 +121,13 @@ def unique_pairs(merges: Iterable[Merge]) -> Iterator[tuple[str, str]]:
         if frozenset((first, second)) not in seen:
             seen.add(frozenset((first, second)))
             yield first, second
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and "_" not in text
+    except ValueError:
+        return False
 
 
 def _text(path: Path) -> str:

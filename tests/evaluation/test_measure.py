@@ -229,6 +229,7 @@ def test_wrong_arguments(digits_zoo, tmp_path, options, said):
         ("method,model_a,model_b\nties,left\n", "row 2: 2 values for the 3 columns"),
         ("method,model_a,model_b,accuracy\nties,left,down,\nties,down,left,\n", "a row twice"),
         ("method,model_a,model_b,accuracy\n,left,down,\n", "has no method"),
+        ("method,model_a,model_b,accuracy\nties,left,down,high\n", "row 2: 'high' in the column accuracy is no number"),
         ("a,a\n", "one name"),
         ("\xff", "cannot be read"),
     ],
