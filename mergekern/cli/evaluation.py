@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
-from mergekern.cli.display import plain_console, say, shown
+from mergekern.cli.display import ProgressLines, is_quiet, plain_console, say, shown
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
     ByteSize,
@@ -155,9 +155,13 @@ def end_with_failures(failures: Mapping[str, str]) -> None:
 
 @contextmanager
 def measuring_display() -> Iterator[Callable[[Measuring], None]]:
-    """Give a progress callable: a bar on a terminal, else one line a merge; both on standard error."""
+    """Give a progress callable: a bar on a terminal, else lines; both on standard error, and neither where quiet."""
+    if is_quiet():
+        yield lambda now: None
+        return
     if not sys.stderr.isatty():
-        yield lambda now: say(_line(now), err=True)
+        lines = ProgressLines()
+        yield lambda now: lines.show(_line(now), is_last=not now.what)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as ProgressBar

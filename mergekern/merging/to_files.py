@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from mergekern.merging.route import Route
 from mergekern.progress import Progress
 
 Target = tuple[Request, Path]
+logger = logging.getLogger("mergekern.notes")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class MergeFiles:
             targets: each merge with its path.
             place: a folder on the disk of all targets, which holds them until then.
         """
+        self._check_space(len(targets), place)
         with ExitStack() as stack:
             with as_output_errors(place):
                 aside = stack.enter_context(workspace(place))
@@ -78,6 +82,17 @@ class MergeFiles:
                 part.move()
             whole.seal()
             whole.move()
+
+    def _check_space(self, count: int, place: Path) -> None:
+        """Raise OutputError unless a disk has room for merges, and say how much many of them need."""
+        each = self.plan.nbytes + sum(plan.nbytes for _, plan in self.parts.values())
+        with as_output_errors(place):
+            free = shutil.disk_usage(place).free
+        needs = f"{count} merges of {each / 1e9:.3g} GB each need {count * each / 1e9:.3g} GB, and {free / 1e9:.3g} GB"
+        if count * each > free:
+            raise OutputError(f"{place}: {needs} are free; make room, merge fewer, or choose dtype='bfloat16'")
+        if count > 1:
+            logger.info("%s are free", needs)
 
     def kept(self, targets: Sequence[Target]) -> set[Path]:
         """Return the paths of merges that are there already, made in the same way of the same models.
