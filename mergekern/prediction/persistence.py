@@ -8,24 +8,13 @@ from typing import Any
 import numpy as np
 
 from mergekern.errors import PredictionError
-from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
-from mergekern.prediction.pearson import PearsonRegressor
-from mergekern.prediction.predictors import AutoRegressor
-from mergekern.prediction.prior import PriorRegressor
+from mergekern.prediction.predictors import PREDICTORS
 
+# The predictors, and the scaler that one of them is fitted with.
 CLASSES: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        AutoRegressor,
-        ClippedScaler,
-        ForestRegressor,
-        LinearMetricRegressor,
-        PearsonRegressor,
-        PriorRegressor,
-        TaskEffectsRegressor,
-    )
+    kind.__name__: kind for kind in [ClippedScaler, *(predictor.make for predictor in PREDICTORS.values())]
 }
 # The dtypes that a file may name: float64, integers, booleans and text.
 DTYPES = ("float64", "int64", "bool", "str")
