@@ -40,12 +40,13 @@ struct Kernels {
   decltype(&generic::gram_add) gram_add;
   decltype(&generic::squared_distance_segment) squared_distance_segment;
   decltype(&generic::difference_rows) difference_rows;
+  decltype(&generic::scaled_difference_rows) scaled_difference_rows;
 };
 
 #define MERGEKERN_KERNELS(set) \
   Kernels {                                                                                              \
     set::kTile, set::kTileSums, set::gram_segment, set::gram_add, set::squared_distance_segment,          \
-        set::difference_rows                                                                              \
+        set::difference_rows, set::scaled_difference_rows                                                 \
   }
 
 const Kernels& kernels() {
@@ -176,6 +177,15 @@ void difference(const TensorView& base, std::size_t base_stride, const TensorVie
   constexpr std::size_t length = 1024;
   double base_row[length];
   kernels().difference_rows(base, base_stride, tuned, tuned_stride, rows, columns, length, base_row, out);
+}
+
+void scaled_difference(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
+                       std::size_t tuned_stride, std::size_t rows, std::size_t columns, double factor, float* out) {
+  check(base, rows * columns, "base");
+  check(tuned, rows * columns, "tuned");
+  constexpr std::size_t length = 1024;
+  double row[2 * length];
+  kernels().scaled_difference_rows(base, base_stride, tuned, tuned_stride, rows, columns, length, factor, row, out);
 }
 
 }  // namespace mergekern

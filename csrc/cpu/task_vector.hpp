@@ -29,4 +29,8 @@ void add_squared_distances(const std::vector<TensorView>& tensors, const std::ve
 void difference(const TensorView& base, std::size_t base_stride, const TensorView& tuned, std::size_t tuned_stride,
                 std::size_t rows, std::size_t columns, double* out);
 
+// Writes factor · (tuned − base) likewise, rounded to float32 once.
+void scaled_difference(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
+                       std::size_t tuned_stride, std::size_t rows, std::size_t columns, double factor, float* out);
+
 }  // namespace mergekern

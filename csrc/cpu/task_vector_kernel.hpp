@@ -186,3 +186,18 @@ void difference_rows(const TensorView& base, std::size_t base_stride, const Tens
       subtract(tuned, r * tuned_stride + at, count, base_row, out + r * columns + at);
     }
 }
+
+// out = factor · (tuned − base) likewise, rounded to float32. `row` holds 2·chunk_length.
+void scaled_difference_rows(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
+                            std::size_t tuned_stride, std::size_t rows, std::size_t columns,
+                            std::size_t chunk_length, double factor, double* row, float* out) {
+  double* delta = row + chunk_length;
+  for (std::size_t r = 0; r < rows; ++r)
+    for (std::size_t at = 0; at < columns; at += chunk_length) {
+      const std::size_t count = columns - at < chunk_length ? columns - at : chunk_length;
+      subtract(base, r * base_stride + at, count, nullptr, row);
+      subtract(tuned, r * tuned_stride + at, count, row, delta);
+      float* to = out + r * columns + at;
+      for (std::size_t e = 0; e < count; ++e) to[e] = static_cast<float>(factor * delta[e]);
+    }
+}

@@ -6,6 +6,8 @@
     low_rank        inner products, distances and spectra of task matrices given by thin factors
     overlap         overlaps of the subspaces of all pairs of models
     polar           orthogonal factors
+    randomized_spectrum
+                    leading singular values and vectors by block Krylov iteration, with estimates of their errors
     spectrum        leading singular values and vectors of a task matrix
     task_product    task matrices times thin matrices
     trim            the k-th largest magnitude of a task vector

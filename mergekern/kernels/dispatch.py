@@ -20,6 +20,7 @@ from mergekern.kernels.device_backend import DeviceBackend, cuda_backend
 from mergekern.kernels.gram import Blocks, Gram
 from mergekern.kernels.gram import on_cpu as gram_on_cpu
 from mergekern.kernels.overlap import on_cpu as overlap_on_cpu
+from mergekern.kernels.randomized_spectrum import on_cpu as randomized_spectrum_on_cpu
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 
@@ -40,9 +41,9 @@ class Support(NamedTuple):
     device: str | None
 
 
-# Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters) and count_sketch exist
-# for the CPU only, task_product for devices only. If native and numpy name the same function, it selects its inner
-# loops itself.
+# Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters), count_sketch and
+# randomized_spectrum exist for the CPU only, task_product for devices only. If native and numpy name the same function,
+# it selects its inner loops itself.
 KERNELS = {
     "combine": Support("combine.on_cpu.native", "combine.on_cpu.numpy", "combine.on_triton.combine"),
     "count_sketch": Support("count_sketch.on_cpu.CountSketch", "count_sketch.on_cpu.CountSketch", None),
@@ -50,11 +51,15 @@ KERNELS = {
     "low_rank": Support("low_rank.on_cpu.Triplets", "low_rank.on_cpu.Triplets", None),
     "overlap": Support("overlap.on_cpu.native", "overlap.on_cpu.numpy", "overlap.on_triton.overlap"),
     "polar": Support("polar.on_cpu.polar", "polar.on_cpu.polar", "polar.on_torch.polar"),
+    "randomized_spectrum": Support("randomized_spectrum.on_cpu.spectrum", "randomized_spectrum.on_cpu.spectrum", None),
     "spectrum": Support("spectrum.on_cpu.native", "spectrum.on_cpu.spectrum", "spectrum.on_cuda.spectra"),
     "task_product": Support(None, None, "task_product.on_triton.task_product"),
     "trim": Support("trim.on_cpu.kth_largest", "trim.on_cpu.kth_largest", "trim.on_cuda.kth_largest"),
     "truncation": Support("truncation.on_cpu.leading", "truncation.on_cpu.leading", "truncation.on_torch.leading"),
 }
+
+
+RandomizedSpectrum = Callable[[spectrum_on_cpu.Blocks, tuple[int, int], str, int, int, float], Spectrum]
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,14 @@ class Backend:
         gram: (blocks, threads, split) -> Gram.
         spectrum: (blocks, shape, top_k, spectrum_k) -> Spectrum.
         overlap: (bases, others or None) -> (N, N), or (N, M) for the pairs of two sets.
+        randomized_spectrum: (blocks, shape, name, top_k, spectrum_k, tolerance) -> Spectrum.
     """
 
     name: str
     gram: Callable[[Blocks, int, int], Gram]
     spectrum: Callable[[spectrum_on_cpu.Blocks, tuple[int, int], int, int], Spectrum]
     overlap: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    randomized_spectrum: RandomizedSpectrum = randomized_spectrum_on_cpu.spectrum
 
     @property
     def device(self) -> torch.device:

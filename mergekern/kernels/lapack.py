@@ -4,7 +4,8 @@ SciPy's own wrappers hold the lock, so that threads run one after the other (mea
 768 take 125 ms, one takes 58 ms). SciPy exports the same routines in a table for Cython. Called through ctypes, which
 releases the lock, they run in parallel.
 
-Arrays are float64 and C-contiguous, so that a Fortran routine sees the transpose. Callers check sizes.
+Arrays are float64 (of `product` also float32) and C-contiguous, so that a Fortran routine sees the transpose. Callers
+check sizes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 _ARGUMENTS = {
+    "sgemm": 13,
     "dgemm": 13,
     "dsyrk": 10,
     "dsytrd": 10,
@@ -93,6 +95,19 @@ def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     _routine("dgemm")(
         b"N", b"N", _int(b.shape[1]), _int(a.shape[0]), _int(a.shape[1]), _double(1.0), _at(b), _int(b.shape[1]),
         _at(a), _int(a.shape[1]), _double(0.0), _at(out), _int(b.shape[1]),
+    )  # fmt: skip
+    return out
+
+
+def product(a: np.ndarray, b: np.ndarray, *, transpose: bool) -> np.ndarray:
+    """Return a @ b, or a @ b.T (transpose), of two matrices of one dtype, float32 or float64."""
+    name, number = ("sgemm", ctypes.c_float) if a.dtype == np.float32 else ("dgemm", ctypes.c_double)
+    (rows, depth), columns = a.shape, b.shape[0 if transpose else 1]
+    out = np.empty((rows, columns), dtype=a.dtype)
+    one, zero = (ctypes.byref(number(value)) for value in (1.0, 0.0))
+    _routine(name)(
+        b"T" if transpose else b"N", b"N", _int(columns), _int(rows), _int(depth), one, _at(b), _int(b.shape[1]),
+        _at(a), _int(depth), zero, _at(out), _int(columns),
     )  # fmt: skip
     return out
 

@@ -44,7 +44,29 @@ def difference(base: torch.Tensor, tuned: torch.Tensor, out: np.ndarray) -> None
     if extension is None:
         np.subtract(tuned.to(torch.float64).numpy(), base.to(torch.float64).numpy(), out=out)
         return
+    base, tuned = _operands(base, tuned, out)
+    extension.difference(address(base), base.stride(0), address(tuned), tuned.stride(0), out)
+
+
+def scaled_difference(base: torch.Tensor, tuned: torch.Tensor, factor: float, out: np.ndarray) -> None:
+    """Write factor · (tuned − base) of matrices to a C-contiguous float32 array, rounded once, on this thread alone.
+
+    >>> out = np.empty((1, 2), dtype=np.float32)
+    >>> scaled_difference(torch.ones(1, 2), torch.tensor([[3.0, 1.0]]), 0.5, out)
+    >>> out
+    array([[1., 0.]], dtype=float32)
+    """
+    if extension is None:
+        delta = tuned.to(torch.float64).numpy() - base.to(torch.float64).numpy()
+        np.multiply(delta, factor, out=out, casting="same_kind")
+        return
+    base, tuned = _operands(base, tuned, out)
+    extension.scaled_difference(address(base), base.stride(0), address(tuned), tuned.stride(0), factor, out)
+
+
+def _operands(base: torch.Tensor, tuned: torch.Tensor, out: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return matrices of the shape of the result, whose rows are contiguous."""
     if base.shape != out.shape or tuned.shape != out.shape:
         raise ValueError(f"shapes differ: {tuple(base.shape)}, {tuple(tuned.shape)}, {out.shape}")
     base, tuned = (t if t.stride(1) == 1 else t.contiguous() for t in (base, tuned))
-    extension.difference(address(base), base.stride(0), address(tuned), tuned.stride(0), out)
+    return base, tuned

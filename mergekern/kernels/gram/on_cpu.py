@@ -14,6 +14,25 @@ from mergekern.kernels.native import address, extension
 _NUMPY_BLOCK = 1 << 17
 
 
+def inner_products(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int = 1) -> np.ndarray:
+    """Return the inner products of task vectors, (N, N) float64; base of None: of the models themselves.
+
+    Ranges of a tensor that end at multiples of its segment add up to the bits of the whole; see the package.
+
+    >>> inner_products(torch.ones(2), [torch.ones(2), torch.full((2,), 3.0)])
+    array([[0., 0.],
+           [0., 8.]])
+    """
+    sums = np.zeros((len(tuned),) * 2)
+    if extension is None:
+        _add_inner(base, tuned, sums)
+    else:
+        extension.add_gram(
+            (0, 0) if base is None else address(base), [address(t) for t in tuned], tuned[0].numel(), 0, threads, sums
+        )
+    return sums
+
+
 def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
     """Return the Gram of task vectors by the C++ kernel; see the package's docstring.
 

@@ -27,6 +27,19 @@ import torch
 RANK_TOLERANCE = 1e-7
 
 
+class Estimates(NamedTuple):
+    """Estimates of the errors of a spectrum; see `mergekern.kernels.randomized_spectrum`.
+
+    Attributes:
+        values: (min(spectrum_k, r),) float64, of each singular value, absolute.
+        vectors: (k,) float64 in [0, 1], sine of the angle between each leading singular vector and the span of the true
+            k leading ones, the larger of the left and the right one. 1 where the span is not determined.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+
+
 class Spectrum(NamedTuple):
     """The singular values and vectors of one task matrix.
 
@@ -35,7 +48,8 @@ class Spectrum(NamedTuple):
         rank: number of singular values above RANK_TOLERANCE·σ₁, out of all r.
         left_top: (m, k) float32, orthonormal columns.
         right_top: (n, k) float32.
-        right_bottom: (n, k) float32.
+        right_bottom: (n, k) float32; (n, 0) where they were not computed.
+        estimates: of the errors; None where these are rounding alone.
     """
 
     values: np.ndarray
@@ -43,6 +57,7 @@ class Spectrum(NamedTuple):
     left_top: np.ndarray
     right_top: np.ndarray
     right_bottom: np.ndarray
+    estimates: Estimates | None = None
 
 
 class Stack(NamedTuple):
@@ -71,8 +86,8 @@ class DeviceSpectra(NamedTuple):
 
     def spectrum(self, model: int) -> Spectrum:
         """Return the spectrum of one model. The stack must be on the host."""
-        values, rank, *vectors = (field[model].numpy() for field in self[:5])
-        return Spectrum(values, int(rank), *vectors)
+        values, rank, left_top, right_top, right_bottom = (field[model].numpy() for field in self[:5])
+        return Spectrum(values, int(rank), left_top, right_top, right_bottom)
 
 
 def zero_spectrum(shape: tuple[int, int], top_k: int, spectrum_k: int) -> Spectrum:
