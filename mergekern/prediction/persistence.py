@@ -9,7 +9,7 @@ import numpy as np
 
 from mergekern.errors import PredictionError
 from mergekern.prediction.forest import ForestRegressor
-from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
+from mergekern.prediction.linear import ClippedScaler
 from mergekern.prediction.predictors import PREDICTORS
 
 # The predictors, and the scaler that one of them is fitted with.
@@ -26,6 +26,7 @@ PER_METRIC = ("coef_", "factor_", "high_", "low_", "mean_", "signs_", "weights_"
 def to_document(estimator: Any) -> dict[str, Any]:
     """Return the parameters and fitted attributes of an estimator of this package, to the last bit.
 
+    >>> from mergekern.prediction import LinearMetricRegressor
     >>> fitted = LinearMetricRegressor().fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 3.0])
     >>> from_document(to_document(fitted)).predict([[3.0]]) == fitted.predict([[3.0]])
     array([ True])
