@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +19,8 @@ from mergekern.checkpoints.notes import notes_of_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError
-from mergekern.kernels import dispatch
-from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
+from mergekern.merging.in_memory import MERGED_BYTES, merges_in_memory, route_on
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.notes import (
     lost_in_merges,
@@ -29,9 +29,7 @@ from mergekern.merging.notes import (
     notes_of_submodels,
     notes_on_labels,
 )
-from mergekern.merging.on_cpu import CpuRoute
-from mergekern.merging.on_device import DeviceRoute
-from mergekern.merging.output import Several, StateDict
+from mergekern.merging.output import StateDict
 from mergekern.merging.owners import BASE, patterns_of
 from mergekern.merging.plans import Plans
 from mergekern.merging.registry import find_method, find_methods
@@ -41,8 +39,6 @@ from mergekern.merging.submodels import submodels
 from mergekern.merging.to_files import MergeFiles, Target, check_targets, make_folders, merge_targets, target_in
 from mergekern.progress import Progress
 
-# Bytes of merged models that merge_all makes for a callback in one pass over the zoo.
-MERGED_BYTES = 4 << 30
 logger = logging.getLogger(__name__)
 
 
@@ -127,23 +123,28 @@ def merge(
     {'w': tensor([3., 1.])}
     """
     chosen, resolved = find_method(method, options)
-    route = _route(device, max_memory)
-    patterns = patterns_of(heads, head_tensors)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename, heads=patterns)
+    route = route_on(device, max_memory)
+    zoo = open_zoo(
+        checkpoints, base, on_mismatch=on_mismatch, io=io, first_as_base=chosen.is_without_base(resolved),
+        least=min(chosen.least, 2), rename=rename, heads=patterns_of(heads, head_tensors),
+    )  # fmt: skip
+    chosen.check_count(len(zoo.models))
     stream = LayerStream(zoo, route.max_memory)
-    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen))
+    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plans = Plans(zoo, heads, resolve_dtype(dtype))
     if output is None:
         _show_notes(zoo, plans, [request])
-        (merged,) = _merge_in_memory([request], plans, stream, route, progress)
-        return merged
-    path, owners = Path(output), plans.owners(request)
+        sink = plans.in_memory_of(request.models)
+        MergePass(stream, [request.merge_into(sink, zoo)], route, progress).run()
+        return sink.finished()
+    path, owners = Path(output), plans.owners(request.models)
     if plans.are_of_each:
         if path.suffix == ".safetensors":
             raise OutputError(f"{path}: with heads='each' a folder is written, in which each model has its own")
         targets = [target_in(path, request, owner, zoo, plans) for owner in owners]
         _write_new(path, *_files(stream, targets, route, overwrite, on_mismatch, io, progress))
         return path
+    remove_left_behind(path.absolute().parent)
     targets = [Target(request, path, plans[owners[0]], owners[0])]
     check_targets(targets, zoo, overwrite)
     files, targets = _files(stream, targets, route, overwrite, on_mismatch, io, progress)
@@ -210,17 +211,22 @@ def merge_all(
     if (output is None) == (callback is None):
         raise OptionError("merge_all needs either an output folder or a callback")
     chosen = find_methods(methods, options)
-    route = _route(device, max_memory)
+    route = route_on(device, max_memory)
     patterns = patterns_of(heads, head_tensors)
     zoo = (
         checkpoints
         if isinstance(checkpoints, Zoo)
-        else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename, heads=patterns)
-    )
+        else open_zoo(
+            checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename, heads=patterns,
+            first_as_base=all(method.is_without_base(resolved) for method, resolved in chosen),
+        )
+    )  # fmt: skip
     if patterns is not None and not zoo.heads:
         raise OptionError("heads: the zoo that is given does not tell them apart; open it with heads=()")
     stream = LayerStream(zoo, route.max_memory)
     members = resolve_groups(groups, zoo)
+    for models, (method, _) in itertools.product(members, chosen):
+        method.check_count(len(models))
     requests = [
         Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
     ]
@@ -232,50 +238,23 @@ def merge_all(
         return [target.path for target in targets]
     assert callback is not None
     _show_notes(zoo, plans, requests)
-    largest = max(map(plans.nbytes, requests), default=0)
-    size = max(1, merged_memory // max(largest, 1))
-    for together in (requests[start : start + size] for start in range(0, len(requests), size)):
-        found = _merge_in_memory(together, plans, stream, route, progress)
-        for request in together:
-            callback(request.names(zoo), request.method.name, found.pop(0))
+    made = merges_in_memory(zoo, requests, plans, route, merged_memory=merged_memory, progress=progress)
+    for request, merged in made:
+        callback(request.names(zoo), request.method.name, merged)
     return []
-
-
-def _merge_in_memory(
-    requests: Sequence[Request], plans: Plans, stream: LayerStream, route: Route,
-    progress: Callable[[Progress], None] | None,
-) -> list[Any]:  # fmt: skip
-    """Return the state dict of each merge; where each model has a result, one for each, by its name."""
-    zoo = stream.zoo
-    sinks = [[plans[owner].in_memory() for owner in plans.owners(request)] for request in requests]
-    merges = [request.merge_into(Several(every), zoo) for request, every in zip(requests, sinks, strict=True)]
-    MergePass(stream, merges, route, progress).run()
-    found: list[Any] = []
-    for request, every in zip(requests, sinks, strict=True):
-        if plans.are_of_each:
-            names = request.names(zoo)
-            found.append({name: sink.finished() for name, sink in zip(names, every, strict=True)})
-        else:
-            found.append(every[0].finished())
-    return found
 
 
 def _write_new(folder: Path, files: MergeFiles, targets: Sequence[Target]) -> None:
     """Write the results to a folder that are not there yet."""
+    remove_left_behind(folder)
     kept = files.kept(targets)
     new = [target for target in targets if target.path not in kept]
     check_targets(new, files.stream.zoo, files.overwrite, may_make_folders=True)
     if kept:
         logger.warning("kept, as they are there already, made in the same way of the same models: %d", len(kept))
-        remove_left_behind(folder)
     if new:
         make_folders(new, folder)
         files.write(new, folder)
-
-
-def _route(device: str | torch.device, max_memory: int | None) -> Route:
-    backend = dispatch.choose(device)
-    return DeviceRoute(backend, max_memory) if isinstance(backend, DeviceBackend) else CpuRoute(max_memory)
 
 
 def _files(
@@ -314,7 +293,7 @@ def _each_once(notes: Iterable[Sequence[str]]) -> list[str]:
 
 def _show_notes(zoo: Zoo, plans: Plans, requests: Sequence[Request]) -> None:
     """Show what takes no part in merges that stay in memory."""
-    owners = dict.fromkeys(owner for request in requests for owner in plans.owners(request))
+    owners = dict.fromkeys(owner for request in requests for owner in plans.owners(request.models))
     lost = _each_once(lost_in_merges(zoo, owner) for owner in owners)
     lost += [*notes_of_submodels(submodels(zoo, None, "error", "mmap"), zoo, None), *notes_on_labels(zoo)]
     chosen = [plans[owner] for owner in owners]

@@ -21,7 +21,7 @@ from mergekern.checkpoints.layout import Entry, Layout, layout
 from mergekern.checkpoints.tying import tying_of
 from mergekern.checkpoints.writer import Writer
 from mergekern.errors import OptionError
-from mergekern.merging.owners import configuration_of_owner, files_of_owner, heads_of_owner
+from mergekern.merging.owners import BASE, configuration_of_owner, files_of_owner, heads_of_owner
 
 StateDict = dict[str, torch.Tensor]
 
@@ -61,6 +61,11 @@ class OutputPlan:
     config: Mapping[str, Any]
     names: Mapping[str, str] = field(default_factory=dict)
     own_folders: tuple[str, ...] = ()
+
+    @classmethod
+    def like_base(cls, zoo: Zoo, dtype: torch.dtype | None) -> OutputPlan:
+        """Return the plan of a zoo's merges that are laid out like the base; see `like`."""
+        return cls.like(zoo, BASE, dtype)
 
     @classmethod
     def like(cls, zoo: Zoo, position: int, dtype: torch.dtype | None) -> OutputPlan:
@@ -165,6 +170,10 @@ class OutputPlan:
     def in_memory(self) -> InMemory:
         """Return a sink that collects one merge."""
         return InMemory(self)
+
+    def in_memory_of(self, models: Sequence[int]) -> InMemory:
+        """Return a sink that collects a merge of some models: the same for all."""
+        return self.in_memory()
 
     def copy_to(self, sink: Sink) -> None:
         """Write the tensors that are taken from the owner."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from mergekern.checkpoints import Zoo
-from mergekern.merging.output import OutputPlan
+from mergekern.merging.output import InMemory, OutputPlan, Several, StateDict
 from mergekern.merging.owners import EACH, owners_of
 from mergekern.merging.request import Request
 
@@ -37,14 +37,32 @@ class Plans:
             self._plans[owner] = OutputPlan.like(self._zoo, owner, self._dtype)
         return self._plans[owner]
 
-    def owners(self, request: Request) -> list[int]:
-        """Return the positions of the owners of a merge's results."""
-        return owners_of(self._heads, self._zoo, request.models)
+    def owners(self, models: Sequence[int]) -> list[int]:
+        """Return the positions of the owners of the results of a merge of some models."""
+        return owners_of(self._heads, self._zoo, models)
 
     def results(self, requests: Sequence[Request]) -> list[tuple[Request, int]]:
         """Return every merge with the owner of each of its results."""
-        return [(request, owner) for request in requests for owner in self.owners(request)]
+        return [(request, owner) for request in requests for owner in self.owners(request.models)]
 
-    def nbytes(self, request: Request) -> int:
-        """Return the bytes of all tensors of a merge's results."""
-        return sum(self[owner].nbytes for owner in self.owners(request))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of a result, the largest; of two, where each model of a pair has one."""
+        return max(plan.nbytes for plan in self._plans.values()) * (2 if self.are_of_each else 1)
+
+    def in_memory_of(self, models: Sequence[int]) -> InMemory | EachInMemory:
+        """Return a sink that collects the results of a merge of some models."""
+        sinks = {self._zoo.checkpoints[owner].name: self[owner].in_memory() for owner in self.owners(models)}
+        return EachInMemory(sinks) if self.are_of_each else next(iter(sinks.values()))
+
+
+class EachInMemory(Several):
+    """A `Sink` that collects one merge for each of its models, by their names."""
+
+    def __init__(self, sinks: Mapping[str, InMemory]) -> None:
+        super().__init__(list(sinks.values()))
+        self._by_name = sinks
+
+    def finished(self) -> dict[str, StateDict]:
+        """Return the state dicts, by the names of the models."""
+        return {name: sink.finished() for name, sink in self._by_name.items()}
