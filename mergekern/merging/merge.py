@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,9 +106,13 @@ def merge(
     """
     chosen, resolved = find_method(method, options)
     route = route_on(device, max_memory)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
+    zoo = open_zoo(
+        checkpoints, base, on_mismatch=on_mismatch, io=io, first_as_base=chosen.is_without_base(resolved),
+        least=min(chosen.least, 2), rename=rename,
+    )  # fmt: skip
+    chosen.check_count(len(zoo.models))
     stream = LayerStream(zoo, route.max_memory)
-    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen))
+    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
     if output is None:
         _show_notes(zoo, plan)
@@ -115,6 +120,7 @@ def merge(
         MergePass(stream, [request.merge_into(sink, zoo)], route, progress).run()
         return sink.finished()
     path = Path(output)
+    remove_left_behind(path.absolute().parent)
     check_targets([(request, path)], zoo, plan, overwrite)
     files = _files(stream, plan, plan.folder_of(path), route, overwrite, on_mismatch, io, progress)
     files.write([(request, path)], path.absolute().parent)
@@ -180,10 +186,15 @@ def merge_all(
     zoo = (
         checkpoints
         if isinstance(checkpoints, Zoo)
-        else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
-    )
+        else open_zoo(
+            checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename,
+            first_as_base=all(method.is_without_base(resolved) for method, resolved in chosen),
+        )
+    )  # fmt: skip
     stream = LayerStream(zoo, route.max_memory)
     members = resolve_groups(groups, zoo)
+    for models, (method, _) in itertools.product(members, chosen):
+        method.check_count(len(models))
     requests = [
         Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
     ]
@@ -192,12 +203,12 @@ def merge_all(
         folder = Path(output)
         targets = merge_targets(requests, zoo, folder, plan)
         files = _files(stream, plan, plan.folder, route, overwrite, on_mismatch, io, progress)
+        remove_left_behind(folder)
         kept = files.kept(targets)
         new = [(request, path) for request, path in targets if path not in kept]
         check_targets(new, zoo, plan, overwrite, may_make_folders=True)
         if kept:
             logger.warning("kept, as they are there already, made in the same way of the same models: %d", len(kept))
-            remove_left_behind(folder)
         if new:
             make_folders(new, folder)
             files.write(new, folder)
