@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mergekern.cli.adapters import merge_adapters
 from mergekern.cli.display import Lines, say, shown
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
@@ -94,7 +95,7 @@ def main(verbose: bool) -> None:
 
 
 for command in (
-    metrics, info, merge, merge_all, fit, predict, recommend, plan, screen, report, table, add, remove, combine, verify,
-    sketch, compare,
+    metrics, info, merge, merge_all, merge_adapters, fit, predict, recommend, plan, screen, report, table, add, remove,
+    combine, verify, sketch, compare,
 ):  # fmt: skip
     main.add_command(command)
