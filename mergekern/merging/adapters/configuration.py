@@ -13,6 +13,8 @@ from mergekern.merging.adapters.reading import Adapters, agreed
 # What decides which modules an adapter has, kept where it is the same in all adapters, and they change the same ones.
 _SELECTION = ("target_modules", "layers_to_transform", "layers_pattern", "exclude_modules")
 _BIASES = ("none", "lora_only", "all")
+# Tasks for which PEFT looks for a head among the tensors saved whole, and does not load an adapter without one.
+_WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def merged_configuration(
@@ -51,6 +53,9 @@ def merged_configuration(
         "init_lora_weights": True,
         "use_dora": False,
     }
+    if adapters.whole and not kept_whole and config["task_type"] in _WITH_HEAD:
+        notes.append(f"task_type {config['task_type']}, of which PEFT expects the head, is left open")
+        config["task_type"] = None
     if config["task_type"] is None:
         config["auto_mapping"] = _common("auto_mapping", dict, configs, notes)
     if has_biases:
