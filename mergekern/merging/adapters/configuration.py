@@ -151,9 +151,8 @@ def _common(name: str, kind: type, configs: Sequence[Mapping[str, Any]], notes: 
         if isinstance(value, kind) and value not in found:
             found.append(value)
     if len(found) > 1:
-        notes.append(
-            f"{name} differs among the adapters, and is left open: {listed(shortened(str(value)) for value in found)}"
-        )
+        said = sorted(shortened(str(value)) for value in found)
+        notes.append(f"{name} differs among the adapters, and is left open: {listed(said)}")
     return found[0] if len(found) == 1 else None
 
 

@@ -142,7 +142,10 @@ def _planned(
     notes += _notes_on_folders(adapters)
     if alone := shares_no_module(adapters):
         notes.append(f"adapters that share no module with another: {listed(alone)}")
-    notes += notes_of_checkpoints({a.name: a.notes for a in adapters.adapters}, adapters.names)
+    notes += notes_of_checkpoints(
+        {adapter.name: adapter.notes for adapter in sorted(adapters.adapters, key=lambda adapter: adapter.name)},
+        adapters.names,
+    )
     return AdapterMerge(adapters, name, options, values, modules, whole, config, Contents(adapters), notes)
 
 

@@ -175,7 +175,7 @@ def shares_no_module(adapters: Adapters) -> list[str]:
     """Return the names of the adapters that share no module with any other, where there are several adapters."""
     shared = {index for module in adapters.modules if len(module.held) > 1 for index in module.held}
     alone = [name for index, name in enumerate(adapters.names) if index not in shared]
-    return alone if len(adapters.names) > 1 else []
+    return sorted(alone) if len(adapters.names) > 1 else []
 
 
 class Contents:
