@@ -22,6 +22,7 @@ from .measurement.cost import Cost, estimate_cost
 from .measurement.options import MeasureOptions
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
+from .merging.recipes.merge_recipe import merge_recipe
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
 from .prediction.model_scores import model_scores
@@ -70,6 +71,7 @@ __all__ = [
     "merge",
     "merge_all",
     "merge_probes",
+    "merge_recipe",
     "mergekit_config",
     "metrics",
     "model_scores",

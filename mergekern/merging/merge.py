@@ -110,7 +110,7 @@ def merge(
     {'w': tensor([3., 1.])}
     """
     chosen, resolved = find_method(method, options)
-    route = _route(device, max_memory)
+    route = choose_route(device, max_memory)
     zoo = open_zoo(
         checkpoints, base, on_mismatch=on_mismatch, io=io, first_as_base=chosen.is_without_base(resolved),
         least=min(chosen.least, 2), rename=rename,
@@ -186,7 +186,7 @@ def merge_all(
     if (output is None) == (callback is None):
         raise OptionError("merge_all needs either an output folder or a callback")
     chosen = find_methods(methods, options)
-    route = _route(device, max_memory)
+    route = choose_route(device, max_memory)
     zoo = (
         checkpoints
         if isinstance(checkpoints, Zoo)
@@ -229,7 +229,8 @@ def merge_all(
     return []
 
 
-def _route(device: str | torch.device, max_memory: int | None) -> Route:
+def choose_route(device: str | torch.device, max_memory: int | None) -> Route:
+    """Return the kernels that merge on a device."""
     backend = dispatch.choose(device)
     return DeviceRoute(backend, max_memory) if isinstance(backend, DeviceBackend) else CpuRoute(max_memory)
 

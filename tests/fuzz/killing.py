@@ -29,6 +29,7 @@ WRITING: Sequence[tuple[str, ...]] = (
     ("table", "statistics", "--out", "out.json"),
     ("merge", "zoo", "--method", "ties", "--out", "out.safetensors"),
     ("merge", "zoo/a.safetensors", "zoo/d.safetensors", "--base", "zoo/c", "--method", "tsv", "--out", "out"),
+    ("merge", "--config", "recipe.yaml", "--out", "out.safetensors"),
     ("merge-all", "zoo", "--methods", "weight_average,ties", "--out", "merged"),
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("sketch", "adapters/x", "--base", "zoo/base.safetensors", "--out", "sketches.safetensors"),
