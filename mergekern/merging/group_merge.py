@@ -154,8 +154,8 @@ class GroupMerge:
         tally, start = Tally(), 0
         dtype = torch.float64 if self.sink.dtype(shared.name) == torch.float64 else torch.float32
         for base, tuned in shared.route.blocks(shared.layer, order):
-            base = torch.zeros_like(base) if from_zero else base
-            out, counted = shared.route.combine(base, tuned, rule, dtype, start, shared.threads)
+            origin = None if from_zero else base
+            out, counted = shared.route.combine(origin, tuned, rule, dtype, start, shared.threads)
             tally += counted
             if tally.non_finite:
                 raise non_finite(shared.layer, self.zoo)
