@@ -10,6 +10,7 @@ import torch
 
 from mergekern.checkpoints import Layer, Zoo
 from mergekern.checkpoints.stream import non_finite
+from mergekern.kernels.combine import Rule
 from mergekern.merging.route import Route
 from mergekern.merging.whole_tensor import Block, WholeTensor
 
@@ -46,6 +47,10 @@ class LayerTensor(WholeTensor):
                 raise non_finite(self._layer, self._zoo)
             yield block
             del base, tuned, block
+
+    def kept(self, delta: torch.Tensor, rule: Rule, start: int) -> torch.Tensor:
+        """See `WholeTensor`."""
+        return self._route.combine(None, [delta], rule, torch.float64, start, self._threads)[0]
 
     def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
         """See `WholeTensor`."""

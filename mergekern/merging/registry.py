@@ -54,6 +54,8 @@ METHODS = Methods(
         "ties": "ties:METHOD",
         "dare": "dare:METHOD",
         "dare_ties": "dare:DARE_TIES",
+        "breadcrumbs": "breadcrumbs:METHOD",
+        "breadcrumbs_ties": "breadcrumbs:BREADCRUMBS_TIES",
         "tsv": "tsv:METHOD",
         "isotropic": "isotropic:METHOD",
         "isotropic_cts": "isotropic_cts:METHOD",
@@ -82,7 +84,7 @@ def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Me
         OptionError: an unknown method or option, with the nearest name; a value that is out of range.
 
     >>> find_method("ties", {"density": 0.5})[1]
-    {'density': 0.5, 'scale': 0.3, 'scope': 'tensor'}
+    {'density': 0.5, 'scale': 0.3, 'scope': 'tensor', 'aggregate': 'mean', 'sign': 'mass'}
     """
     method = METHODS.get(name)
     if method is None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mergekern.kernels.combine import Rule, reference
+
 # Elements of a block: with a few models its float64 values stay in the processor's cache.
 BLOCK = 1 << 16
 
@@ -110,6 +112,16 @@ class WholeTensor(ABC):
         """
 
     @abstractmethod
+    def kept(self, delta: torch.Tensor, rule: Rule, start: int) -> torch.Tensor:
+        """Return what the rule of one model keeps of elements of its task vector, (D,) float64.
+
+        Args:
+            delta: (D,) float64.
+            rule: trims and drops.
+            start: index of the first element in the tensor.
+        """
+
+    @abstractmethod
     def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
         """Return the k-th largest of values ≥ 0 that a function computes of each block, one for each element."""
 
@@ -138,10 +150,36 @@ class TensorInMemory(WholeTensor):
         shape = (-1, self.columns) if of_rows and self.count else (1, -1)
         yield Block(self._base.reshape(shape), [each.reshape(shape) for each in self._tuned])
 
+    def kept(self, delta: torch.Tensor, rule: Rule, start: int) -> torch.Tensor:
+        """See `WholeTensor`."""
+        return torch.from_numpy(reference.combine(None, [delta], rule, start)[0])
+
     def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
         """See `WholeTensor`."""
         (block,) = self.blocks(of_rows)
         return float(np.sort(values(block).numpy(), axis=None)[-k])
+
+
+def lost_norms(tensor: WholeTensor, rule: Rule) -> tuple[float, ...]:
+    """Return Σ|τ| / Σ|kept τ| of each model, 1 where nothing is kept.
+
+    Args:
+        tensor: in the base and in all models.
+        rule: trims and drops.
+    """
+    models, start = len(rule.weights), 0
+    found = np.zeros((2, models))
+    for block in tensor.blocks():
+        for model, delta in enumerate(block.deltas):
+            kept = tensor.kept(delta.reshape(-1), rule.of_model(model), start)
+            found[:, model] += sums(delta.abs().reshape(-1), 0), sums(kept.abs(), 0)
+        start += block.base.numel()
+    return tuple(np.divide(found[0], found[1], out=np.ones(models), where=found[1] > 0).tolist())
+
+
+def sums(values: torch.Tensor, axis: int) -> np.ndarray:
+    """Return sums over an axis, on the processor by NumPy: their bits do not depend on the number of threads."""
+    return values.numpy().sum(axis) if values.device.type == "cpu" else values.sum(axis).cpu().numpy()
 
 
 def merge_in_memory(

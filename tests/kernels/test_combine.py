@@ -90,8 +90,8 @@ def test_a_base_of_zero(implementation, consensus):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_elections(implementation):
     """By hand: three models of weights 1, 2, −1, all votes and divisors."""
-    tuned = [torch.tensor([[3.0, 1.0, -1.0, 0.0]]), torch.tensor([[1.0, -1.5, -2.0, 0.0]]), torch.tensor([[4.0, 0.5, 1.0, 0.0]])]
-    tuned, weights = [each[0] for each in tuned], (1.0, 2.0, -1.0)
+    deltas = [[3.0, 1.0, -1.0, 0.0], [1.0, -1.5, -2.0, 0.0], [4.0, 0.5, 1.0, 0.0]]
+    tuned, weights = [torch.tensor(each) for each in deltas], (1.0, 2.0, -1.0)
     # κ: 3 2 −4; 1 −3 −0.5; −1 −4 −1; zeros. Sums 1, −2.5, −6; votes 1, −1, −3.
     for consensus, expected in {
         "elect": [5 / 3, -3.5 / 1, -6 / 2, 0], "elect_sum": [5, -3.5, -6, 0], "elect_max": [3, -3, -4, 0],

@@ -7,15 +7,15 @@
 
     "sum"        Σ κ_i
     "mean"       Σ κ_i / Σ v_i, where v_i = divisors[i], w_i by default
-    "elect"      s = sign(Σ κ_i), or by_count sign(Σ sign κ_i), or `majority` where that is 0; mean of the κ_i of sign s:
-                 Σ κ_i / Σ v_i over those, or Σ κ_i where |Σ v_i| < 1e-8
+    "elect"      s = sign(Σ κ_i), or by_count sign(Σ sign κ_i), or `majority` where that is 0; the mean of the κ_i of
+                 sign s: Σ κ_i / Σ v_i over those, or Σ κ_i where |Σ v_i| < 1e-8
     "elect_sum"  Σ κ_i over those of sign s
     "elect_max"  the largest of those, by magnitude
     "agree"      Σ κ_i where at least `needed` models have |κ_i| > share·|Σ κ − κ_i|, else 0
 
 Inputs: base (D,), or None for zero, tuned N × (D,), each in its own storage dtype. Output: (D,) float32 or float64. All
-arithmetic is float64, in the order of the models, one rounding an operation (nothing is fused into multiply-adds), so that every
-implementation gives the same bits for any number of threads and any division into blocks.
+arithmetic is float64, in the order of the models, one rounding an operation (nothing is fused into multiply-adds), so
+that every implementation gives the same bits for any number of threads and any division into blocks.
 
 A mask is a function of (key, index in the tensor) alone. SplitMix64 of the Weyl sequence that begins at `key` gives 64
 bits for each element; the upper 53 are its uniform number, and the element is dropped where that is below drop[i].
@@ -70,6 +70,12 @@ class Rule:
     divisors: tuple[float, ...] | None = None
     by_count: bool = False
 
+    def of_model(self, model: int) -> Rule:
+        """Return the rule that gives what is kept of the task vector of one model."""
+        drop = self.drop[model] if isinstance(self.drop, tuple) else self.drop
+        thresholds, limits = (values and (values[model],) for values in (self.thresholds, self.limits))
+        return Rule("sum", (1.0,), 1.0, thresholds, self.keys and (self.keys[model],), drop, limits=limits)
+
     @property
     def elects(self) -> bool:
         """Whether the models vote for a sign."""
@@ -82,11 +88,11 @@ class Rule:
 
     @property
     def total_weight(self) -> float:
-        """Σ v in the order of the models."""
-        total = 0.0
+        """Σ v in the order of the models; 1 where it is no more than rounding of them."""
+        total, size = 0.0, 0.0
         for weight in self.counts:
-            total += weight
-        return total
+            total, size = total + weight, size + abs(weight)
+        return total if abs(total) > LEAST_DIVISOR * size else 1.0
 
     @property
     def dropped_below(self) -> tuple[int, ...]:
