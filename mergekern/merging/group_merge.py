@@ -129,11 +129,8 @@ class GroupMerge:
             rule = Rule("sum", combination.coefficients)
             self._combine(shared, order, rule, from_zero=combination.of_models)
             return
-        start = 0
         for block in tensor.blocks(combination.of_rows):
-            merged = combination.combine(block).reshape(-1)
-            self._write(shared, merged, start)
-            start += merged.numel()
+            self._write(shared, combination.combine(block).reshape(-1), block.start)
 
     def _merge_matrix(self, shared: SharedLayer, order: list[int], settings: Settings) -> None:
         assert self.method.matrix is not None

@@ -56,10 +56,17 @@ METHODS = Methods(
         "dare_ties": "dare:DARE_TIES",
         "breadcrumbs": "breadcrumbs:METHOD",
         "breadcrumbs_ties": "breadcrumbs:BREADCRUMBS_TIES",
+        "della": "della:METHOD",
+        "della_linear": "della:DELLA_LINEAR",
+        "sce": "sce:METHOD",
+        "ram": "ram:METHOD",
+        "ramplus_tl": "ram:RAMPLUS_TL",
         "tsv": "tsv:METHOD",
         "isotropic": "isotropic:METHOD",
         "isotropic_cts": "isotropic_cts:METHOD",
         "tall_masks": "tall_masks:METHOD",
+        "arcee_fusion": "arcee_fusion:METHOD",
+        "nearswap": "nearswap:METHOD",
     }
 )
 

@@ -75,7 +75,8 @@ class SharedLayer:
 
     def whole(self, models: Sequence[int]) -> WholeTensor:
         """Return the tensor of some models, in this order, for rules that look at all of it."""
-        return LayerTensor(self.layer, self.zoo, models, self.route, self.threads)
+        hashes = [self.hashes[1 + model] for model in models]
+        return LayerTensor(self.layer, self.zoo, models, hashes, self.route, self.threads)
 
     def delta(self, model: int) -> Any:
         """Return the task matrix of a model in float64, for the kernels of the route.

@@ -43,6 +43,16 @@ RECIPES = {
     "breadcrumbs-rescaled": (
         "breadcrumbs", "code math", [0.5, 0.4], {"density": 0.4, "gamma": 0.05, "rescale": "norm", "scale": 1.0},
     ),
+    "della": ("della", "code math logic", [0.6, 0.35, 0.2], {"density": 1.0, "scale": 1.1}),
+    "della_linear": (
+        "della_linear", "code math logic", [0.6, 0.35, 0.2], {"density": 1.0, "scale": 1.1, "aggregate": "sum"},
+    ),
+    "sce": ("sce", "code math chat", None, {"density": 0.35}),
+    "sce-all": ("sce", "code math logic", None, {}),
+    "ram": ("ram", "code math logic", None, {"epsilon": 0.01}),
+    "ramplus_tl": ("ramplus_tl", "code math logic", None, {"epsilon": 0.02, "r": 0.25, "alpha": 0.4}),
+    "arcee_fusion": ("arcee_fusion", "code", None, {}),
+    "nearswap": ("nearswap", "math", None, {"t": 8e-3}),
 }  # fmt: skip
 
 
@@ -61,7 +71,8 @@ def test_agrees_with_mergekit(recipe):
     tensors, merged, arbitrary, outputs = golden()
     # The base serves as a model too, under another name.
     models = {f"the {name}": tensors[name] for name in names.split()}
-    found = mergekern.merge(models, tensors["base"], method, weights=weights, options=options)
+    base = tensors["code" if recipe == "nearswap" else "base"]
+    found = mergekern.merge(models, base, method, weights=weights, options=options)
     of_recipe = {key.split("/")[1]: value for key, value in merged.items() if key.split("/")[0] == recipe}
     assert len(of_recipe) >= 11
     for name, expected in of_recipe.items():
