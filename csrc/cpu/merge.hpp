@@ -9,27 +9,27 @@
 
 namespace mergekern {
 
-enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3 };
-constexpr Consensus kLastConsensus = Consensus::agree;
+enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3, elect_sum = 4, elect_max = 5 };
+constexpr Consensus kLastConsensus = Consensus::elect_max;
 
-// The rule by which the task vectors of one tensor are merged. Each array has a value for each model; thresholds of
-// nullptr trim nothing, keys of nullptr drop nothing.
+// The rule by which the task vectors of one tensor are merged. Each array has a value for each model; thresholds and
+// limits of nullptr trim nothing, keys of nullptr drop nothing.
 struct Rule {
   Consensus consensus;
-  const double* weights;
+  const double *weights, *divisors;
   double total_weight, factor;
-  const double* thresholds;
-  const std::uint64_t* keys;
-  std::uint64_t dropped_below;
+  const double *thresholds, *limits;
+  const std::uint64_t *keys, *dropped_below;
   double majority, share;
   long long needed;
+  bool by_count;
 };
 
 struct Tally {
   long long signs = 0, undecided = 0, non_finite = 0;
 };
 
-// Writes the merged elements to `out`, float32 or float64; `start` is the index of the first in its tensor.
+// Writes the merged elements to `out`, float32 or float64; a base of nullptr stands for zero; `start` is the index of the first in its tensor.
 // Bit-identical for every thread count and instruction set.
 Tally combine(const TensorView& base, const std::vector<TensorView>& tuned, const TensorView& out, std::size_t count,
               std::size_t start, int threads, const Rule& rule);

@@ -21,7 +21,7 @@ from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
-from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
+from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_per_model, resolve_weights
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.notes import lost_in_merges, notes_of_base, notes_of_submodels
 from mergekern.merging.on_cpu import CpuRoute
@@ -30,6 +30,7 @@ from mergekern.merging.output import OutputPlan, StateDict
 from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.request import Request
 from mergekern.merging.route import Route
+from mergekern.merging.settings import select_options
 from mergekern.merging.submodels import submodels
 from mergekern.merging.to_files import MergeFiles, check_targets, make_folders, merge_targets
 from mergekern.progress import Progress
@@ -117,6 +118,7 @@ def merge(
     )  # fmt: skip
     chosen.check_count(len(zoo.models))
     stream = LayerStream(zoo, route.max_memory)
+    resolved = resolve_per_model(resolved, zoo, chosen)
     request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
     if output is None:
@@ -199,8 +201,11 @@ def merge_all(
     members = resolve_groups(groups, zoo)
     for models, (method, _) in itertools.product(members, chosen):
         method.check_count(len(models))
+    chosen = [(method, resolve_per_model(resolved, zoo, method)) for method, resolved in chosen]
     requests = [
-        Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
+        Request(models, method, select_options(resolved, models), (1.0,) * len(models))
+        for models in members
+        for method, resolved in chosen
     ]
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
     if output is not None:
