@@ -10,13 +10,7 @@ from tests.golden.mergekit import zoo
 from tests.golden.zoo import GOLDEN
 
 FOLDER = GOLDEN / "mergekit"
-# Recipes of methods that are not there yet as mergekit has them.
-PENDING = {
-    "arcee_fusion", "breadcrumbs", "breadcrumbs-no-room", "breadcrumbs-rescaled", "breadcrumbs_ties", "dare_linear",
-    "dare_ties", "della", "della_linear", "nearswap", "ram", "ramplus_tl", "sce", "sce-all",
-    "task_arithmetic-normalized", "ties", "ties-gradients", "ties-sum", "tokenizer_source-base",
-}  # fmt: skip
-RECIPES = sorted(path.stem for path in (FOLDER / "recipes").glob("*.yaml") if path.stem not in PENDING)
+RECIPES = sorted(path.stem for path in (FOLDER / "recipes").glob("*.yaml"))
 OUTPUTS = json.loads((FOLDER / "outputs.json").read_text())
 
 

@@ -63,7 +63,7 @@ def settings_of_tensor(
             value = _value(parameter, levels.outer, name, depth, None)
             checked = (value,)
         if parameter.option == "weights":
-            weights = tuple(float(each) for each in checked)
+            weights = tuple(float(each) for each in value)
             continue
         # Of two parameters for one option the second counts where the first has changed it.
         is_second = parameter.option in {other.option for other in mergekit.parameters[:place]}

@@ -148,6 +148,8 @@ def _roles(
         merged = [base, *others]
     else:
         merged = others
+    if mergekit.base == "model" and len(merged) == 1:
+        return base, merged  # A slice of a stack may have one model where others have several.
     try:
         method.check_count(len(merged))
     except OptionError as error:
