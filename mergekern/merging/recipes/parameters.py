@@ -69,14 +69,22 @@ def settings_of_tensor(
         is_second = parameter.option in {other.option for other in mergekit.parameters[:place]}
         if value is None or (is_second and options[parameter.option] == method.defaults[parameter.option]):
             continue
-        for each in checked:
-            if check := method.checks.get(parameter.option):
-                check(parameter.name if parameter.read(each) == each else parameter.option, each)
+        names = levels.names if parameter.per_model else ("the recipe",)
+        for model, each in zip(names, checked, strict=True):
+            _check(method, parameter, each, model)
         # One value for all models is no value for each: methods need not know which it was.
         options[parameter.option] = checked[0] if len(set(checked)) == 1 else value
     if method.weigh is not None:
         weights = tuple(method.weigh(weights, **options))
     return Settings(weights, options)
+
+
+def _check(method: Method, parameter: Parameter, value: Any, where: str) -> None:
+    try:
+        if check := method.checks.get(parameter.option or ""):
+            check(str(parameter.option), value)
+    except OptionError as error:
+        raise OptionError(f"{where}: {error}") from None
 
 
 def _value(parameter: Parameter, levels: Sequence[Parameters], name: str, depth: float, model: str | None) -> Any:

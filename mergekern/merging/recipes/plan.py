@@ -153,7 +153,8 @@ def _roles(
     try:
         method.check_count(len(merged))
     except OptionError as error:
-        raise OptionError(f"{group.shown}: {error}") from None
+        among = " (base_model is one of them)" if base in merged and base.model == named else ""
+        raise OptionError(f"{group.shown}: {error}{among}") from None
     return base, merged
 
 
