@@ -17,8 +17,8 @@ NamedPath = tuple[str | None, Path]
 def models_of(given: Sequence[NamedPath], base: Path | None) -> Any:
     """Return models as the functions of the package take them.
 
-    One folder without a name stays a path: it may hold several models. Models that would have one name are told apart by
-    the folders they lie in.
+    One folder without a name stays a path: it may hold several models. Models that would have one name are told
+    apart by the folders they lie in.
     """
     from mergekern.checkpoints.sources import Source
     from mergekern.checkpoints.zoo_sources import zoo_sources
