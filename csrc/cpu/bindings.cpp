@@ -1,4 +1,5 @@
-// mergekern._native: pointers in, arrays out, the GIL released while a kernel runs.
+// The module mergekern._native. Tensors come in as pointers, results are arrays. The GIL is released while a kernel
+// runs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -87,7 +88,7 @@ void add_gram_product(const Address& base, std::size_t base_stride, const Addres
                               weight, v, count, t, i);
 }
 
-// Throws unless the array is contiguous (which the type says) and holds at least `count` values.
+// Throws unless the array holds at least `count` values. Its type guarantees that it is contiguous.
 double* at_least(Array& array, std::size_t count, const char* name) {
   if (static_cast<std::size_t>(array.size()) < count) throw py::value_error(std::string(name) + " is too small");
   return array.mutable_data();

@@ -1,4 +1,4 @@
-"""Access to the C++ extension: the module, None where it was not built, and tensors as the addresses that it takes."""
+"""Access to the C++ extension: the module, or None if it was not built, and the addresses of tensors that it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mergekern.checkpoints.dtypes import READ_DTYPES
 
 try:
     from mergekern import _native as extension
-except ImportError:  # the package was installed without a compiler
+except ImportError:  # the package was built without a compiler
     extension = None  # type: ignore[assignment]
 
 # Codes of csrc/cpu/dtypes.hpp.
@@ -17,7 +17,7 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(READ_DTYPES)}
 
 
 def address(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the data pointer of a tensor and the code of its dtype, as the extension takes tensors."""
+    """Return the data pointer of a tensor and the code of its dtype, as arguments for the extension."""
     if tensor.device.type != "cpu":
         raise ValueError("the C++ kernels need CPU tensors")
     return tensor.data_ptr(), _DTYPE_CODES[tensor.dtype]
@@ -33,7 +33,7 @@ def row_addresses(matrix: np.ndarray) -> list[tuple[int, int]]:
 
 
 def difference(base: torch.Tensor, tuned: torch.Tensor, out: np.ndarray) -> None:
-    """Write tuned − base of matrices to a C-contiguous float64 array, on the calling thread alone.
+    """Write tuned − base of two matrices to a C-contiguous float64 array, on the calling thread only.
 
     >>> out = np.empty((2, 2))
     >>> difference(torch.ones(2, 2), torch.eye(2), out)
