@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SEGMENT: int
+VECTOR_GROUP: int
 
 def add_gram(
     base: tuple[int, int], tuned: list[tuple[int, int]], count: int, split: int, threads: int, sums: np.ndarray
@@ -15,9 +16,13 @@ def add_squared_distances(
 def difference(
     base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, out: np.ndarray
 ) -> None: ...
-def scaled_difference(
-    base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, factor: float, out: np.ndarray
-) -> None: ...
+def largest_difference(
+    base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, rows: int, columns: int
+) -> float: ...
+def add_gram_product(
+    base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, rows: int, columns: int,
+    of_rows: bool, factor: float, weight: float, vectors: np.ndarray, total: np.ndarray, images: np.ndarray | None,
+) -> None: ...  # fmt: skip
 def padded_size(size: int) -> int: ...
 def padded_stride(size: int) -> int: ...
 def reflector_count(size: int) -> int: ...

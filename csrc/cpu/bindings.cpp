@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "gram_product.hpp"
 #include "instruction_set.hpp"
 #include "mapped_range.hpp"
 #include "merge.hpp"
@@ -60,13 +61,31 @@ void difference(const Address& base, std::size_t base_stride, const Address& tun
   mergekern::difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, data);
 }
 
-void scaled_difference(const Address& base, std::size_t base_stride, const Address& tuned, std::size_t tuned_stride,
-                       double factor, py::array_t<float, py::array::c_style>& out) {
-  if (out.ndim() != 2) throw py::value_error("out must be a matrix");
-  const std::size_t rows = out.shape(0), columns = out.shape(1);
-  float* data = out.mutable_data();
+using Vectors = py::array_t<float, py::array::c_style>;
+
+double largest_difference(const Address& base, std::size_t base_stride, const Address& tuned, std::size_t tuned_stride,
+                          std::size_t rows, std::size_t columns) {
   py::gil_scoped_release release;
-  mergekern::scaled_difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, factor, data);
+  return mergekern::largest_difference({view(base), base_stride, view(tuned), tuned_stride, rows, columns});
+}
+
+void add_gram_product(const Address& base, std::size_t base_stride, const Address& tuned, std::size_t tuned_stride,
+                      std::size_t rows, std::size_t columns, bool of_rows, double factor, double weight,
+                      const Vectors& vectors, Array& total, std::optional<Vectors>& images) {
+  const std::size_t length = of_rows ? rows : columns, number = of_rows ? columns : rows;
+  if (vectors.ndim() != 2 || total.ndim() != 2 || vectors.shape(1) != total.shape(1) ||
+      static_cast<std::size_t>(vectors.shape(0)) != length || static_cast<std::size_t>(total.shape(0)) != length)
+    throw py::value_error("vectors and total must be (short side, count)");
+  if (images && (images->ndim() != 2 || static_cast<std::size_t>(images->shape(0)) != number ||
+                 images->shape(1) != vectors.shape(1)))
+    throw py::value_error("images must be (long side, count)");
+  const std::size_t count = vectors.shape(1);
+  const float* v = vectors.data();
+  double* t = total.mutable_data();
+  float* i = images ? images->mutable_data() : nullptr;
+  py::gil_scoped_release release;
+  mergekern::add_gram_product({view(base), base_stride, view(tuned), tuned_stride, rows, columns}, of_rows, factor,
+                              weight, v, count, t, i);
 }
 
 // Throws unless the array holds at least `count` values. Its type guarantees that it is contiguous.
@@ -203,8 +222,13 @@ PYBIND11_MODULE(_native, module) {
              py::arg("threads"), py::arg("sums").noconvert());
   module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
              py::arg("tuned_stride"), py::arg("out").noconvert());
-  module.def("scaled_difference", &scaled_difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
-             py::arg("tuned_stride"), py::arg("factor"), py::arg("out").noconvert());
+  module.attr("VECTOR_GROUP") = mergekern::kVectorGroup;
+  module.def("largest_difference", &largest_difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
+             py::arg("tuned_stride"), py::arg("rows"), py::arg("columns"));
+  module.def("add_gram_product", &add_gram_product, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
+             py::arg("tuned_stride"), py::arg("rows"), py::arg("columns"), py::arg("of_rows"), py::arg("factor"),
+             py::arg("weight"), py::arg("vectors").noconvert(), py::arg("total").noconvert(),
+             py::arg("images").noconvert());
   module.def("padded_size", &mergekern::padded_size, py::arg("size"));
   module.def("padded_stride", &mergekern::padded_stride, py::arg("size"));
   module.def("reflector_count", &mergekern::reflector_count, py::arg("size"));
