@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mergekern.cli.calibration import calibrate
 from mergekern.cli.display import Lines, say, shown
 from mergekern.cli.evaluation import measure
 from mergekern.cli.merging import merge, merge_all
@@ -95,7 +96,7 @@ def main(verbose: bool) -> None:
 
 
 for command in (
-    metrics, info, merge, merge_all, fit, predict, recommend, plan, screen, report, table, add, remove, combine, verify,
-    sketch, compare, measure,
+    metrics, info, calibrate, merge, merge_all, fit, predict, recommend, plan, screen, report, table, add, remove,
+    combine, verify, sketch, compare, measure,
 ):  # fmt: skip
     main.add_command(command)
