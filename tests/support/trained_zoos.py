@@ -64,9 +64,9 @@ def classifier_zoo(folder, steps=40):
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
     config = transformers.BertConfig(vocab_size=27, max_position_embeddings=16, **SIZES, **WIDE)
-    body = transformers.BertForMaskedLM(config)
     tokens = tokenizer()
-    train(body, (_masked(tokens, draw) for _ in range(20)))
+    body = transformers.BertForSequenceClassification(config)
+    train(body, (_labelled(tokens, 2, 4 * (step % 5), draw) for step in range(20)))
     save(body.bert, folder / "base")
     for name, (classes, first) in CLASSIFIERS.items():
         model = transformers.BertForSequenceClassification.from_pretrained(folder / "base", num_labels=classes)
@@ -109,8 +109,8 @@ def language_zoo(folder, steps=50, lora=False):
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
     config = transformers.LlamaConfig(
-        vocab_size=27, max_position_embeddings=16, **SIZES, **WIDE, tie_word_embeddings=True, pad_token_id=0, bos_token_id=2,
-        eos_token_id=2,
+        vocab_size=27, max_position_embeddings=16, **SIZES, **WIDE, tie_word_embeddings=True, pad_token_id=0,
+        bos_token_id=2, eos_token_id=2,
     )  # fmt: skip
     tokens = tokenizer()
     base = transformers.LlamaForCausalLM(config)
@@ -119,7 +119,7 @@ def language_zoo(folder, steps=50, lora=False):
     for name in STRIDES:
         model = transformers.LlamaForCausalLM.from_pretrained(folder / "base")
         if lora:
-            model = get_peft_model(model, LoraConfig(r=8, lora_alpha=32, target_modules="all-linear"))
+            model = get_peft_model(model, LoraConfig(r=8, lora_alpha=64, target_modules="all-linear"))
         train(model, (_next(tokens, name, draw) for _ in range(steps)), 1e-2)
         save(model, folder / name)
     return folder
@@ -174,7 +174,7 @@ def images_of(channel, count, draw):
     images = torch.rand(count, 3, 8, 8, generator=draw)
     for image, label in zip(images, labels.tolist(), strict=True):
         row, column = divmod(label, 2)
-        image[channel, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 2
+        image[channel, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 4
     return images, labels
 
 
@@ -185,14 +185,23 @@ def image_zoo(folder, steps=40):
     """A ViT without head but with a pooler, and two classifiers with heads of one shape."""
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
-    config = transformers.ViTConfig(image_size=8, patch_size=4, **SIZES, **WIDE)
-    transformers.ViTModel(config).save_pretrained(folder / "base")
+    sizes = {**SIZES, "num_hidden_layers": 1, "initializer_range": 0.1}
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=4, **sizes)
+    whole = transformers.ViTForImageClassification(config)
+    train(whole, (_pictures(step % 3, draw) for step in range(40)))
+    body = transformers.ViTModel(config)
+    body.load_state_dict(whole.vit.state_dict(), strict=False)
+    body.save_pretrained(folder / "base")
     for name, channel in CHANNELS.items():
         model = transformers.ViTForImageClassification.from_pretrained(folder / "base", num_labels=4)
-        batches = (images_of(channel, 24, draw) for _ in range(steps))
-        train(model, ({"pixel_values": images, "labels": labels} for images, labels in batches))
+        train(model, (_pictures(channel, draw) for _ in range(steps)), 2e-3)
         save(model, folder / name, [f"{name}-{label}" for label in range(4)])
     return folder
+
+
+def _pictures(channel, draw):
+    images, labels = images_of(channel, 24, draw)
+    return {"pixel_values": images, "labels": labels}
 
 
 def write_samples(path, rows):
