@@ -146,6 +146,24 @@ def test_classifiers_do_their_tasks_after_the_merge(classifiers, draw, tmp_path)
     assert loaded(swapped, "AutoModelForSequenceClassification").config.id2label == {0: "first-0", 1: "first-1"}
 
 
+def test_classifiers_that_are_adapters(classifiers, draw, tmp_path):
+    for name, (classes, first) in trained.CLASSIFIERS.items():
+        trained.classifier_adapter(classifiers / "base", tmp_path / "zoo" / name, classes, first)
+    mergekern.merge(tmp_path / "zoo", classifiers / "base", "weight_average", heads="each", output=tmp_path / "m")
+    for name, (classes, _) in trained.CLASSIFIERS.items():
+        model = loaded(tmp_path / "m" / name, "AutoModelForSequenceClassification")
+        assert model.config.num_labels == classes
+        assert accuracy(tmp_path / "m" / name, name, draw) > 1.3 / classes
+    calibration = Calibration.for_sequence_classification(
+        tmp_path / "zoo", ["w1 w2", "w9 w13", "w22 w3"], base=classifiers / "base"
+    )
+    table = mergekern.compute_all(
+        tmp_path / "zoo", classifiers / "base", calibration=calibration, on_mismatch="skip",
+        metrics=["activation", "gradient"],
+    )  # fmt: skip
+    assert np.isfinite(table.to_pandas().to_numpy()).all()
+
+
 # --- language models
 
 

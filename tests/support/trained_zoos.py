@@ -75,6 +75,15 @@ def classifier_zoo(folder, steps=40):
     return folder
 
 
+def classifier_adapter(base, folder, classes, first):
+    """A LoRA adapter of a body, with a head that it saves whole."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    model = transformers.BertForSequenceClassification.from_pretrained(base, num_labels=classes)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, task_type="SEQ_CLS"))
+    train(model, (_labelled(tokenizer(), classes, first, draw) for _ in range(30)), 1e-2).save_pretrained(folder)
+
+
 def _masked(tokens, draw):
     texts, _ = texts_of(5, 0, 16, draw)
     inputs = tokens(texts, return_tensors="pt")
