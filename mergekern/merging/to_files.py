@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from mergekern.merging.plans import Plans
 from mergekern.merging.request import Request
 from mergekern.merging.route import Route
 from mergekern.progress import Progress
+
+logger = logging.getLogger("mergekern.notes")
 
 
 class Target(NamedTuple):
@@ -65,6 +69,7 @@ class MergeFiles:
             targets: the results; those of one merge follow each other.
             place: a folder on the disk of all targets, which holds them until then.
         """
+        self._check_space(targets, place)
         with ExitStack() as stack:
             with as_output_errors(place):
                 aside = stack.enter_context(workspace(place))
@@ -88,6 +93,18 @@ class MergeFiles:
                 part.move()
             whole.seal()
             whole.move()
+
+    def _check_space(self, targets: Sequence[Target], place: Path) -> None:
+        """Raise OutputError unless a disk has room for the results, and say how much many of them need."""
+        parts = sum(plan.nbytes for _, plan in self.parts.values())
+        needed = sum(target.plan.nbytes + parts for target in targets)
+        with as_output_errors(place):
+            free = shutil.disk_usage(place).free
+        sizes = f"{len(targets)} merges need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        if needed > free:
+            raise OutputError(f"{place}: {sizes}; make room, merge fewer, or choose dtype='bfloat16'")
+        if len(targets) > 1:
+            logger.info("%s", sizes)
 
     def kept(self, targets: Sequence[Target]) -> set[Path]:
         """Return the paths of merges that are there already, made in the same way of the same models.

@@ -51,7 +51,7 @@ def library() -> Any:
         import transformers
     except ImportError as error:
         raise CalibrationError(
-            f"models of transformers need the library ({error}): pip install 'mergekern[transformers]'"
+            f"models of transformers need the library ({error}): pip install 'mergekern[evaluation]'"
         ) from error
     return transformers
 
