@@ -121,7 +121,7 @@ def test_metrics_that_run_models(encoders, how):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--calibration", "samples"], "--calibration and --model-fn are given together"),
+        (["--calibration", "samples"], "samples: does not say what builds the model; give model= (--model-fn)"),
         (["--model-fn", "encoder.py:build"], "--calibration and --model-fn are given together"),
         (["--layer", "blocks.1"], "--layer is of use with --calibration only"),
         (["--metrics", "gradient"], "models must be run for these; give calibration="),
