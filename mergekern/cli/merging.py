@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,25 +45,36 @@ With --config, merge what a recipe of mergekit says instead.
 )
 @click.argument("models", type=ModelPath(), nargs=-1)
 @merge_options
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    help="A YAML recipe of mergekit, in place of MODELS and of how they are merged.",
-)
+@click.option("--config", type=click.Path(path_type=Path),
+              help="A YAML recipe of mergekit, in place of MODELS and of how they are merged.")  # fmt: skip
 @click.option("--method", help=f"One of {', '.join(mergekern.METHODS)}.")
 @click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
               help="Of the method, such as density=0.2; may be repeated.")  # fmt: skip
-@click.option("--weights", help="Comma-separated, in the order of MODELS.")
+@click.option(
+    "--weights",
+    help="Comma-separated, in the order of MODELS; or JSON, where a weight may be a list of "
+    "numbers from the first layer to the last, or a mapping from parts of names.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN",
+    help="Merge tensors that have PATTERN in their names, or match it "
+    "where it has * or ?; the others are the base's. May be repeated.",
+)
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Take such tensors from the base. May be repeated.")
 @click.option("--mergekit-config", is_flag=True, help="Write a mergekit configuration to --out, and merge nothing.")
 def merge(
     models: tuple[NamedPath, ...], base: Path | None, out: Path, config: Path | None, method: str | None,
-    options: dict[str, Any], weights: str | None, mergekit_config: bool, overwrite: bool, dtype: str | None,
-    device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
+    options: dict[str, Any], weights: str | None, only: tuple[str, ...], exclude: tuple[str, ...],
+    mergekit_config: bool, overwrite: bool, dtype: str | None, device: str, max_memory: int | None,
+    on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     if config is not None:
         said = {
             "MODELS": models, "--base": base, "--method": method, "--option": options, "--weights": weights,
-            "--mergekit-config": mergekit_config, "--dtype": dtype, "--rename": rename,
+            "--mergekit-config": mergekit_config, "--dtype": dtype, "--rename": rename, "--only": only,
+            "--exclude": exclude,
         }  # fmt: skip
         if given := next((name for name, value in said.items() if value), None):
             raise click.UsageError(f"{given} and --config exclude each other: the recipe says what is merged, and how")
@@ -75,7 +87,7 @@ def merge(
         return
     if not models or method is None:
         raise click.UsageError(f"missing {'--method' if models else 'MODELS'}, or --config with a recipe")
-    by_model = _numbers(weights)
+    by_model = _weights(weights)
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     if mergekit_config:
@@ -92,7 +104,7 @@ def merge(
             mergekern.merge(
                 checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=by_model,
                 dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-                rename=rename,
+                rename=rename, only=only, exclude=exclude,
             )  # fmt: skip
     say(f"wrote {out}")
 
@@ -127,8 +139,10 @@ def merge_all(
     say(f"wrote {len(paths)} merged checkpoints to {out}")
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def _weights(text: str | None) -> Any:
     try:
+        if text is not None and text.lstrip()[:1] in ("[", "{"):
+            return json.loads(text)
         return None if text is None else [float(value) for value in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None

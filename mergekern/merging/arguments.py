@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,16 +12,16 @@ from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.dtypes import FLOATS
 from mergekern.errors import OptionError, did_you_mean
 from mergekern.merging.method import Method
-from mergekern.merging.option_checks import plain
+from mergekern.merging.weights_by_tensor import Weight, checked_weight, weights_of_tensors
 
 DTYPES = {str(row.dtype).removeprefix("torch."): row.dtype for row in FLOATS if row.is_written}
 
-Weights = Mapping[str, float] | Sequence[float] | None
+Weights = Mapping[str, Weight] | Sequence[Weight] | None
 
 
 def resolve_weights(
     weights: Weights, zoo: Zoo, method: Method, options: Mapping[str, Any] | None = None
-) -> tuple[float, ...]:
+) -> tuple[Weight, ...]:
     """Return the weight of each model of a zoo.
 
     Args:
@@ -32,22 +31,21 @@ def resolve_weights(
         options: all options of the method, some of which may decide the weights.
 
     Raises:
-        OptionError: a weight is missing, has no model, is not finite, or not allowed.
+        OptionError: a weight is missing, has no model, is not finite, or not allowed, for any tensor.
     """
     names = zoo.model_names
     if weights is None:
         return (1.0,) * len(names)
     if method.weigh is not None and tuple(method.weigh((2.0,) * len(names), **(options or {}))) != (2.0,) * len(names):
         raise OptionError(f"the options of {method.name} say what its models weigh; give those or weights, not both")
-    values = [plain(value) for value in _in_order(weights, names)]
-    for value in values:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise OptionError(f"a weight must be a finite number, not {value!r}")
-    if not method.takes_any_weight(method.defaults if options is None else options) and (
-        min(values) < 0 or not sum(values) > 0
-    ):
-        raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
-    return tuple(float(value) for value in values)
+    found = tuple(checked_weight(value) for value in _in_order(weights, names))
+    if not method.takes_any_weight(method.defaults if options is None else options):
+        for values in {tuple(each) for each in weights_of_tensors(found, zoo).values()}:
+            if min(values) < 0 or not sum(values) > 0:
+                raise OptionError(
+                    f"weights of {method.name} must not be negative, and one must be above 0, not {list(values)!r}"
+                )
+    return found
 
 
 def resolve_per_model(options: Mapping[str, Any], zoo: Zoo, method: Method) -> dict[str, Any]:
@@ -60,9 +58,7 @@ def resolve_per_model(options: Mapping[str, Any], zoo: Zoo, method: Method) -> d
     return {**options, **{name: tuple(_in_order(each, zoo.model_names, name)) for name, each in values.items()}}
 
 
-def _in_order(
-    weights: Mapping[str, float] | Sequence[float], names: Sequence[str], what: str = "weight"
-) -> list[float]:
+def _in_order(weights: Mapping[str, Any] | Sequence[Any], names: Sequence[str], what: str = "weight") -> list[Any]:
     if isinstance(weights, Mapping):
         for name in weights:
             if name not in names:

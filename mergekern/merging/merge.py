@@ -22,6 +22,7 @@ from mergekern.errors import OptionError
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_per_model, resolve_weights
+from mergekern.merging.chosen import Chosen, note_on_left
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.notes import lost_in_merges, notes_of_base, notes_of_submodels
 from mergekern.merging.on_cpu import CpuRoute
@@ -56,6 +57,8 @@ def merge(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    only: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
 ) -> StateDict | Path:
     """Merge two or more models fine-tuned from one base.
 
@@ -73,6 +76,10 @@ def merge(
         overwrite: whether an `output` that exists is replaced; only what mergekern wrote is.
         weights: one for each model, by name or in their order; 1 by default. Means are weighted means; otherwise
             each task vector is multiplied by its weight. Only task_arithmetic takes negative weights.
+            A weight may also be a gradient, `[1.0, 0.5]`, which goes from the first layer to the last and is linear in
+            between (a tensor outside of layers gets its first value), or a mapping from patterns to numbers or
+            gradients, `{"mlp": [1, 0], "*": 0.5}`, of which the first that fits the tensor's name counts. A pattern is
+            a part of the name; with * or ? in it, the whole name.
         dtype: "float64", "float32", "float16" or "bfloat16", of all float tensors of the result; by default each has
             the base's.
         device: "cpu", a CUDA device such as "cuda:1", or "auto": the current CUDA device if its kernels can be had.
@@ -85,6 +92,9 @@ def merge(
         progress: called with a `Progress` at the start of every tensor and at the end.
         io: "mmap" maps the files; "pread" reads them.
         rename: parts of the models' tensor names to replace, OLD -> NEW; see `compute_all`. The result has the base's.
+        only, exclude: patterns of the names of tensors that are merged, all by default, and of tensors that are not;
+            these are the base's (where there is none, the first model's), which the record says. Names in a sub-folder
+            begin with it, as `2_Dense/`.
 
     Returns:
         The merged state dict, name -> tensor, with every name of the base (integer buffers are the base's, tied names
@@ -117,18 +127,21 @@ def merge(
         least=min(chosen.least, 2), rename=rename,
     )  # fmt: skip
     chosen.check_count(len(zoo.models))
+    tensors, every = Chosen.given(only, exclude), zoo
+    zoo, _ = tensors.of(every)
     stream = LayerStream(zoo, route.max_memory)
     resolved = resolve_per_model(resolved, zoo, chosen)
     request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
     if output is None:
-        _show_notes(zoo, plan)
+        tensors.check([("", every)])
+        _show_notes(every, plan, tensors)
         sink = plan.in_memory()
         MergePass(stream, [request.merge_into(sink, zoo)], route, progress).run()
         return sink.finished()
     path = Path(output)
     check_targets([(request, path)], zoo, plan, overwrite)
-    files = _files(stream, plan, plan.folder_of(path), route, overwrite, on_mismatch, io, progress)
+    files = _files(stream, plan, plan.folder_of(path), route, overwrite, on_mismatch, io, progress, tensors, every)
     files.write([(request, path)], path.absolute().parent)
     return path
 
@@ -211,7 +224,7 @@ def merge_all(
     if output is not None:
         folder = Path(output)
         targets = merge_targets(requests, zoo, folder, plan)
-        files = _files(stream, plan, plan.folder, route, overwrite, on_mismatch, io, progress)
+        files = _files(stream, plan, plan.folder, route, overwrite, on_mismatch, io, progress, Chosen(), zoo)
         kept = files.kept(targets)
         new = [(request, path) for request, path in targets if path not in kept]
         check_targets(new, zoo, plan, overwrite, may_make_folders=True)
@@ -223,7 +236,7 @@ def merge_all(
             files.write(new, folder)
         return [path for _, path in targets]
     assert callback is not None
-    _show_notes(zoo, plan)
+    _show_notes(zoo, plan, Chosen())
     size = max(1, merged_memory // max(plan.nbytes, 1))
     for together in (requests[start : start + size] for start in range(0, len(requests), size)):
         sinks = [plan.in_memory() for _ in together]
@@ -242,19 +255,24 @@ def choose_route(device: str | torch.device, max_memory: int | None) -> Route:
 
 def _files(
     stream: LayerStream, plan: OutputPlan, folder: Path | None, route: Route, overwrite: bool, on_mismatch: OnMismatch,
-    io: IO, progress: Callable[[Progress], None] | None,
+    io: IO, progress: Callable[[Progress], None] | None, tensors: Chosen, every: Zoo,
 ) -> MergeFiles:  # fmt: skip
-    """Return what makes merges into files, or into folders like one; what takes no part is shown."""
+    """Return what makes merges into files, or into folders like one; what takes no part is shown.
+
+    `every` is the zoo with the tensors that are left to the base.
+    """
     zoo = stream.zoo
     found = submodels(zoo, folder, on_mismatch, io)
-    parts = {
-        name: (LayerStream(part, route.max_memory), OutputPlan.like_base(part, plan.dtype))
-        for name, part in found.zoos.items()
-    }
+    tensors.check([("", every), *((f"{name}/", part) for name, part in found.zoos.items())])
+    parts, left = {}, tensors.of(every)[1]
+    for name, whole in found.zoos.items():
+        part, left_of_part = tensors.of(whole, f"{name}/")
+        parts[name] = (LayerStream(part, route.max_memory), OutputPlan.like_base(part, plan.dtype))
+        left += [f"{name}/{each}" for each in left_of_part]
     lost = [*lost_in_merges(zoo), *notes_of_submodels(found)]
-    for name, (part, _) in parts.items():
-        lost += [f"{name}: {note}" for note in lost_in_merges(part.zoo)]
-    of_base = notes_of_base(zoo, plan, folder)
+    for name, part in found.zoos.items():
+        lost += [f"{name}: {note}" for note in lost_in_merges(part)]
+    of_base = [*note_on_left(left), *notes_of_base(zoo, plan, folder)]
     show(lost, [*of_base, *notes_of_zoo(zoo)])
 
     def notes(request: Request) -> list[str]:
@@ -264,7 +282,7 @@ def _files(
     return MergeFiles(stream, plan, parts, route, notes, overwrite, progress)
 
 
-def _show_notes(zoo: Zoo, plan: OutputPlan) -> None:
+def _show_notes(zoo: Zoo, plan: OutputPlan, tensors: Chosen) -> None:
     """Show what takes no part in merges that stay in memory."""
     lost = [*lost_in_merges(zoo), *notes_of_submodels(submodels(zoo, None, "error", "mmap"))]
-    show(lost, [*notes_of_base(zoo, plan, None), *notes_of_zoo(zoo)])
+    show(lost, [*note_on_left(tensors.of(zoo)[1]), *notes_of_base(zoo, plan, None), *notes_of_zoo(zoo)])
