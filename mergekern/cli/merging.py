@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import ByteSize, ModelPath, io_option, parse_options, rename_option, with_options
 
 if TYPE_CHECKING:
+    from mergekern.checkpoints.checkpoint import Checkpoint
     from mergekern.checkpoints.sources import IO
     from mergekern.checkpoints.zoo import OnMismatch
 
@@ -94,11 +96,9 @@ def merge(
         check_output(out)
         if out.exists() and not overwrite:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
-        sources = _mergekit_sources(checkpoints, base, rename)
-        text = mergekern.mergekit_config(
-            sources[1:], sources[0], method, options=options, weights=by_model, dtype=dtype or "float32"
-        )
-        write_output(out, text.encode())
+        if only or exclude:
+            raise click.UsageError("mergekit merges all tensors: --only and --exclude cannot be written for it")
+        _write_mergekit_config(out, checkpoints, base, rename, method, options, by_model, dtype)
     else:
         with progress_display() as progress:
             mergekern.merge(
@@ -148,20 +148,36 @@ def _weights(text: str | None) -> Any:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None
 
 
-def _mergekit_sources(checkpoints: Any, base: Path | None, rename: Mapping[str, str] | None) -> list[str]:
-    """Return the paths of the base and of the models, as mergekit writes them."""
+def _write_mergekit_config(
+    out: Path, checkpoints: Any, base: Path | None, rename: Mapping[str, str] | None, method: str,
+    options: dict[str, Any], weights: Any, dtype: str | None,
+) -> None:  # fmt: skip
+    """Write a configuration for mergekit, and say by which command it runs."""
     from mergekern.checkpoints import open_zoo
     from mergekern.checkpoints.adapter import Adapter
+    from mergekern.merging.mergekit import mergekit_command
 
-    opened = open_zoo(checkpoints, base, rename=rename).checkpoints
-    paths = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened]
-    # A plus sign joins a base and an adapter.
-    return [
-        f"{paths[0]}+{path}" if isinstance(checkpoint, Adapter) else path
-        for checkpoint, path in zip(opened, paths, strict=True)
+    zoo = open_zoo(checkpoints, base, rename=rename)
+    base_path, *paths = (_for_mergekit(checkpoint) for checkpoint in zoo.checkpoints)
+    models = [
+        (base_path, path) if isinstance(model, Adapter) else path for model, path in zip(zoo.models, paths, strict=True)
     ]
+    dtypes = {str(stored).removeprefix("torch.") for stored in zoo.base.dtypes}
+    written = dtype or (dtypes.pop() if len(dtypes) == 1 else None)
+    if isinstance(weights, dict):
+        weights = [weights.get(name) for name in zoo.model_names]
+    text = mergekern.mergekit_config(models, base_path, method, options=options, weights=weights, out_dtype=written)
+    write_output(out, text.encode())
+    say(f"run it by: {mergekit_command([base_path, *models], str(out))}")
 
 
-def _mergekit_path(source: str) -> Path:
-    path = Path(source).resolve()
-    return path.parent if (path.parent / "config.json").is_file() else path
+def _for_mergekit(checkpoint: Checkpoint) -> str:
+    """Return where a checkpoint lies, as mergekit takes it: a name on the Hub, a folder, or a file."""
+    if checkpoint.origin is not None:
+        return checkpoint.origin
+    path = Path(os.path.abspath(checkpoint.source))
+    path = path.parent if (path.parent / "config.json").is_file() else path
+    # A folder in the cache of the Hub: models--org--name/snapshots/commit.
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return f"{path.parent.parent.name.removeprefix('models--').replace('--', '/')}@{path.name}"
+    return str(path)
