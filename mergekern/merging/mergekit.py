@@ -70,7 +70,7 @@ def mergekit_config(
         if not all(isinstance(weight, float) for weight in checked):
             raise OptionError(f"mergekit's {theirs.name} has one weight for all tensors here, not {weights!r}")
         checked = tuple(float(weight) for weight in chosen.weigh(checked, **resolved))
-    values = {**resolved, "weights": checked}
+    values = {**resolved, "weights": tuple(map(_setting, checked))}
     of_models, of_all = _parameters(theirs, values, len(models))
     # JSON is YAML; its quoting is exact for every path.
     lines = [f"merge_method: {json.dumps(theirs.name)}"]
@@ -122,9 +122,7 @@ def _setting(value: Any) -> Any:
         return value
     if bad := [pattern for pattern in value if pattern != "*" and set(pattern) & set("*?[")]:
         raise OptionError(f"mergekit's filters are parts of names; the pattern {bad[0]!r} is none")
-    return [
-        {"value": each} if pattern == "*" else {"filter": pattern, "value": each} for pattern, each in value.items()
-    ]
+    return [{"filter": pattern, "value": each} for pattern, each in value.items()]
 
 
 def _parameters(
@@ -142,7 +140,7 @@ def _parameters(
                 of_all[parameter.name] = parameter.write(value)
                 continue
             for own, each in zip(of_models, value if isinstance(value, tuple) else (value,) * models, strict=True):
-                own[parameter.name] = _setting(parameter.write(each))
+                own[parameter.name] = parameter.write(each)
         except ValueError as error:
             raise OptionError(f"mergekit's {theirs.name} has {error} alone, not {value!r}") from None
     return of_models, of_all

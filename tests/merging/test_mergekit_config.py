@@ -97,7 +97,7 @@ def test_models_of_the_hub_are_written_by_name_and_commit(place, tmp_path):
 
 
 def test_what_mergekit_has_not(place):
-    with pytest.raises(mergekern.OptionError, match="the pattern 'h.?.w' is none"):
+    with pytest.raises(mergekern.OptionError, match=r"the pattern 'h\.\?\.w' is none"):
         mergekern.mergekit_config(["a", "b"], "base", "ties", weights=[1, {"h.?.w": 1, "*": 2}])
     line = ["merge", str(place / "tiny"), "--method", "ties", "--mergekit-config", "--exclude", "mlp"]
     refused = CliRunner().invoke(main, [*line, "--out", str(Path(place) / "new.yaml")])
