@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.dtypes import FLOATS
 from mergekern.errors import OptionError, did_you_mean
 from mergekern.merging.method import Method
+from mergekern.merging.option_checks import plain
 from mergekern.merging.weights_by_tensor import Weight, checked_weight, weights_of_tensors
 
 DTYPES = {str(row.dtype).removeprefix("torch."): row.dtype for row in FLOATS if row.is_written}
@@ -40,12 +42,25 @@ def resolve_weights(
         raise OptionError(f"the options of {method.name} say what its models weigh; give those or weights, not both")
     found = tuple(checked_weight(value) for value in _in_order(weights, names))
     if not method.takes_any_weight(method.defaults if options is None else options):
-        for values in {tuple(each) for each in weights_of_tensors(found, zoo).values()}:
+        for values in set(weights_of_tensors(found, zoo).values()):
             if min(values) < 0 or not sum(values) > 0:
                 raise OptionError(
                     f"weights of {method.name} must not be negative, and one must be above 0, not {list(values)!r}"
                 )
     return found
+
+
+def finite_weights(weights: Mapping[str, Any] | Sequence[Any], names: Sequence[str]) -> list[float]:
+    """Return the weight of each model, in the order of their names.
+
+    Raises:
+        OptionError: a weight is missing, has no model, or is not finite.
+    """
+    values = [plain(value) for value in _in_order(weights, names)]
+    for value in values:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise OptionError(f"a weight must be a finite number, not {value!r}")
+    return values
 
 
 def resolve_per_model(options: Mapping[str, Any], zoo: Zoo, method: Method) -> dict[str, Any]:

@@ -28,16 +28,16 @@ class Chosen:
         """Return what a caller gave: one pattern, several, or None."""
         return cls(*((each,) if isinstance(each, str) else tuple(each or ()) for each in (only, exclude)))
 
-    def check(self, zoos: Sequence[tuple[str, Zoo]]) -> None:
+    def check(self, zoos: Iterable[tuple[str, Zoo]]) -> None:
         """Raise OptionError where a pattern fits no tensor of some zoos, each with what goes before its names."""
-        names = [name for before, zoo in zoos for every in _names(zoo, before).values() for name in every]
+        names = [f"{before}{name}" for before, zoo in zoos for name in zoo.base.tensors]
         for what, patterns in (("only", self.only), ("exclude", self.exclude)):
             for pattern in patterns:
                 if not any(fits(pattern, name) for name in names):
                     raise OptionError(f"{what}: no tensor has {pattern!r} in its name; names are such as {names[0]!r}")
 
-    def of(self, zoo: Zoo, before: str = "") -> tuple[Zoo, list[str]]:
-        """Return a zoo with the tensors that are merged, and the names of the others, sorted.
+    def of(self, zoo: Zoo, before: str = "") -> Zoo:
+        """Return a zoo with the tensors that are merged, and a note on those that are not.
 
         Args:
             zoo: with all tensors.
@@ -49,14 +49,11 @@ class Chosen:
             if (not self.only or _any_fits(self.only, every)) and not _any_fits(self.exclude, every)
         }
         left = sorted(tensor.name for tensor in zoo.tensors if tensor.name not in merged)
-        return dataclasses.replace(zoo, tensors=tuple(t for t in zoo.tensors if t.name in merged)), left
-
-
-def note_on_left(left: Sequence[str]) -> list[str]:
-    """Return a note on tensors that are not among those to be merged."""
-    return (
-        [f"tensors that were left out of the merge, and are the base's ({len(left):,}): {listed(left)}"] if left else []
-    )
+        if not left:
+            return zoo
+        note = f"tensors that were left out of the merge, and are the base's ({len(left):,}): {listed(left)}"
+        tensors = tuple(tensor for tensor in zoo.tensors if tensor.name in merged)
+        return dataclasses.replace(zoo, tensors=tensors, left_out=(*zoo.left_out, note))
 
 
 def _any_fits(patterns: Sequence[str], names: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from mergekern.merging.weights_by_tensor import Weight, weights_of_tensors
 _UNKNOWN_HASH = "0" * 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """A merge that is asked for, checked: which models, how, and with which weights."""
 

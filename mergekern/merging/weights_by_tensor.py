@@ -40,7 +40,7 @@ def weights_of_tensors(weights: Sequence[Weight], zoo: Zoo) -> dict[str, tuple[f
         OptionError: a tensor has no weight, or a pattern fits no tensor.
     """
     found: dict[str, list[float]] = {tensor.name: [] for tensor in zoo.tensors}
-    depth = depths(zoo.base.tensors)
+    depth = depths([*zoo.base.tensors, *found])
     for model, weight in zip(zoo.model_names, weights, strict=True):
         by_pattern = weight if isinstance(weight, Mapping) else {"*": weight}
         used = set()

@@ -18,7 +18,7 @@ from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.writer import Writer, as_output_errors
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.merging.group_merge import GroupMerge
-from mergekern.merging.merge import choose_route
+from mergekern.merging.in_memory import route_on
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.output import InMemory, Sink, StateDict, ToFile
 from mergekern.merging.recipes.models import Models
@@ -83,7 +83,7 @@ def merge_recipe(
     {'h.0.w': [1.0, 1.0], 'h.1.w': [1.25, 1.25], 'h.2.w': [1.5, 1.5]}
     """
     given = read_recipe(recipe)
-    route = choose_route(device, max_memory)
+    route = route_on(device, max_memory)
     result = Result(plan_recipe(given.recipe, Models(given.place, io), on_mismatch), given.content)
     if output is None:
         show(*result.notes(None))

@@ -19,7 +19,7 @@ from mergekern.checkpoints.folder_files import FolderFiles, folder_files
 from mergekern.checkpoints.layout import Entry, Layout, layout, layout_by_size
 from mergekern.checkpoints.tying import tying_of
 from mergekern.merging.arguments import resolve_dtype
-from mergekern.merging.notes import lost_in_merges, notes_of_base
+from mergekern.merging.notes import lost_in_merges, notes_of_owner
 from mergekern.merging.output import OutputPlan
 from mergekern.merging.recipes.configuration import with_layers
 from mergekern.merging.recipes.plan import Plan
@@ -101,7 +101,7 @@ class Result:
         others: dict[str, None] = {}
         for planned, part in zip(plan.slices, self.parts, strict=True):
             lost |= dict.fromkeys(lost_in_merges(planned.slice.zoo))
-            others |= dict.fromkeys(notes_of_base(planned.slice.zoo, part, None))
+            others |= dict.fromkeys(notes_of_owner(planned.slice.zoo, part, None))
         if plan.tokenizer.rows:
             rows = ", ".join(str(before - after) for before, after in plan.tokenizer.rows.items())
             others[f"rows of embeddings that belong to no token, and are left out: {rows}"] = None
