@@ -205,6 +205,7 @@ def test_merge_writes_a_mergekit_configuration(zoo, tmp_path):
     text = out.read_text()
     assert 'merge_method: "dare_ties"' in text
     assert text.count('parameters: {"weight": 1.0, "density": 0.25}') == 5
+    assert f"run it by: mergekit-pytorch {out} merged" in result.output
     refused = run("merge", zoo, "--method", "tsv", "--out", tmp_path / "b.yaml", "--mergekit-config")
     assert "mergekit has no method like tsv" in refused.output
     assert refused.exit_code == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,8 +109,3 @@ def fits(pattern: str, name: str) -> bool:
     (True, True, False)
     """
     return fnmatch.fnmatchcase(name, pattern) if set(pattern) & set("*?[") else pattern in name
-
-
-def by_pattern(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return for each tensor the value of the first pattern that fits its name, None where none does."""
-    return {name: next((values[p] for p in values if fits(p, name)), None) for name in names}

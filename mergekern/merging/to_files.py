@@ -96,8 +96,11 @@ class MergeFiles:
 
     def _check_space(self, targets: Sequence[Target], place: Path) -> None:
         """Raise OutputError unless a disk has room for the results, and say how much many of them need."""
-        parts = sum(plan.nbytes for _, plan in self.parts.values())
-        needed = sum(target.plan.nbytes + parts for target in targets)
+        zoos = [stream.zoo for stream in self.parts.values()]
+        needed = sum(
+            plan.nbytes + sum(OutputPlan.like(zoo, owner, plan.dtype).nbytes for zoo in zoos)
+            for _, _, plan, owner in targets
+        )
         with as_output_errors(place):
             free = shutil.disk_usage(place).free
         sizes = f"{len(targets)} merges need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
