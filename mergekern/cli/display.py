@@ -79,7 +79,7 @@ def plain_console(*, stderr: bool = False) -> Console:
 def progress_display() -> Iterator[Callable[[Progress], None]]:
     """Give a progress callable: a bar on a terminal, else one line a step; both on standard error."""
     if not sys.stderr.isatty():
-        yield lambda p: say(_progress_line(p), err=True)
+        yield lambda p: say(progress_line(p), err=True)
         return
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
@@ -92,7 +92,8 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
         )
 
 
-def _progress_line(p: Progress) -> str:
+def progress_line(p: Progress) -> str:
+    """Return how far a run is, in a line."""
     if p.activity:
         return f"{p.activity}: {p.seconds:.0f} s"
     rate = p.bytes_done / p.seconds if p.seconds > 0 else 0.0
