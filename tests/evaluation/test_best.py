@@ -132,6 +132,12 @@ def test_another_search_in_the_folder_is_refused(digits_zoo, found, tmp_path):
     ]:
         with pytest.raises(OutputError, match=said):
             search(digits_zoo, folder, **options)
+    (folder / "search.json").rename(folder / "kept.json")
+    for content in (b"{", b"[]", b"\xff", b'{"target": 3}'):
+        (folder / "search.json").write_bytes(content)
+        with pytest.raises(OutputError, match="has a search with other"):
+            search(digits_zoo, folder)
+    (folder / "kept.json").replace(folder / "search.json")
     fewer = {name: digits_zoo / f"{name}.safetensors" for name in ("left", "down", "right")}
     with pytest.raises((OutputError, mergekern.StatisticsError)):
         search(fewer, folder, base=digits_zoo / "base.safetensors")
