@@ -23,6 +23,8 @@ from .functional.calibration import Calibration
 from .functional.merge_probes import merge_probes
 from .measurement.cost import Cost, estimate_cost
 from .measurement.options import MeasureOptions
+from .merging.adapters.merge import MergedAdapter, merge_adapters
+from .merging.adapters.registry import COMBINATIONS
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
@@ -39,6 +41,7 @@ from .training import regularizers
 
 __all__ = [
     "CATALOGUE",
+    "COMBINATIONS",
     "MERGE_PROBES",
     "METHODS",
     "MODEL_SCORES",
@@ -49,6 +52,7 @@ __all__ = [
     "Damage",
     "EvaluationError",
     "MeasureOptions",
+    "MergedAdapter",
     "MergekernError",
     "MetricTable",
     "MismatchError",
@@ -75,6 +79,7 @@ __all__ = [
     "measure_merges",
     "measure_shard",
     "merge",
+    "merge_adapters",
     "merge_all",
     "merge_probes",
     "mergekit_config",

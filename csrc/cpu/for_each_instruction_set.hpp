@@ -4,6 +4,7 @@
 // compiled for an instruction set that the processor lacks.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MERGEKERN_X86 1
+#include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 namespace mergekern {

@@ -8,10 +8,6 @@
 
 #include "instruction_set.hpp"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace mergekern {
 namespace {
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
-from mergekern.cli.display import plain_console, progress_line, say, shown
+from mergekern.cli.display import ProgressLines, is_quiet, plain_console, progress_line, say, shown
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
     ByteSize,
@@ -112,8 +112,8 @@ evaluation_options = with_options(
     click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from [default: base.* in a "
                  "folder ZOO]."),
     click.option("--evaluate", type=Evaluate(), required=True, help="FILE.py:FUNCTION or package.module:function, "
-                 "called with a model and a task: it returns a number, the larger, the better. Its code is run. Or one "
-                 "that is ready: accuracy, perplexity (as 1/perplexity), or lm-eval:TASK of lm-evaluation-harness."),
+                 "called with a model and a task: it returns a number, the larger, the better. Its code is run. Or a "
+                 "ready one: accuracy, perplexity (as 1/perplexity), or lm-eval:TASK of lm-evaluation-harness."),
     click.option("--data", type=path_type, help="With accuracy: a file of samples for all models, or a folder with "
                  "one for each task: TASK.jsonl, .csv or .parquet with label and text or image, or TASK.safetensors."),
     click.option("--texts", type=path_type, help="With perplexity: a file of texts for all models, or a folder with "
@@ -255,9 +255,13 @@ def end_with_failures(failures: Mapping[str, str]) -> None:
 
 @contextmanager
 def measuring_display() -> Iterator[Callable[[Measuring], None]]:
-    """Give a progress callable: a bar on a terminal, else one line a merge; both on standard error."""
+    """Give a progress callable: a bar on a terminal, else lines; both on standard error, and neither where quiet."""
+    if is_quiet():
+        yield lambda now: None
+        return
     if not sys.stderr.isatty():
-        yield lambda now: say(_line(now), err=True)
+        lines = ProgressLines()
+        yield lambda now: lines.show(_line(now), is_last=not now.what)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as ProgressBar
@@ -272,13 +276,19 @@ def measuring_display() -> Iterator[Callable[[Measuring], None]]:
 
 @contextmanager
 def lines_display() -> Iterator[Callable[[Progress | Measuring], None]]:
-    """Give a progress callable for tensors and for merges: one line that changes on a terminal, else one line each."""
+    """Give a progress callable for tensors and for merges: a line that changes on a terminal, else lines."""
+    if is_quiet():
+        yield lambda now: None
+        return
 
     def line(now: Progress | Measuring) -> str:
         return progress_line(now) if isinstance(now, Progress) else _line(now)
 
     if not sys.stderr.isatty():
-        yield lambda now: say(line(now), err=True)
+        lines = ProgressLines()
+        yield lambda now: lines.show(
+            line(now), is_last=not (now.tensor or now.activity if isinstance(now, Progress) else now.what)
+        )
         return
     with plain_console(stderr=True).status("") as status:
         yield lambda now: status.update(shown(line(now)))
