@@ -17,6 +17,7 @@ from .errors import (
     PredictionError,
     StatisticsError,
 )
+from .evaluation.best import best_merge
 from .evaluation.measure import measure_merges
 from .functional.calibration import Calibration
 from .functional.merge_probes import merge_probes
@@ -66,6 +67,7 @@ __all__ = [
     "ZooStatistics",
     "__version__",
     "add_models",
+    "best_merge",
     "checkpoints",
     "combine",
     "compute_all",

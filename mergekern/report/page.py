@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from mergekern._internal.versions import package_version
 from mergekern.metrics import metric_of
 from mergekern.metrics.catalogue import NOTATION, Metric
+from mergekern.report.answer import Answer
 from mergekern.report.contents import CORRELATIONS, QUANTILES, Contents, metric_title
 from mergekern.report.outcomes import Outcomes
 from mergekern.tables.metric_table import MetricTable
@@ -43,7 +44,7 @@ class Arrays:
         return name
 
 
-def render(contents: Contents, title: str) -> str:
+def render(contents: Contents, title: str, answer: Answer | None = None) -> str:
     """Return the page as HTML.
 
     >>> import mergekern
@@ -60,6 +61,7 @@ def render(contents: Contents, title: str) -> str:
     pairs = models * (models - 1) // 2
     return environment.get_template("page.html.j2").render(
         title=title,
+        answer=answer,
         contents=contents,
         table=contents.table,
         pairs=pairs,
