@@ -32,6 +32,8 @@ WRITING: Sequence[tuple[str, ...]] = (
     ("merge-adapters", "adapters", "--combination", "svd", "--svd-rank", "1", "--out", "out"),
     ("merge-adapters", "adapters", "--combination", "cat", "--out", "zoo/merged"),
     ("merge-all", "zoo", "--methods", "weight_average,ties", "--out", "merged"),
+    ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score"),
+    ("measure", "n.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--methods", "ties", "--models", "m.csv"),
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("sketch", "adapters/x", "--base", "zoo/base.safetensors", "--out", "sketches.safetensors"),
     ("compare", "sketches.safetensors", "--out", "out.csv"),
