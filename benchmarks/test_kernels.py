@@ -141,7 +141,7 @@ def test_large_spectrum(benchmark, describe, shape, implementation):
             assert (np.abs(found.values - expected.values) <= 2 * found.estimates.values).all()
             missed = 10 - np.linalg.norm(found.left_top.T @ expected.left_top) ** 2
             assert missed <= np.square(2 * found.estimates.vectors).sum() + 1e-5
-            vectors = 66 * (len(passes) - 1) + 10
+            vectors = 64 * (len(passes) - 1) + 10
             count = counts.randomized_spectrum(shape, 2, len(passes), vectors)
         describe(f"{case}/{implementation}", count, group=case)
         benchmark.pedantic(exact if implementation == "exact" else randomized, rounds=3, warmup_rounds=1)

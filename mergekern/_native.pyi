@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SEGMENT: int
+VECTOR_GROUP: int
 
 def add_gram(
     base: tuple[int, int], tuned: list[tuple[int, int]], count: int, split: int, threads: int, sums: np.ndarray
@@ -15,9 +16,13 @@ def add_squared_distances(
 def difference(
     base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, out: np.ndarray
 ) -> None: ...
-def scaled_difference(
-    base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, factor: float, out: np.ndarray
-) -> None: ...
+def largest_difference(
+    base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, rows: int, columns: int
+) -> float: ...
+def add_gram_product(
+    base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, rows: int, columns: int,
+    of_rows: bool, factor: float, weight: float, vectors: np.ndarray, total: np.ndarray, images: np.ndarray | None,
+) -> None: ...  # fmt: skip
 def padded_size(size: int) -> int: ...
 def padded_stride(size: int) -> int: ...
 def reflector_count(size: int) -> int: ...
@@ -30,8 +35,9 @@ def tridiagonal_values(diagonal: np.ndarray, off_diagonal: np.ndarray, positions
 def values_below(diagonal: np.ndarray, off_diagonal: np.ndarray, bound: float) -> int: ...
 def combine(
     base: tuple[int, int], tuned: list[tuple[int, int]], out: tuple[int, int], count: int, start: int, threads: int,
-    consensus: int, weights: Sequence[float], total_weight: float, factor: float, thresholds: Sequence[float],
-    keys: Sequence[int], dropped_below: int, majority: int, share: float, needed: int,
+    consensus: int, weights: Sequence[float], divisors: Sequence[float], total_weight: float, factor: float,
+    thresholds: Sequence[float], limits: Sequence[float], keys: Sequence[int], dropped_below: Sequence[int],
+    majority: int, share: float, needed: int, by_count: bool,
 ) -> tuple[int, int, int]: ...  # fmt: skip
 def magnitude_counts(
     base: tuple[int, int], tuned: tuple[int, int], count: int, prefix: int, above: int, shift: int, width: int,

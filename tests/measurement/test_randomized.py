@@ -1,6 +1,7 @@
 """svd="randomized": errors of every value that hold, and the same bytes whatever the way of measuring."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from mergekern.metrics.subspace_errors import ERRORS
 from mergekern.prediction.screening import screen
 from mergekern.report.contents import gather
 from mergekern.report.page import number, render
+from mergekern.statistics.blocks import read_block, write_block
 from tests.kernels.test_randomized_spectrum import SPECTRA
 from tests.kernels.test_spectrum import with_values
 from tests.support.adapters import adapt, llama, seeded, state
@@ -176,6 +178,47 @@ def test_statistics_keep_errors_and_are_not_mixed(files, exact, table, tmp_path)
     assert not others & blocks
     assert_same(mergekern.compute_all(files, statistics=folder), exact)
     assert not {path.name for path in (folder / "blocks").iterdir()} & (blocks | others)
+
+
+def without(name):
+    return lambda arrays: {key: array for key, array in arrays.items() if key != name}
+
+
+def changed(name, change):
+    return lambda arrays: arrays | {name: change(arrays[name].copy())} if name in arrays else arrays
+
+
+WRONG = {
+    "an error below 0": changed("error.values", lambda a: a - 1),
+    "a sine above 1": changed("error.vectors", lambda a: a + 1),
+    "an error that is no number": changed("error.values", lambda a: a * np.nan),
+    "errors of fewer values": changed("error.values", lambda a: a[:, :-1]),
+    "errors of fewer models": changed("error.vectors", lambda a: a[:-1]),
+    "errors of values alone": without("error.vectors"),
+    "no errors": lambda arrays: without("error.values")(without("error.vectors")(arrays)),
+    "overlaps of bottom vectors": changed("overlap.right_bottom", np.zeros_like),
+}
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory):
+    """Statistics of one small matrix: randomised in name, factorised directly."""
+    draw = torch.Generator().manual_seed(1)
+    models = {name: {"w": torch.randn(12, 9, generator=draw)} for name in "abc"}
+    return mergekern.measure_into(tmp_path_factory.mktemp("small") / "s", models, {"w": torch.zeros(12, 9)}, OPTIONS)
+
+
+@pytest.mark.parametrize("damage", WRONG.values(), ids=WRONG)
+def test_wrong_errors_in_a_block_are_reported_and_refused(small_folder, damage, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(small_folder, folder)
+    assert mergekern.verify(folder) == []
+    for path in sorted((folder / "blocks").iterdir()):
+        arrays, description = read_block(path)
+        write_block(path, damage(arrays), description)
+    assert {each.path.parent.name for each in mergekern.verify(folder)} == {"blocks"}
+    with pytest.raises(StatisticsError, match="not a block of 'w'"):
+        mergekern.ZooStatistics.load(folder)
 
 
 def test_shards_blocks_and_added_models_give_the_same_bytes(files, zoo, table, tmp_path):

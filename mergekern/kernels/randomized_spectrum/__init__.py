@@ -40,13 +40,14 @@ import numpy as np
 from mergekern.kernels.spectrum import Estimates, Spectrum
 
 SEED = 0
-# Vectors of a block. At 256 of them in all, blocks of 64 are 8 times closer to the leading 10 vectors of σ_i ~ i^-½
-# than blocks of 128; of blocks of 32, 100 values of a flat spectrum are twice as far off.
-BLOCK = 64
-# At most this many passes before the last one: 414 vectors. Flat spectra reach it.
+# Vectors of the first block; the last of MOST_PASSES has 64, four registers of AVX-512. At 256 vectors in all, blocks
+# of 64 are 8 times closer to the leading 10 vectors of σ_i ~ i^-½ than blocks of 128; of blocks of 32, 100 values of a
+# flat spectrum are twice as far off.
+BLOCK = 54
+# At most this many passes before the last one: 354 vectors. Flat spectra reach it.
 MOST_PASSES = 6
-# The largest short side that is factorised directly. On one thread 768 × 3072 takes 0.09 s so, and 0.27 s by six
-# passes; 2048 × 5632 takes 0.9 s, and 0.8 s.
+# The largest short side that is factorised directly. On one thread 1024 × 4096 takes 0.16 s so, and 0.20 s by six
+# passes; 1536 × 1536 takes 0.27 s, and 0.16 s.
 DIRECT = 1024
 # Vectors beyond those asked for that the subspace must have room for.
 SPARE = 28

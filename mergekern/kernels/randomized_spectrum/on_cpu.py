@@ -1,11 +1,10 @@
-"""`randomized_spectrum` on the CPU: chunks of the difference times thin matrices by BLAS, on the calling thread.
+"""`randomized_spectrum` on the CPU: the iteration, on the calling thread. `products` multiplies by the matrix.
 
-Vectors are rows here, as in `lapack`. A chunk is as long as the shape says, so that no bit depends on memory.
+Vectors are rows here, as in `lapack`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import xxhash
 
 from mergekern.kernels import lapack
 from mergekern.kernels.eigen import leading_eigen
-from mergekern.kernels.native import difference, extension, scaled_difference
+from mergekern.kernels.native import extension
 from mergekern.kernels.randomized_spectrum import (
     BLOCK,
     DIRECT,
@@ -24,29 +23,24 @@ from mergekern.kernels.randomized_spectrum import (
     SPARE,
     from_direct,
 )
+from mergekern.kernels.randomized_spectrum.products import CHUNK, TaskMatrix
 from mergekern.kernels.spectrum import RANK_TOLERANCE, Estimates, Spectrum, zero_spectrum
 from mergekern.kernels.spectrum import on_cpu as direct
 from mergekern.kernels.spectrum.on_cpu import Blocks
-from mergekern.kernels.workspace import Workspace
 
-# Elements of a chunk of the difference: 16 MiB in float32. Shorter chunks of a wide matrix touch every page of it for a
-# few of its columns: 4096 × 11008 in bf16 takes 2.5 s so, and 3.8 s with a quarter of that.
-CHUNK = 1 << 22
 # How far rounding moves τᵀτ, relative to σ₁².
 ROUNDING = {np.dtype(np.float32): 2.4e-7, np.dtype(np.float64): 2e-15}
 # Passes before the first look at the estimates.
 FEWEST_PASSES = 3
 # Passes in float64 that may follow those in float32.
 PASSES_IN_FLOAT64 = 3
-# Random vectors that each block gains: of more than BLOCK equal singular values a Krylov subspace sees BLOCK alone,
-# with residuals that vanish. These see the others, and the estimates then show them.
+# Random vectors that each block gains: of more than BLOCK equal singular values a Krylov subspace sees BLOCK
+# alone, with residuals that vanish. These see the others, and the estimates then show them.
 FRESH = 2
 # Squares of singular values that are closer than this, relatively, count as equal: stored weights resolve no less.
 CLOSEST = 1e-7
 # A direction shorter than this share of the longest is none.
 NO_DIRECTION = 1e-13
-
-_workspace = Workspace()
 
 
 def spectrum(
@@ -69,10 +63,10 @@ def spectrum(
     short = min(shape)
     k, leading = min(top_k, short), min(spectrum_k, short)
     most = most_passes(top_k, spectrum_k)
-    if short <= max(DIRECT, most * BLOCK):
+    if short <= max(DIRECT, most_vectors(most)):
         factorise = direct.spectrum if extension is None else direct.native
         return from_direct(factorise(blocks, shape, top_k, max(spectrum_k, top_k + 1)), spectrum_k)
-    matrix = _Matrix(blocks, shape)
+    matrix = TaskMatrix(blocks, shape)
     start = _Start(name, short)
     krylov = _Krylov(matrix, np.dtype(np.float32), start, k, leading, tolerance)
     if not krylov.run(start.signs(BLOCK), max(FEWEST_PASSES, most - MOST_PASSES + FEWEST_PASSES), most):
@@ -91,13 +85,22 @@ def most_passes(top_k: int, spectrum_k: int) -> int:
     (6, 13)
     """
     needed = -(-(max(top_k, spectrum_k) + SPARE) // BLOCK)
-    return MOST_PASSES + max(0, needed - 2)
+    return MOST_PASSES + max(0, needed - 3)
+
+
+def most_vectors(passes: int) -> int:
+    """Return the dimension of the subspace after some passes.
+
+    >>> most_vectors(6)
+    354
+    """
+    return passes * BLOCK + FRESH * passes * (passes - 1) // 2
 
 
 def workspace(shape: tuple[int, int], top_k: int, spectrum_k: int) -> int:
     """Return the bytes that one call allocates at most: a chunk, the subspace and what is made of it, long vectors."""
     short, long = min(shape), max(shape)
-    vectors = most_passes(top_k, spectrum_k) * BLOCK
+    vectors = most_vectors(most_passes(top_k, spectrum_k))
     if short <= max(DIRECT, vectors):
         return direct.workspace(shape, top_k)
     chunk = 12 * (CHUNK + short)
@@ -121,58 +124,6 @@ class _Start:
         return 1.0 - 2.0 * bits.reshape(count, self._size)
 
 
-class _Matrix:
-    """A task matrix, of which chunks along the long side are in memory at a time, scaled by powers of two."""
-
-    def __init__(self, blocks: Blocks, shape: tuple[int, int]) -> None:
-        self.short, self.long = min(shape), max(shape)
-        self._of_rows = shape[0] < shape[1]  # the vectors of the iteration are of the short side
-        self._blocks = blocks
-        self._axis, self._step = int(self._of_rows), max(1, CHUNK // self.short)
-        self._exponents: dict[int, int | None] = {}  # None for a chunk of zeros
-
-    def squared(self, vectors: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Return vectors·τᵀτ, float64, by products in a dtype; of a wide matrix vectors·τ·τᵀ."""
-        return self._pass(vectors, dtype, None)
-
-    def images(self, vectors: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return vectors·τᵀ too, (count, long)."""
-        images = np.zeros((len(vectors), self.long))
-        return images, self._pass(vectors, dtype, images)
-
-    def _pass(self, vectors: np.ndarray, dtype: np.dtype, images: np.ndarray | None) -> np.ndarray:
-        narrow = vectors.astype(dtype)
-        total = np.zeros(vectors.shape)
-        for start, delta, exponent in self._chunks(dtype):
-            image = lapack.product(narrow, delta, transpose=not self._of_rows)
-            total += np.ldexp(1.0, 2 * exponent) * lapack.product(image, delta, transpose=self._of_rows)
-            if images is not None:
-                images[:, start : start + image.shape[1]] = np.ldexp(1.0, exponent) * image
-        return total
-
-    def _chunks(self, dtype: np.dtype) -> Iterator[tuple[int, np.ndarray, int]]:
-        """Yield (start, chunk, exponent): tuned − base of a chunk is 2^exponent times the chunk. Zeros are left out."""
-        for start, base, tuned in self._blocks(self._axis, self._step):
-            shape = tuple(tuned.shape)
-            if start not in self._exponents:
-                delta = _workspace.array("delta", shape)
-                difference(base, tuned, delta)
-                largest = max(delta.max(), -delta.min())
-                self._exponents[start] = int(np.frexp(largest)[1]) if largest > 0 else None
-            exponent = self._exponents[start]
-            if exponent is None:
-                continue
-            if dtype == np.float32:
-                pairs = _workspace.array("scaled", (-(-shape[0] * shape[1] // 2),))
-                scaled = pairs.view(np.float32)[: shape[0] * shape[1]].reshape(shape)
-                scaled_difference(base, tuned, np.ldexp(1.0, -exponent), scaled)
-            else:
-                scaled = _workspace.array("delta", shape)
-                difference(base, tuned, scaled)
-                scaled *= np.ldexp(1.0, -exponent)
-            yield start, scaled, exponent
-
-
 class _Ritz(NamedTuple):
     """The Ritz pairs of a subspace of p vectors.
 
@@ -191,7 +142,9 @@ class _Ritz(NamedTuple):
 class _Krylov:
     """A block Krylov subspace of one matrix, and its Ritz pairs."""
 
-    def __init__(self, matrix: _Matrix, dtype: np.dtype, start: _Start, k: int, leading: int, tolerance: float) -> None:
+    def __init__(
+        self, matrix: TaskMatrix, dtype: np.dtype, start: _Start, k: int, leading: int, tolerance: float
+    ) -> None:
         self._matrix, self._dtype, self._start = matrix, dtype, start
         self._k, self._leading, self._tolerance = k, leading, tolerance
         self._basis = np.empty((0, matrix.short))
@@ -200,30 +153,43 @@ class _Krylov:
 
     def run(self, block: np.ndarray, fewest: int, most: int) -> bool:
         """Grow the subspace from a block until the estimates meet the tolerance; False for a zero matrix."""
-        newest, _ = _orthonormal(block, self._basis, self._start)
+        newest = _orthonormal(block)
         for passes in range(1, most + 1):
             image = self._matrix.squared(newest, self._dtype)
             if not image.any():
                 return False
-            self._add(newest, image)
-            following, triangle = _orthonormal(image, self._basis, self._start)
+            rest, triangle = _qr(self._add(newest, image))
             if passes >= fewest:
                 self._ritz = self._solved(len(newest), triangle)
                 if passes == most or self._is_good():
                     break
-            newest = following
+            newest = self._following(rest, triangle, np.linalg.norm(image, axis=1).max())
         return True
 
-    def _add(self, newest: np.ndarray, image: np.ndarray) -> None:
-        """Add a block to the basis, and its products to the Gram matrix."""
+    def _add(self, newest: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Add a block to the basis, and its products to the Gram matrix; return what the basis leaves of the image."""
         before, count = len(self._basis), len(newest)
         self._basis = np.concatenate([self._basis, newest])
         gram = np.empty((before + count,) * 2)
         gram[:before, :before] = self._gram
-        columns = lapack.product(self._basis, image, transpose=True)
-        columns[before:] = (columns[before:] + columns[before:].T) / 2
-        gram[:, before:], gram[before:, :before] = columns, columns[:before].T
+        inside = lapack.product(image, self._basis, transpose=True)
+        gram[before:, :before], gram[:before, before:] = inside[:, :before], inside[:, :before].T
+        gram[before:, before:] = (inside[:, before:] + inside[:, before:].T) / 2
         self._gram = gram
+        return image - lapack.multiply(inside, self._basis)
+
+    def _following(self, rest: np.ndarray, triangle: np.ndarray, longest: float) -> np.ndarray:
+        """Return the next block: what is left of the image of the newest, and `FRESH` random vectors.
+
+        Args:
+            rest, triangle: orthonormal rows Q, and T: TᵀQ is left.
+            longest: length of the longest image. Directions that rounding made become random too.
+        """
+        is_kept = np.abs(np.diagonal(triangle)) > NO_DIRECTION * longest
+        fresh = self._start.signs(len(rest) - int(is_kept.sum()) + FRESH) / np.sqrt(rest.shape[1])
+        block = np.concatenate([rest[is_kept], fresh])
+        inside = lapack.product(block, self._basis, transpose=True)
+        return _orthonormal(block - lapack.multiply(inside, self._basis))
 
     def _solved(self, newest: int, triangle: np.ndarray) -> _Ritz:
         squares, coefficients = leading_eigen(self._gram)
@@ -335,25 +301,10 @@ def _of_vectors(ritz: _Ritz, squares: np.ndarray, residuals: np.ndarray, roundin
     return np.minimum(1.0, np.nan_to_num(found, nan=1.0, posinf=1.0))
 
 
-def _orthonormal(block: np.ndarray, basis: np.ndarray, start: _Start) -> tuple[np.ndarray, np.ndarray]:
-    """Return an orthonormal block beside a basis, `FRESH` vectors longer, and the triangle T with
-    what is left of the block = Tᵀ·the block that is returned, without the fresh vectors.
-
-    Directions that the basis has already are replaced by random ones.
-    """
-    longest = np.linalg.norm(block, axis=1).max()
-    rest, triangle = _qr(_beside(block, basis))
-    if (lost := np.abs(np.diagonal(triangle)) <= NO_DIRECTION * longest).any():
-        rest[lost] = start.signs(int(lost.sum()))
-    rest = np.concatenate([rest, start.signs(FRESH)])
-    rest, _ = _qr(_beside(rest, basis))
-    return rest, triangle
-
-
-def _beside(block: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    if not len(basis):
-        return block
-    return block - lapack.multiply(lapack.product(block, basis, transpose=True), basis)
+def _orthonormal(rows: np.ndarray) -> np.ndarray:
+    """Return orthonormal rows that span the same space as rows that are nearly so, or random."""
+    factor = np.linalg.cholesky(lapack.product(rows, rows, transpose=True))
+    return lapack.multiply(np.linalg.inv(factor), rows)
 
 
 def _qr(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
