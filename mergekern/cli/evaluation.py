@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
-from mergekern.cli.display import plain_console, say, shown
+from mergekern.cli.display import ProgressLines, is_quiet, plain_console, say, shown
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
     ByteSize,
@@ -23,6 +23,7 @@ from mergekern.cli.parameters import (
     rename_option,
     with_options,
 )
+from mergekern.errors import did_you_mean
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
@@ -32,10 +33,50 @@ if TYPE_CHECKING:
 path_type = click.Path(path_type=Path)
 
 
+READY = ("accuracy", "perplexity")
+HARNESS = "lm-eval:"
+
+
 class Evaluate(Function):
-    """A function (model, task) -> number, as package.module:function or path/to/file.py:function."""
+    """A ready evaluator by its name, or a function (model, task) -> number."""
 
     name = "evaluator"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name of a ready evaluator as it is, else the function."""
+        if isinstance(value, str) and (value in READY or value.startswith(HARNESS)):
+            return value
+        if isinstance(value, str) and ":" not in value:
+            hint = did_you_mean(value, READY)
+            self.fail(f"{value!r} is not FILE.py:FUNCTION, {', '.join(READY)} or {HARNESS}TASK{hint}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def evaluator_of(evaluate: Any, data: Path | None, texts: Path | None, processor: Path | None, size: int | None) -> Any:
+    """Return the evaluator that was asked for, with what it is given."""
+    from mergekern import evaluation
+
+    name = evaluate.partition(":")[0] if isinstance(evaluate, str) else ""
+    takes = {"accuracy": ("--data", data), "perplexity": ("--texts", texts)}
+    for ready, (option, given) in takes.items():
+        if name != ready and given is not None:
+            raise click.UsageError(f"{option} is of use with --evaluate {ready} only")
+        if name == ready and given is None:
+            raise click.UsageError(
+                f"--evaluate {ready} needs {option}: a file for all models, or a folder of TASK.jsonl"
+            )
+    if not name:
+        if processor is not None or size is not None:
+            raise click.UsageError("--processor and --batch-size are of use with ready evaluators only")
+        return evaluate
+    options: dict[str, Any] = {} if size is None else {"batch_size": size}
+    if name == "accuracy":
+        assert data is not None
+        return evaluation.Accuracy(data, processor=processor, **options)
+    if name == "perplexity":
+        assert texts is not None
+        return evaluation.Perplexity(texts, tokenizer=processor, **options)
+    return evaluation.Harness(evaluate.removeprefix(HARNESS).split(","), tokenizer=processor, **options)
 
 
 def parse_tasks(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Any:
@@ -69,8 +110,16 @@ def parse_options_of_methods(
 evaluation_options = with_options(
     click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from [default: base.* in a "
                  "folder ZOO]."),
-    click.option("--evaluate", type=Evaluate(), required=True, help="FILE.py:FUNCTION or package.module:function: "
-                 "called with a model and a task, it returns a number, the larger, the better. Its code is run."),
+    click.option("--evaluate", type=Evaluate(), required=True, help="FILE.py:FUNCTION or package.module:function, "
+                 "called with a model and a task: it returns a number, the larger, the better. Its code is run. Or a ready "
+                 "one: accuracy, perplexity (as 1/perplexity), or lm-eval:TASK of lm-evaluation-harness."),
+    click.option("--data", type=path_type, help="With accuracy: a file of samples for all models, or a folder with "
+                 "one for each task: TASK.jsonl, .csv or .parquet with label and text or image, or TASK.safetensors."),
+    click.option("--texts", type=path_type, help="With perplexity: a file of texts for all models, or a folder with "
+                 "one for each task: TASK.jsonl, .csv or .parquet with text, or TASK.txt."),
+    click.option("--processor", type=path_type, help="With ready evaluators: a folder with the tokenizer or image "
+                 "processor [default: the base's folder]."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="With ready evaluators: samples run at a time."),
     click.option("--task", "tasks", multiple=True, callback=parse_tasks, metavar="[MODEL=]TASK",
                  help="The task of a model, or of all; may be repeated [default: the name of each model]."),
     click.option("--model-fn", type=Function(), help="What builds the module that the checkpoints are of: "
@@ -98,6 +147,7 @@ the base are measured too, into --models.
 
 \b
   mergekern measure scores.csv --zoo zoo --evaluate my_eval.py:accuracy --methods ties,tsv
+  mergekern measure scores.csv --zoo zoo --evaluate perplexity --texts texts.jsonl --methods all
   mergekern fit table.parquet --scores scores.csv --models models.csv --method ties --out ties.json
 """
 )
@@ -113,18 +163,19 @@ the base are measured too, into --models.
               "SCORES].")  # fmt: skip
 @click.option("--score", help="Name of the column of scores [default: accuracy, or the evaluator's own].")
 def measure(
-    scores: Path, zoo: tuple[NamedPath, ...], base: Path | None, evaluate: Any, tasks: Any, model_fn: Callable | None,
-    state_dict: bool, options: dict[str, dict[str, Any]], methods: list[str], pairs: Path | None, models: Path | None,
-    score: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
-    rename: Mapping[str, str] | None,
+    scores: Path, zoo: tuple[NamedPath, ...], base: Path | None, evaluate: Any, data: Path | None, texts: Path | None,
+    processor: Path | None, batch_size: int | None, tasks: Any, model_fn: Callable | None, state_dict: bool,
+    options: dict[str, dict[str, Any]], methods: list[str], pairs: Path | None, models: Path | None, score: str | None,
+    device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     if scores.suffix != ".csv":
         raise click.BadParameter(f"{scores}: scores are written as .csv", param_hint="SCORES")
+    evaluator = evaluator_of(evaluate, data, texts, processor, batch_size)
     checkpoints = models_of(zoo, base)
     say_what_is_left_out(checkpoints, base)
     with measuring_display() as progress:
         found = mergekern.measure_merges(
-            checkpoints, base, evaluate=evaluate, methods=methods or None, pairs=pairs, scores=scores, models=models,
+            checkpoints, base, evaluate=evaluator, methods=methods or None, pairs=pairs, scores=scores, models=models,
             tasks=tasks, model=model_of(model_fn, state_dict), options=options, score=score, device=device,
             max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
         )  # fmt: skip
@@ -155,9 +206,13 @@ def end_with_failures(failures: Mapping[str, str]) -> None:
 
 @contextmanager
 def measuring_display() -> Iterator[Callable[[Measuring], None]]:
-    """Give a progress callable: a bar on a terminal, else one line a merge; both on standard error."""
+    """Give a progress callable: a bar on a terminal, else lines; both on standard error, and neither where quiet."""
+    if is_quiet():
+        yield lambda now: None
+        return
     if not sys.stderr.isatty():
-        yield lambda now: say(_line(now), err=True)
+        lines = ProgressLines()
+        yield lambda now: lines.show(_line(now), is_last=not now.what)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as ProgressBar

@@ -30,6 +30,10 @@ merge_options = with_options(
                  "2/5 of its free memory]."),
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
+    click.option("--heads", metavar="each|base|NAME", help="Merge the models' bodies, and give the result the head, "
+                 "configuration and tokenizer of NAME, of the base, or one result for each model."),
+    click.option("--head-tensors", multiple=True, metavar="PATTERN", help="Names of the heads' tensors, such as "
+                 "classifier.*; may be repeated [default: what is no part of the body]."),
     io_option,
     rename_option,
 )  # fmt: skip
@@ -48,12 +52,15 @@ merge_options = with_options(
 def merge(
     models: tuple[NamedPath, ...], base: Path | None, out: Path, method: str, options: dict[str, Any],
     weights: str | None, mergekit_config: bool, overwrite: bool, dtype: str | None, device: str,
-    max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
+    max_memory: int | None, on_mismatch: OnMismatch, heads: str | None, head_tensors: tuple[str, ...], io: IO,
+    rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     by_model = _numbers(weights)
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     if mergekit_config:
+        if heads is not None:
+            raise click.UsageError("--heads is not what a mergekit configuration can say; merge without it")
         check_output(out)
         if out.exists() and not overwrite:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
@@ -67,7 +74,7 @@ def merge(
             mergekern.merge(
                 checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=by_model,
                 dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-                rename=rename,
+                rename=rename, heads=heads, head_tensors=head_tensors,
             )  # fmt: skip
     say(f"wrote {out}")
 
@@ -89,8 +96,8 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
               "model_a and model_b.")  # fmt: skip
 def merge_all(
     zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], pairs: Path | None,
-    overwrite: bool, dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
-    rename: Mapping[str, str] | None,
+    overwrite: bool, dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch,
+    heads: str | None, head_tensors: tuple[str, ...], io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     models = models_of(zoo, base)
     say_what_is_left_out(models, base)
@@ -103,7 +110,8 @@ def merge_all(
     with progress_display() as progress:
         paths = mergekern.merge_all(
             models, base, names, groups=chosen or None, output=out, overwrite=overwrite, dtype=dtype, device=device,
-            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
+            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename, heads=heads,
+            head_tensors=head_tensors,
         )  # fmt: skip
     say(f"wrote {len(paths)} merged checkpoints to {out}")
 

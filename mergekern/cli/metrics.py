@@ -80,7 +80,7 @@ heads, --model-fn the Python function that builds the model.
 @output_option
 @click.option("--spectrum-k", default=100, show_default=True, help="Number of singular values compared.")
 @click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1.")
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,

@@ -43,7 +43,7 @@ Only they are factorised; the other models are read for their inner products wit
 @click.argument("models", type=ModelPath(), nargs=-1, required=True)
 @click.option("--to", type=path_type, required=True, help="The statistics of the models that there are.")
 @click.option("--base", type=path_type, help="The base, if it is not where it was.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1.")
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @io_option
 @rename_option
@@ -145,7 +145,7 @@ models may be given, as PATH or NAME=PATH. Without ZOO the pairs are those of a 
               help="A file of `mergekern fit`, one for each merge method [default: rank by a metric].")  # fmt: skip
 @click.option("--statistics", type=path_type, help="Keep and reuse statistics in this folder.")
 @click.option("--out", type=path_type, help="Write all pairs, metrics and predictions here, as .parquet.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1.")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown.")
 def screen(
     zoo: tuple[NamedPath, ...], base: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None,

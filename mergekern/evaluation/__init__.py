@@ -5,6 +5,9 @@ An evaluator gives a model a number on a task: a function of the user (`evaluato
 files of scores, and `best` goes from a folder of models to the best merge.
 """
 
+from mergekern.evaluation.classification import Accuracy
 from mergekern.evaluation.evaluator import Evaluator
+from mergekern.evaluation.harness import Harness
+from mergekern.evaluation.perplexity import Perplexity
 
-__all__ = ["Evaluator"]
+__all__ = ["Accuracy", "Evaluator", "Harness", "Perplexity"]

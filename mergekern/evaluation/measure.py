@@ -128,13 +128,13 @@ def measure_merges(
     with locked_file(path, seconds=1) if path else nullcontext():
         files = Files(path, models_path, score or evaluator.score, zoo.model_names)
         files.want(methods, pairs, options or {})
-        evaluator.prepare(zoo, sorted({task for given in of_model.values() for task in given}))
         plan, route, place = (
             OutputPlan.like_base(zoo, None),
             route_on(device, max_memory),
             dispatch.choose(device).device,
         )
         make = maker_of(zoo, plan, model, evaluator.needs_module, place)
+        evaluator.prepare(zoo, sorted({task for given in of_model.values() for task in given}))
         run = _Run(zoo, plan, route, Evaluation(evaluator, make, of_model, place), files, merged_memory, progress)
         run.measure_models()
         run.measure_merges()

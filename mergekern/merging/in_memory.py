@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.on_cpu import CpuRoute
 from mergekern.merging.on_device import DeviceRoute
 from mergekern.merging.output import OutputPlan, StateDict
+from mergekern.merging.plans import Plans
 from mergekern.merging.registry import find_method
 from mergekern.merging.request import Request
 from mergekern.merging.route import Route
@@ -36,13 +38,13 @@ def route_on(device: str | torch.device, max_memory: int | None) -> Route:
 def merges_in_memory(
     zoo: Zoo,
     requests: Sequence[Request],
-    plan: OutputPlan,
+    plan: OutputPlan | Plans,
     route: Route,
     *,
     merged_memory: int = MERGED_BYTES,
     progress: Callable[[Progress], None] | None = None,
-) -> Iterator[tuple[Request, StateDict]]:
-    """Yield each merge with its state dict, in order; only the models that merges of one pass are of are read in it.
+) -> Iterator[tuple[Request, Any]]:
+    """Yield each merge with its state dict (or one for each model), in order; a pass reads only the models it needs.
 
     Args:
         zoo: the base and the models.
@@ -57,7 +59,7 @@ def merges_in_memory(
         together = requests[start : start + size]
         models = sorted({model for request in together for model in request.models})
         part = zoo if len(models) == len(zoo.models) else _select(zoo, models)
-        sinks = [plan.in_memory() for _ in together]
+        sinks: list[Any] = [plan.in_memory_of(request.models) for request in together]
         merges = [
             dataclasses.replace(request, models=tuple(map(models.index, request.models))).merge_into(sink, part)
             for request, sink in zip(together, sinks, strict=True)
