@@ -22,6 +22,8 @@ from .functional.calibration import Calibration
 from .functional.merge_probes import merge_probes
 from .measurement.cost import Cost, estimate_cost
 from .measurement.options import MeasureOptions
+from .merging.adapters.merge import MergedAdapter, merge_adapters
+from .merging.adapters.registry import COMBINATIONS
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.registry import METHODS
@@ -38,6 +40,7 @@ from .training import regularizers
 
 __all__ = [
     "CATALOGUE",
+    "COMBINATIONS",
     "MERGE_PROBES",
     "METHODS",
     "MODEL_SCORES",
@@ -48,6 +51,7 @@ __all__ = [
     "Damage",
     "EvaluationError",
     "MeasureOptions",
+    "MergedAdapter",
     "MergekernError",
     "MetricTable",
     "MismatchError",
@@ -73,6 +77,7 @@ __all__ = [
     "measure_merges",
     "measure_shard",
     "merge",
+    "merge_adapters",
     "merge_all",
     "merge_probes",
     "mergekit_config",

@@ -83,7 +83,7 @@ def test_merges_that_the_disk_has_no_room_for_are_refused_before_they_are_made(z
     monkeypatch.setattr("mergekern.merging.to_files.shutil.disk_usage", lambda place: usage(1000, 900, 100))
     found = run("merge-all", zoo, "--methods", "ties", "--out", tmp_path / "all")
     assert found.exit_code == 1
-    assert "3 merges of" in found.stderr
+    assert "3 merges need" in found.stderr
     assert "are free; make room" in found.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -91,4 +91,4 @@ def test_merges_that_the_disk_has_no_room_for_are_refused_before_they_are_made(z
 def test_merge_all_says_what_it_needs(zoo, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "mergekern.notes"):
         mergekern.merge_all(zoo, methods="weight_average", output=tmp_path / "all")
-    assert any("3 merges of" in line and "are free" in line for line in caplog.messages)
+    assert any("3 merges need" in line and "are free" in line for line in caplog.messages)

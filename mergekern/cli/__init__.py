@@ -6,6 +6,7 @@ import logging
 
 import click
 
+from mergekern.cli.adapters import merge_adapters
 from mergekern.cli.display import Lines, be_quiet, say
 from mergekern.cli.evaluation import measure
 from mergekern.cli.group import EPILOG, Commands
@@ -52,7 +53,7 @@ def main(quiet: bool, verbose: bool) -> None:
 
 
 for command in (
-    metrics, info, merge, merge_all, fit, predict, recommend, plan, screen, report, table, add, remove, combine, verify,
-    sketch, compare, measure,
+    metrics, info, merge, merge_all, merge_adapters, fit, predict, recommend, plan, screen, report, table, add, remove,
+    combine, verify, sketch, compare, measure,
 ):  # fmt: skip
     main.add_command(command)

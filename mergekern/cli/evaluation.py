@@ -111,8 +111,8 @@ evaluation_options = with_options(
     click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from [default: base.* in a "
                  "folder ZOO]."),
     click.option("--evaluate", type=Evaluate(), required=True, help="FILE.py:FUNCTION or package.module:function, "
-                 "called with a model and a task: it returns a number, the larger, the better. Its code is run. Or a ready "
-                 "one: accuracy, perplexity (as 1/perplexity), or lm-eval:TASK of lm-evaluation-harness."),
+                 "called with a model and a task: it returns a number, the larger, the better. Its code is run. Or a "
+                 "ready one: accuracy, perplexity (as 1/perplexity), or lm-eval:TASK of lm-evaluation-harness."),
     click.option("--data", type=path_type, help="With accuracy: a file of samples for all models, or a folder with "
                  "one for each task: TASK.jsonl, .csv or .parquet with label and text or image, or TASK.safetensors."),
     click.option("--texts", type=path_type, help="With perplexity: a file of texts for all models, or a folder with "

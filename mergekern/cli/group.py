@@ -16,7 +16,7 @@ from mergekern.errors import MergekernError
 # What somebody wants to do -> the commands for it, in the order in which they are used.
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Look at models, and measure how well pairs of them will merge": ("info", "metrics", "report"),
-    "Merge": ("merge", "merge-all"),
+    "Merge": ("merge", "merge-all", "merge-adapters"),
     "Measure merges, learn from them, and decide": ("measure", "plan-measurements", "fit", "predict", "recommend"),
     "Large zoos": ("screen", "add", "remove", "table", "combine", "verify", "sketch", "compare"),
 }

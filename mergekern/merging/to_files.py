@@ -30,10 +30,8 @@ from mergekern.merging.request import Request
 from mergekern.merging.route import Route
 from mergekern.progress import Progress
 
-<<<<<<< HEAD
-Target = tuple[Request, Path]
 logger = logging.getLogger("mergekern.notes")
-=======
+
 
 class Target(NamedTuple):
     """A result that is to be written: a merge, its path, and what is written there."""
@@ -42,7 +40,6 @@ class Target(NamedTuple):
     path: Path
     plan: OutputPlan
     owner: int
->>>>>>> wt-heads
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class MergeFiles:
             targets: the results; those of one merge follow each other.
             place: a folder on the disk of all targets, which holds them until then.
         """
-        self._check_space(len(targets), place)
+        self._check_space(targets, place)
         with ExitStack() as stack:
             with as_output_errors(place):
                 aside = stack.enter_context(workspace(place))
@@ -97,16 +94,17 @@ class MergeFiles:
             whole.seal()
             whole.move()
 
-    def _check_space(self, count: int, place: Path) -> None:
-        """Raise OutputError unless a disk has room for merges, and say how much many of them need."""
-        each = self.plan.nbytes + sum(plan.nbytes for _, plan in self.parts.values())
+    def _check_space(self, targets: Sequence[Target], place: Path) -> None:
+        """Raise OutputError unless a disk has room for the results, and say how much many of them need."""
+        parts = sum(plan.nbytes for _, plan in self.parts.values())
+        needed = sum(target.plan.nbytes + parts for target in targets)
         with as_output_errors(place):
             free = shutil.disk_usage(place).free
-        needs = f"{count} merges of {each / 1e9:.3g} GB each need {count * each / 1e9:.3g} GB, and {free / 1e9:.3g} GB"
-        if count * each > free:
-            raise OutputError(f"{place}: {needs} are free; make room, merge fewer, or choose dtype='bfloat16'")
-        if count > 1:
-            logger.info("%s are free", needs)
+        sizes = f"{len(targets)} merges need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        if needed > free:
+            raise OutputError(f"{place}: {sizes}; make room, merge fewer, or choose dtype='bfloat16'")
+        if len(targets) > 1:
+            logger.info("%s", sizes)
 
     def kept(self, targets: Sequence[Target]) -> set[Path]:
         """Return the paths of merges that are there already, made in the same way of the same models.

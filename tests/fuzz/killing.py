@@ -29,6 +29,8 @@ WRITING: Sequence[tuple[str, ...]] = (
     ("table", "statistics", "--out", "out.json"),
     ("merge", "zoo", "--method", "ties", "--out", "out.safetensors"),
     ("merge", "zoo/a.safetensors", "zoo/d.safetensors", "--base", "zoo/c", "--method", "tsv", "--out", "out"),
+    ("merge-adapters", "adapters", "--combination", "svd", "--svd-rank", "1", "--out", "out"),
+    ("merge-adapters", "adapters", "--combination", "cat", "--out", "zoo/merged"),
     ("merge-all", "zoo", "--methods", "weight_average,ties", "--out", "merged"),
     ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score"),
     ("measure", "n.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--methods", "ties", "--models", "m.csv"),

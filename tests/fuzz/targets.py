@@ -22,6 +22,8 @@ ADAPTERS: Sequence[tuple[str, ...]] = (
     ("metrics", "adapters", "--base", "zoo/base.safetensors", "--rows", "3"),
     ("metrics", "adapters", "--rows", "3"),
     ("merge", "adapters", "--base", "zoo/base.safetensors", "--method", "weight_average", "--out", "out.safetensors"),
+    ("merge-adapters", "adapters", "--combination", "cat", "--saved-whole", "average", "--out", "out"),
+    ("merge-adapters", "adapters", "--combination", "ties_svd", "--density", "0.5", "--out", "out"),
 )
 
 
