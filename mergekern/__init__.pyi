@@ -26,6 +26,7 @@ from .merging.adapters.merge import MergedAdapter, merge_adapters
 from .merging.adapters.registry import COMBINATIONS
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
+from .merging.recipes.merge_recipe import merge_recipe
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
 from .prediction.model_scores import model_scores
@@ -80,6 +81,7 @@ __all__ = [
     "merge_adapters",
     "merge_all",
     "merge_probes",
+    "merge_recipe",
     "mergekit_config",
     "metrics",
     "model_scores",

@@ -48,21 +48,47 @@ merge_options = with_options(
 
 
 @click.command(
-    help="Merge MODELS: checkpoints, each as PATH or NAME=PATH, or one folder of them, fine-tuned from one base."
+    help="""\
+Merge MODELS: checkpoints, each as PATH or NAME=PATH, or one folder of them, fine-tuned from one base.
+
+With --config, merge what a recipe of mergekit says instead.
+"""
 )
-@click.argument("models", type=ModelPath(), nargs=-1, required=True)
+@click.argument("models", type=ModelPath(), nargs=-1)
 @merge_options
-@click.option("--method", required=True, help=f"One of {', '.join(mergekern.METHODS)}.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A YAML recipe of mergekit, in place of MODELS and of how they are merged.",
+)
+@click.option("--method", help=f"One of {', '.join(mergekern.METHODS)}.")
 @click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
               help="Of the method, such as density=0.2; may be repeated.")  # fmt: skip
 @click.option("--weights", callback=parse_numbers, help="Comma-separated, in the order of MODELS.")
 @click.option("--mergekit-config", is_flag=True, help="Write a mergekit configuration to --out, and merge nothing.")
 def merge(
-    models: tuple[NamedPath, ...], base: Path | None, out: Path, method: str, options: dict[str, Any],
-    weights: list[float] | None, mergekit_config: bool, overwrite: bool, dtype: str | None, device: str,
-    max_memory: int | None, on_mismatch: OnMismatch, heads: str | None, head_tensors: tuple[str, ...], io: IO,
-    rename: Mapping[str, str] | None,
+    models: tuple[NamedPath, ...], base: Path | None, out: Path, config: Path | None, method: str | None,
+    options: dict[str, Any], weights: list[float] | None, mergekit_config: bool, overwrite: bool, dtype: str | None,
+    device: str, max_memory: int | None, on_mismatch: OnMismatch, heads: str | None, head_tensors: tuple[str, ...],
+    io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
+    if config is not None:
+        said = {
+            "MODELS": models, "--base": base, "--method": method, "--option": options, "--weights": weights,
+            "--mergekit-config": mergekit_config, "--dtype": dtype, "--rename": rename, "--heads": heads,
+            "--head-tensors": head_tensors,
+        }  # fmt: skip
+        if given := next((name for name, value in said.items() if value), None):
+            raise click.UsageError(f"{given} and --config exclude each other: the recipe says what is merged, and how")
+        with progress_display() as progress:
+            mergekern.merge_recipe(
+                config, output=out, overwrite=overwrite, device=device, max_memory=max_memory,
+                on_mismatch=on_mismatch, progress=progress, io=io,
+            )  # fmt: skip
+        say(f"wrote {out}")
+        return
+    if not models or method is None:
+        raise click.UsageError(f"missing {'--method' if models else 'MODELS'}, or --config with a recipe")
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     if mergekit_config:

@@ -40,7 +40,8 @@ def resolve_weights(
     if method.weigh is not None and tuple(method.weigh((2.0,) * len(names), **(options or {}))) != (2.0,) * len(names):
         raise OptionError(f"the options of {method.name} say what its models weigh; give those or weights, not both")
     values = finite_weights(weights, names)
-    if not method.any_weight and (min(values) < 0 or not sum(values) > 0):
+    any_weight = method.takes_any_weight(method.defaults if options is None else options)
+    if not any_weight and (min(values) < 0 or not sum(values) > 0):
         raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
     return tuple(float(value) for value in values)
 
@@ -58,19 +59,31 @@ def finite_weights(weights: Mapping[str, float] | Sequence[float], names: Sequen
     return values
 
 
-def _in_order(weights: Mapping[str, float] | Sequence[float], names: Sequence[str]) -> list[float]:
+def resolve_per_model(options: Mapping[str, Any], zoo: Zoo, method: Method) -> dict[str, Any]:
+    """Return options in which values of the models are tuples in the order of the zoo.
+
+    Raises:
+        OptionError: a value is missing, or has no model.
+    """
+    values = {name: options[name] for name in method.per_model if isinstance(options[name], Mapping | tuple)}
+    return {**options, **{name: tuple(_in_order(each, zoo.model_names, name)) for name, each in values.items()}}
+
+
+def _in_order(
+    weights: Mapping[str, float] | Sequence[float], names: Sequence[str], what: str = "weight"
+) -> list[float]:
     if isinstance(weights, Mapping):
         for name in weights:
             if name not in names:
-                raise OptionError(f"a weight for {name!r}, which is no model{did_you_mean(name, names)}")
+                raise OptionError(f"a {what} for {name!r}, which is no model{did_you_mean(name, names)}")
         if missing := [name for name in names if name not in weights]:
-            raise OptionError(f"no weight for {', '.join(missing)}")
+            raise OptionError(f"no {what} for {', '.join(missing)}")
         return [weights[name] for name in names]
     if isinstance(weights, str) or not isinstance(weights, Iterable):
         raise OptionError(f"weights are a number for each model, by name or in their order, not {weights!r}")
     values = list(weights)
     if len(values) != len(names):
-        raise OptionError(f"{len(values)} weights for {len(names)} models")
+        raise OptionError(f"{len(values)} {what}s for {len(names)} models")
     return values
 
 

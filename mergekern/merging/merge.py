@@ -19,7 +19,7 @@ from mergekern.checkpoints.notes import notes_of_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError
-from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
+from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_per_model, resolve_weights
 from mergekern.merging.in_memory import MERGED_BYTES, merges_in_memory, route_on
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.notes import (
@@ -35,6 +35,7 @@ from mergekern.merging.plans import Plans
 from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.request import Request
 from mergekern.merging.route import Route
+from mergekern.merging.settings import select_options
 from mergekern.merging.submodels import submodels
 from mergekern.merging.to_files import MergeFiles, Target, check_targets, make_folders, merge_targets, target_in
 from mergekern.progress import Progress
@@ -130,6 +131,7 @@ def merge(
     )  # fmt: skip
     chosen.check_count(len(zoo.models))
     stream = LayerStream(zoo, route.max_memory)
+    resolved = resolve_per_model(resolved, zoo, chosen)
     request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plans = Plans(zoo, heads, resolve_dtype(dtype))
     if output is None:
@@ -227,8 +229,11 @@ def merge_all(
     members = resolve_groups(groups, zoo)
     for models, (method, _) in itertools.product(members, chosen):
         method.check_count(len(models))
+    chosen = [(method, resolve_per_model(resolved, zoo, method)) for method, resolved in chosen]
     requests = [
-        Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
+        Request(models, method, select_options(resolved, models), (1.0,) * len(models))
+        for models in members
+        for method, resolved in chosen
     ]
     plans = Plans(zoo, heads, resolve_dtype(dtype))
     if output is not None:

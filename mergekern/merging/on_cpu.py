@@ -60,11 +60,11 @@ class CpuRoute(Route):
         return kth_largest(lambda: ((base, values) for base, (values,) in blocks()), count, k, threads)
 
     def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
+        self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
         threads: int,
     ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
         """See `Route`."""
-        out = torch.empty(base.numel(), dtype=dtype, device="cpu")
+        out = torch.empty(tuned[0].numel(), dtype=dtype, device="cpu")
         return out, combine(base, tuned, rule, out, start, threads)
 
     def base(self, layer: Layer) -> torch.Tensor:

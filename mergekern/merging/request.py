@@ -55,7 +55,10 @@ class Request:
         return {
             "version": package_version("mergekern"),
             "method": self.method.name,
-            "options": self.options,
+            "options": {
+                name: dict(sorted(zip(self.names(zoo), value, strict=True))) if isinstance(value, tuple) else value
+                for name, value in self.options.items()
+            },
             "device": route.description,
             "base": f"xxh3_128:{hashes[0]}",
             "models": sorted(models, key=lambda model: (model["name"], model["hash"])),

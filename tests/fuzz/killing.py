@@ -31,6 +31,7 @@ WRITING: Sequence[tuple[str, ...]] = (
     ("merge", "zoo/a.safetensors", "zoo/d.safetensors", "--base", "zoo/c", "--method", "tsv", "--out", "out"),
     ("merge-adapters", "adapters", "--combination", "svd", "--svd-rank", "1", "--out", "out"),
     ("merge-adapters", "adapters", "--combination", "cat", "--out", "zoo/merged"),
+    ("merge", "--config", "recipe.yaml", "--out", "out.safetensors"),
     ("merge-all", "zoo", "--methods", "weight_average,ties", "--out", "merged"),
     ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score"),
     ("measure", "n.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--methods", "ties", "--models", "m.csv"),

@@ -50,6 +50,7 @@ STATISTICS: Sequence[tuple[str, ...]] = (
 TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
     "zoo/**/*": WEIGHTS,
     "adapters/**/*": ADAPTERS,
+    "recipe.yaml": (("merge", "--config", "recipe.yaml", "--out", "out.safetensors"),),
     "calibration/**/*": (("metrics", "zoo", *CALIBRATED, "--rows", "3"),),
     "table.json": _tables("table.json"),
     "table.csv": _tables("table.csv"),
