@@ -1,5 +1,6 @@
 import doctest
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,9 @@ def test_metrics_are_shown_with_their_caveats(pages):
 
 
 def test_the_readme_is_short(pages):
-    assert len(pages["README.md"].splitlines()) <= 150
+    text = pages["README.md"]
+    generated = sum(len(part.splitlines()) for part in re.findall(r": begin .*?: end -->", text, re.DOTALL))
+    assert len(text.splitlines()) - generated <= 125
 
 
 def test_speed_of_what_runs_models(script, text):
