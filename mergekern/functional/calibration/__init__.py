@@ -186,9 +186,9 @@ class Calibration:
         Args:
             folder: to be read.
             model: as for `Calibration`; not needed where the folder is of models of transformers.
-            layer, loss, batch_size, activation_batch_size, batch_weighting, token_dim, input_layer, dtype,
-                normalize_features, logit_scale: as for `Calibration`. None takes what calibration.json says, or the
-                default of `Calibration`.
+            layer, loss, batch_size, activation_batch_size, batch_weighting: as for `Calibration`. None takes the value
+                in calibration.json, or else the default of `Calibration`.
+            token_dim, input_layer, dtype, normalize_features, logit_scale: likewise.
 
         Raises:
             CalibrationError: a file that is missing, damaged or something else; no layer is given anywhere.
