@@ -15,6 +15,7 @@ from mergekern.prediction import (
     MergePredictor,
     PairValidation,
     align_scores,
+    budget_curve,
     cross_validate_pairs,
     failure_signatures,
     fingerprints,
@@ -29,6 +30,7 @@ from mergekern.tables.metric_table import MetricTable
 # What the coefficients are of.
 METRICS_ALONE = "sparse"
 LARGEST = 5
+BUDGET_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Outcome:
         metrics_alone: the same validation of the study's L1 fit, which knows metrics alone; its coefficients are the
             fingerprint.
         variance: shares of the scores' variance that are due to the models and to the pairs.
+        budget: `budget_curve` of what predicts the other pairs from so many measured merges.
         warnings: why to doubt the predictions, or why there is no validation, in words.
     """
 
@@ -57,6 +60,7 @@ class Outcome:
     validation: PairValidation | None = None
     metrics_alone: PairValidation | None = None
     variance: VarianceComponents | None = None
+    budget: pd.DataFrame | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -145,10 +149,22 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
         of_metrics = read_columns(frame, PREDICTORS[METRICS_ALONE])
         metrics_alone = _validate(of_metrics, outcome.measured, make_predictor(METRICS_ALONE, {"solver": "exact"}))
         variance = variance_components(outcome.measured)
+        budget = _budget(frame, outcome.measured, target)
     except PredictionError as error:
         return replace(outcome, warnings=[str(error)])
     doubts = failure_signatures(validation)
-    return replace(outcome, validation=validation, metrics_alone=metrics_alone, variance=variance, warnings=doubts)
+    return replace(
+        outcome, validation=validation, metrics_alone=metrics_alone, variance=variance, budget=budget, warnings=doubts
+    )
+
+
+def _budget(frame: pd.DataFrame, measured: pd.Series, target: str) -> pd.DataFrame:
+    kind = "prior+additive" if available_kind(frame.columns, 1, target) == "prior+additive" else "additive"
+    scored = measured.notna()
+    X = read_columns(frame, PREDICTORS[kind])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IncompletePairsWarning)  # pairs without model scores
+        return budget_curve(X[scored], measured[scored], target=target, kinds=[kind], n_repeats=BUDGET_REPEATS)
 
 
 def _validate(frame: pd.DataFrame, measured: pd.Series, estimator: Any) -> PairValidation:

@@ -125,6 +125,13 @@ def test_without_a_predictor_the_default_takes_what_suits_the_table(table, score
     assert outcome.validation.score == pytest.approx(
         cross_validate_pairs(estimator, X, measured.dropna(), n_resamples=0).score
     )
+    budget = outcome.budget.loc["prior+additive"]
+    assert budget.index.tolist() == [merges for merges in (0, 5, 10, 20, 40) if merges <= measured.count() - 3]
+    page = Page(render(gather(joined, scores={"tsv": measured}), "t"))
+    (curve,) = page.document["outcomes"]["budgets"]
+    assert curve["merges"] == budget.index.tolist()
+    np.testing.assert_array_equal(page.arrays[curve["r"]], budget["r"])
+    assert [*map(str, ("tsv", "prior+additive", 5)), *map(number, budget.loc[5])] in page.rows
     # Metrics alone are metrics: model scores are none.
     assert set(outcome.metrics_alone.coefficients) == set(METRICS)
 
