@@ -125,7 +125,7 @@ def describe(contents: Contents, arrays: Arrays) -> dict[str, Any]:
 
 
 def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -> dict[str, Any]:
-    columns, accuracy, coefficients, effects, remarks = [], [], [], [], []
+    columns, accuracy, coefficients, effects, remarks, budgets = [], [], [], [], [], []
     pairs = table.to_pandas().index
     with_words = len(pairs) * len(outcomes.methods) <= EXACT_PAIRS
     for index, outcome in enumerate(outcomes.methods):
@@ -161,6 +161,11 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
         if outcome.variance is not None:
             in_order = outcome.variance.effects.reindex(table.models).to_numpy()
             effects.append({"method": outcome.method, "values": arrays.add(f"effects/{index}", in_order, "f8")})
+        if (budget := outcome.budget) is not None and len(budget):
+            curve = budget.loc[budget.index.unique(0)[0]]
+            names = ("r", "rmse")
+            figures = {name: arrays.add(f"budget/{index}/{name}", curve[name].to_numpy(), "f8") for name in names}
+            budgets.append({"method": outcome.method, "merges": curve.index.tolist(), **figures})
     # Predictions before measurements, methods in their order.
     columns.sort(key=lambda column: "low" not in column)
     return {
@@ -170,6 +175,7 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
         "accuracy": accuracy,
         "coefficients": coefficients,
         "effects": effects,
+        "budgets": budgets,
     }
 
 
