@@ -15,6 +15,7 @@ from mergekern.cli import main
 from mergekern.merging.registry import methods_for
 from mergekern.prediction import PREDICTORS, MergePredictor
 
+OF_MERGE_ADAPTERS = typing.get_type_hints(mergekern.merge_adapters)
 OF_COMPUTE_ALL = typing.get_type_hints(mergekern.compute_all)
 # Values that the library accepts, by the name of the parameter for which a command offers choices.
 ACCEPTED = {
@@ -22,8 +23,12 @@ ACCEPTED = {
     "frozen": typing.get_args(OF_COMPUTE_ALL["frozen"]),
     "small_tensors": typing.get_args(OF_COMPUTE_ALL["small_tensors"]),
     "io": typing.get_args(OF_COMPUTE_ALL["io"]),
+    "svd": typing.get_args(OF_COMPUTE_ALL["svd"]),
     "batch_weighting": typing.get_args(typing.get_type_hints(mergekern.Calibration)["batch_weighting"]),
     "kind": tuple(PREDICTORS),
+    "combination": tuple(mergekern.COMBINATIONS),
+    "majority_sign": typing.get_args(OF_MERGE_ADAPTERS["majority_sign"]),
+    "saved_whole": typing.get_args(OF_MERGE_ADAPTERS["saved_whole"]),
 }
 # The function that a command hands its options to.
 FUNCTIONS = {
@@ -32,6 +37,7 @@ FUNCTIONS = {
     "table": mergekern.MetricTable.from_statistics,
     "merge": mergekern.merge,
     "merge-all": mergekern.merge_all,
+    "merge-adapters": mergekern.merge_adapters,
     "add": mergekern.add_models,
     "fit": MergePredictor.fit,
     "screen": mergekern.MeasureOptions,
@@ -63,7 +69,7 @@ def test_choices_are_what_the_library_accepts(parameter):
     assert tuple(parameter.type.choices) == ACCEPTED[parameter.name]
 
 
-@pytest.mark.parametrize("name", ["on_mismatch", "frozen", "small_tensors", "io"])
+@pytest.mark.parametrize("name", ["on_mismatch", "frozen", "small_tensors", "io", "svd"])
 def test_the_library_accepts_these_and_no_other(name, files):
     for value in ACCEPTED[name]:
         mergekern.compute_all(files, **{name: value}, metrics="stable_rank")

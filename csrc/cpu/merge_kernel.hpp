@@ -1,16 +1,16 @@
 // Raw-pointer kernels of merging. Included once for each instruction set (for_each_instruction_set.hpp).
 //
-// Loops are plain, over rows of float64 in the innermost cache, and vectorised by the compiler. Products are stored
-// before they are added, so that no instruction set fuses the two: all give the same bits.
+// The loops are simple, over rows of float64 that fit the L1 cache, and the compiler vectorises them. Products are
+// stored before they are added, so that the compiler cannot fuse the two: all instruction sets give the same bits.
 #include "decode.hpp"
 
-// Elements of a row.
+// Number of elements of a row.
 constexpr std::size_t kRow = 512;
 
 // Float64 that combine_segment uses for n models: their rows, and those of base, sum, votes, and four of the consensus.
 inline std::size_t combine_scratch(std::size_t n) { return (n + 7) * kRow; }
 
-// Zeroes the elements below the threshold.
+// Sets elements whose magnitude is below the threshold to zero.
 inline void trim_row(double* row, std::size_t count, double threshold) {
   for (std::size_t e = 0; e < count; ++e) row[e] = __builtin_fabs(row[e]) >= threshold ? row[e] : 0.0;
 }
@@ -85,7 +85,7 @@ inline void elect_rows(const double* __restrict rows, std::size_t n, std::size_t
   }
 }
 
-// merged = the sum where enough models stand out against the others.
+// merged = the sum, for elements in which enough models stand out against the sum of the others; else 0.
 inline void agree_rows(const double* rows, std::size_t n, std::size_t count, double share, long long needed,
                        const double* total, double* merged, double* claims) {
   for (std::size_t e = 0; e < count; ++e) claims[e] = 0.0;
@@ -110,7 +110,7 @@ inline void put_row(const double* base, const double* merged, std::size_t count,
   }
 }
 
-// Merges elements [start, stop) of the views, whose first element has index `first` in its tensor.
+// Merges elements [start, stop) of the views. `first` is the index in the tensor of the views' first element.
 void combine_segment(const TensorView& base, const TensorView* tuned, std::size_t n, const TensorView& out,
                      std::size_t start, std::size_t stop, std::size_t first, const Rule& rule, double* scratch,
                      Tally* tally) {
@@ -150,13 +150,13 @@ void combine_segment(const TensorView& base, const TensorView* tuned, std::size_
       case Consensus::elect_max: elect_rows(rows, n, count, rule, votes, merged, other, tally); break;
       case Consensus::agree: agree_rows(rows, n, count, rule.share, rule.needed, total, merged, other); break;
     }
-    // Into another row: a stored product is not fused with the sum that follows.
+    // The product goes to another row, so that it is not fused with the sum that follows.
     for (std::size_t e = 0; e < count; ++e) other[e] = rule.factor * result[e];
     put_row(base_row, other, count, out, at);
   }
 }
 
-// The bits of |tuned − base|, for count elements from `at` on, in place of the row.
+// Writes the bits of |tuned − base|, for `count` elements from `at` on, to the row.
 inline void magnitude_row(const TensorView& base, const TensorView& tuned, std::size_t at, std::size_t count,
                           double* base_row, double* row) {
   if (base.data) subtract(base, at, count, nullptr, base_row);
@@ -164,7 +164,7 @@ inline void magnitude_row(const TensorView& base, const TensorView& tuned, std::
   for (std::size_t e = 0; e < count; ++e) row[e] = __builtin_fabs(row[e]);
 }
 
-// Counts elements [start, stop) by digit; see magnitude_counts. `scratch` holds two rows.
+// Counts the elements [start, stop) by digit; see magnitude_counts. `scratch` holds two rows.
 void count_segment(const TensorView& base, const TensorView& tuned, std::size_t start, std::size_t stop,
                    std::uint64_t prefix, int above, int shift, int width, double* scratch, long long* counts) {
   const std::uint64_t mask = (std::uint64_t{1} << width) - 1;
@@ -179,7 +179,7 @@ void count_segment(const TensorView& base, const TensorView& tuned, std::size_t 
   }
 }
 
-// Writes the magnitudes of elements [start, stop) that begin with `prefix` to `found`, and returns their number.
+// Writes those magnitudes of elements [start, stop) that begin with `prefix` to `found`. Returns their number.
 std::size_t collect_segment(const TensorView& base, const TensorView& tuned, std::size_t start, std::size_t stop,
                             std::uint64_t prefix, int above, double* scratch, double* found) {
   double* row = scratch + kRow;

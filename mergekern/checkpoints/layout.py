@@ -90,7 +90,8 @@ def layout(
 
     Args:
         base: whose files are followed.
-        entries: the tensors, by name, in the order in which they are to lie.
+        entries: the tensors, by name, in the order in which they are to lie. Those that the base lacks come to the last
+            of its files.
         aliases: tied names that are not stored -> those that are.
         others: the other files of the result, where it is a folder; None writes all tensors to one file.
     """
@@ -99,17 +100,19 @@ def layout(
     index = None
     if isinstance(base, Sharded) and others is not None:
         shards = {_as_safetensors(file): shard for file, shard in base.shards.items()}
-        homes = {name: _as_safetensors(base.shard_of(name)) for name in entries}
+        known, last = {*base.tensors, *base.buffers}, list(shards)[-1]
+        homes = {name: _as_safetensors(base.shard_of(name)) if name in known else last for name in entries}
         index = _index_metadata(Path(base.source))
     metadata = {}
+    stored = {entry.name for entry in entries.values()}
     for file, shard in shards.items():
         kept = shard.metadata if isinstance(shard, SafetensorsFile) else {}
-        tied = {alias: name for alias, name in aliases.items() if homes[name] == file}
+        tied = {base.stored_name(alias): entries[name].name for alias, name in aliases.items() if homes[name] == file}
         # transformers refuses files without a format.
-        metadata[file] = {"format": "pt"} | {k: v for k, v in kept.items() if k not in entries} | tied
+        metadata[file] = {"format": "pt"} | {k: v for k, v in kept.items() if k not in stored} | tied
     # Larger items first, as the library orders them: every tensor is then aligned to its dtype.
-    by_size = sorted(entries.values(), key=lambda entry: -entry.dtype.itemsize)
-    files = {file: tuple(e for e in by_size if homes[e.name] == file) for file in shards}
+    by_size = sorted(entries, key=lambda name: -entries[name].dtype.itemsize)
+    files = {file: tuple(entries[name] for name in by_size if homes[name] == file) for file in shards}
     return Layout(files, metadata, others, index)
 
 

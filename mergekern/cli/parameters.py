@@ -146,6 +146,14 @@ def parse_methods(ctx: click.Context, param: click.Parameter, value: str | None)
     return list(dict.fromkeys(names))
 
 
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
+    """Return numbers from a list with commas between; None for none."""
+    try:
+        return None if value is None else [float(number) for number in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,0.5", ctx, param) from None
+
+
 def parse_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     """Return options of a method from NAME=VALUE, the values as JSON where they are."""
     options: dict[str, Any] = {}

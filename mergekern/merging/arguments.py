@@ -39,15 +39,24 @@ def resolve_weights(
         return (1.0,) * len(names)
     if method.weigh is not None and tuple(method.weigh((2.0,) * len(names), **(options or {}))) != (2.0,) * len(names):
         raise OptionError(f"the options of {method.name} say what its models weigh; give those or weights, not both")
+    values = finite_weights(weights, names)
+    takes_any = method.takes_any_weight(method.defaults if options is None else options)
+    if not takes_any and (min(values) < 0 or not sum(values) > 0):
+        raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
+    return tuple(float(value) for value in values)
+
+
+def finite_weights(weights: Mapping[str, float] | Sequence[float], names: Sequence[str]) -> list[float]:
+    """Return the weight of each model, in the order of their names.
+
+    Raises:
+        OptionError: a weight is missing, has no model, or is not finite.
+    """
     values = [plain(value) for value in _in_order(weights, names)]
     for value in values:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise OptionError(f"a weight must be a finite number, not {value!r}")
-    if not method.takes_any_weight(method.defaults if options is None else options) and (
-        min(values) < 0 or not sum(values) > 0
-    ):
-        raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
-    return tuple(float(value) for value in values)
+    return values
 
 
 def resolve_per_model(options: Mapping[str, Any], zoo: Zoo, method: Method) -> dict[str, Any]:

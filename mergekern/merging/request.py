@@ -19,7 +19,7 @@ from mergekern.merging.settings import Settings
 _UNKNOWN_HASH = "0" * 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """A merge that is asked for, checked: which models, how, and with which weights."""
 

@@ -1,10 +1,10 @@
-"""Conformal intervals: widths from errors on held-out pairs, by the number of models with a measured merge."""
+"""Conformal intervals: widths from errors on held-out pairs, by prediction and number of measured models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from mergekern.errors import PredictionError
+from mergekern.prediction.error_scale import ErrorScale, fit_error_scale
 from mergekern.prediction.pairs import task_codes
 from mergekern.prediction.validation import fit_estimator, predict_pairs
 
@@ -26,10 +27,11 @@ class ConformalIntervals:
 
     Attributes:
         level: share of pairs that the intervals shall cover.
-        widths: half widths of the intervals, in predicted standard deviations if the estimator predicts them, else in
-            the units of y; None if too few pairs could be held out.
+        widths: half widths of the intervals where `scale` is 1, in predicted standard deviations if the estimator
+            predicts them, else in the units of y; None if too few pairs could be held out.
         held_out: numbers of held-out pairs that the widths were computed from.
         limits: lowest and highest possible value of y, which no interval passes; None where there are none.
+        scale: how the widths change with the prediction.
 
     >>> intervals = ConformalIntervals(0.8, {0: None, 1: 2.0, 2: 1.0}, {0: 2, 1: 30, 2: 30})
     >>> low, high = intervals.around(np.array([0.7, 0.9]), np.array([0.1, 0.1]), np.array([1, 2]))
@@ -41,11 +43,13 @@ class ConformalIntervals:
     widths: dict[int, float | None]
     held_out: dict[int, int]
     limits: tuple[float, float] | None = None
+    scale: ErrorScale = field(default_factory=ErrorScale)
 
     def around(self, predictions: np.ndarray, sd: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (low, high), (n,) each, for predictions, their standard deviations and numbers of measured models."""
         widths = np.array([np.nan if (w := self.widths[int(k)]) is None else w for k in measured], dtype=np.float64)
-        low, high = predictions - widths * sd, predictions + widths * sd
+        half = widths * sd * self.scale.at(predictions)
+        low, high = predictions - half, predictions + half
         return (low, high) if self.limits is None else (np.clip(low, *self.limits), np.clip(high, *self.limits))
 
 
@@ -56,23 +60,28 @@ def conformal_intervals(
 
     This is cross-conformal prediction. Some folds hold out random pairs, whose models keep other merges; others hold
     out two models with all their pairs. A held-out pair counts for the number of its models that are in the training
-    pairs.
+    pairs. Errors are divided by predicted standard deviations, and by an `ErrorScale` that is fitted to the held-out
+    pairs of two measured models (normalised conformal prediction, Papadopoulos et al. 2011): merges that are predicted
+    to be bad often err more.
 
     Raises:
         PredictionError: level is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise PredictionError(f"the level of intervals is a share between 0 and 1, not {level!r}")
-    found: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    rows = []
     for train, test in _folds(pairs, random_state):
         fitted = fit_estimator(clone(estimator), X.iloc[train], y[train], pairs[train])
-        errors = np.abs(y[test] - predict_pairs(fitted, X.iloc[test], pairs[test]))
-        ratios = errors / predicted_sd(fitted, X.iloc[test], pairs[test])
+        predictions = predict_pairs(fitted, X.iloc[test], pairs[test])
+        ratios = np.abs(y[test] - predictions) / predicted_sd(fitted, X.iloc[test], pairs[test])
         measured = np.isin(pairs[test], np.unique(pairs[train])).sum(1)
-        for count, ratio in zip(measured.tolist(), ratios.tolist(), strict=True):
-            found[count].append(ratio)
-    widths = {count: _quantile(ratios, level) for count, ratios in found.items()}
-    return ConformalIntervals(level, widths, {count: len(ratios) for count, ratios in found.items()})
+        rows.append(np.column_stack([measured, predictions, ratios]))
+    measured, predictions, ratios = np.concatenate([np.empty((0, 3)), *rows]).T
+    scale = fit_error_scale(predictions[measured == 2], ratios[measured == 2])
+    ratios = ratios / scale.at(predictions)
+    of_count = {count: ratios[measured == count] for count in range(3)}
+    widths = {count: _quantile(found, level) for count, found in of_count.items()}
+    return ConformalIntervals(level, widths, {count: len(found) for count, found in of_count.items()}, scale=scale)
 
 
 def predicted_sd(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
@@ -102,7 +111,7 @@ def _split(test: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def _quantile(ratios: list[float], level: float) -> float | None:
+def _quantile(ratios: np.ndarray, level: float) -> float | None:
     """Return the smallest ratio that covers `level` of the held-out pairs and one more; None if there are too few."""
     rank = math.ceil((len(ratios) + 1) * level)
-    return None if rank > len(ratios) else sorted(ratios)[rank - 1]
+    return None if rank > len(ratios) else float(np.sort(ratios)[rank - 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mergekern._internal.text import shortened
 from mergekern._internal.versions import package_version, versions
 from mergekern.errors import PredictionError
 from mergekern.metrics import MODEL_SCORES
+from mergekern.prediction.error_scale import ErrorScale
 from mergekern.prediction.figures import training_pairs, validate
 from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals, predicted_sd
 from mergekern.prediction.pairs import find_pairs, pair_key, task_codes
@@ -224,6 +225,7 @@ class MergePredictor:
                 "widths": [self.intervals.widths[count] for count in range(3)],
                 "held_out": [self.intervals.held_out[count] for count in range(3)],
                 "limits": self.intervals.limits,
+                "scale": asdict(self.intervals.scale),
             },
             "validation": self.validation,
             "provenance": self.provenance,
@@ -372,6 +374,7 @@ def _from_document(document: dict[str, Any]) -> MergePredictor:
             widths=dict(enumerate(said.intervals.widths)),
             held_out=dict(enumerate(said.intervals.held_out)),
             limits=None if said.intervals.limits is None else (said.intervals.limits[0], said.intervals.limits[1]),
+            scale=ErrorScale() if said.intervals.scale is None else ErrorScale(**said.intervals.scale.model_dump()),
         ),
         validation=document["validation"],
         held_out=_series(said.held_out),

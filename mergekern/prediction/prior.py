@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -179,38 +178,40 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
         unknown = (2 - np.isin(names, self.tasks_).sum(1)) * TASK_RATIO
         return np.sqrt((1 + known + unknown) * self.residual_variance_) * self._unit(self._scores(X))
 
-    def _scores(self, X: Any) -> pd.DataFrame:
+    def _scores(self, X: Any) -> np.ndarray:
+        """Return (n, columns) values of `columns_`."""
         lacking = [name for name in self.columns_ if name not in getattr(X, "columns", ())]
         if lacking:
             raise PredictionError(
                 f"the prior was fitted with {', '.join(self.columns_)}, and X lacks {', '.join(lacking)}; join "
                 "mergekern.model_scores(models, source)"
             )
-        scores = X[list(self.columns_)].astype(np.float64)
+        scores = X[list(self.columns_)].to_numpy(dtype=np.float64)
         outside = ~((scores >= 0) & (scores <= 1))
-        if outside.any(axis=None):
-            name = str(outside.columns[outside.any()][0])
+        if outside.any():
+            place = int(np.argmax(outside.any(0)))
             raise PredictionError(
-                f"{name} must be shares from 0 to 1, and {scores[name][outside[name]].iloc[0]} is among them; model "
-                "scores are used as they are, neither scaled nor missing"
+                f"{self.columns_[place]} must be shares from 0 to 1, and {scores[outside[:, place], place][0]} is "
+                "among them; model scores are used as they are, neither scaled nor missing"
             )
         return scores
 
-    def _rule(self, scores: pd.DataFrame) -> np.ndarray:
+    def _rule(self, scores: np.ndarray) -> np.ndarray:
         """Return (n, 1 + columns) terms of the fixed rule: a constant, and one for each of `columns_`."""
         terms = np.zeros((len(scores), 1 + len(self.columns_)))
         if self.target == "normalized_accuracy":
+            base = self.columns_.index(BASE)
             terms[:, 0] = OWN_WEIGHT
-            terms[:, 1 + self.columns_.index(BASE)] = BASE_WEIGHT * scores[BASE]
+            terms[:, 1 + base] = BASE_WEIGHT * scores[:, base]
         elif BASE in self.columns_:
             terms[:, 1:] = scores * [OWN_WEIGHT, BASE_WEIGHT]
         else:
-            terms[:, 1] = scores[OWN]
+            terms[:, 1:] = scores
         return terms
 
-    def _unit(self, scores: pd.DataFrame) -> np.ndarray:
+    def _unit(self, scores: np.ndarray) -> np.ndarray:
         """Return (n,) units of a ratio: own accuracy, or 1 where the target is a ratio itself."""
-        own = scores[OWN].to_numpy()
+        own = scores[:, self.columns_.index(OWN)]
         return np.maximum(own, 1e-9) if self.target == "accuracy" else np.ones(len(own))
 
     def _incidence(self, names: np.ndarray | None, n: int) -> np.ndarray:

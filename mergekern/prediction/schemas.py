@@ -13,6 +13,14 @@ Name = Annotated[str, Field(min_length=1)]
 Three = Field(min_length=3, max_length=3)
 
 
+class ErrorScaleDocument(Document):
+    """How the widths of intervals change with the prediction."""
+
+    slope: Finite
+    centre: Finite
+    spread: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class IntervalsDocument(Document):
     """Conformal intervals: half widths and held-out predictions by the number of measured models of a pair."""
 
@@ -20,6 +28,7 @@ class IntervalsDocument(Document):
     widths: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None], Three]
     held_out: Annotated[list[Count], Three]
     limits: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None
+    scale: ErrorScaleDocument | None = None  # none in files of earlier versions
 
 
 class RegimeDocument(Document):

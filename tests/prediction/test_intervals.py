@@ -7,6 +7,7 @@ from sklearn.linear_model import LinearRegression
 
 from mergekern.errors import PredictionError
 from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, MeasuredPairs, conformal_intervals, make_predictor
+from mergekern.prediction.error_scale import fit_error_scale
 from mergekern.prediction.intervals import predicted_sd
 from mergekern.prediction.validation import fit_estimator, predict_pairs
 from tests.support.measurements import make_scores, make_table
@@ -75,3 +76,19 @@ def test_too_few_pairs_have_no_interval_rather_than_a_made_up_one():
     assert intervals.widths[0] is None
     low, high = intervals.around(np.array([0.5]), np.array([1.0]), np.array([0]))
     assert np.isnan([low, high]).all()
+
+
+def test_the_slope_of_errors_is_found_and_drawn_to_0_where_few_errors_tell():
+    random = np.random.default_rng(0)
+    predictions = random.normal(0.8, 0.1, 400)
+    z = (predictions - predictions.mean()) / predictions.std()
+    errors = np.abs(random.standard_normal(400)) * np.exp(-0.4 * z)
+    many, few = fit_error_scale(predictions, errors), fit_error_scale(predictions[:12], errors[:12])
+    assert many.slope == pytest.approx(-0.4, abs=0.05)
+    assert abs(few.slope) < 0.3
+    assert fit_error_scale(predictions, 100 * errors).slope == pytest.approx(many.slope)
+    # Beyond what was seen, errors stop growing.
+    assert many.at(np.array([-5.0])) == many.at(np.array([predictions.mean() - 2.5 * predictions.std()]))
+    for flat in (fit_error_scale(predictions[:4], errors[:4]), fit_error_scale(np.full(9, 0.5), errors[:9])):
+        assert flat.slope == 0
+    assert fit_error_scale(predictions, np.zeros(400)).slope == 0

@@ -1,4 +1,4 @@
-"""combine: N task vectors of one tensor merged element by element, in one pass.
+"""combine: merges N task vectors of one tensor element by element, in one pass.
 
     τ_i    = tuned_i − base
     κ_i    = w_i·τ_i where it is kept, else 0.   Kept: thresholds[i] ≤ |τ_i| ≤ limits[i], and not dropped by the mask of
@@ -41,13 +41,13 @@ LEAST_DIVISOR = 1e-8
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule by which the task vectors of one tensor are merged, with every number known.
+    """How the task vectors of one tensor are merged, with all parameters resolved.
 
     Attributes:
         consensus: one of CONSENSUS; see the package's docstring.
         weights: w, one for each model.
         factor: multiplies the consensus before it is added to the base.
-        thresholds: least magnitude that is kept, one for each model; None keeps every element.
+        thresholds: smallest magnitude that is kept, one for each model; None keeps every element.
         keys: seeds of the masks, one for each model; None drops no element.
         drop: share of the elements that the masks drop, from 0 to 1, of all models or of each.
         majority: +1 or −1, the sign that elements get whose votes sum to zero ("elect").

@@ -1,9 +1,9 @@
-"""`combine` by Triton: a tile of each model in registers, read once, or twice where the consensus needs the sum first.
+"""`combine` by Triton. A tile of each model is read once, or twice if the consensus needs the sum first.
 
-Nothing is fused into multiply-adds, and every operation is that of the oracle in its order: the bits are the oracle's.
-Counts are added atomically: sums of integers are the same in any order.
+The operations and their order are those of the oracle, without fused multiply-adds, so that the bits are equal. Counts
+are added atomically: sums of integers do not depend on the order.
 
-A second reading of a tile comes from the cache of its multiprocessor: 32 KB of 8 models of float32.
+The second read of a tile hits the cache of its multiprocessor: 8 models of float32 take 32 KB.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ import triton.language as tl
 from mergekern.kernels.combine import Rule, check
 from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, in_one_dtype, to_device
 
-# Elements of a tile: 8 a thread, which are two loads of 16 bytes of float32.
+# Elements of a tile. A thread has 8, which are two loads of 16 bytes for float32.
 TILE = 1024
 WARPS = 4
-# Places of the counts in the tally.
+# Positions of the counts in the tally.
 SIGNS = tl.constexpr(0)
 UNDECIDED = tl.constexpr(1)
 NON_FINITE = tl.constexpr(2)
@@ -28,15 +28,15 @@ NON_FINITE = tl.constexpr(2)
 def combine(
     base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
 ) -> torch.Tensor:
-    """Write the merged elements to `out` ((D,) float32 or float64), and return the tally; nothing waits for the device.
+    """Write the merged elements to `out` ((D,) float32 or float64). Return the tally, without waiting for the device.
 
-    Storage dtypes may differ: tensors are copied to float32 or float64 first.
+    If storage dtypes differ, tensors are first copied to float32 or float64.
 
     Args:
         base: (D,), contiguous; None for zero.
         tuned: N × (D,), contiguous.
         rule: how the task vectors are merged.
-        out: takes the result, (D,) float32 or float64.
+        out: receives the result, (D,) float32 or float64.
         start: index of the first element in the tensor, for masks.
 
     Returns:
@@ -57,7 +57,7 @@ def combine(
     pointers_there, numbers_there, keys_there, tally = to_device(tables, out.device)
     aligned = not (pointers % ALIGNMENT).any()
     whole = out.numel() // TILE
-    # The rest that does not fill a tile needs a mask, which would forbid wide loads: it is a launch of its own.
+    # An incomplete last tile needs a mask, which prevents wide loads, so that it gets a launch of its own.
     for first_tile, tiles, is_whole in ((0, whole, True), (whole, int(out.numel() > whole * TILE), False)):
         if tiles:
             with torch.cuda.device_of(out):
@@ -174,7 +174,7 @@ def _combine(
 
 @triton.jit
 def _values(addresses, which, first, columns, inside, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a tile of one tensor, by the number of its address, in float64."""
+    """Return a tile of one tensor in float64; `which` is the position of its address."""
     pointer = tl.load(addresses + which).to(tl.pointer_type(STORAGE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)

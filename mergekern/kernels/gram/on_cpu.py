@@ -10,7 +10,7 @@ import torch
 from mergekern.kernels.gram import Blocks, Gram, gram_of_blocks
 from mergekern.kernels.native import address, extension
 
-# Elements of a block of the NumPy path: its float64 differences of 20 models take 20 MB.
+# Elements of a block of the NumPy path. The float64 differences of 20 models take 20 MB.
 _NUMPY_BLOCK = 1 << 17
 
 
@@ -34,7 +34,7 @@ def inner_products(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], thr
 
 
 def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
-    """Return the Gram of task vectors by the C++ kernel; its bits are described in the package's docstring.
+    """Return the Gram of task vectors by the C++ kernel; see the package's docstring.
 
     >>> from mergekern.kernels.gram import whole
     >>> native(whole(None, [torch.ones(2), torch.full((2,), 3.0)])).inner
@@ -61,8 +61,7 @@ def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
 def numpy(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
     """Return the Gram of task vectors by NumPy, a part of a block at a time.
 
-    The products are those of BLAS, so that the last bits of a pair depend on the other models. All pairs are computed,
-    whatever the split.
+    It uses BLAS, so that the last bits of a pair depend on the other models. It computes all pairs for any split.
     """
     return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
 
