@@ -48,7 +48,7 @@ class LayerTensor(WholeTensor):
         shape = (-1, self.columns) if of_rows else (1, -1)
         for number, (base, tuned) in enumerate(self._route.ranges(self._layer, self._models, step)):
             block = Block(base.view(shape), [tensor.view(shape) for tensor in tuned], number * step)
-            if not all(bool(tensor.isfinite().all()) for tensor in (block.base, *block.models)):
+            if not all(map(_is_finite, (block.base, *block.models))):
                 raise non_finite(self._layer, self._zoo)
             yield block
             del base, tuned, block
@@ -70,3 +70,8 @@ class LayerTensor(WholeTensor):
                 yield None, [values(block).reshape(-1)]
 
         return self._route.kth_largest_of(computed, math.prod(self.shape), k, self._threads)
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Tell whether all values are finite. A finite sum of them says so, in a tenth of the time."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())

@@ -22,7 +22,7 @@ from mergekern.kernels.combine import Rule, reference
 from mergekern.merging.elementwise import mask_key
 
 # Elements of a block: with a few models its float64 values stay in the processor's cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 15
 
 
 class Block:
