@@ -82,7 +82,7 @@ def test_no_circle_inside_a_room(name):
 
 def test_the_compiled_module_is_imported_where_its_kernels_and_its_guard_are_wrapped():
     users = {module for module, others in IMPORTS.items() if "mergekern._native" in others}
-    assert users == {"mergekern.kernels.native", "mergekern._internal.mapping"}
+    assert users == {"mergekern.kernels.native", "mergekern._internal.mapping", "mergekern.cli.versions"}
 
 
 # --- tests, what they share, and benchmarks
