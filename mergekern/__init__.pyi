@@ -1,6 +1,6 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
-from . import checkpoints, distributed, metrics, prediction, report, sketches, tables
+from . import checkpoints, distributed, evaluation, metrics, prediction, report, sketches, tables
 from ._internal.versions import __version__
 from .api import compute_all, measure, measure_into
 from .distributed.incremental import add_models, remove_models
@@ -8,6 +8,7 @@ from .distributed.shards import combine, measure_shard
 from .errors import (
     CalibrationError,
     CheckpointError,
+    EvaluationError,
     MergekernError,
     MismatchError,
     NonFiniteError,
@@ -16,6 +17,7 @@ from .errors import (
     PredictionError,
     StatisticsError,
 )
+from .evaluation.measure import measure_merges
 from .functional.calibration import Calibration
 from .functional.merge_probes import merge_probes
 from .measurement.cost import Cost, estimate_cost
@@ -44,6 +46,7 @@ __all__ = [
     "CheckpointError",
     "Cost",
     "Damage",
+    "EvaluationError",
     "MeasureOptions",
     "MergekernError",
     "MetricTable",
@@ -63,9 +66,11 @@ __all__ = [
     "compute_all",
     "distributed",
     "estimate_cost",
+    "evaluation",
     "group_metrics",
     "measure",
     "measure_into",
+    "measure_merges",
     "measure_shard",
     "merge",
     "merge_all",

@@ -1,4 +1,5 @@
-// mergekern._native: pointers in, arrays out, the GIL released while a kernel runs.
+// The module mergekern._native. Tensors come in as pointers, results are arrays. The GIL is released while a kernel
+// runs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -59,7 +60,16 @@ void difference(const Address& base, std::size_t base_stride, const Address& tun
   mergekern::difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, data);
 }
 
-// Throws unless the array is contiguous (which the type says) and holds at least `count` values.
+void scaled_difference(const Address& base, std::size_t base_stride, const Address& tuned, std::size_t tuned_stride,
+                       double factor, py::array_t<float, py::array::c_style>& out) {
+  if (out.ndim() != 2) throw py::value_error("out must be a matrix");
+  const std::size_t rows = out.shape(0), columns = out.shape(1);
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::scaled_difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, factor, data);
+}
+
+// Throws unless the array holds at least `count` values. Its type guarantees that it is contiguous.
 double* at_least(Array& array, std::size_t count, const char* name) {
   if (static_cast<std::size_t>(array.size()) < count) throw py::value_error(std::string(name) + " is too small");
   return array.mutable_data();
@@ -188,6 +198,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("threads"), py::arg("sums").noconvert());
   module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
              py::arg("tuned_stride"), py::arg("out").noconvert());
+  module.def("scaled_difference", &scaled_difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
+             py::arg("tuned_stride"), py::arg("factor"), py::arg("out").noconvert());
   module.def("padded_size", &mergekern::padded_size, py::arg("size"));
   module.def("padded_stride", &mergekern::padded_stride, py::arg("size"));
   module.def("reflector_count", &mergekern::reflector_count, py::arg("size"));

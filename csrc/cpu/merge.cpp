@@ -38,7 +38,7 @@ void check(const TensorView& view, std::size_t count, const char* role) {
   if (!view.data && count) throw std::invalid_argument(std::string("null pointer for ") + role);
 }
 
-// Calls segment(thread, start, stop) for every segment; a thread has every `threads`-th.
+// Calls segment(thread, start, stop) for every segment. Thread t handles the segments t, t + threads, t + 2·threads, …
 template <typename Segment>
 void over_segments(std::size_t count, int threads, Segment segment) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -104,7 +104,7 @@ std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, 
                                std::uint64_t prefix, int above, int threads) {
   check(tuned, count, "tuned");
   threads = threads_for(count, threads);
-  // One more than a segment: a value that is not kept is written too, and overwritten by the next.
+  // One element longer than a segment: each value is written first, and overwritten by the next if it is not kept.
   const std::size_t size = 2 * generic::kRow + kSegment + 1;
   std::unique_ptr<double[]> scratch(new double[threads * size]);
   std::vector<std::vector<double>> found((count + kSegment - 1) / kSegment);

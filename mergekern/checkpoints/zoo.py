@@ -107,6 +107,7 @@ def open_zoo(
     on_mismatch: OnMismatch = "error",
     io: IO = "mmap",
     needs_base: bool = True,
+    first_as_base: bool = False,
     least: int = 2,
     rename: Mapping[str, str] | None = None,
 ) -> Zoo:
@@ -122,6 +123,7 @@ def open_zoo(
         on_mismatch: "error" reports every mismatch at once; "skip" leaves those tensors out.
         io: "mmap" or "pread".
         needs_base: whether the values of the base will be asked for also where no model holds a tensor whole.
+        first_as_base: whether the first model takes the place of a base that is neither given nor found.
         least: how many models there must be.
         rename: parts of the models' tensor names to replace, OLD -> NEW, where the base lacks the name: the first place
             where the parts OLD stand between dots becomes NEW. An empty OLD is the beginning of every name, an empty
@@ -142,6 +144,8 @@ def open_zoo(
     one_of("io", io, ("mmap", "pread"))
     sources, found_base, left_out = zoo_sources(checkpoints, base)
     base = base if base is not None else found_base
+    if base is None and first_as_base and sources:
+        base = sources[0].given
     if base is None and (needs_base or not sources):
         raise OptionError(NO_BASE)
     if len(sources) < least:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mergekern.cli.display import Lines, say, shown
+from mergekern.cli.evaluation import measure
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
 from mergekern.cli.prediction import fit, plan, predict, recommend
@@ -95,6 +96,6 @@ def main(verbose: bool) -> None:
 
 for command in (
     metrics, info, merge, merge_all, fit, predict, recommend, plan, screen, report, table, add, remove, combine, verify,
-    sketch, compare,
+    sketch, compare, measure,
 ):  # fmt: skip
     main.add_command(command)

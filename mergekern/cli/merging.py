@@ -85,18 +85,24 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
 @click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(mergekern.METHODS)}.")
 @click.option("--group", "groups", multiple=True, help="Models of one merge, as a+b+c; may be repeated "
               "[default: every pair].")  # fmt: skip
+@click.option("--pairs", type=click.Path(path_type=Path), help="Merge the pairs in this CSV file, with the columns "
+              "model_a and model_b.")  # fmt: skip
 def merge_all(
-    zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], overwrite: bool,
-    dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+    zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], pairs: Path | None,
+    overwrite: bool, dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
     rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     models = models_of(zoo, base)
     say_what_is_left_out(models, base)
     names = [name.strip() for name in methods.split(",")]
-    chosen = [group.split("+") for group in groups] or None
+    chosen = [group.split("+") for group in groups]
+    if pairs is not None:
+        from mergekern.evaluation.rows import read_pairs, unique_pairs
+
+        chosen += [list(pair) for pair in unique_pairs(read_pairs(pairs))]
     with progress_display() as progress:
         paths = mergekern.merge_all(
-            models, base, names, groups=chosen, output=out, overwrite=overwrite, dtype=dtype, device=device,
+            models, base, names, groups=chosen or None, output=out, overwrite=overwrite, dtype=dtype, device=device,
             max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
         )  # fmt: skip
     say(f"wrote {len(paths)} merged checkpoints to {out}")

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from mergekern.errors import did_you_mean
-from mergekern.merging.registry import METHODS
+from mergekern.merging.registry import METHODS, methods_for
 
 BYTE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -136,9 +136,9 @@ io_option = click.option(
 
 
 def parse_methods(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    """Return the merge methods in a list with commas between; "all" stands for every one, None for none."""
+    """Return the merge methods in a list with commas between; "all" stands for those of pairs, None for none."""
     if value in (None, "all"):
-        return [] if value is None else list(METHODS)
+        return [] if value is None else methods_for(2)
     names = [name.strip() for name in str(value).split(",")]
     if unknown := [name for name in names if name not in METHODS]:
         nearest = did_you_mean(unknown[0], METHODS)

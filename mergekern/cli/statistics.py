@@ -27,6 +27,7 @@ from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
+    from mergekern.measurement.options import Svd
     from mergekern.metrics.subspace import Frozen, SmallTensors
 
 path_type = click.Path(path_type=Path)
@@ -149,7 +150,7 @@ models may be given, as PATH or NAME=PATH. Without ZOO the pairs are those of a 
 def screen(
     zoo: tuple[NamedPath, ...], base: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None,
     out: Path | None, metrics: str, top_k: int, device: str, max_memory: int | None, io: IO, rows: int,
-    rename: Mapping[str, str] | None,
+    rename: Mapping[str, str] | None, svd: Svd, svd_tolerance: float,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
     from mergekern.prediction.screening import check_screening
@@ -160,14 +161,14 @@ def screen(
     names = "all" if names == ["all"] else names
     if not zoo and statistics is None:
         raise click.UsageError("give ZOO, or the --statistics of one")
+    measuring = mergekern.MeasureOptions(
+        names, top_k, device=device, max_memory=max_memory, io=io, rename=rename, svd=svd, svd_tolerance=svd_tolerance
+    )
     if zoo:
-        check_screening(predictors, out, names)
+        check_screening(predictors, out, [metric.name for metric in measuring.chosen])
     with _folder(statistics) as folder:
         if zoo:
             with progress_display() as progress:
-                measuring = mergekern.MeasureOptions(
-                    names, top_k, device=device, max_memory=max_memory, io=io, rename=rename
-                )
                 mergekern.measure_into(folder, models_of(zoo, base), base, measuring, progress=progress)
         with _tiles_display() as tiles_progress:
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -19,13 +20,16 @@ DTYPES = {str(row.dtype).removeprefix("torch."): row.dtype for row in FLOATS if 
 Weights = Mapping[str, float] | Sequence[float] | None
 
 
-def resolve_weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, ...]:
+def resolve_weights(
+    weights: Weights, zoo: Zoo, method: Method, options: Mapping[str, Any] | None = None
+) -> tuple[float, ...]:
     """Return the weight of each model of a zoo.
 
     Args:
         weights: by name or in the models' order; None for 1 each.
         zoo: the models.
         method: decides which weights are allowed.
+        options: all options of the method, some of which may decide the weights.
 
     Raises:
         OptionError: a weight is missing, has no model, is not finite, or not allowed.
@@ -33,6 +37,8 @@ def resolve_weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, 
     names = zoo.model_names
     if weights is None:
         return (1.0,) * len(names)
+    if method.weigh is not None and tuple(method.weigh((2.0,) * len(names), **(options or {}))) != (2.0,) * len(names):
+        raise OptionError(f"the options of {method.name} say what its models weigh; give those or weights, not both")
     values = [plain(value) for value in _in_order(weights, names)]
     for value in values:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):

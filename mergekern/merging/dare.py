@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mergekern.merging.elementwise import Elementwise, Scope, Trim
+from mergekern.merging.mergekit_names import DROPPED, INT8_MASK, LAMBDA, WEIGHT, Mergekit
 from mergekern.merging.method import Method, merge_elements
 from mergekern.merging.option_checks import integer, number, one_of
 
@@ -64,9 +65,9 @@ _CHECKS = {
 }  # fmt: skip
 METHOD = Method(
     "dare", "arXiv 2311.03099", "θ₀ + mean of τ with 90 % dropped and the rest rescaled", DEFAULTS, elements,
-    checks=_CHECKS, mergekit="dare_linear",
+    checks=_CHECKS, mergekit=Mergekit("dare_linear", (WEIGHT, DROPPED, INT8_MASK, LAMBDA)),
 )  # fmt: skip
 DARE_TIES = Method(
     "dare_ties", "arXiv 2311.03099 with 2306.01708", "TIES of τ thinned by DARE", TIES_DEFAULTS, elements_of_ties,
-    checks=_CHECKS, mergekit="dare_ties",
+    checks=_CHECKS, mergekit=Mergekit("dare_ties", (WEIGHT, DROPPED, INT8_MASK, LAMBDA)),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,13 +19,10 @@ from mergekern.checkpoints.notes import notes_of_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
-from mergekern.kernels import dispatch
-from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
+from mergekern.merging.in_memory import MERGED_BYTES, merges_in_memory, route_on
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.notes import lost_in_merges, notes_of_base, notes_of_submodels
-from mergekern.merging.on_cpu import CpuRoute
-from mergekern.merging.on_device import DeviceRoute
 from mergekern.merging.output import OutputPlan, StateDict
 from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.request import Request
@@ -33,8 +31,6 @@ from mergekern.merging.submodels import submodels
 from mergekern.merging.to_files import MergeFiles, check_targets, make_folders, merge_targets
 from mergekern.progress import Progress
 
-# Bytes of merged models that merge_all makes for a callback in one pass over the zoo.
-MERGED_BYTES = 4 << 30
 logger = logging.getLogger(__name__)
 
 
@@ -109,10 +105,14 @@ def merge(
     {'w': tensor([3., 1.])}
     """
     chosen, resolved = find_method(method, options)
-    route = _route(device, max_memory)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
+    route = route_on(device, max_memory)
+    zoo = open_zoo(
+        checkpoints, base, on_mismatch=on_mismatch, io=io, first_as_base=chosen.is_without_base(resolved),
+        least=min(chosen.least, 2), rename=rename,
+    )  # fmt: skip
+    chosen.check_count(len(zoo.models))
     stream = LayerStream(zoo, route.max_memory)
-    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen))
+    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
     if output is None:
         _show_notes(zoo, plan)
@@ -182,14 +182,19 @@ def merge_all(
     if (output is None) == (callback is None):
         raise OptionError("merge_all needs either an output folder or a callback")
     chosen = find_methods(methods, options)
-    route = _route(device, max_memory)
+    route = route_on(device, max_memory)
     zoo = (
         checkpoints
         if isinstance(checkpoints, Zoo)
-        else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
-    )
+        else open_zoo(
+            checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename,
+            first_as_base=all(method.is_without_base(resolved) for method, resolved in chosen),
+        )
+    )  # fmt: skip
     stream = LayerStream(zoo, route.max_memory)
     members = resolve_groups(groups, zoo)
+    for models, (method, _) in itertools.product(members, chosen):
+        method.check_count(len(models))
     requests = [
         Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
     ]
@@ -210,19 +215,10 @@ def merge_all(
         return [path for _, path in targets]
     assert callback is not None
     _show_notes(zoo, plan)
-    size = max(1, merged_memory // max(plan.nbytes, 1))
-    for together in (requests[start : start + size] for start in range(0, len(requests), size)):
-        sinks = [plan.in_memory() for _ in together]
-        merges = [request.merge_into(sink, zoo) for request, sink in zip(together, sinks, strict=True)]
-        MergePass(stream, merges, route, progress).run()
-        for request, sink in zip(together, sinks, strict=True):
-            callback(request.names(zoo), request.method.name, sink.finished())
+    made = merges_in_memory(zoo, requests, plan, route, merged_memory=merged_memory, progress=progress)
+    for request, merged in made:
+        callback(request.names(zoo), request.method.name, merged)
     return []
-
-
-def _route(device: str | torch.device, max_memory: int | None) -> Route:
-    backend = dispatch.choose(device)
-    return DeviceRoute(backend, max_memory) if isinstance(backend, DeviceBackend) else CpuRoute(max_memory)
 
 
 def _files(

@@ -56,8 +56,8 @@ def mergekit_config(
     if len(weights) != len(models):
         raise OptionError(f"{len(weights)} weights for {len(models)} models")
     # JSON is YAML; its quoting is exact for every path.
-    lines = [f"merge_method: {json.dumps(chosen.mergekit)}"]
-    if chosen.mergekit != "linear":  # which merges models, without a base
+    lines = [f"merge_method: {json.dumps(chosen.mergekit.name)}"]
+    if chosen.mergekit.name != "linear":  # which merges models, without a base
         lines.append(f"base_model: {json.dumps(base)}")
     lines.append("models:")
     for model, weight in zip(models, weights, strict=True):
@@ -76,5 +76,6 @@ def _density(options: Mapping[str, Any]) -> dict[str, float]:
 
 def _parameters(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of the merge as a whole, which are not of one model."""
+    assert method.elements is not None
     scale = {"lambda": options["scale"]} if "scale" in options else {}
     return {"normalize": method.elements(**options).consensus != "sum", **scale}

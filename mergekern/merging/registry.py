@@ -44,6 +44,12 @@ class Methods(Mapping[str, "Method"]):
 METHODS = Methods(
     {
         "weight_average": "weight_average:METHOD",
+        "linear": "linear:METHOD",
+        "slerp": "slerp:METHOD",
+        "nuslerp": "nuslerp:METHOD",
+        "multislerp": "multislerp:METHOD",
+        "karcher": "karcher:METHOD",
+        "model_stock": "model_stock:METHOD",
         "task_arithmetic": "task_arithmetic:METHOD",
         "ties": "ties:METHOD",
         "dare": "dare:METHOD",
@@ -54,6 +60,15 @@ METHODS = Methods(
         "tall_masks": "tall_masks:METHOD",
     }
 )
+
+
+def methods_for(models: int) -> list[str]:
+    """Return the names of the methods that merge groups of this many models.
+
+    >>> "slerp" in methods_for(2), "slerp" in methods_for(3)
+    (True, False)
+    """
+    return [name for name, method in METHODS.items() if method.merges(models)]
 
 
 def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Method, dict[str, Any]]:

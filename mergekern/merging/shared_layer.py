@@ -11,8 +11,10 @@ import torch
 from mergekern.checkpoints import Layer, Zoo
 from mergekern.checkpoints.stream import non_finite
 from mergekern.kernels.truncation import Triplets
+from mergekern.merging.layer_tensor import LayerTensor
 from mergekern.merging.matrices import Matrices
 from mergekern.merging.route import Route
+from mergekern.merging.whole_tensor import WholeTensor
 
 
 class SharedLayer:
@@ -64,6 +66,10 @@ class SharedLayer:
     def matrices(self, models: Sequence[int]) -> Matrices:
         """Return the task matrices of some models, in this order, each read when it is asked for."""
         return _LayerMatrices(self, models)
+
+    def whole(self, models: Sequence[int]) -> WholeTensor:
+        """Return the tensor of some models, in this order, for rules that look at all of it."""
+        return LayerTensor(self.layer, self.zoo, models, self.route, self.threads)
 
     def delta(self, model: int) -> Any:
         """Return the task matrix of a model in float64, for the kernels of the route.

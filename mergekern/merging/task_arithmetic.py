@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mergekern.merging.elementwise import Elementwise
+from mergekern.merging.mergekit_names import INT8_MASK, LAMBDA, WEIGHT, Mergekit
 from mergekern.merging.method import Method, merge_elements
 from mergekern.merging.option_checks import number
 
@@ -32,5 +33,6 @@ def task_arithmetic(
 
 METHOD = Method(
     "task_arithmetic", "arXiv 2212.04089", "θ₀ + scale·Σ τ", DEFAULTS, elements,
-    any_weight=True, checks={"scale": number(-np.inf)}, mergekit="task_arithmetic",
+    any_weight=True, checks={"scale": number(-np.inf)},
+    mergekit=Mergekit("task_arithmetic", (WEIGHT, INT8_MASK, LAMBDA)),
 )  # fmt: skip

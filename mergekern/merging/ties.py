@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mergekern.merging.elementwise import Elementwise, Scope, Trim
+from mergekern.merging.mergekit_names import DENSITY, INT8_MASK, LAMBDA, WEIGHT, Mergekit
 from mergekern.merging.method import Method, merge_elements
 from mergekern.merging.option_checks import number, one_of
 
@@ -45,5 +46,5 @@ def ties(
 METHOD = Method(
     "ties", "arXiv 2306.01708", "θ₀ + scale·(trimmed, sign-elected, disjoint mean of τ)", DEFAULTS, elements,
     checks={"density": number(0, 1, open_low=True), "scale": number(-np.inf), "scope": one_of("tensor", "model")},
-    mergekit="ties",
+    mergekit=Mergekit("ties", (WEIGHT, DENSITY, INT8_MASK, LAMBDA)),
 )  # fmt: skip

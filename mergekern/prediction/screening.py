@@ -67,8 +67,9 @@ def screen(
         statistics: a folder that `measure(statistics=...)`, `combine` or `measure_on_cluster` finished.
         predictors: fitted, one for each merge method; their metrics must be among those computed. Without any, pairs
             are ranked by task_vector_cosine_similarity, or the first metric.
-        out: a Parquet file to write, with a row for each pair: model_a, model_b, every metric, and prediction_METHOD,
-            low_METHOD, high_METHOD of each predictor. Rows are in the order of tiles; `MetricTable.load` reads it.
+        out: a Parquet file to write, with a row for each pair: model_a, model_b, every metric, prediction_METHOD,
+            low_METHOD, high_METHOD of each predictor, and error[METRIC] of metrics that svd="randomized" estimated.
+            Rows are in the order of tiles; `MetricTable.load` reads it.
         metrics, frozen: as for `MetricTable.from_statistics`.
         tile: number of models on one side of a tile of pairs; changes no metric's value.
         kept: number of pairs that are ranked in memory.
@@ -114,7 +115,8 @@ def screen(
             pairs += len(frame)
             best = [_ranked(pd.concat([*best, recommend(predictors, frame) if predictors else frame])).head(kept)]
             if writer is not None:
-                writer.write(_with_predictions(frame, predictors), table)
+                with_errors = _between(table.to_pandas(with_errors=True), rows, columns)
+                writer.write(_with_predictions(with_errors, predictors), table)
         progress(len(every), len(every))
     return Screening(best[0], len(manifest.models), pairs, list(notes))
 

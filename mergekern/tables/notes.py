@@ -34,6 +34,8 @@ def notes_of(
     if "spectra" in needs:
         notes += _subspace_notes(statistics, frozen)
         notes += _constant_notes(statistics, values, small_tensors)
+        if statistics.is_randomized:
+            notes.append("singular values and vectors are of svd='randomized'; the table has the error of every value")
     if "input_gradients" in needs:
         notes += _input_notes(statistics)
     return notes + notes_of_missing(statistics.models, values)
@@ -106,10 +108,11 @@ def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
                 short.append(layer.name)
             elif spectrum.rank[model] < min(layer.shape):
                 deficient.append(layer.name)
+        has_bottom = not statistics.is_randomized
         for tensors, what in (
             (same, f"equal to the base, {how} the averages over layers"),
-            (short, "of rank below k, left out of the top-k and bottom-k averages"),
-            (deficient, "not of full rank, left out of the bottom-k averages"),
+            (short, f"of rank below k, left out of the top-k {'and bottom-k ' * has_bottom}averages"),
+            (deficient * has_bottom, "not of full rank, left out of the bottom-k averages"),
         ):
             if tensors:
                 found.setdefault((what, tuple(tensors)), []).append(name)

@@ -30,6 +30,8 @@ WRITING: Sequence[tuple[str, ...]] = (
     ("merge", "zoo", "--method", "ties", "--out", "out.safetensors"),
     ("merge", "zoo/a.safetensors", "zoo/d.safetensors", "--base", "zoo/c", "--method", "tsv", "--out", "out"),
     ("merge-all", "zoo", "--methods", "weight_average,ties", "--out", "merged"),
+    ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score"),
+    ("measure", "n.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--methods", "ties", "--models", "m.csv"),
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("sketch", "adapters/x", "--base", "zoo/base.safetensors", "--out", "sketches.safetensors"),
     ("compare", "sketches.safetensors", "--out", "out.csv"),

@@ -19,7 +19,7 @@ import mergekern
 from mergekern import METHODS
 from mergekern.checkpoints import writer
 from mergekern.errors import MergekernError, NonFiniteError, OptionError, OutputError
-from tests.merging.zoos import BUFFERS, SHAPES, assert_equal, drawn
+from tests.merging.zoos import BUFFERS, SHAPES, assert_equal, drawn, first, fitting
 from tests.support.checkpoint_files import write_shards
 
 
@@ -224,11 +224,12 @@ def test_tensors_with_any_strides(tmp_path):
         return values
 
     for method in METHODS:
+        some = first(tuned, fitting(method, 2))
         found = mergekern.merge(
-            {name: strided(model) for name, model in tuned.items()}, strided(base), method,
+            {name: strided(model) for name, model in some.items()}, strided(base), method,
             output=tmp_path / f"{method}.safetensors",
         )  # fmt: skip
-        assert_equal(load_file(found), mergekern.merge(tuned, base, method))
+        assert_equal(load_file(found), mergekern.merge(some, base, method))
 
 
 def test_numbers_of_numpy_and_torch(zoo, tmp_path):

@@ -1,20 +1,20 @@
-"""combine: N task vectors of one tensor merged element by element, in one pass.
+"""combine: merges N task vectors of one tensor element by element, in one pass.
 
     τ_i    = tuned_i − base
-    κ_i    = w_i·τ_i where it is kept, else 0.   Kept: |τ_i| ≥ thresholds[i], and not dropped by the mask of keys[i]
+    κ_i    = w_i·τ_i if |τ_i| ≥ thresholds[i] and the mask of keys[i] does not drop the element, else 0
     merged = base + factor·consensus(κ_1, …, κ_N)
 
     "sum"    Σ κ_i
     "mean"   Σ κ_i / Σ w_i
-    "elect"  s = sign(Σ κ_i), or `majority` where that is 0; mean of the κ_i of sign s: Σ κ_i / Σ w_i over those
-    "agree"  Σ κ_i where at least `needed` models have |κ_i| > share·|Σ κ − κ_i|, else 0
+    "elect"  s = sign(Σ κ_i), or `majority` if that is 0; Σ κ_i / Σ w_i over the models with sign(κ_i) = s
+    "agree"  Σ κ_i if at least `needed` models have |κ_i| > share·|Σ κ − κ_i|, else 0
 
 Inputs: base (D,), tuned N × (D,), each in its own storage dtype. Output: (D,) float32 or float64. All arithmetic is
-float64, in the order of the models, one rounding an operation (nothing is fused into multiply-adds), so that every
-implementation gives the same bits for any number of threads and any division into blocks.
+float64, in the order of the models. Each operation is rounded once: there are no fused multiply-adds. Every
+implementation therefore gives the same bits, for any number of threads and any division into blocks.
 
-A mask is a function of (key, index in the tensor) alone. SplitMix64 of the Weyl sequence that begins at `key` gives 64
-bits for each element; the upper 53 are its uniform number, and the element is dropped where that is below `drop`.
+A mask depends on (key, index in the tensor) only. SplitMix64 of the Weyl sequence that begins at `key` gives 64 bits
+for each element. The upper 53 bits are its uniform number. The element is dropped if that is below `drop`.
 
 Backends: `on_cpu`, C++ or NumPy; `on_triton`.
 
@@ -35,17 +35,18 @@ CONSENSUS: tuple[Consensus, ...] = ("sum", "mean", "elect", "agree")
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule by which the task vectors of one tensor are merged, with every number known.
+    """How the task vectors of one tensor are merged, with all parameters resolved.
 
     Attributes:
         consensus: one of CONSENSUS; see the package's docstring.
         weights: w, one for each model.
         factor: multiplies the consensus before it is added to the base.
-        thresholds: least magnitude that is kept, one for each model; None keeps every element.
+        thresholds: smallest magnitude that is kept, one for each model; None keeps every element.
         keys: seeds of the masks, one for each model; None drops no element.
         drop: share of the elements that a mask drops, from 0 to 1.
-        majority: +1 or −1, the sign that elements get whose sum is zero ("elect").
-        share, needed: how much a model must stand out, and how many models must ("agree").
+        majority: +1 or −1, the elected sign of elements whose sum is zero ("elect").
+        share: how much a model must stand out against the sum of the others ("agree").
+        needed: number of models that must stand out ("agree").
     """
 
     consensus: Consensus
@@ -68,7 +69,7 @@ class Rule:
 
     @property
     def dropped_below(self) -> int:
-        """The least 53-bit number of an element that is kept."""
+        """The smallest 53-bit number of an element that is kept."""
         return int(self.drop * 2.0**53)
 
 
@@ -76,7 +77,7 @@ class Tally(NamedTuple):
     """Counts of one pass; the tallies of blocks add up to that of the tensor.
 
     Attributes:
-        signs: Σ sign(Σ κ), the number of positive sums less that of negative ones.
+        signs: Σ sign(Σ κ), the number of positive sums minus the number of negative ones.
         undecided: number of elements whose kept entries cancel exactly, so that `majority` decided ("elect" only).
         non_finite: at least 1 if a task vector holds NaN or infinite values, else 0.
     """

@@ -10,7 +10,7 @@ import torch
 from mergekern.kernels.combine import CONSENSUS, Rule, Tally, check, reference
 from mergekern.kernels.native import address, extension
 
-# Elements of a block of the NumPy path: its float64 rows of 8 models take 4 MB.
+# Elements of a block of the NumPy path. The float64 rows of 8 models take 4 MB.
 _NUMPY_BLOCK = 1 << 16
 
 

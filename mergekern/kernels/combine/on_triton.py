@@ -1,9 +1,9 @@
-"""`combine` by Triton: a tile of each model in registers, read once, or twice where the consensus needs the sum first.
+"""`combine` by Triton. A tile of each model is read once, or twice if the consensus needs the sum first.
 
-Nothing is fused into multiply-adds, and every operation is that of the oracle in its order: the bits are the oracle's.
-Counts are added atomically: sums of integers are the same in any order.
+The operations and their order are those of the oracle, without fused multiply-adds, so that the bits are equal. Counts
+are added atomically: sums of integers do not depend on the order.
 
-A second reading of a tile comes from the cache of its multiprocessor: 32 KB of 8 models of float32.
+The second read of a tile hits the cache of its multiprocessor: 8 models of float32 take 32 KB.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ import triton.language as tl
 from mergekern.kernels.combine import Rule, check
 from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, in_one_dtype, to_device
 
-# Elements of a tile: 8 a thread, which are two loads of 16 bytes of float32.
+# Elements of a tile. A thread has 8, which are two loads of 16 bytes for float32.
 TILE = 1024
 WARPS = 4
-# Places of the counts in the tally.
+# Positions of the counts in the tally.
 SIGNS = tl.constexpr(0)
 UNDECIDED = tl.constexpr(1)
 NON_FINITE = tl.constexpr(2)
@@ -28,15 +28,15 @@ NON_FINITE = tl.constexpr(2)
 def combine(
     base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
 ) -> torch.Tensor:
-    """Write the merged elements to `out` ((D,) float32 or float64), and return the tally; nothing waits for the device.
+    """Write the merged elements to `out` ((D,) float32 or float64). Return the tally, without waiting for the device.
 
-    Storage dtypes may differ: tensors are copied to float32 or float64 first.
+    If storage dtypes differ, tensors are first copied to float32 or float64.
 
     Args:
         base: (D,), contiguous.
         tuned: N × (D,), contiguous.
         rule: how the task vectors are merged.
-        out: takes the result, (D,) float32 or float64.
+        out: receives the result, (D,) float32 or float64.
         start: index of the first element in the tensor, for masks.
 
     Returns:
@@ -54,7 +54,7 @@ def combine(
     pointers_there, numbers_there, keys_there, tally = to_device(tables, out.device)
     aligned = not (pointers % ALIGNMENT).any()
     whole = out.numel() // TILE
-    # The rest that does not fill a tile needs a mask, which would forbid wide loads: it is a launch of its own.
+    # An incomplete last tile needs a mask, which prevents wide loads, so that it gets a launch of its own.
     for first_tile, tiles, is_whole in ((0, whole, True), (whole, int(out.numel() > whole * TILE), False)):
         if tiles:
             with torch.cuda.device_of(out):
@@ -142,7 +142,7 @@ def _combine(
         merged = total
     result = base + tl.load(numbers) * merged
     tl.store(out + first + columns, result.to(out.dtype.element_ty), mask=inside)
-    # Elements beyond the tensor have sums of zero, and are not counted.
+    # Elements beyond the end of the tensor have sums of zero, and are not counted.
     signs = tl.where(total > 0.0, 1, 0) - tl.where(total < 0.0, 1, 0)
     tl.atomic_add(tally + SIGNS, tl.sum(signs).to(tl.int64), sem="relaxed")
     tl.atomic_add(tally + NON_FINITE, tl.sum(non_finite).to(tl.int64), sem="relaxed")
@@ -153,7 +153,7 @@ def _combine(
 
 @triton.jit
 def _values(addresses, which, first, columns, inside, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a tile of one tensor, by the number of its address, in float64."""
+    """Return a tile of one tensor in float64; `which` is the position of its address."""
     pointer = tl.load(addresses + which).to(tl.pointer_type(STORAGE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -163,7 +163,7 @@ def _values(addresses, which, first, columns, inside, STORAGE: tl.constexpr, ALI
 
 @triton.jit
 def _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED: tl.constexpr):
-    """Return w·τ where it is as large as the threshold and not dropped by the mask, else 0."""
+    """Return w·τ if |τ| reaches the threshold and the mask does not drop the element, else 0."""
     part = tl.where(tl.abs(delta) >= tl.load(numbers + 4 + models + model), delta, 0.0)
     if MASKED:
         z = tl.load(keys + model).to(tl.uint64, bitcast=True) + (index + 1) * 0x9E3779B97F4A7C15

@@ -1,4 +1,4 @@
-"""The float64 oracle of `combine`: the formulas, literally, in NumPy, and the parts that they are made of."""
+"""The float64 oracle of `combine`: the formulas in NumPy, as they are written, and their parts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def combine(base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, start
 
 
 def trim(deltas: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Return deltas (N, D) with zeros where the magnitude is below the model's threshold.
+    """Return deltas (N, D), with elements below the model's threshold set to zero.
 
     >>> trim(np.array([[1.0, -3.0, 2.0]]), [2.0])
     array([[ 0., -3.,  2.]])
@@ -57,12 +57,12 @@ def trim(deltas: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 
 
 def drop(deltas: np.ndarray, keys: Sequence[int], dropped_below: int, start: int = 0) -> np.ndarray:
-    """Return deltas (N, D) with zeros where the masks drop elements."""
+    """Return deltas (N, D), with the elements that the masks drop set to zero."""
     return np.stack([np.where(uniform(k, start, len(d)) < dropped_below, 0.0, d) for k, d in zip(keys, deltas)])  # noqa: B905
 
 
 def uniform(key: int, start: int, count: int) -> np.ndarray:
-    """Return the 53-bit numbers of elements start … start + count of the mask of a key.
+    """Return the 53-bit uniform numbers of elements [start, start + count) for a mask's key.
 
     >>> uniform(7, 2, 2).tolist() == uniform(7, 0, 4)[2:].tolist()
     True
@@ -75,7 +75,7 @@ def uniform(key: int, start: int, count: int) -> np.ndarray:
 
 
 def disjoint_mean(deltas: np.ndarray, signs: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Return, for each element, the weighted mean of the deltas of the elected sign; deltas are weighted already.
+    """Return, for each element, the weighted mean of the (already weighted) deltas that have the elected sign.
 
     >>> disjoint_mean(np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([1.0, -1.0]), [1.0, 1.0])
     array([ 2., -1.])
@@ -96,7 +96,7 @@ def agreeing(deltas: np.ndarray, total: np.ndarray, share: float) -> np.ndarray:
 
 
 def ordered_sum(rows: np.ndarray) -> np.ndarray:
-    """Return the sum over the first axis, in its order."""
+    """Return the sum over the first axis, added in order."""
     total = np.zeros(rows.shape[1:])
     for row in rows:
         total = total + row
