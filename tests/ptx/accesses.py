@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.ptx.block import Block, Step
+from tests.ptx.block import AsyncCopy, Block, Step
 from tests.ptx.memory import LOCAL, SHARED, WORD, added_in_turn
 from tests.ptx.operands import UNSIGNED, Address, Constant, Operand, Parameter, PtxError, Values, elements, type_of
 from tests.ptx.program import Instruction, Kernel
@@ -145,8 +145,7 @@ def _copy(instruction: Instruction, kernel: Kernel) -> Step:
     if instruction.modifiers[:2] == ("async", "commit_group"):
         return _close_group
     if instruction.modifiers[:2] in (("async", "wait_group"), ("async", "wait_all")):
-        left = _number(instruction.operands[0]) if instruction.operands else 0
-        return partial(_wait, left)
+        return partial(_wait, _number(instruction.operands[0]) if instruction.operands else None)
     if "async" not in instruction.modifiers or "bulk" in instruction.modifiers:
         raise unknown(instruction)
     return _begin_copy(instruction)
@@ -158,18 +157,19 @@ def _number(operand: Operand) -> int:
 
 
 def _close_group(block: Block, mask: Values | None) -> None:
-    if mask is not None:
-        raise PtxError("a part of the threads close a group of copies")
-    block.copies.append([])
+    block.closed_groups[block.those(mask)] += 1
 
 
-def _wait(left: int, block: Block, mask: Values | None) -> None:
-    """Let the copies land of all closed groups but the last ones."""
-    if mask is not None:
-        raise PtxError("a part of the threads wait for a group of copies")
-    while len(block.copies) - 1 > left:
-        for land in block.copies.pop(0):
-            land()
+def _wait(left: int | None, block: Block, mask: Values | None) -> None:
+    """Let the copies of threads land: of all groups that they closed but the last ones; None for all copies."""
+    waits = np.zeros(block.threads, dtype=bool)
+    waits[block.those(mask)] = True
+    for copy in block.copies:
+        lands = copy.on_the_way & waits[copy.threads]
+        if left is not None:
+            lands &= copy.groups < block.closed_groups[copy.threads] - left
+        _land(block, copy, lands)
+    block.copies = [copy for copy in block.copies if copy.on_the_way.any()]
 
 
 def _begin_copy(instruction: Instruction) -> Step:
@@ -187,15 +187,19 @@ def _begin_copy(instruction: Instruction) -> Step:
             raise PtxError(f"a copy of {count} bytes is not aligned in shared memory")
         for first in range(0, count, WORD):
             block.shared.expect(into + first, WORD, threads)
-        block.copies[-1].append(lambda: _land(block, into, out_of, limits, count, threads))
+        groups = block.closed_groups[threads]
+        block.copies.append(AsyncCopy(threads, groups, into, out_of, limits, count, np.ones(len(threads), dtype=bool)))
 
     return step
 
 
-def _land(block: Block, into: Values, out_of: Values, limits: Values, count: int, threads: Values) -> None:
+def _land(block: Block, copy: AsyncCopy, lands: Values) -> None:
+    """Carry out the copies of some threads."""
+    copy.on_the_way &= ~lands
+    threads, into, out_of, limits = (each[lands] for each in (copy.threads, copy.into, copy.out_of, copy.limits))
     read = limits > 0
-    block.memory.check(out_of[read], count if (limits[read] == count).all() else WORD)
-    for first in range(0, count, WORD):
+    block.memory.check(out_of[read], copy.count if (limits[read] == copy.count).all() else WORD)
+    for first in range(0, copy.count, WORD):
         values = np.zeros(len(into), np.uint32)
         within = limits > first
         values[within] = block.memory.read(out_of[within] + first, WORD)

@@ -30,6 +30,28 @@ class BlockBarrier:
     """All threads of the block wait for each other."""
 
 
+@dataclass
+class AsyncCopy:
+    """Copies of bytes from global to shared memory, one of each thread, that have not all landed.
+
+    Attributes:
+        threads: that copy.
+        groups: the group of each thread's copies that this is in.
+        into, out_of: addresses.
+        limits: bytes that are read of each; the rest are zeros.
+        count: bytes of each.
+        on_the_way: of which threads it has not landed.
+    """
+
+    threads: Values
+    groups: Values
+    into: Values
+    out_of: Values
+    limits: Values
+    count: int
+    on_the_way: Values
+
+
 # What an instruction does to a block, for the threads of a mask (None for all): most only write registers or memory.
 Step = Callable[["Block", Union[Values, None]], Union[Branch, BlockBarrier, None]]  # noqa: UP007
 
@@ -50,8 +72,8 @@ class Block:
         shared: shared memory of the block.
         registers: values of each register that was written.
         carry: of the last addition that keeps it.
-        copies: asynchronous copies that have not landed: those of each group that was closed, and at the end those of
-            the group that is open.
+        copies: asynchronous copies that have not landed.
+        closed_groups: how many groups of copies each thread has closed.
     """
 
     kernel: Kernel
@@ -63,12 +85,13 @@ class Block:
     shared: SharedMemory
     registers: dict[str, Values] = field(default_factory=dict)
     carry: Values | None = None
-    copies: list[list[Callable[[], None]]] = field(default_factory=lambda: [[]])
+    copies: list[AsyncCopy] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Make what follows from the rest."""
         self.local = LocalMemory(self.kernel.local_bytes, self.threads)
         self.numbers = np.arange(self.threads)
+        self.closed_groups = np.zeros(self.threads, dtype=np.int64)
         self._everybody = np.ones(self.threads, dtype=bool)
 
     def special(self, name: str) -> Any:
@@ -123,7 +146,7 @@ class Block:
                 at[:] = self._run_together(steps, here, waits)
             else:
                 self._step(steps, here, mask, at, waits)
-        if any(self.copies):
+        if self.copies:
             raise PtxError("the kernel ends while asynchronous copies are on their way")
 
     def _run_together(self, steps: Sequence[Step], here: int, waits: Values) -> int | Values:

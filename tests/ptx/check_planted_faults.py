@@ -57,7 +57,8 @@ def test_waits_of_triton(take_out):
 def spectra(module):
     """Factorise matrices large enough that every kernel of the spectrum takes part."""
     generator = torch.Generator().manual_seed(0)
-    stack = Stack(torch.randn(2, 70, 70, dtype=torch.float64, generator=generator), None)
+    base, *tuned = torch.randn(3, 70, 70, dtype=torch.float64, generator=generator)
+    stack = Stack(base, tuned)
     return on_cuda.spectra([stack], 5, 20, module)
 
 
@@ -85,5 +86,5 @@ def test_barriers_of_cuda(file, barrier, place):
     for _ in range(place + 1):
         start = text.index(barrier, start + 1)
     changed = text[:start] + text[start + len(barrier) :]
-    with pytest.raises(PtxError, match="a race|wait at|part of"):
+    with pytest.raises(PtxError, match=r"a race|wait at|part of"):
         (magnitudes if file == "trim.cu" else spectra)(PtxCudaModule(compile_with_nvrtc(changed)))

@@ -200,12 +200,14 @@ class Symbols:
     Attributes:
         shared: symbols that stand for shared memory, which begins at 0.
         parameters: of the kernel.
+        tables: symbol of a table in global memory -> its address.
         local: symbol of local memory -> where it begins.
         registers: name, or prefix of numbered names -> bits.
     """
 
     shared: frozenset[str]
     parameters: frozenset[str]
+    tables: Mapping[str, int] = field(default_factory=dict)
     local: dict[str, int] = field(default_factory=dict)
     registers: dict[str, int] = field(default_factory=dict)
 
@@ -266,6 +268,8 @@ def _name_or_number(text: str, symbols: Symbols) -> Operand:
         return register
     if text in symbols.shared:
         return SharedSymbol()
+    if text in symbols.tables:
+        return Constant(symbols.tables[text])
     if text in symbols.local:
         return Constant(symbols.local[text])
     if text in symbols.parameters:

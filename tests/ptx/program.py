@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from tests.ptx.operands import Operand, PtxError, Register, Symbols, operand
 
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
@@ -16,6 +18,7 @@ _MOST_THREADS = re.compile(r"\.(?:maxntid|reqntid)\s+(\d+)")
 _DYNAMIC_SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[\]")
 _STATIC_SHARED = re.compile(r"^\s*\.shared\b[^;]*;", re.MULTILINE)
 _LOCAL = re.compile(r"\.local\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[(\d+)\]")
+_TABLE = re.compile(r"\.global\s+\.align\s+\d+\s+\.b8\s+([\w$]+)\[\d+\]\s*=\s*\{([^}]*)\}")
 _LABEL = re.compile(r"([$\w]+)\s*:(?!:)\s*")
 _GUARD = re.compile(r"@(!?)([%\w]+)\s+")
 
@@ -50,6 +53,7 @@ class Kernel:
         instructions: of its body; branches name labels.
         labels: label -> index of the instruction that follows.
         local_bytes: of each thread.
+        tables: constants in global memory, by name.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Kernel:
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     local_bytes: int = 0
+    tables: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def parse(text: str) -> dict[str, Kernel]:
@@ -70,12 +75,13 @@ def parse(text: str) -> dict[str, Kernel]:
     if static := _STATIC_SHARED.search(text):
         raise PtxError(f"only dynamic shared memory is known, not {static[0].strip()!r}")
     shared = frozenset(_DYNAMIC_SHARED.findall(text))
+    tables = {name: torch.tensor([int(b) for b in values.split(",")]).byte() for name, values in _TABLE.findall(text)}
     kernels = {}
     for entry in _ENTRY.finditer(text):
         most = _MOST_THREADS.search(entry[3])
         parameters = (_PARAMETER.search(each) for each in entry[2].split(","))
         sizes = {found[2]: int(found[1]) // 8 for found in parameters if found}
-        kernel = Kernel(entry[1], sizes, int(most[1]) if most else 1024)
+        kernel = Kernel(entry[1], sizes, int(most[1]) if most else 1024, tables=tables)
         _fill(kernel, _body(text, entry.end()), shared)
         kernels[kernel.name] = kernel
     return kernels
@@ -92,7 +98,8 @@ def _body(text: str, start: int) -> str:
 
 
 def _fill(kernel: Kernel, body: str, shared: frozenset[str]) -> None:
-    symbols = Symbols(shared=shared, parameters=frozenset(kernel.parameters))
+    addresses = {name: table.data_ptr() for name, table in kernel.tables.items()}
+    symbols = Symbols(shared, frozenset(kernel.parameters), addresses)
     for statement in _statements(body):
         while label := _LABEL.match(statement):
             kernel.labels[label[1]] = len(kernel.instructions)

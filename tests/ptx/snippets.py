@@ -26,13 +26,18 @@ mov.u32 %r60, %tid.x;
 """
 
 
-def kernel(body: str, parameters: Sequence[str] = ("out",), threads: int = 32) -> Machine:
+def kernel(
+    body: str, parameters: Sequence[str] = ("out",), threads: int = 32, head: str = ".extern .shared"
+) -> Machine:
     """Return a machine with one kernel, "snippet", whose parameters are addresses; %r60 is the thread's number.
+
+    `head` begins the declaration of shared memory, and may hold others before it.
 
     The registers are %p (predicates), %h (16 bits), %r (32) and %d (64); `memory` is shared memory.
     """
     listed = ", ".join(f".param .u64 {name}" for name in parameters)
-    return Machine(_HEAD.format(parameters=listed, threads=threads) + body + "\nret;\n}\n")
+    begin = _HEAD.format(parameters=listed, threads=threads).replace(".extern .shared", head)
+    return Machine(begin + body + "\nret;\n}\n")
 
 
 def calculate(instructions: str, dtype: str, *inputs: Values, threads: int = 32) -> Values:

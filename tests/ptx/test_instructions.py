@@ -188,6 +188,14 @@ def test_comparisons_with_nan():
     assert calculate(text, "uint32", a, b).tolist() == ((a < b) & ~(b > 0)).astype(int).tolist()
 
 
+def test_tables_in_global_memory():
+    table = ".global .align 4 .b8 table[8] = {1, 0, 0, 0, 7, 1, 0, 0};\n.extern .shared"
+    text = "mov.u64 %d1, table;\nld.global.b32 %r1, [%d1+4];\nld.param.u64 %d2, [out];\nst.global.b32 [%d2], %r1;"
+    out = torch.zeros(1, dtype=torch.int32)
+    kernel(text, head=table).launch("snippet", (1, 1), 32, [out.data_ptr()])
+    assert out.item() == 7 + 256
+
+
 def test_packing():
     a, b = draw(np.uint32, 1), draw(np.uint32, 2)
     found = calculate("mov.b64 {out}, {{{a}, {b}}};", "uint64", a, b)

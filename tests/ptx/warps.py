@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from tests.ptx.block import Block, Step
-from tests.ptx.operands import Address, Group, PtxError, Values, elements
+from tests.ptx.operands import Address, Group, Operand, PtxError, Values, elements
 from tests.ptx.program import Instruction, Kernel
 from tests.ptx.steps import operation, unknown
 
