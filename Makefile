@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test quick test-processors fuzz bench gpu-check sanitize lint readme clean
+.PHONY: demo test quick test-processors fuzz bench gpu-check sanitize lint readme docs clean
 
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
@@ -56,9 +56,14 @@ lint: $(VENV)/.installed
 	$(RUN) -m mypy
 	$(VENV)/bin/vermin --target=3.10- --violations --quiet --no-tips --exclude long mergekern python setup.py
 
-# Writes the tables of the README anew, from the catalogue and from the rows of benchmarks/results.
+# Writes the generated tables of the README and of docs/ anew, from the catalogue and from the rows of benchmarks/results.
 readme: $(VENV)/.installed
 	$(RUN) python/make_readme.py
+
+# The site of docs/, in build/docs/index.html. A broken link or reference fails.
+docs: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
 
 $(VENV)/.installed: pyproject.toml setup.py requirements-dev.txt $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)

@@ -17,6 +17,7 @@ from .errors import (
     PredictionError,
     StatisticsError,
 )
+from .evaluation.best import best_merge
 from .evaluation.measure import measure_merges
 from .functional.calibration import Calibration
 from .functional.merge_probes import merge_probes
@@ -26,6 +27,7 @@ from .merging.adapters.merge import MergedAdapter, merge_adapters
 from .merging.adapters.registry import COMBINATIONS
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
+from .merging.recipes.merge_recipe import merge_recipe
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
 from .prediction.model_scores import model_scores
@@ -65,6 +67,7 @@ __all__ = [
     "ZooStatistics",
     "__version__",
     "add_models",
+    "best_merge",
     "checkpoints",
     "combine",
     "compute_all",
@@ -80,6 +83,7 @@ __all__ = [
     "merge_adapters",
     "merge_all",
     "merge_probes",
+    "merge_recipe",
     "mergekit_config",
     "metrics",
     "model_scores",

@@ -35,8 +35,9 @@ def tridiagonal_values(diagonal: np.ndarray, off_diagonal: np.ndarray, positions
 def values_below(diagonal: np.ndarray, off_diagonal: np.ndarray, bound: float) -> int: ...
 def combine(
     base: tuple[int, int], tuned: list[tuple[int, int]], out: tuple[int, int], count: int, start: int, threads: int,
-    consensus: int, weights: Sequence[float], total_weight: float, factor: float, thresholds: Sequence[float],
-    keys: Sequence[int], dropped_below: int, majority: int, share: float, needed: int,
+    consensus: int, weights: Sequence[float], divisors: Sequence[float], total_weight: float, factor: float,
+    thresholds: Sequence[float], limits: Sequence[float], keys: Sequence[int], dropped_below: Sequence[int],
+    majority: int, share: float, needed: int, by_count: bool,
 ) -> tuple[int, int, int]: ...  # fmt: skip
 def magnitude_counts(
     base: tuple[int, int], tuned: tuple[int, int], count: int, prefix: int, above: int, shift: int, width: int,

@@ -1,11 +1,12 @@
-"""Write the tables of README.md anew: metrics, merge methods, and the speed from the rows of benchmarks/results.
+"""Write the generated tables of README.md and docs/: metrics, merge methods, and speed from benchmarks/results.
 
-`--check` only tells whether they are up to date.
+A page has a table between two comments that name it. `--check` only tells whether the tables are up to date.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of 
 from benchmarks import rows
 from mergekern import METHODS
 from mergekern.metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
+from mergekern.metrics.catalogue import NOTATION, Metric
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAIRS = 190
 COMPUTE_ALL, ONE_PAIR = "compute_all/vit_b16x20/files", "baseline_pair/vit_b16"
 WITH_EXTENSION = "compute_all/vit_w384_d4x5/files"
@@ -34,18 +37,35 @@ KERNELS = [
 ]
 
 
-def metric_table() -> str:
-    """Return the catalogue as a Markdown table."""
-    lines = ["| metric | formula | range | more mergeable |", "|---|---|---|---|"]
-    category = None
+def metric_tables() -> str:
+    """Return the catalogue as Markdown: the notation, and a section with a table for each category."""
+    categories: dict[str, list[Metric]] = {}
     for metric in (*CATALOGUE.values(), *MODEL_SCORES.values(), *MERGE_PROBES.values()):
-        if metric.category != category:
-            category = metric.category
-            lines.append(f"| **{category}** | | | |")
-        low, high = ("∞" if v == math.inf else "−∞" if v == -math.inf else f"{v:g}" for v in metric.range)
-        formula = metric.formula.replace("|", "\\|")
-        lines.append(f"| `{metric.name}` | {formula} | [{low}, {high}] | {metric.more_mergeable} |")
+        categories.setdefault(metric.category, []).append(metric)
+    lines = [NOTATION.replace("\n", " ")]
+    for category, metrics in categories.items():
+        lines += ["", f"## {category[0].upper()}{category[1:]}", ""]
+        lines += dict.fromkeys(metric.explanation for metric in metrics)
+        lines += ["", "| metric | formula | range | more mergeable |", "|---|---|---|---|", *map(_metric_row, metrics)]
+        caveats: dict[str, list[str]] = {}
+        for metric in metrics:
+            caveats.setdefault(f"no value if {metric.undefined}", []).append(metric.name)
+            if metric.remark:
+                caveats.setdefault(metric.remark, []).append(metric.name)
+        lines.append("")
+        for caveat, names in caveats.items():
+            whom = "All" if len(names) == len(metrics) else ", ".join(f"`{name}`" for name in names)
+            lines.append(f"- {whom}: {_escaped(caveat)}.")
     return "\n".join(lines)
+
+
+def _metric_row(metric: Metric) -> str:
+    low, high = ("∞" if v == math.inf else "−∞" if v == -math.inf else f"{v:g}" for v in metric.range)
+    return f"| `{metric.name}` | {_escaped(metric.formula)} | [{low}, {high}] | {metric.more_mergeable} |"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([|<*])", r"\\\1", text)
 
 
 def method_table() -> str:
@@ -86,9 +106,26 @@ def speed_table(newest: Mapping[str, rows.Row]) -> str | None:
         lines += ["", *_runs(newest[PROBES], newest[ONE_PAIR_OF_RUNS])]
     if kernels := [_kernel(newest, *kernel) for kernel in KERNELS if kernel[1] in newest]:
         lines += ["", "| kernel | time | of the ceiling | compared with |", "|---|---|---|---|", *kernels]
-    lines += ["", "![Time against the number of models](benchmarks/plots/models.svg)"]
-    lines += ["![Time against the width of the model](benchmarks/plots/width.svg)"]
+    lines += ["", "![Time against the number of models](../benchmarks/plots/models.svg)"]
+    lines += ["![Time against the width of the model](../benchmarks/plots/width.svg)"]
     return "\n".join(lines)
+
+
+def speed_summary(newest: Mapping[str, rows.Row]) -> str | None:
+    """Return the measured speed as one Markdown table, or None where a whole run was not measured."""
+    lines = ["| 190 pairs of 20 models of ViT-B/16 size | mergekern | plain code for each pair, extrapolated |"]
+    lines.append("|---|---|---|")
+    for what, case, other in (
+        ("18 metrics of the weights", COMPUTE_ALL, ONE_PAIR),
+        ("10 metrics that run the models, 10 samples a task", PROBES, ONE_PAIR_OF_RUNS),
+    ):
+        if {case, other} <= newest.keys():
+            plain = PAIRS * _median(newest[other])
+            factor = plain / _median(newest[case])
+            lines.append(f"| {what} | {_time(newest[case])} | {plain / 3600:.1f} h ({factor:.0f} times as long) |")
+    if COMPUTE_ALL not in newest or len(lines) == 2:
+        return None
+    return "\n".join([*lines, "", f"On {newest[COMPUTE_ALL]['device']}."])
 
 
 def _runs(every: rows.Row, pair: rows.Row) -> list[str]:
@@ -122,7 +159,7 @@ def _time(row: rows.Row) -> str:
 
 
 def with_section(text: str, name: str, body: str) -> str:
-    """Return the README's text with one marked section replaced.
+    """Return the text of a page with one marked section replaced.
 
     >>> print(with_section("<!-- a: begin (python/make_readme.py) -->old<!-- a: end -->", "a", "new"))
     <!-- a: begin (python/make_readme.py) -->
@@ -135,23 +172,32 @@ def with_section(text: str, name: str, body: str) -> str:
 
 
 def with_tables(text: str, measured: list[rows.Row]) -> str:
-    """Return the README's text with its tables made anew; the speed stays as it is where nothing was measured."""
-    text = with_section(text, "metrics", metric_table())
-    text = with_section(text, "methods", method_table())
-    speed = speed_table(rows.newest_of_one_device(measured, COMPUTE_ALL))
-    return text if speed is None else with_section(text, "speed", speed)
+    """Return the text of a page with the tables that it has made anew; speed that was not measured stays as it is."""
+    newest = rows.newest_of_one_device(measured, COMPUTE_ALL)
+    tables = {
+        "metric-details": metric_tables(),
+        "methods": method_table(),
+        "speed": speed_table(newest),
+        "speed-summary": speed_summary(newest),
+    }
+    for name, body in tables.items():
+        if body is not None and f"<!-- {name}: begin" in text:
+            text = with_section(text, name, body)
+    return text
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a table is out of date.")
 def main(check: bool) -> None:
-    """Write the tables of README.md anew."""
-    text = README.read_text("utf-8")
-    anew = with_tables(text, rows.cpu_rows(rows.read()))
-    if check and text != anew:
-        sys.exit("README.md: a table is out of date; run `make readme`")
-    if not check:
-        README.write_text(anew, "utf-8")
+    """Write the generated tables of README.md and docs/."""
+    measured = rows.cpu_rows(rows.read())
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        anew = with_tables(text, measured)
+        if check and text != anew:
+            sys.exit(f"{page.relative_to(ROOT)}: a table is out of date; run `make readme`")
+        if text != anew:
+            page.write_text(anew, "utf-8")
 
 
 if __name__ == "__main__":

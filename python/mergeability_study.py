@@ -19,6 +19,8 @@ same files:
     analysis/           validation, variance components, ablation, coefficients and fingerprints of the methods
     predictors/         a fitted predictor of each method's scores
     timings.csv         what, method, count, seconds: what metrics, probes and measured merges cost on this machine
+    budget.csv          method, predictor, merges: r, rmse and regret of predicting all other pairs from so many merges,
+                        with alone.csv as what is known before the first
     comparison.csv      method, predictor, seconds, and r with partners known and with both models unseen
     comparison.svg      the means over the methods
     findings.md         what was found, beside what the paper says, and the comparison
@@ -53,7 +55,7 @@ from threadpoolctl import threadpool_limits
 import mergekern
 from mergekern._internal.files import write_atomically
 from mergekern.cli.parameters import parse_methods
-from mergekern.prediction import MergePredictor, read_scores
+from mergekern.prediction import MergePredictor, budget_curve, model_scores, read_scores
 from mergekern.report import write_report
 from study.analysis import analyse
 from study.comparison import compare, draw, means
@@ -157,6 +159,19 @@ def fit_predictors(
     return predictors
 
 
+def budget_curves(out: Path, scores: pd.DataFrame, target: str = TARGET) -> pd.DataFrame:
+    """Return, and write as CSV, what is known of each method's scores after so many measured merges."""
+    alone = pd.read_csv(out / "alone.csv", dtype={"model": str})
+    known = alone.rename(columns={"accuracy": "own_accuracy"})
+    curves = {}
+    for method, y in scores_by_method(scores, target).items():
+        X = model_scores(known["model"], known).reindex(y.index)
+        curves[method] = budget_curve(X, y, target=target)
+    found = pd.concat(curves, names=["method"])
+    write_atomically(out / "budget.csv", found.to_csv().encode())
+    return found
+
+
 def scores_by_method(scores: pd.DataFrame, target: str = TARGET) -> dict[str, pd.Series]:
     """Return the scores of each method as a series over pairs."""
     pairs = scores.set_index(["model_a", "model_b"])
@@ -179,7 +194,7 @@ def check_options(out: Path, options: dict[str, Any], force: bool) -> None:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (
             "scores.csv", "alone.csv", "metrics.parquet", "timings.csv", "comparison.csv", "comparison.svg",
-            "findings.md", "report.html",
+            "findings.md", "report.html", "budget.csv",
         ):  # fmt: skip
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -195,8 +210,8 @@ def progress_bar() -> Iterator[Progress]:
     click.echo(f"{time.perf_counter() - began:.0f} s", err=True)
 
 
-def show(findings: list[Finding], scores: pd.DataFrame, comparison: pd.DataFrame) -> None:
-    """Print the findings, the means of the scores, and the predictors beside what they cost."""
+def show(findings: list[Finding], scores: pd.DataFrame, comparison: pd.DataFrame, budgets: pd.DataFrame) -> None:
+    """Print the findings, the means of the scores, and the predictors beside what they and measured merges cost."""
     console = Console(width=150)
     by_method = scores.groupby("method", sort=False)[["accuracy", TARGET]].agg(["mean", "min"])
     table = Table("method", "accuracy", "worst pair", "normalised", "worst pair", box=None)
@@ -206,6 +221,11 @@ def show(findings: list[Finding], scores: pd.DataFrame, comparison: pd.DataFrame
     table = Table("predictor, mean of the methods", "seconds", "r, partner known", "r, both unseen", box=None)
     for name, row in means(comparison).iterrows():
         table.add_row(str(name), f"{row['seconds']:.2f}", f"{row.iloc[1]:.3f}", f"{row.iloc[2]:.3f}")
+    console.print(table)
+    table = Table("predictor, mean of the methods", "merges", "r", "rmse", "regret of the best pair", box=None)
+    of_methods = budgets.groupby(level=["predictor", "merges"], sort=False).mean()
+    for names, figures in zip(of_methods.index, of_methods.to_numpy(), strict=True):
+        table.add_row(*map(str, names), *("-" if value != value else f"{value:.3f}" for value in figures))
     console.print(table)
     table = Table("", "paper", "measured here", "", show_lines=True)
     for finding in findings:
@@ -237,13 +257,15 @@ def main(
         frames, comparison = compare_costs(out, metrics, scores, methods, bar)
         measured = {method: read_scores(out / "scores.csv", method, TARGET) for method in methods}
         table = mergekern.MetricTable.load(out / "metrics.parquet")
+        with threadpool_limits(1):
+            budgets = budget_curves(out, scores)
         predictors = fit_predictors(table, measured, out / "predictors", bar)
     findings = find(scores, frames, means(comparison))
     write_atomically(out / "findings.md", as_markdown(findings, means(comparison)).encode())
     title = f"{count} tasks, {architecture}"
     with threadpool_limits(1):
         write_report(table, out / "report.html", scores=measured, predictors=predictors, title=title)
-    show(findings, scores, comparison)
+    show(findings, scores, comparison, budgets)
     click.echo(f"wrote {out}")
 
 

@@ -2,10 +2,12 @@
 
     python python/reproduce_study.py FOLDER [--n-repeats 10] [--out TABLES]
 
-FOLDER holds metrics_vit_b16.csv, accuracy_vit_b16.csv, loto_results.csv and coefficients_l1_vit_b16_adamw.csv. Printed
-are, beside each other, what the study published and what comes out here: its fits, in the spread of starts that it did
-not fix; the same objectives solved exactly; fingerprints of merge methods; and how much of the accuracy after merging
-is known without any metric. With --out each table is also written there as a CSV file.
+FOLDER holds metrics_vit_b16.csv, accuracy_vit_b16.csv, loto_results.csv, coefficients_l1_vit_b16_adamw.csv, and
+models_vit_b16.csv with the accuracies of the models and of the base, without which the prior has no rows. Printed are,
+beside each other, what the study published and what comes out here: its fits, in the spread of starts that it did not
+fix; the same objectives solved exactly; fingerprints of merge methods; and how much of the accuracy after merging is
+known without any metric, by the prior, and after some measured merges. With --out each table is also written there as a
+CSV file.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from mergekern.prediction import (
     MeasuredPairs,
     PearsonRegressor,
     RankNormalScaler,
+    budget_curve,
     complete_pairs,
     cross_validate_pairs,
     fingerprints,
@@ -42,6 +45,7 @@ from mergekern.prediction import (
     fit_published,
     make_predictor,
     mlp_baseline,
+    model_scores,
     variance_components,
 )
 from mergekern.prediction.published import scale
@@ -59,6 +63,7 @@ ABLATED = {
 REDUNDANT = "right_subspace_overlap"
 CATEGORIES = {**{name: metric.category for name, metric in CATALOGUE.items()}, REDUNDANT: "subspace overlap"}
 MEASURED = 40
+MODELS = "models_vit_b16.csv"
 COLUMNS = ["train_r_mean", "val_r_mean", "val_r_std", "pooled_val_r", "nonzero_mean"]
 
 
@@ -218,6 +223,31 @@ def what_tasks_explain(study: Study) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def from_model_scores(study: Study, models: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what the prior knows of each method's accuracy: r where models are held out, and `budget_curve`.
+
+    Args:
+        study: the measurements; no metric is used.
+        models: model, own_accuracy and base_accuracy of each model.
+    """
+    held_out: dict[str, dict[str, float]] = {}
+    curves = {}
+    for method in study.accuracy:
+        y = study.accuracy[method].dropna()
+        known = model_scores(models["model"], models)
+        by_pair = {frozenset(pair): row for pair, row in zip(known.index, known.to_numpy(), strict=True)}
+        X = pd.DataFrame([by_pair[frozenset(pair)] for pair in y.index], y.index, known.columns)
+        curves[str(method)] = budget_curve(X, y)
+        for kind in ("prior", "prior+additive"):
+            for name, splitter in (("partner known", LeaveOneTaskOut()), ("both tasks unseen", LeaveTasksOut())):
+                found = cross_validate_pairs(
+                    make_predictor(kind), X, y, splitter=splitter, baselines=False, n_resamples=0
+                )
+                held_out.setdefault(f"{name}: {kind}", {})[str(method)] = found.score
+    r = pd.DataFrame(held_out).T
+    return r.assign(mean=r.mean(axis=1)), pd.concat(curves, names=["method"])
+
+
 def _complete(study: Study) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
     for method in study.accuracy:
         with warnings.catch_warnings():
@@ -238,7 +268,8 @@ def name_incomplete(study: Study) -> Iterator[str]:
 def show(console: Console, title: str, frame: pd.DataFrame, digits: int = 3) -> None:
     """Print a frame."""
     table = Table(title=title, title_justify="left")
-    shown = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index(names="")
+    names = [name or "" for name in frame.index.names]
+    shown = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index(names=names)
     for name in shown.columns:
         table.add_column(str(name), justify="left" if shown[name].dtype.kind not in "fi" else "right")
     for row in shown.itertuples(index=False):
@@ -285,9 +316,14 @@ def main(folder: Path, n_repeats: int, out: Path | None) -> None:
     show(console, "Leave-one-task-out: mean validation r", loto)
     tasks = what_tasks_explain(study)
     show(console, "What is each task by itself, and what is left for metrics", tasks)
+    tables: dict[str, Any] = {"published": reproduced, "exact": exact, "leave_one_task_out": loto, "tasks": tasks}
+    if (folder / MODELS).exists():
+        tables["prior"], tables["budget"] = from_model_scores(study, pd.read_csv(folder / MODELS))
+        show(console, "From accuracies of models and base: mean validation r", tables["prior"])
+        mean = tables["budget"].groupby(level=["predictor", "merges"], sort=False).mean()
+        show(console, "After so many measured merges, mean of the methods", mean)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        tables: dict[str, Any] = {"published": reproduced, "exact": exact, "leave_one_task_out": loto, "tasks": tasks}
         for name, table in tables.items():
             table.to_csv(out / f"{name}.csv", index=not isinstance(table.index, pd.RangeIndex))
 

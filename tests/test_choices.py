@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import mergekern
 from mergekern.cli import main
+from mergekern.functional.calibration.architectures import KINDS
 from mergekern.merging.registry import methods_for
 from mergekern.prediction import PREDICTORS, MergePredictor
 
@@ -26,6 +27,7 @@ ACCEPTED = {
     "svd": typing.get_args(OF_COMPUTE_ALL["svd"]),
     "batch_weighting": typing.get_args(typing.get_type_hints(mergekern.Calibration)["batch_weighting"]),
     "kind": tuple(PREDICTORS),
+    "task": tuple(KINDS),
     "combination": tuple(mergekern.COMBINATIONS),
     "majority_sign": typing.get_args(OF_MERGE_ADAPTERS["majority_sign"]),
     "saved_whole": typing.get_args(OF_MERGE_ADAPTERS["saved_whole"]),

@@ -121,7 +121,7 @@ def test_metrics_that_run_models(encoders, how):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--calibration", "samples"], "--calibration and --model-fn are given together"),
+        (["--calibration", "samples"], "samples: does not say what builds the model; give model= (--model-fn)"),
         (["--model-fn", "encoder.py:build"], "--calibration and --model-fn are given together"),
         (["--layer", "blocks.1"], "--layer is of use with --calibration only"),
         (["--metrics", "gradient"], "models must be run for these; give calibration="),
@@ -205,6 +205,7 @@ def test_merge_writes_a_mergekit_configuration(zoo, tmp_path):
     text = out.read_text()
     assert 'merge_method: "dare_ties"' in text
     assert text.count('parameters: {"weight": 1.0, "density": 0.25}') == 5
+    assert f"run it by: mergekit-pytorch {out} merged" in result.output
     refused = run("merge", zoo, "--method", "tsv", "--out", tmp_path / "b.yaml", "--mergekit-config")
     assert "mergekit has no method like tsv" in refused.output
     assert refused.exit_code == 1

@@ -149,14 +149,19 @@ std::size_t values_below(const Array& diagonal, const Array& off_diagonal, doubl
 
 py::tuple combine(const Address& base, const std::vector<Address>& tuned, const Address& out, std::size_t count,
                   std::size_t start, int threads, int consensus, const std::vector<double>& weights,
-                  double total_weight, double factor, const std::vector<double>& thresholds,
-                  const std::vector<std::uint64_t>& keys, std::uint64_t dropped_below, int majority, double share, long long needed) {
+                  const std::vector<double>& divisors, double total_weight, double factor,
+                  const std::vector<double>& thresholds, const std::vector<double>& limits,
+                  const std::vector<std::uint64_t>& keys, const std::vector<std::uint64_t>& dropped_below, int majority,
+                  double share, long long needed, bool by_count) {
   const std::size_t n = tuned.size();
-  if (weights.size() != n || (!thresholds.empty() && thresholds.size() != n) || (!keys.empty() && keys.size() != n))
-    throw py::value_error("a rule has a weight, a threshold and a key for each model");
-  const mergekern::Rule rule{static_cast<mergekern::Consensus>(consensus), weights.data(), total_weight, factor,
-                             thresholds.empty() ? nullptr : thresholds.data(), keys.empty() ? nullptr : keys.data(),
-                             dropped_below, static_cast<double>(majority), share, needed};
+  const auto is_for_all = [n](const auto& values) { return values.empty() || values.size() == n; };
+  if (weights.size() != n || divisors.size() != n || !is_for_all(thresholds) || !is_for_all(limits) ||
+      !is_for_all(keys) || dropped_below.size() != keys.size())
+    throw py::value_error("a rule has a weight, a divisor, a threshold, a limit, a key and a share for each model");
+  const mergekern::Rule rule{static_cast<mergekern::Consensus>(consensus), weights.data(), divisors.data(),
+                             total_weight, factor, thresholds.empty() ? nullptr : thresholds.data(),
+                             limits.empty() ? nullptr : limits.data(), keys.empty() ? nullptr : keys.data(),
+                             dropped_below.data(), static_cast<double>(majority), share, needed, by_count};
   mergekern::Tally tally;
   {
     py::gil_scoped_release release;
@@ -236,9 +241,9 @@ PYBIND11_MODULE(_native, module) {
              py::arg("positions"));
   module.def("values_below", &values_below, py::arg("diagonal"), py::arg("off_diagonal"), py::arg("bound"));
   module.def("combine", &combine, py::arg("base"), py::arg("tuned"), py::arg("out"), py::arg("count"),
-             py::arg("start"), py::arg("threads"), py::arg("consensus"), py::arg("weights"), py::arg("total_weight"),
-             py::arg("factor"), py::arg("thresholds"), py::arg("keys"), py::arg("dropped_below"), py::arg("majority"),
-             py::arg("share"), py::arg("needed"));
+             py::arg("start"), py::arg("threads"), py::arg("consensus"), py::arg("weights"), py::arg("divisors"),
+             py::arg("total_weight"), py::arg("factor"), py::arg("thresholds"), py::arg("limits"), py::arg("keys"),
+             py::arg("dropped_below"), py::arg("majority"), py::arg("share"), py::arg("needed"), py::arg("by_count"));
   module.def("magnitude_counts", &magnitude_counts, py::arg("base"), py::arg("tuned"), py::arg("count"),
              py::arg("prefix"), py::arg("above"), py::arg("shift"), py::arg("width"), py::arg("threads"));
   module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),

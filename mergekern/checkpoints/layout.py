@@ -116,6 +116,36 @@ def layout(
     return Layout(files, metadata, others, index)
 
 
+def layout_by_size(
+    entries: Mapping[str, Entry], aliases: Mapping[str, str], others: Mapping[str, Path | bytes] | None, most: int
+) -> Layout:
+    """Return the layout of a checkpoint in shards of some size, or in one file if it is no larger.
+
+    Args:
+        entries: the tensors, by name, in the order in which they are spread.
+        aliases: tied names that are not stored -> those that are.
+        others: the other files of the result, where it is a folder; None writes all tensors to one file.
+        most: bytes of a shard; a larger tensor has one to itself.
+    """
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries.values():
+        if others is not None and shards[-1] and size + entry.nbytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    count = len(shards)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    names = names if count > 1 else ["model.safetensors"]
+    files, metadata = {}, {}
+    for name, shard in zip(names, shards, strict=True):
+        files[name] = tuple(sorted(shard, key=lambda entry: -entry.dtype.itemsize))
+        held = {entry.name for entry in shard}
+        metadata[name] = {"format": "pt"} | {alias: kept for alias, kept in aliases.items() if kept in held}
+    return Layout(files, metadata, others, {} if count > 1 else None)
+
+
 def _as_safetensors(file: str) -> str:
     path = Path(file)
     return file if path.suffix == ".safetensors" else path.stem.replace("pytorch_model", "model") + ".safetensors"

@@ -7,8 +7,9 @@ import logging
 import click
 
 from mergekern.cli.adapters import merge_adapters
+from mergekern.cli.calibration import calibrate
 from mergekern.cli.display import Lines, be_quiet, say
-from mergekern.cli.evaluation import measure
+from mergekern.cli.evaluation import best, measure
 from mergekern.cli.group import EPILOG, Commands
 from mergekern.cli.merging import merge, merge_all
 from mergekern.cli.metrics import info, metrics
@@ -53,7 +54,7 @@ def main(quiet: bool, verbose: bool) -> None:
 
 
 for command in (
-    metrics, info, merge, merge_all, merge_adapters, fit, predict, recommend, plan, screen, report, table, add, remove,
-    combine, verify, sketch, compare, measure,
+    metrics, info, calibrate, merge, merge_all, merge_adapters, measure, best, fit, predict, recommend, plan, screen,
+    report, table, add, remove, combine, verify, sketch, compare,
 ):  # fmt: skip
     main.add_command(command)

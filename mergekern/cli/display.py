@@ -118,7 +118,7 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
         return
     if not sys.stderr.isatty():
         lines = ProgressLines()
-        yield lambda p: lines.show(_progress_line(p), is_last=not p.tensor and not p.activity)
+        yield lambda p: lines.show(progress_line(p), is_last=not p.tensor and not p.activity)
         return
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
@@ -131,7 +131,8 @@ def progress_display() -> Iterator[Callable[[Progress], None]]:
         )
 
 
-def _progress_line(p: Progress) -> str:
+def progress_line(p: Progress) -> str:
+    """Return how far a run is, in a line."""
     if p.activity:
         return f"{p.activity}: {p.seconds:.0f} s"
     rate = p.bytes_done / p.seconds if p.seconds > 0 else 0.0

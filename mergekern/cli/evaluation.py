@@ -1,4 +1,4 @@
-"""`mergekern measure`."""
+"""`mergekern measure` and `mergekern best`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import mergekern
-from mergekern.cli.display import ProgressLines, is_quiet, plain_console, say, shown
+from mergekern.cli.display import ProgressLines, is_quiet, plain_console, progress_line, say, shown
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
     ByteSize,
@@ -24,6 +24,7 @@ from mergekern.cli.parameters import (
     with_options,
 )
 from mergekern.errors import did_you_mean
+from mergekern.progress import Progress
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
@@ -183,6 +184,54 @@ def measure(
     end_with_failures(found.failures)
 
 
+@click.command(
+    help="""\
+Find the best merge of two models in ZOO, measuring --budget of all merges by --evaluate, and write it to OUT.
+
+OUT gets the merge, the scores and report.html, which starts with the answer. A run that was stopped goes on, and one
+with a larger budget goes on from a smaller one. In place of ZOO several models may be given, as PATH or NAME=PATH.
+
+\b
+  mergekern best zoo --evaluate my_eval.py:accuracy --budget 20 --out found
+  mergekern best zoo --evaluate accuracy --data samples --out found
+"""
+)
+@click.argument("zoo", type=ModelPath(), nargs=-1, required=True)
+@click.option("--out", type=path_type, required=True, help="A folder.")
+@click.option("--budget", type=click.IntRange(min=1), default=20, show_default=True, help="Merges to measure; the base "
+              "and each model are measured too.")  # fmt: skip
+@evaluation_options
+@click.option("--methods", callback=parse_methods, help="Comma-separated, or all [default: weight_average,"
+              "task_arithmetic,ties,tsv].")  # fmt: skip
+@click.option("--target", help="The score to make as large as possible: accuracy (or the evaluator's own), or "
+              "normalized_accuracy, divided by that of the single models [default: accuracy].")  # fmt: skip
+@click.option("--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories, for "
+              "the report.")  # fmt: skip
+@click.option("--no-page", is_flag=True, help="Write no report.html and predictor.json.")
+def best(
+    zoo: tuple[NamedPath, ...], out: Path, budget: int, base: Path | None, evaluate: Any, data: Path | None,
+    texts: Path | None, processor: Path | None, batch_size: int | None, tasks: Any, model_fn: Callable | None,
+    state_dict: bool, options: dict[str, dict[str, Any]], methods: list[str], target: str | None, metrics: str,
+    no_page: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
+    rename: Mapping[str, str] | None,
+) -> None:  # fmt: skip
+    evaluator = evaluator_of(evaluate, data, texts, processor, batch_size)
+    checkpoints = models_of(zoo, base)
+    say_what_is_left_out(checkpoints, base)
+    chosen = {"methods": methods} if methods else {}
+    with lines_display() as progress:
+        found = mergekern.best_merge(
+            checkpoints, base, evaluate=evaluator, out=out, budget=budget, options=options, target=target,
+            metrics=[name.strip() for name in metrics.split(",")], tasks=tasks, model=model_of(model_fn, state_dict),
+            page=not no_page, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
+            rename=rename, **chosen,
+        )  # fmt: skip
+    for sentence in found.answer:
+        say(sentence)
+    say(f"wrote {found.path}" + ("" if no_page else f" and {out / 'report.html'}"))
+    end_with_failures(found.failures)
+
+
 def model_of(model_fn: Callable | None, state_dict: bool) -> Any:
     """Return what builds models; "state_dict" for none."""
     if model_fn is not None and state_dict:
@@ -223,6 +272,26 @@ def measuring_display() -> Iterator[Callable[[Measuring], None]]:
         yield lambda now: bar.update(
             task, description=shown(f"{now.what}{_left(now)}"), completed=now.done, total=now.total
         )
+
+
+@contextmanager
+def lines_display() -> Iterator[Callable[[Progress | Measuring], None]]:
+    """Give a progress callable for tensors and for merges: a line that changes on a terminal, else lines."""
+    if is_quiet():
+        yield lambda now: None
+        return
+
+    def line(now: Progress | Measuring) -> str:
+        return progress_line(now) if isinstance(now, Progress) else _line(now)
+
+    if not sys.stderr.isatty():
+        lines = ProgressLines()
+        yield lambda now: lines.show(
+            line(now), is_last=not (now.tensor or now.activity if isinstance(now, Progress) else now.what)
+        )
+        return
+    with plain_console(stderr=True).status("") as status:
+        yield lambda now: status.update(shown(line(now)))
 
 
 def _line(now: Measuring) -> str:

@@ -15,9 +15,16 @@ from mergekern.errors import MergekernError
 
 # What somebody wants to do -> the commands for it, in the order in which they are used.
 SECTIONS: Mapping[str, Sequence[str]] = {
-    "Look at models, and measure how well pairs of them will merge": ("info", "metrics", "report"),
+    "Look at models, and measure how well pairs of them will merge": ("info", "calibrate", "metrics", "report"),
     "Merge": ("merge", "merge-all", "merge-adapters"),
-    "Measure merges, learn from them, and decide": ("measure", "plan-measurements", "fit", "predict", "recommend"),
+    "Measure merges, learn from them, and decide": (
+        "best",
+        "measure",
+        "plan-measurements",
+        "fit",
+        "predict",
+        "recommend",
+    ),
     "Large zoos": ("screen", "add", "remove", "table", "combine", "verify", "sketch", "compare"),
 }
 EPILOG = """\
@@ -26,6 +33,8 @@ From a folder of fine-tuned models to a merged one:
   mergekern metrics zoo --out table.parquet --summary
   mergekern report table.parquet --out page.html
   mergekern merge zoo --method ties --out merged
+Or all in one, by a number of yours:
+  mergekern best zoo --evaluate my_eval.py:accuracy --out found
 
 Exit codes: 0 done, 1 an error that is named, 2 a command line that is wrong, 130 stopped by Ctrl-C.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ from mergekern.cli.parameters import (
     ByteSize,
     ModelPath,
     io_option,
-    parse_numbers,
     parse_options,
+    parse_weights,
     rename_option,
     with_options,
 )
 
 if TYPE_CHECKING:
+    from mergekern.checkpoints.checkpoint import Checkpoint
     from mergekern.checkpoints.sources import IO
     from mergekern.checkpoints.zoo import OnMismatch
 
@@ -48,21 +50,53 @@ merge_options = with_options(
 
 
 @click.command(
-    help="Merge MODELS: checkpoints, each as PATH or NAME=PATH, or one folder of them, fine-tuned from one base."
+    help="""\
+Merge MODELS: checkpoints, each as PATH or NAME=PATH, or one folder of them, fine-tuned from one base.
+
+With --config, merge what a recipe of mergekit says instead.
+"""
 )
-@click.argument("models", type=ModelPath(), nargs=-1, required=True)
+@click.argument("models", type=ModelPath(), nargs=-1)
 @merge_options
-@click.option("--method", required=True, help=f"One of {', '.join(mergekern.METHODS)}.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A YAML recipe of mergekit, in place of MODELS and of how they are merged.",
+)
+@click.option("--method", help=f"One of {', '.join(mergekern.METHODS)}.")
 @click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
               help="Of the method, such as density=0.2; may be repeated.")  # fmt: skip
-@click.option("--weights", callback=parse_numbers, help="Comma-separated, in the order of MODELS.")
+@click.option("--weights", callback=parse_weights, help="Comma-separated, in the order of MODELS; or JSON, where a "
+              "weight may be a list of numbers from the first layer to the last, or a mapping from parts of "
+              "names.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="PATTERN", help="Merge tensors that have PATTERN in their names, or "
+              "match it where it has * or ?; others are the base's. May be repeated.")  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="PATTERN",
+              help="Take such tensors from the base. May be repeated.")  # fmt: skip
 @click.option("--mergekit-config", is_flag=True, help="Write a mergekit configuration to --out, and merge nothing.")
 def merge(
-    models: tuple[NamedPath, ...], base: Path | None, out: Path, method: str, options: dict[str, Any],
-    weights: list[float] | None, mergekit_config: bool, overwrite: bool, dtype: str | None, device: str,
-    max_memory: int | None, on_mismatch: OnMismatch, heads: str | None, head_tensors: tuple[str, ...], io: IO,
-    rename: Mapping[str, str] | None,
+    models: tuple[NamedPath, ...], base: Path | None, out: Path, config: Path | None, method: str | None,
+    options: dict[str, Any], weights: Any, only: tuple[str, ...], exclude: tuple[str, ...], mergekit_config: bool,
+    overwrite: bool, dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch,
+    heads: str | None, head_tensors: tuple[str, ...], io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
+    if config is not None:
+        said = {
+            "MODELS": models, "--base": base, "--method": method, "--option": options, "--weights": weights,
+            "--mergekit-config": mergekit_config, "--dtype": dtype, "--rename": rename, "--heads": heads,
+            "--head-tensors": head_tensors, "--only": only, "--exclude": exclude,
+        }  # fmt: skip
+        if given := next((name for name, value in said.items() if value), None):
+            raise click.UsageError(f"{given} and --config exclude each other: the recipe says what is merged, and how")
+        with progress_display() as progress:
+            mergekern.merge_recipe(
+                config, output=out, overwrite=overwrite, device=device, max_memory=max_memory,
+                on_mismatch=on_mismatch, progress=progress, io=io,
+            )  # fmt: skip
+        say(f"wrote {out}")
+        return
+    if not models or method is None:
+        raise click.UsageError(f"missing {'--method' if models else 'MODELS'}, or --config with a recipe")
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     if mergekit_config:
@@ -71,17 +105,15 @@ def merge(
         check_output(out)
         if out.exists() and not overwrite:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
-        sources = _mergekit_sources(checkpoints, base, rename)
-        text = mergekern.mergekit_config(
-            sources[1:], sources[0], method, options=options, weights=weights, dtype=dtype or "float32"
-        )
-        write_output(out, text.encode())
+        if only or exclude:
+            raise click.UsageError("mergekit merges all tensors: --only and --exclude cannot be written for it")
+        _write_mergekit_config(out, checkpoints, base, rename, method, options, weights, dtype)
     else:
         with progress_display() as progress:
             mergekern.merge(
                 checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=weights,
                 dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-                rename=rename, heads=heads, head_tensors=head_tensors,
+                rename=rename, only=only, exclude=exclude, heads=heads, head_tensors=head_tensors,
             )  # fmt: skip
     say(f"wrote {out}")
 
@@ -123,20 +155,36 @@ def merge_all(
     say(f"wrote {len(paths)} merged checkpoints to {out}")
 
 
-def _mergekit_sources(checkpoints: Any, base: Path | None, rename: Mapping[str, str] | None) -> list[str]:
-    """Return the paths of the base and of the models, as mergekit writes them."""
+def _write_mergekit_config(
+    out: Path, checkpoints: Any, base: Path | None, rename: Mapping[str, str] | None, method: str,
+    options: dict[str, Any], weights: Any, dtype: str | None,
+) -> None:  # fmt: skip
+    """Write a configuration for mergekit, and say by which command it runs."""
     from mergekern.checkpoints import open_zoo
     from mergekern.checkpoints.adapter import Adapter
+    from mergekern.merging.mergekit import mergekit_command
 
-    opened = open_zoo(checkpoints, base, rename=rename).checkpoints
-    paths = [str(_mergekit_path(checkpoint.source)) for checkpoint in opened]
-    # A plus sign joins a base and an adapter.
-    return [
-        f"{paths[0]}+{path}" if isinstance(checkpoint, Adapter) else path
-        for checkpoint, path in zip(opened, paths, strict=True)
+    zoo = open_zoo(checkpoints, base, rename=rename)
+    base_path, *paths = (_for_mergekit(checkpoint) for checkpoint in zoo.checkpoints)
+    models = [
+        (base_path, path) if isinstance(model, Adapter) else path for model, path in zip(zoo.models, paths, strict=True)
     ]
+    dtypes = {str(stored).removeprefix("torch.") for stored in zoo.base.dtypes}
+    written = dtype or (dtypes.pop() if len(dtypes) == 1 else None)
+    if isinstance(weights, dict):
+        weights = [weights.get(name) for name in zoo.model_names]
+    text = mergekern.mergekit_config(models, base_path, method, options=options, weights=weights, out_dtype=written)
+    write_output(out, text.encode())
+    say(f"run it by: {mergekit_command([base_path, *models], str(out))}")
 
 
-def _mergekit_path(source: str) -> Path:
-    path = Path(source).resolve()
-    return path.parent if (path.parent / "config.json").is_file() else path
+def _for_mergekit(checkpoint: Checkpoint) -> str:
+    """Return where a checkpoint lies, as mergekit takes it: a name on the Hub, a folder, or a file."""
+    if checkpoint.origin is not None:
+        return checkpoint.origin
+    path = Path(os.path.abspath(checkpoint.source))
+    path = path.parent if (path.parent / "config.json").is_file() else path
+    # A folder in the cache of the Hub: models--org--name/snapshots/commit.
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return f"{path.parent.parent.name.removeprefix('models--').replace('--', '/')}@{path.name}"
+    return str(path)

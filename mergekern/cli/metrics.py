@@ -72,7 +72,8 @@ output_option = click.option(
 Compute the metrics of all pairs of models in the folder ZOO, or of several models given as PATH or NAME=PATH.
 
 The activation and gradient metrics, and merge probes, run the models: --calibration names a folder with samples and
-heads, --model-fn the Python function that builds the model.
+heads, which `mergekern calibrate` writes for models of transformers; for others --model-fn names the Python function
+that builds the model.
 """
 )
 @zoo_options
@@ -90,7 +91,7 @@ heads, --model-fn the Python function that builds the model.
 @click.option("--statistics", type=click.Path(path_type=Path), help="Keep and reuse statistics in this folder.")
 @click.option("--shard", type=Shard(), help="Measure only share i of n, as i/n, into --statistics; see combine.")
 @click.option("--calibration", type=click.Path(path_type=Path),
-              help="A folder of samples and heads for activation and gradient metrics; needs --model-fn.")  # fmt: skip
+              help="A folder of samples and heads for activation and gradient metrics.")  # fmt: skip
 @click.option("--model-fn", type=Function(), help="What builds the model that the checkpoints are of: "
               "package.module:function or file.py:function. Its code is run.")  # fmt: skip
 @click.option("--layer", help="The module whose output is the activation [default: what the folder says].")
@@ -137,7 +138,7 @@ def metrics(
     sort_by = _ranking(ctx, sort_by, _columns(measuring, calibration is not None, merge_probes, direct_probes))
     _check_output(ctx, out)
     calibrated: Calibration | None = None
-    if calibration is not None and model_fn is not None:
+    if calibration is not None:
         calibrated = mergekern.Calibration.from_folder(
             calibration, model_fn, layer, input_layer=input_layer, batch_weighting=batch_weighting
         )
@@ -169,12 +170,12 @@ def _check_runs(
     merge_probes: list[str], direct_probes: bool,
 ) -> None:  # fmt: skip
     """Raise UsageError where options about running models do not go together."""
-    if (calibration is None) != (model_fn is None):
+    if calibration is None and model_fn is not None:
         raise click.UsageError("--calibration and --model-fn are given together", ctx)
     if calibration is None and (given := [name for name, value in how_run.items() if value is not None]):
         raise click.UsageError(f"--{given[0].replace('_', '-')} is of use with --calibration only", ctx)
     if merge_probes and calibration is None:
-        raise click.UsageError("--merge-probes runs the models; give --calibration and --model-fn", ctx)
+        raise click.UsageError("--merge-probes runs the models; give --calibration and --model-fn, if need be", ctx)
     if direct_probes and not merge_probes:
         raise click.UsageError("--direct-probes is of use with --merge-probes only", ctx)
 

@@ -154,6 +154,16 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
         raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,0.5", ctx, param) from None
 
 
+def parse_weights(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """Return weights from a list of numbers with commas between, or from JSON; None for none."""
+    if value is None or value.lstrip()[:1] not in ("[", "{"):
+        return parse_numbers(ctx, param, value)
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not JSON ({error})", ctx, param) from None
+
+
 def parse_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     """Return options of a method from NAME=VALUE, the values as JSON where they are."""
     options: dict[str, Any] = {}

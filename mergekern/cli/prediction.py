@@ -141,7 +141,8 @@ def recommend(
     from mergekern.prediction import recommend as recommend_methods
 
     _check_output(out, ".csv")
-    every = recommend_methods([MergePredictor.load(path) for path in predictors], load_table(table, models))
+    fitted = [MergePredictor.load(path) for path in predictors]
+    every = recommend_methods(fitted, load_table(table, models))
     found = every if model is None else best_partners(every, model)
     shown = found.assign(
         measured=found["measured"].map({True: "yes", False: ""}), clear=found["clear"].map({True: "yes", False: ""})
@@ -149,6 +150,7 @@ def recommend(
     show_pairs(shown, rows, out, found)
     for method, count in found["method"].value_counts().items():
         say(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+    show_method_regrets(fitted)
     if group is not None:
         say(f"best {group} models together: {', '.join(best_group(every, group))}")
     if measurements is not None:
@@ -253,6 +255,18 @@ def show_regrets(fitted: MergePredictor) -> None:
             cells = (None if value is None else 100 * value for value in regrets.values())
             shown.add_texts(f"{regime}: {name}" if number == 0 else f"  {name}", *(_number(cell) for cell in cells))
     show(shown)
+
+
+def show_method_regrets(predictors: list[MergePredictor]) -> None:
+    """Print what ways to choose a method cost on held-out pairs, where enough pairs were measured by all methods."""
+    from mergekern.prediction.method_choice import method_regrets
+
+    regrets = method_regrets(predictors)
+    if regrets:
+        shown = NameTable("choice of the method", "regret in points")
+        for name, regret in regrets.items():
+            shown.add_texts(name, _number(100 * regret))
+        show(shown)
 
 
 def show_pairs(shown: pd.DataFrame, rows: int, out: Path | None, everything: pd.DataFrame) -> None:

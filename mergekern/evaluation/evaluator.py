@@ -32,6 +32,11 @@ class Evaluator(ABC):
     tasks: tuple[str, ...] | None = None
     needs_module: bool = True
 
+    @property
+    def name(self) -> str:
+        """What it is called in records."""
+        return type(self).__name__
+
     def prepare(self, zoo: Zoo, tasks: Sequence[str]) -> None:  # noqa: B027 (most have nothing to prepare)
         """Check, before anything is evaluated, that all tasks can be; and open what belongs to the zoo.
 
@@ -51,6 +56,11 @@ class OwnFunction(Evaluator):
 
     def __init__(self, function: Function) -> None:
         self._function = function
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return getattr(self._function, "__qualname__", type(self._function).__name__)
 
     def __call__(self, model: Any, task: str) -> Any:
         """Return what the function returns."""

@@ -54,8 +54,10 @@ class Files:
             if name not in self._models:
                 self._models[name] = self.models.add({"model": name})
 
-    def want(self, methods: Methods, pairs: Pairs, options: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add rows for the merges that are wanted and have none, and check all that are to be measured.
+    def want(self, methods: Methods, pairs: Pairs, options: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+        """Return the rows of the merges that are wanted and have no score; those that are not there are added.
+
+        Without methods and pairs, all rows of the file are wanted.
 
         Raises:
             EvaluationError: it is not said by which methods to merge, or a row has no method.
@@ -63,11 +65,10 @@ class Files:
         """
         self._options = options
         given = [methods] if isinstance(methods, str) else None if methods is None else list(methods)
-        for merge in self._wanted(given, pairs):
-            row = dict(zip(MERGE, merge, strict=True))
-            if _key(row) not in self._rows:
-                self._rows[_key(row)] = self.scores.add(row)
-        for row in self.empty():
+        wanted = self._wanted(given, pairs)
+        rows = self.scores.rows if wanted is None else [self._row(merge) for merge in wanted]
+        rows = [row for row in rows if not row[self._score].strip()]
+        for row in rows:
             where = f"{self.scores.path or 'the merges'}: {row['model_a']}+{row['model_b']}"
             if not row["method"]:
                 raise EvaluationError(
@@ -84,16 +85,24 @@ class Files:
                     raise OptionError(f"{where}: no model {name!r} in the zoo{did_you_mean(name, self._names)}")
             if row["model_a"] == row["model_b"]:
                 raise OptionError(f"{where}: a pair is of two models")
-        used = dict.fromkeys(row["method"] for row in self.empty())
-        for method in {*options, *used}:
+        for method in dict.fromkeys([*options, *(row["method"] for row in rows)]):
             find_method(method, options.get(method))
+        return rows
 
-    def _wanted(self, methods: list[str] | None, pairs: Pairs) -> list[Merge]:
+    def _row(self, merge: Merge) -> Row:
+        """Return the row of a merge, which is added where there is none."""
+        row = dict(zip(MERGE, merge, strict=True))
+        if _key(row) not in self._rows:
+            self._rows[_key(row)] = self.scores.add(row)
+        return self._rows[_key(row)]
+
+    def _wanted(self, methods: list[str] | None, pairs: Pairs) -> list[Merge] | None:
+        """Return the merges that are asked for; None for those of the file."""
         listed = _listed(pairs)
         if methods is None and listed and all(method for method, _, _ in listed):
             return listed
         if methods is None and listed is None and self.scores.rows:
-            return []
+            return None
         if not methods:
             raise EvaluationError(
                 "by which methods are the pairs to be merged? Give methods (--methods), such as weight_average,ties"
@@ -102,10 +111,6 @@ class Files:
             listed = [("", row["model_a"], row["model_b"]) for row in self.scores.rows] or None
         found = list(combinations(self._names, 2)) if listed is None else list(unique_pairs(listed))
         return [(method, *pair) for method, pair in product(methods, found)]
-
-    def empty(self) -> list[Row]:
-        """Return the rows of merges without a score."""
-        return [row for row in self.scores.rows if not row[self._score].strip()]
 
     def models_without(self, column: str) -> list[str]:
         """Return the names of models without a score of their own, or of the base."""
@@ -177,6 +182,6 @@ def _listed(pairs: Pairs) -> list[Merge] | None:
     if isinstance(pairs, str | os.PathLike):
         return read_pairs(Path(pairs))
     found = [tuple(map(str, pair)) for pair in pairs]
-    if wrong := next((pair for pair in found if len(pair) != 2), None):
-        raise EvaluationError(f"a pair is the names of two models, not {wrong!r}")
-    return [("", first, second) for first, second in found]
+    if wrong := next((pair for pair in found if len(pair) not in (2, 3)), None):
+        raise EvaluationError(f"a pair is the names of two models, perhaps after that of a method, not {wrong!r}")
+    return [(pair[0] if len(pair) == 3 else "", pair[-2], pair[-1]) for pair in found]

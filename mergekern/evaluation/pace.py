@@ -41,6 +41,11 @@ class Pace:
         self._made, self._evaluated = 0, 0
         self._making_seconds, self._evaluating_seconds = 0.0, 0.0
 
+    def expect(self, merges: int) -> None:
+        """Add merges to what is made and evaluated."""
+        self._to_make += merges
+        self._to_evaluate += merges
+
     @contextmanager
     def making(self, count: int) -> Iterator[None]:
         """Time the making of some models or merges."""

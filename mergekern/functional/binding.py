@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mergekern.checkpoints import Checkpoint, Zoo
+from mergekern.checkpoints.heads import named_heads
 from mergekern.errors import CalibrationError, MismatchError, did_you_mean
-from mergekern.functional.calibration import Calibration, Inputs
+from mergekern.functional.calibration import Calibration, Inputs, OwnHead, names_in_files
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Binding:
         calibration: what they are run on.
         wanted: the kinds of functional statistics that metrics ask for; attributes of `FunctionalStatistics`.
         model: that runs.
-        parameters: every name of each parameter of it, by the first.
+        parameters: every name of each parameter of it, in the module and in files, by the first.
 
     Raises:
         CalibrationError: samples are missing for a model, a layer does not exist, an input gradient has no meaning.
@@ -38,6 +39,9 @@ class Binding:
     _buffers: dict[str, list[str]] = field(init=False)  # those that a state dict holds
     _own_buffers: list[str] = field(init=False)  # the others
     _zoo_names: frozenset[str] = field(init=False)
+    _of_heads: frozenset[str] = field(init=False)  # tensors that the tasks have, not the models
+    _heads: frozenset[str] = field(init=False)  # tensors of the checkpoints that are heads
+    _are_of_library: bool = field(init=False)  # whether the heads are those of models of transformers
 
     def __post_init__(self) -> None:
         """Build the model, and check everything."""
@@ -50,12 +54,20 @@ class Binding:
         if "input_gradients" in self.wanted:
             self.calibration.check_input_gradient()
         self.model = self.calibration.build()
-        self.parameters = _by_first_name(self.model.named_parameters(remove_duplicate=False))
+        files = names_in_files(self.model)
+        self.parameters = _by_first_name(self.model.named_parameters(remove_duplicate=False), files)
         saved = self.model.state_dict().keys()
-        buffers = _by_first_name(self.model.named_buffers(remove_duplicate=False))
+        buffers = _by_first_name(self.model.named_buffers(remove_duplicate=False), files)
         self._buffers = {name: names for name, names in buffers.items() if saved & set(names)}
         self._own_buffers = [name for name in buffers if name not in self._buffers]
         self._zoo_names = frozenset(tensor.name for tensor in self.zoo.tensors)
+        own = [task.head.own_names(self.model) for task in tasks.values() if isinstance(task.head, OwnHead)]
+        self._of_heads = frozenset(set.intersection(*own)) - self._zoo_names if own else frozenset()
+        heads = named_heads(self.zoo.checkpoints)
+        # Where a model has no head, that of another one is no part of what all are.
+        every = all(not heads.isdisjoint(model.tensors) for model in self.zoo.models)
+        self._heads = frozenset(heads) if every or own else frozenset()
+        self._are_of_library = bool(own)
         for checkpoint in self.zoo.models:
             self.check_fit(checkpoint)
 
@@ -69,10 +81,15 @@ class Binding:
 
     def tensors(self, checkpoint: Checkpoint, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return parameters and buffers for the model to run on: those of the checkpoint, which are not copied where
-        dtype and device are right, and copies of the buffers, which a model may write to.
+        dtype and device are right, and copies of the buffers, which a model may write to. Parameters that the models
+        do not share, but the heads of the tasks have, are among the buffers where the checkpoint holds them.
         """
-        parameters = {name: self._read(checkpoint, names, device) for name, names in self.parameters.items()}
-        buffers = {name: self._read(checkpoint, names, device).clone() for name, names in self._buffers.items()}
+        shared = {name: names for name, names in self.parameters.items() if self._of_heads.isdisjoint(names)}
+        parameters = {name: self._read(checkpoint, names, device) for name, names in shared.items()}
+        held = {name: names for name, names in self.parameters.items() if name not in shared}
+        own = {name: n for name, n in held.items() if not checkpoint.tensors.keys().isdisjoint(n)}
+        buffers = {name: self._read(checkpoint, names, device) for name, names in own.items()}
+        buffers |= {name: self._read(checkpoint, names, device).clone() for name, names in self._buffers.items()}
         for name in self._own_buffers:
             buffers[name] = self.converted(self.model.get_buffer(name), device).clone()
         return parameters, buffers
@@ -82,7 +99,7 @@ class Binding:
         if not present:
             name = next(name for name in names if name in checkpoint.buffers)
             values = checkpoint.read_buffer(name)
-            self._check_shape(checkpoint, name, tuple(values.shape))
+            self._check_shape(checkpoint, names[0], tuple(values.shape))
             return self.converted(values, device)
         values = checkpoint.read(present[0])
         for other in present[1:]:
@@ -117,14 +134,17 @@ class Binding:
         missing, wrong = [], []
         for name, names in expected.items():
             present = [n for n in names if n in checkpoint.tensors]
-            if not present and (name in self.parameters or not any(n in checkpoint.buffers for n in names)):
+            is_of_head = not self._of_heads.isdisjoint(names)
+            if not (present or is_of_head or (name in self._buffers and any(n in checkpoint.buffers for n in names))):
                 missing.append(name)
             for n in present:
-                if checkpoint.tensors[n].shape != (shape := self._shape(n)):
+                if checkpoint.tensors[n].shape != (shape := self._shape(name)):
                     wrong.append(f"{n} is {checkpoint.tensors[n].shape} instead of {shape}")
         known = {name for names in expected.values() for name in names}
         storages = {checkpoint.tensors[name].storage for name in known if name in checkpoint.tensors}
-        extra = [n for n, t in checkpoint.tensors.items() if n not in known and t.storage not in storages]
+        # Heads are those of the tasks; what else models of transformers do not share takes no part, and is noted.
+        left = known | self._heads | (checkpoint.tensors.keys() - self._zoo_names if self._are_of_library else set())
+        extra = [n for n, t in checkpoint.tensors.items() if n not in left and t.storage not in storages]
         found = [f"missing: {_some(missing)}"] * bool(missing)
         found += [f"not in the model: {_some(extra)}"] * bool(extra) + [f"shapes: {_some(wrong)}"] * bool(wrong)
         if found:
@@ -142,12 +162,15 @@ class Binding:
             raise MismatchError(f"checkpoint {checkpoint.name!r}: {name} is {shape} instead of {expected}")
 
 
-def _by_first_name(named: Iterator[tuple[str, Tensor]]) -> dict[str, list[str]]:
-    """Return all names of each tensor, by its first name: a module may know one under several."""
+def _by_first_name(named: Iterator[tuple[str, Tensor]], files: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return all names of each tensor, by its first name: a module may have several for one, and files others."""
     names: dict[int, list[str]] = {}
     for name, tensor in named:
         names.setdefault(id(tensor), []).append(name)
-    return {every[0]: every for every in names.values()}
+    found = {
+        every[0]: [*every, *(other for name in every for other in files.get(name, ()))] for every in names.values()
+    }
+    return {first: list(dict.fromkeys(every)) for first, every in found.items()}
 
 
 def _some(lines: Sequence[str]) -> str:

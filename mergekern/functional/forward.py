@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from mergekern.errors import CalibrationError
 from mergekern.functional.batches import rows_of
-from mergekern.functional.calibration import Inputs, Task, check_classes
+from mergekern.functional.calibration import Inputs, OwnHead, Task, check_classes
 from mergekern.functional.isolation import undisturbed
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ class Forward:
         # A dict of its own for every call: what a model assigns to its buffers is written to it.
         return functional_call(self.model, dict(tensors), arguments, keywords)
 
-    def logits(self, name: str, task: Task, features: Any) -> Tensor:
-        """Return the logits that the head of a task gives for features; messages call the model `name`."""
+    def logits(self, name: str, task: Task, tensors: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """Return the logits of the module with these tensors and the head of a task; messages call it `name`."""
+        if isinstance(task.head, OwnHead):
+            own = {key: self.binding.converted(values, self.device) for key, values in task.head.tensors.items()}
+            return task.head.logits(self.model, tensors, own, inputs)
+        features = self.features(tensors, inputs)
         if isinstance(task.head, nn.Module):
             return self._call(task.head, features)
         weight, bias = task.head
@@ -88,7 +92,7 @@ class Forward:
         for start in range(0, task.size, size):
             rows = slice(start, min(start + size, task.size))
             inputs = self.binding.inputs([rows_of(task.inputs, rows)], self.device)
-            logits = self.logits(name, task, self.features(tensors, inputs))
+            logits = self.logits(name, task, tensors, inputs)
             loss += self.loss(name, task, rows, logits).double().item() * (rows.stop - rows.start)
             if self.calibration.uses_classes and logits.dim() > 1:
                 labels = self.binding.converted(task.labels[rows], self.device)

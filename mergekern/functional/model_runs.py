@@ -167,14 +167,14 @@ class ModelRuns:
         at: Tensor | None = None
         if self.calibration.input_layer is not None:
             with outputs_of(self.model, self.calibration.input_layer, with_gradient=True) as outputs:
-                features = self.forward.features(tensors, inputs)
+                logits = self.forward.logits(name, task, tensors, inputs)
             at = only_output(outputs, "input_layer", self.calibration.input_layer)
         else:
             floating = [values for values in tensors_of(inputs) if values.is_floating_point()]
             if len(floating) == 1:
                 at = floating[0].requires_grad_()
-            features = self.forward.features(tensors, inputs)
-        loss = self.forward.loss(name, task, rows, self.forward.logits(name, task, features))
+            logits = self.forward.logits(name, task, tensors, inputs)
+        loss = self.forward.loss(name, task, rows, logits)
         if not loss.isfinite():
             raise CalibrationError(
                 f"model {name!r}, {described(rows)}: the loss is {loss.item()}; check inputs, labels and head, or run "

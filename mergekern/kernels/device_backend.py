@@ -105,7 +105,7 @@ class DeviceBackend:
         return on_cuda.kth_largest(blocks, models, count, k, self.module, self.device)
 
     def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
+        self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
     ) -> torch.Tensor:
         """See mergekern.kernels.combine.on_triton."""
         from mergekern.kernels.combine import on_triton

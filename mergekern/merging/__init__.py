@@ -2,10 +2,16 @@
 
 To add a method, touch three files:
 
-1. `<name>.py`: how it merges, and a `METHOD = Method(...)` that names it. Most methods are an `Elementwise` of parts:
-   trim or drop, a consensus, a factor (`ties.py`). A method of matrices also has a rule for those, written in operators
-   that NumPy arrays and tensors share (`tsv.py`). A function of the method's own name merges one tensor in memory; its
-   docstring defines the result, and shows one.
+1. `<name>.py`: how it merges, and a `METHOD = Method(...)` that names it, with what mergekit calls it.
+   A function of the method's own name merges one tensor in memory; its docstring defines the result, and shows one.
+   There are three kinds of rules:
+
+   - `elements`: an `Elementwise` of parts: trim or drop, consensus, factor. The kernel `combine` does it (`ties.py`).
+   - `matrix`: for matrices, in operators that NumPy arrays and tensors share (`tsv.py`).
+   - `tensor`: looks at a whole tensor first, for inner products, order statistics or counts, and returns what is done
+     to its elements: a weighted sum, or a function of blocks in operators of torch (`ram.py`). Where inner products of
+     the models are all that it needs, it is one function, Gram -> coefficients (`span.py`, `slerp.py`).
+
 2. A line in `registry.py`. The command line, the table in the README (`make readme`), the studies and the tests of what
    holds for every method (bits, files, devices, degenerate inputs) read that.
 3. `tests/merging/test_closed_forms.py`: values worked out by hand, or a rule for matrices written out with full SVDs.
@@ -16,5 +22,6 @@ of `combine` and of codes that C++ shares take it from there.
 
 What a merge is made of, from the top: `merge` (the functions that users call), `merge_pass` (tensors side by side),
 `group_merge` (one merge), `shared_layer` (what merges of one tensor share), `route` (the kernels of a processor or a
-device), `elementwise` and `matrices` (what a method does to a tensor).
+device), `elementwise`, `matrices` and `whole_tensor` (what a method does to a tensor), `settings` (the weights and
+options of one tensor), `mergekit_names` (the table that `mergekit` writes recipes by).
 """

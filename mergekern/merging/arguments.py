@@ -14,15 +14,16 @@ from mergekern.checkpoints.dtypes import FLOATS
 from mergekern.errors import OptionError, did_you_mean
 from mergekern.merging.method import Method
 from mergekern.merging.option_checks import plain
+from mergekern.merging.weights_by_tensor import Weight, checked_weight, weights_of_tensors
 
 DTYPES = {str(row.dtype).removeprefix("torch."): row.dtype for row in FLOATS if row.is_written}
 
-Weights = Mapping[str, float] | Sequence[float] | None
+Weights = Mapping[str, Weight] | Sequence[Weight] | None
 
 
 def resolve_weights(
     weights: Weights, zoo: Zoo, method: Method, options: Mapping[str, Any] | None = None
-) -> tuple[float, ...]:
+) -> tuple[Weight, ...]:
     """Return the weight of each model of a zoo.
 
     Args:
@@ -32,20 +33,24 @@ def resolve_weights(
         options: all options of the method, some of which may decide the weights.
 
     Raises:
-        OptionError: a weight is missing, has no model, is not finite, or not allowed.
+        OptionError: a weight is missing, has no model, is not finite, or not allowed, for any tensor.
     """
     names = zoo.model_names
     if weights is None:
         return (1.0,) * len(names)
     if method.weigh is not None and tuple(method.weigh((2.0,) * len(names), **(options or {}))) != (2.0,) * len(names):
         raise OptionError(f"the options of {method.name} say what its models weigh; give those or weights, not both")
-    values = finite_weights(weights, names)
-    if not method.any_weight and (min(values) < 0 or not sum(values) > 0):
-        raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
-    return tuple(float(value) for value in values)
+    found = tuple(checked_weight(value) for value in _in_order(weights, names))
+    if not method.takes_any_weight(method.defaults if options is None else options):
+        for values in set(weights_of_tensors(found, zoo).values()):
+            if min(values) < 0 or not sum(values) > 0:
+                raise OptionError(
+                    f"weights of {method.name} must not be negative, and one must be above 0, not {list(values)!r}"
+                )
+    return found
 
 
-def finite_weights(weights: Mapping[str, float] | Sequence[float], names: Sequence[str]) -> list[float]:
+def finite_weights(weights: Mapping[str, Any] | Sequence[Any], names: Sequence[str]) -> list[float]:
     """Return the weight of each model, in the order of their names.
 
     Raises:
@@ -58,19 +63,29 @@ def finite_weights(weights: Mapping[str, float] | Sequence[float], names: Sequen
     return values
 
 
-def _in_order(weights: Mapping[str, float] | Sequence[float], names: Sequence[str]) -> list[float]:
+def resolve_per_model(options: Mapping[str, Any], zoo: Zoo, method: Method) -> dict[str, Any]:
+    """Return options in which values of the models are tuples in the order of the zoo.
+
+    Raises:
+        OptionError: a value is missing, or has no model.
+    """
+    values = {name: options[name] for name in method.per_model if isinstance(options[name], Mapping | tuple)}
+    return {**options, **{name: tuple(_in_order(each, zoo.model_names, name)) for name, each in values.items()}}
+
+
+def _in_order(weights: Mapping[str, Any] | Sequence[Any], names: Sequence[str], what: str = "weight") -> list[Any]:
     if isinstance(weights, Mapping):
         for name in weights:
             if name not in names:
-                raise OptionError(f"a weight for {name!r}, which is no model{did_you_mean(name, names)}")
+                raise OptionError(f"a {what} for {name!r}, which is no model{did_you_mean(name, names)}")
         if missing := [name for name in names if name not in weights]:
-            raise OptionError(f"no weight for {', '.join(missing)}")
+            raise OptionError(f"no {what} for {', '.join(missing)}")
         return [weights[name] for name in names]
     if isinstance(weights, str) or not isinstance(weights, Iterable):
         raise OptionError(f"weights are a number for each model, by name or in their order, not {weights!r}")
     values = list(weights)
     if len(values) != len(names):
-        raise OptionError(f"{len(values)} weights for {len(names)} models")
+        raise OptionError(f"{len(values)} {what}s for {len(names)} models")
     return values
 
 

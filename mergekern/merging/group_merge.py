@@ -22,7 +22,7 @@ from mergekern.merging.output import Sink
 from mergekern.merging.route import Route
 from mergekern.merging.settings import Settings
 from mergekern.merging.shared_layer import SharedLayer
-from mergekern.merging.whole_tensor import WeightedSum
+from mergekern.merging.whole_tensor import WeightedSum, lost_norms
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,8 @@ class GroupMerge:
             rule = Rule("sum", combination.coefficients)
             self._combine(shared, order, rule, from_zero=combination.of_models)
             return
-        start = 0
         for block in tensor.blocks(combination.of_rows):
-            merged = combination.combine(block).reshape(-1)
-            self._write(shared, merged, start)
-            start += merged.numel()
+            self._write(shared, combination.combine(block).reshape(-1), block.start)
 
     def _merge_matrix(self, shared: SharedLayer, order: list[int], settings: Settings) -> None:
         assert self.method.matrix is not None
@@ -154,8 +151,8 @@ class GroupMerge:
         tally, start = Tally(), 0
         dtype = torch.float64 if self.sink.dtype(shared.name) == torch.float64 else torch.float32
         for base, tuned in shared.route.blocks(shared.layer, order):
-            base = torch.zeros_like(base) if from_zero else base
-            out, counted = shared.route.combine(base, tuned, rule, dtype, start, shared.threads)
+            origin = None if from_zero else base
+            out, counted = shared.route.combine(origin, tuned, rule, dtype, start, shared.threads)
             tally += counted
             if tally.non_finite:
                 raise non_finite(shared.layer, self.zoo)
@@ -175,16 +172,24 @@ class GroupMerge:
     def _rule(self, shared: SharedLayer, order: list[int], settings: Settings, majority: int) -> Rule:
         assert self.method.elements is not None
         elementwise: Elementwise = self.method.elements(**settings.options)
-        trim, thresholds = elementwise.trim, None
-        if trim is not None and self.whole_model is not None:
+        thresholds: list[float] | None = None
+        limits: list[float] | None = None
+        if elementwise.trim is not None and self.whole_model is not None:
             known = self.whole_model.thresholds
             thresholds = [known[model] for model in order] if known else None
-        elif trim is not None:
-            k = trim.rank(shared.count)
-            if k is not None:
-                thresholds = [trim.threshold(kth) for kth in shared.kth_largest(order, k)]
+        elif elementwise.trim is not None:
+            trims = elementwise.trims(len(order))
+            kept = shared.kth_of_each(order, [trim.rank(shared.count) for trim in trims])
+            thresholds = [trim.threshold(kth) if kth else 0.0 for trim, kth in zip(trims, kept, strict=True)]
+            thresholds = thresholds if max(thresholds) > 0 else None
+            limits = shared.kth_of_each(order, [trim.limit_rank(shared.count) for trim in trims], nothing=np.inf)
+            limits = limits if min(limits) < np.inf else None
         keys = [mask_key(elementwise.seed, shared.name, shared.hashes[1 + model]) for model in order]
-        return elementwise.rule(settings.weights, thresholds, keys, majority)
+        rule = elementwise.rule(settings.weights, thresholds, keys, majority, limits)
+        if not elementwise.keeps_norm:
+            return rule
+        norms = lost_norms(shared.whole(order), rule)
+        return elementwise.rule(settings.weights, thresholds, keys, majority, limits, norms)
 
     def _write(self, shared: SharedLayer, values: torch.Tensor, start: int) -> None:
         dtype = self.sink.dtype(shared.name)
@@ -205,7 +210,7 @@ def prepare_whole_models(merges: Sequence[GroupMerge], stream: LayerStream, rout
         return
     stream = _of_weights(stream)
     thresholds = _thresholds(merges, stream, route, threads)
-    elections = {merge: Tally() for merge in merges if merge.elementwise.consensus == "elect"}
+    elections = {merge: Tally() for merge in merges if merge.elementwise.consensus.startswith("elect")}
     for merge in merges:
         merge.whole_model = WholeModel(thresholds[merge], 1)
     for layer in stream if elections else ():
@@ -231,12 +236,17 @@ def _thresholds(
     kth_largest: dict[tuple[int, int], float] = {}
     thresholds: dict[GroupMerge, dict[int, float]] = {merge: {} for merge in merges}
     for merge in merges:
-        trim = merge.elementwise.trim
-        k = trim.rank(count) if trim else None
-        if trim is None or k is None or not count:
+        trims = dict(zip(merge.models, merge.elementwise.trims(len(merge.models)), strict=False))
+        ranks = {model: k for model, trim in trims.items() if (k := trim.rank(count)) is not None}
+        if not ranks or not count:
             continue
-        if lacking := [model for model in merge.models if (model, k) not in kth_largest]:
-            found = route.kth_largest(lambda: stream, lacking, count, k, threads)
-            kth_largest |= {(model, k): value for model, value in zip(lacking, found, strict=True)}
-        thresholds[merge] = {model: trim.threshold(kth_largest[model, k]) for model in merge.models}
+        for k in sorted(set(ranks.values())):
+            lacking = [model for model, rank in ranks.items() if rank == k and (model, k) not in kth_largest]
+            if lacking:
+                found = route.kth_largest(lambda: stream, lacking, count, k, threads)
+                kth_largest |= {(model, k): value for model, value in zip(lacking, found, strict=True)}
+        thresholds[merge] = {
+            model: trim.threshold(kth_largest[model, ranks[model]]) if model in ranks else 0.0
+            for model, trim in trims.items()
+        }
     return thresholds

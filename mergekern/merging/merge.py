@@ -19,7 +19,8 @@ from mergekern.checkpoints.notes import notes_of_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError
-from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
+from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_per_model, resolve_weights
+from mergekern.merging.chosen import Chosen
 from mergekern.merging.in_memory import MERGED_BYTES, merges_in_memory, route_on
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.notes import (
@@ -35,6 +36,7 @@ from mergekern.merging.plans import Plans
 from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.request import Request
 from mergekern.merging.route import Route
+from mergekern.merging.settings import select_options
 from mergekern.merging.submodels import submodels
 from mergekern.merging.to_files import MergeFiles, Target, check_targets, make_folders, merge_targets, target_in
 from mergekern.progress import Progress
@@ -58,6 +60,8 @@ def merge(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    only: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
     heads: str | None = None,
     head_tensors: str | Sequence[str] | None = None,
 ) -> StateDict | dict[str, StateDict] | Path:
@@ -77,6 +81,10 @@ def merge(
         overwrite: whether an `output` that exists is replaced; only what mergekern wrote is.
         weights: one for each model, by name or in their order; 1 by default. Means are weighted means; otherwise
             each task vector is multiplied by its weight. Only task_arithmetic takes negative weights.
+            A weight may also be a gradient, `[1.0, 0.5]`, which goes from the first layer to the last and is linear in
+            between (a tensor outside of layers gets its first value), or a mapping from patterns to numbers or
+            gradients, `{"mlp": [1, 0], "*": 0.5}`, of which the first that fits the tensor's name counts. A pattern is
+            a part of the name; with * or ? in it, the whole name.
         dtype: "float64", "float32", "float16" or "bfloat16", of all float tensors of the result; by default each has
             the base's.
         device: "cpu", a CUDA device such as "cuda:1", or "auto": the current CUDA device if its kernels can be had.
@@ -89,6 +97,9 @@ def merge(
         progress: called with a `Progress` at the start of every tensor and at the end.
         io: "mmap" maps the files; "pread" reads them.
         rename: parts of the models' tensor names to replace, OLD -> NEW; see `compute_all`. The result has the base's.
+        only, exclude: patterns of the names of tensors that are merged, all by default, and of tensors that are not;
+            these are the base's (where there is none, the first model's), which the record says. Names in a sub-folder
+            begin with it, as `2_Dense/`.
         heads: whose heads the merged body gets, where models have heads for tasks of their own: "each" gives a result
             for every model, with its own head, names, configuration and tokenizer; the name of a model, or "base", only
             that one's. None merges heads as all other tensors. Models may then differ in their heads, and the base
@@ -129,10 +140,14 @@ def merge(
         least=min(chosen.least, 2), rename=rename, heads=patterns_of(heads, head_tensors),
     )  # fmt: skip
     chosen.check_count(len(zoo.models))
+    tensors = Chosen.given(only, exclude)
+    zoo = tensors.of(zoo)
     stream = LayerStream(zoo, route.max_memory)
+    resolved = resolve_per_model(resolved, zoo, chosen)
     request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plans = Plans(zoo, heads, resolve_dtype(dtype))
     if output is None:
+        tensors.check([("", zoo)])
         _show_notes(zoo, plans, [request])
         sink = plans.in_memory_of(request.models)
         MergePass(stream, [request.merge_into(sink, zoo)], route, progress).run()
@@ -142,12 +157,12 @@ def merge(
         if path.suffix == ".safetensors":
             raise OutputError(f"{path}: with heads='each' a folder is written, in which each model has its own")
         targets = [target_in(path, request, owner, zoo, plans) for owner in owners]
-        _write_new(path, *_files(stream, targets, route, overwrite, on_mismatch, io, progress))
+        _write_new(path, *_files(stream, targets, route, overwrite, on_mismatch, io, progress, tensors))
         return path
     remove_left_behind(path.absolute().parent)
     targets = [Target(request, path, plans[owners[0]], owners[0])]
     check_targets(targets, zoo, overwrite)
-    files, targets = _files(stream, targets, route, overwrite, on_mismatch, io, progress)
+    files, targets = _files(stream, targets, route, overwrite, on_mismatch, io, progress, tensors)
     files.write(targets, path.absolute().parent)
     return path
 
@@ -227,8 +242,11 @@ def merge_all(
     members = resolve_groups(groups, zoo)
     for models, (method, _) in itertools.product(members, chosen):
         method.check_count(len(models))
+    chosen = [(method, resolve_per_model(resolved, zoo, method)) for method, resolved in chosen]
     requests = [
-        Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
+        Request(models, method, select_options(resolved, models), (1.0,) * len(models))
+        for models in members
+        for method, resolved in chosen
     ]
     plans = Plans(zoo, heads, resolve_dtype(dtype))
     if output is not None:
@@ -259,13 +277,14 @@ def _write_new(folder: Path, files: MergeFiles, targets: Sequence[Target]) -> No
 
 def _files(
     stream: LayerStream, targets: Sequence[Target], route: Route, overwrite: bool, on_mismatch: OnMismatch, io: IO,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[Progress], None] | None, tensors: Chosen = Chosen(),  # noqa: B008
 ) -> tuple[MergeFiles, list[Target]]:  # fmt: skip
     """Return what makes merges into files, and the targets with the sub-folders of their owners; notes are shown."""
     zoo = stream.zoo
     folders = {target.owner: target.plan.folder_of(target.path) for target in targets}
     found = submodels(zoo, next((folder for folder in folders.values() if folder), None), on_mismatch, io)
-    parts = {name: LayerStream(part, route.max_memory) for name, part in found.zoos.items()}
+    tensors.check([("", zoo), *((f"{name}/", part) for name, part in found.zoos.items())])
+    parts = {name: LayerStream(tensors.of(part, f"{name}/"), route.max_memory) for name, part in found.zoos.items()}
     plans = {target.owner: target.plan for target in targets}
     lost: dict[int, list[str]] = {}
     others: dict[int, list[str]] = {}

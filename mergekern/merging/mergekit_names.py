@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+
+def _is_mean(aggregate: str) -> bool:
+    if aggregate == "max":
+        raise ValueError("aggregate='mean' or 'sum'")
+    return aggregate == "mean"
 
 
 def same(value: Any) -> Any:
@@ -52,7 +58,17 @@ class Mergekit:
 
 
 WEIGHT = Parameter("weight", "weights", per_model=True)
+# Of methods that elect signs: whether the elected entries are averaged or summed.
+NORMALIZE = Parameter("normalize", "aggregate", True, read=lambda mean: "mean" if mean else "sum", write=_is_mean)
+# The same where mergekit's default is the sum.
+UNNORMALIZED = replace(NORMALIZE, default=False)
 LAMBDA = Parameter("lambda", "scale", 1.0)
 INT8_MASK = Parameter("int8_mask", None, False)
 DENSITY = Parameter("density", "density", 1.0, per_model=True)
 DROPPED = Parameter("density", "rate", 1.0, True, lambda density: 1.0 - density, lambda rate: round(1.0 - rate, 12))
+# mergekit brings back the sum of magnitudes, which in the mean over random masks is to divide by the density.
+RESCALE_NORM = Parameter(
+    "rescale", "rescale", True, read=lambda yes: "norm" if yes else "none", write=lambda rescale: rescale != "none"
+)
+RESCALED = replace(RESCALE_NORM, default=False)
+GAMMA = Parameter("gamma", "gamma", 0.01, per_model=True)

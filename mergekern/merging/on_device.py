@@ -118,11 +118,11 @@ class DeviceRoute(Route):
             return float(self.backend.kth_largest(blocks, 1, count, k))
 
     def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
+        self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
         threads: int,
     ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
         """See `Route`."""
-        out = torch.empty(base.numel(), dtype=dtype, device=self.device)
+        out = torch.empty(tuned[0].numel(), dtype=dtype, device=self.device)
         with self._launching:
             tally = self.backend.combine(base, tuned, rule, out, start)
         return out, Tally(*tally.tolist())

@@ -54,10 +54,19 @@ METHODS = Methods(
         "ties": "ties:METHOD",
         "dare": "dare:METHOD",
         "dare_ties": "dare:DARE_TIES",
+        "breadcrumbs": "breadcrumbs:METHOD",
+        "breadcrumbs_ties": "breadcrumbs:BREADCRUMBS_TIES",
+        "della": "della:METHOD",
+        "della_linear": "della:DELLA_LINEAR",
+        "sce": "sce:METHOD",
+        "ram": "ram:METHOD",
+        "ramplus_tl": "ram:RAMPLUS_TL",
         "tsv": "tsv:METHOD",
         "isotropic": "isotropic:METHOD",
         "isotropic_cts": "isotropic_cts:METHOD",
         "tall_masks": "tall_masks:METHOD",
+        "arcee_fusion": "arcee_fusion:METHOD",
+        "nearswap": "nearswap:METHOD",
     }
 )
 
@@ -82,7 +91,7 @@ def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Me
         OptionError: an unknown method or option, with the nearest name; a value that is out of range.
 
     >>> find_method("ties", {"density": 0.5})[1]
-    {'density': 0.5, 'scale': 0.3, 'scope': 'tensor'}
+    {'density': 0.5, 'scale': 0.3, 'scope': 'tensor', 'aggregate': 'mean', 'sign': 'mass'}
     """
     method = METHODS.get(name)
     if method is None:

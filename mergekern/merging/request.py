@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from mergekern.merging.method import Method
 from mergekern.merging.output import Sink
 from mergekern.merging.route import Route
 from mergekern.merging.settings import Settings
+from mergekern.merging.weights_by_tensor import Weight, weights_of_tensors
 
 # Keeps the place of a hash in the record until all tensors have been read.
 _UNKNOWN_HASH = "0" * 32
@@ -26,13 +28,20 @@ class Request:
     models: tuple[int, ...]
     method: Method
     options: dict[str, Any]
-    weights: tuple[float, ...]
+    weights: tuple[Weight, ...]
 
     def merge_into(self, sink: Sink, zoo: Zoo) -> GroupMerge:
         """Return the merge, which has yet to be made."""
+        if all(isinstance(weight, float) for weight in self.weights):
+            return GroupMerge(zoo, self.models, self.method, self._settings(self.weights), sink)  # type: ignore[arg-type]
+        chosen = dataclasses.replace(zoo, models=tuple(zoo.models[model] for model in self.models))
+        settings = {name: self._settings(each) for name, each in weights_of_tensors(self.weights, chosen).items()}
+        means = [sum(each.weights[place] for each in settings.values()) for place in range(len(self.models))]
+        return GroupMerge(zoo, self.models, self.method, self._settings(means), sink, settings.__getitem__)
+
+    def _settings(self, weights: Sequence[float]) -> Settings:
         weigh = self.method.weigh
-        weights = self.weights if weigh is None else tuple(weigh(self.weights, **self.options))
-        return GroupMerge(zoo, self.models, self.method, Settings(weights, self.options), sink)
+        return Settings(tuple(weights if weigh is None else weigh(weights, **self.options)), self.options)
 
     def names(self, zoo: Zoo) -> tuple[str, ...]:
         """Return the names of the models."""
@@ -55,7 +64,10 @@ class Request:
         return {
             "version": package_version("mergekern"),
             "method": self.method.name,
-            "options": self.options,
+            "options": {
+                name: dict(sorted(zip(self.names(zoo), value, strict=True))) if isinstance(value, tuple) else value
+                for name, value in self.options.items()
+            },
             "device": route.description,
             "base": f"xxh3_128:{hashes[0]}",
             "models": sorted(models, key=lambda model: (model["name"], model["hash"])),

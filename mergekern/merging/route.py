@@ -60,10 +60,13 @@ class Route(ABC):
 
     @abstractmethod
     def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
+        self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
         threads: int,
     ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
-        """Return the merged elements in a dtype, float32 or float64, where the kernels leave them; and the tally."""
+        """Return the merged elements in a dtype, float32 or float64, where the kernels leave them; and the tally.
+
+        A base of None stands for zero.
+        """
 
     @abstractmethod
     def base(self, layer: Layer) -> torch.Tensor:

@@ -30,8 +30,16 @@ class Settings:
         >>> Settings((1.0, 2.0), {"density": (0.1, 0.2), "scale": 0.3}).ordered([1, 0])
         Settings(weights=(2.0, 1.0), options={'density': (0.2, 0.1), 'scale': 0.3})
         """
-        options = {
-            name: tuple(value[place] for place in order) if isinstance(value, tuple) else value
-            for name, value in self.options.items()
-        }
-        return Settings(tuple(self.weights[place] for place in order), options)
+        return Settings(tuple(self.weights[place] for place in order), select_options(self.options, order))
+
+
+def select_options(options: Mapping[str, Any], models: Sequence[int]) -> dict[str, Any]:
+    """Return options with the values of some models, in their order.
+
+    >>> select_options({"density": (0.1, 0.2, 0.4), "scale": 0.3}, [2, 0])
+    {'density': (0.4, 0.1), 'scale': 0.3}
+    """
+    return {
+        name: tuple(value[model] for model in models) if isinstance(value, tuple) else value
+        for name, value in options.items()
+    }

@@ -70,5 +70,7 @@ def slerp(
 METHOD = Method(
     "slerp", "Shoemake 1985", "the point between two models on their arc", DEFAULTS, tensor=tensor, most=2,
     without_base=lambda t: True, weigh=weigh, checks={"t": number(-np.inf, optional=True)},
-    mergekit=Mergekit("slerp", (Parameter("t", "t"),), base="first"),
+    mergekit=Mergekit(
+        "slerp", (Parameter("t", "weights", read=lambda t: (1.0 - t, t), write=lambda w: w[1] / sum(w)),), base="first",
+    ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mergekern.merging.whole_tensor import Block, Blockwise, WeightedSum, WholeTensor
+from mergekern.merging.whole_tensor import Block, Blockwise, WeightedSum, WholeTensor, sums
 
 Along = Literal["tensor", "rows", "columns"]
 Vectors = Literal["models", "deltas"]
@@ -66,11 +66,6 @@ def _grams(parts: Sequence[torch.Tensor], axis: int) -> np.ndarray:
         for j in range(i + 1):
             grams[:, i, j] = grams[:, j, i] = sums(first * parts[j], axis)
     return grams
-
-
-def sums(values: torch.Tensor, axis: int) -> np.ndarray:
-    """Return sums over an axis, on the processor by NumPy: their bits do not depend on the number of threads."""
-    return values.numpy().sum(axis) if values.device.type == "cpu" else values.sum(axis).cpu().numpy()
 
 
 def cosine(gram: np.ndarray, i: int, j: int) -> np.ndarray:

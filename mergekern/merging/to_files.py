@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,11 @@ class MergeFiles:
 
     def _check_space(self, targets: Sequence[Target], place: Path) -> None:
         """Raise OutputError unless a disk has room for the results, and say how much many of them need."""
-        parts = sum(plan.nbytes for _, plan in self.parts.values())
-        needed = sum(target.plan.nbytes + parts for target in targets)
+        zoos = [stream.zoo for stream in self.parts.values()]
+        needed = sum(
+            plan.nbytes + sum(OutputPlan.like(zoo, owner, plan.dtype).nbytes for zoo in zoos)
+            for _, _, plan, owner in targets
+        )
         with as_output_errors(place):
             free = shutil.disk_usage(place).free
         sizes = f"{len(targets)} merges need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
@@ -223,7 +226,7 @@ def check_targets(targets: Sequence[Target], zoo: Zoo, overwrite: bool, *, may_m
     for target in targets:
         path = target.path
         check_name(path)
-        _refuse_inputs(path, zoo)
+        refuse_inputs(path, zoo.checkpoints)
         if path.parent.is_dir() or not may_make_folders:
             check_target(path, target.plan.folder_of(path) is not None, overwrite)
 
@@ -241,10 +244,10 @@ def make_folders(targets: Sequence[Target], output: Path) -> None:
                 raise OutputError(f"{folder}: lies on another disk than {output}; give an output on its disk")
 
 
-def _refuse_inputs(path: Path, zoo: Zoo) -> None:
+def refuse_inputs(path: Path, checkpoints: Iterable[Checkpoint]) -> None:
     """Raise OutputError if a path is that of a checkpoint that is read, or of the folder it lies in."""
     target = path.resolve()
-    for checkpoint in zoo.checkpoints:
+    for checkpoint in checkpoints:
         source = Path(checkpoint.source)
         shards = checkpoint.shards.values() if isinstance(checkpoint, Sharded) else ()
         if target in [Path(shard.source).resolve() for shard in shards]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mergekern.merging.elementwise import Elementwise
-from mergekern.merging.mergekit_names import Mergekit
+from mergekern.merging.mergekit_names import WEIGHT, Mergekit, Parameter
 from mergekern.merging.method import Method, merge_elements
 
 
@@ -28,5 +28,6 @@ def weight_average(
 
 
 METHOD = Method(
-    "weight_average", "arXiv 2203.05482", "θ₀ + mean τ", {}, elements, mergekit=Mergekit("linear", base="model")
-)
+    "weight_average", "arXiv 2203.05482", "θ₀ + mean τ", {}, elements,
+    mergekit=Mergekit("linear", (WEIGHT, Parameter("normalize", None, True)), base="model"),
+)  # fmt: skip

@@ -16,9 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
+
+from mergekern.kernels.combine import Rule, reference
+from mergekern.merging.elementwise import mask_key
 
 # Elements of a block: with a few models its float64 values stay in the processor's cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 15
 
 
 class Block:
@@ -27,14 +31,17 @@ class Block:
     Args:
         base: (rows, columns), any float dtype; flat blocks have one row.
         tuned: N × (rows, columns), any float dtype.
+        start: index of the first element in the tensor.
 
     Attributes:
+        start: as given.
         base: float64.
         models: the tensor in each model, N × (rows, columns) float64.
         deltas: tuned − base of each model, N × (rows, columns) float64.
     """
 
-    def __init__(self, base: torch.Tensor, tuned: Sequence[torch.Tensor]) -> None:
+    def __init__(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], start: int = 0) -> None:
+        self.start = start
         self.base = base.double()
         self.models = [tensor.double() for tensor in tuned]
 
@@ -110,6 +117,20 @@ class WholeTensor(ABC):
         """
 
     @abstractmethod
+    def combine(self, deltas: Sequence[torch.Tensor], rule: Rule, start: int = 0) -> torch.Tensor:
+        """Return the merge of elements of task vectors by the kernel `combine`, without the base, float64.
+
+        Args:
+            deltas: of one shape, float64.
+            rule: how they are merged.
+            start: index of the first element in the tensor.
+        """
+
+    @abstractmethod
+    def mask_keys(self, seed: int) -> list[int]:
+        """Return the keys of the random masks of the models."""
+
+    @abstractmethod
     def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
         """Return the k-th largest of values ≥ 0 that a function computes of each block, one for each element."""
 
@@ -138,10 +159,46 @@ class TensorInMemory(WholeTensor):
         shape = (-1, self.columns) if of_rows and self.count else (1, -1)
         yield Block(self._base.reshape(shape), [each.reshape(shape) for each in self._tuned])
 
+    def combine(self, deltas: Sequence[torch.Tensor], rule: Rule, start: int = 0) -> torch.Tensor:
+        """See `WholeTensor`."""
+        found, _ = reference.combine(None, [delta.reshape(-1) for delta in deltas], rule, start)
+        return torch.from_numpy(found).view(deltas[0].shape)
+
+    def mask_keys(self, seed: int) -> list[int]:
+        """See `WholeTensor`; the tensor has no name."""
+        deltas = (tuned - self._base for tuned in self._tuned)
+        return [mask_key(seed, "", xxhash.xxh3_128_hexdigest(delta.numpy())) for delta in deltas]
+
     def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
         """See `WholeTensor`."""
         (block,) = self.blocks(of_rows)
         return float(np.sort(values(block).numpy(), axis=None)[-k])
+
+
+def lost_norms(tensor: WholeTensor, rule: Rule) -> tuple[float, ...]:
+    """Return Σ|τ| / Σ|kept τ| of each model, 1 where nothing is kept.
+
+    Args:
+        tensor: in the base and in all models.
+        rule: trims and drops.
+    """
+    models = len(rule.weights)
+    found = np.zeros((2, models))
+    for block in tensor.blocks():
+        for model, delta in enumerate(block.deltas):
+            kept = tensor.combine([delta], rule.of_model(model), block.start)
+            found[:, model] += total(delta.abs()), total(kept.abs())
+    return tuple(np.divide(found[0], found[1], out=np.ones(models), where=found[1] > 0).tolist())
+
+
+def total(values: torch.Tensor) -> float:
+    """Return the sum of all values; see `sums`."""
+    return float(sums(values.reshape(-1), 0))
+
+
+def sums(values: torch.Tensor, axis: int) -> np.ndarray:
+    """Return sums over an axis, on the processor by NumPy: their bits do not depend on the number of threads."""
+    return values.numpy().sum(axis) if values.device.type == "cpu" else values.sum(axis).cpu().numpy()
 
 
 def merge_in_memory(

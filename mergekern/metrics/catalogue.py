@@ -2,7 +2,7 @@
 
 The command line, the documentation, the tests and every table read it. To add a metric, write its function in the
 module of its category, give it an entry here, and its value in closed form to `tests/metrics/test_closed_forms.py`;
-`make readme` then adds it to the table of the README. Every part of an entry is a literal: nothing is read from a
+`make readme` then adds it to docs/metrics.md. Every part of an entry is a literal: nothing is read from a
 docstring, which `python -OO` strips.
 """
 

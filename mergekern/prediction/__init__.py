@@ -11,6 +11,7 @@ from mergekern.prediction.analysis import (
     fingerprints,
     variance_components,
 )
+from mergekern.prediction.budgets import budget_curve
 from mergekern.prediction.decisions import best_group, best_method, best_pair, best_partners, next_measurements
 from mergekern.prediction.forest import ForestRegressor
 from mergekern.prediction.individual import individual_correlations
@@ -81,6 +82,7 @@ __all__ = [
     "best_method",
     "best_pair",
     "best_partners",
+    "budget_curve",
     "complete_pairs",
     "conformal_intervals",
     "cross_validate_pairs",

@@ -30,17 +30,7 @@ def training_pairs(table: MetricTable, scores: pd.Series, method: str, kind: Pre
     target = align_scores(scores, frame.index, table.models)
     scored = target.notna()
     fewest = 0 if kind.uses_model_scores else FEWEST_PAIRS
-    if kind.uses_model_scores:
-        if OWN not in frame:
-            raise PredictionError(
-                f"the table has no {OWN}: join mergekern.model_scores(models, source) (--models on the command line)"
-            )
-        # Accuracies of the base that are all unknown are no column.
-        frame = frame[[name for name in PRIOR_COLUMNS if name in frame and frame[name].notna().any()]]
-    elif kind.uses_metrics:
-        frame = frame[[name for name in frame if name not in MODEL_SCORES]]
-    else:
-        frame = frame[[]].assign(no_metric=0.0)
+    frame = read_columns(frame, kind)
     if scored.sum() < fewest:
         raise PredictionError(f"{int(scored.sum())} scores of {method} are too few: at least {fewest}")
     if not scored.any():
@@ -54,6 +44,24 @@ def training_pairs(table: MetricTable, scores: pd.Series, method: str, kind: Pre
             f"{len(data.y)} of {int(scored.sum())} pairs with a score have every metric: at least {fewest} are needed"
         )
     return data
+
+
+def read_columns(frame: pd.DataFrame, kind: PredictorKind) -> pd.DataFrame:
+    """Return the columns of a table's frame that a predictor reads: metrics, model scores, or a column of zeros.
+
+    Raises:
+        PredictionError: it reads model scores, and there are none.
+    """
+    if kind.uses_model_scores:
+        if OWN not in frame:
+            raise PredictionError(
+                f"the table has no {OWN}: join mergekern.model_scores(models, source) (--models on the command line)"
+            )
+        # Accuracies of the base that are all unknown are no column.
+        return frame[[name for name in PRIOR_COLUMNS if name in frame and frame[name].notna().any()]]
+    if kind.uses_metrics:
+        return frame[[name for name in frame if name not in MODEL_SCORES]]
+    return frame[[]].assign(no_metric=0.0)
 
 
 def validate(
@@ -82,11 +90,12 @@ def validate(
     by = {"predictor": predicted["prediction"].to_numpy()}
     values = {pair_key(pair): row for pair, row in zip(beside.index, range(len(beside)), strict=True)}
     rows = [values[pair_key(pair)] for pair in zip(predicted["model_a"], predicted["model_b"], strict=True)]
-    for name, column in {"cosine": RANKED_BY, "own accuracy": OWN}.items():
+    for name, column in {"own accuracy, no fit": OWN, "cosine": RANKED_BY}.items():
         if column in beside and beside[column].notna().all():
             by[name] = beside[column].to_numpy()[rows]
     figures["regrets"] = {name: choice_regrets(predicted, order) for name, order in by.items()}
     figures["regrets"]["random"] = random_regrets(predicted)
+    figures["regrets"]["oracle"] = choice_regrets(predicted, predicted["y"].to_numpy())
     index = pd.MultiIndex.from_frame(predicted[["model_a", "model_b"]])
     return figures, pd.Series(predicted["prediction"].to_numpy(), index=index)
 

@@ -21,6 +21,8 @@ from mergekern.prediction.pairs import pair_key
 STANDARD_ERRORS = 2.33
 # Predictions that held-out pairs do not bear out keep their order by this slope.
 LEAST_SLOPE = 0.05
+# Parts of the measured pairs, each chosen for by the others.
+FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,57 @@ def method_rule(predictors: Sequence[MergePredictor], levels: Sequence[float]) -
         predictors: one for each method.
         levels: mean predicted score of each method, which decide where no pair was measured by all methods.
     """
+    measured, predicted = _on_measured_pairs(predictors)
+    compared = len(measured)
+    scores = measured.mean().to_numpy() if compared else np.nan_to_num(np.array(levels), nan=-np.inf)
+    best = int(np.argmax(scores))
+    both = measured.index.intersection(predicted.index)
+    return _rule(best, measured.loc[both].to_numpy(), predicted.loc[both].to_numpy(), compared)
+
+
+def method_regrets(predictors: Sequence[MergePredictor]) -> dict[str, float]:
+    """Return what each way to choose a method costs on pairs measured by all methods, in the units of the score.
+
+    The cost of a choice is the pair's best score less its score by the chosen method, averaged over the pairs. Each
+    pair is predicted by fits without it, and in turn a tenth of the pairs is chosen for by a rule that the others gave.
+    The ways are "recommended" (the rule of `recommend`), "largest prediction", "always the best method" (the one that
+    is best on the other pairs), "random method" and "oracle", which knows the scores. Empty for one method, or for
+    fewer than ten such pairs.
+    """
+    measured, predicted = _on_measured_pairs(predictors)
+    both = sorted(measured.index.intersection(predicted.index))
+    if len(predictors) < 2 or len(both) < FOLDS:
+        return {}
+    y, found = measured.loc[both].to_numpy(), predicted.loc[both].to_numpy()
+    rows, overall, recommended = np.arange(len(y)), np.zeros(len(y), dtype=int), np.zeros(len(y), dtype=int)
+    for test in np.array_split(np.random.default_rng(0).permutation(len(y)), FOLDS):
+        train = np.delete(rows, test)
+        rule = _rule(int(y[train].mean(0).argmax()), y[train], found[train], len(train))
+        leads = found[test] - found[test][:, [rule.best]]
+        overall[test] = rule.best
+        recommended[test] = np.where(leads.max(1) > rule.threshold, leads.argmax(1), rule.best)
+    most = y.max(1)
+    ways = {"recommended": recommended, "largest prediction": found.argmax(1), "always the best method": overall}
+    regrets = {name: float((most - y[rows, chosen]).mean()) for name, chosen in ways.items()}
+    return {**regrets, "random method": float((most - y.mean(1)).mean()), "oracle": 0.0}
+
+
+def _on_measured_pairs(predictors: Sequence[MergePredictor]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return measured scores and predictions of held-out pairs, pairs × methods, of pairs that all methods have."""
     measured, predicted = (
         pd.DataFrame({number: _by_pair(series) for number, series in enumerate(every)}, dtype=np.float64).dropna()
         for every in ([p.measured for p in predictors], [p.held_out for p in predictors])
     )
-    compared = len(measured)
-    scores = measured.mean().to_numpy() if compared else np.nan_to_num(np.array(levels), nan=-np.inf)
-    best = int(np.argmax(scores))
-    both = [pair for pair in measured.index if pair in set(predicted.index)]
-    if len(both) < 3 or len(predictors) < 2:
+    return measured, predicted
+
+
+def _rule(best: int, measured: np.ndarray, predicted: np.ndarray, compared: int) -> MethodRule:
+    """Return the rule that (pairs, methods) scores and predictions support, where one method is the best overall."""
+    if len(measured) < 3 or measured.shape[1] < 2:
         return MethodRule(best, float("inf"), 0.0, compared)
-    leads = predicted.loc[both].to_numpy()
-    leads = leads - leads[:, [best]]
-    gains = measured.loc[both].to_numpy()
-    gains = gains - gains[:, [best]]
+    leads, gains = (values - values[:, [best]] for values in (predicted, measured))
     other = leads.argmax(1)
-    rows = np.arange(len(both))
+    rows = np.arange(len(measured))
     return MethodRule(best, *_threshold(leads[rows, other], gains[rows, other]), compared)
 
 

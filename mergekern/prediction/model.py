@@ -22,7 +22,13 @@ from mergekern.prediction.figures import training_pairs, validate
 from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals, predicted_sd
 from mergekern.prediction.pairs import find_pairs, pair_key, task_codes
 from mergekern.prediction.persistence import from_document, to_document
-from mergekern.prediction.predictors import available_kind, contributions, make_predictor, predictor_kind
+from mergekern.prediction.predictors import (
+    DEFAULT_KIND,
+    available_kind,
+    contributions,
+    make_predictor,
+    predictor_kind,
+)
 from mergekern.prediction.schemas import PredictorDocument
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut, PairFolds
 from mergekern.prediction.validation import fit_estimator, predict_pairs
@@ -78,7 +84,7 @@ class MergePredictor:
         table: MetricTable,
         scores: pd.Series | None,
         method: str,
-        kind: str = "auto",
+        kind: str = DEFAULT_KIND,
         *,
         models: pd.DataFrame | None = None,
         level: float = 0.8,

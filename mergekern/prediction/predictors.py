@@ -149,6 +149,9 @@ PREDICTORS = {
     "auto": PredictorKind("what suits the things known: prior, effects, metrics", AutoRegressor, {}),
 }
 
+# What predicts where no predictor is asked for.
+DEFAULT_KIND = "auto"
+
 
 def predictor_kind(kind: str) -> PredictorKind:
     """Return a predictor's entry in `PREDICTORS`.

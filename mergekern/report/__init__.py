@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mergekern._internal.files import check_output, write_output
 from mergekern.errors import OptionError, OutputError
+from mergekern.report.answer import Answer
 from mergekern.report.contents import Contents, gather
 from mergekern.tables.metric_table import MetricTable
 
@@ -35,6 +36,7 @@ def write_report(
     predictors: Iterable[MergePredictor] = (),
     metric: str | None = None,
     title: str | None = None,
+    answer: Answer | None = None,
 ) -> list[Path]:
     """Write a report of a table and return the files written.
 
@@ -46,6 +48,7 @@ def write_report(
         predictors: from `MergePredictor.fit` or `load`, one for a merge method at most.
         metric: the one shown first [default: task_vector_cosine_similarity, where the table has it].
         title: heading of the page [default: the number of models].
+        answer: what the page says first; figures have no place for it.
 
     Raises:
         OptionError: another suffix, a metric that the table does not have, or an extra that is not installed.
@@ -61,18 +64,18 @@ def write_report(
     check_output(out)
     contents = gather(table, metric, scores, predictors)
     title = title or f"Mergeability of {len(table.models)} models"
-    files = _page(contents, out, title) if out.suffix == ".html" else _figures(contents, out)
+    files = _page(contents, out, title, answer) if out.suffix == ".html" else _figures(contents, out)
     for path, content in files.items():
         write_output(path, content)
     return list(files)
 
 
-def _page(contents: Contents, out: Path, title: str) -> dict[Path, bytes]:
+def _page(contents: Contents, out: Path, title: str, answer: Answer | None) -> dict[Path, bytes]:
     try:
         from mergekern.report.page import render
     except ImportError as error:
         raise _missing(error) from error
-    return {out: render(contents, title).encode()}
+    return {out: render(contents, title, answer).encode()}
 
 
 def _figures(contents: Contents, out: Path) -> dict[Path, bytes]:

@@ -15,6 +15,7 @@ from mergekern.prediction import (
     MergePredictor,
     PairValidation,
     align_scores,
+    budget_curve,
     cross_validate_pairs,
     failure_signatures,
     fingerprints,
@@ -22,12 +23,14 @@ from mergekern.prediction import (
     variance_components,
 )
 from mergekern.prediction.analysis import Fingerprints, VarianceComponents
+from mergekern.prediction.figures import read_columns
+from mergekern.prediction.predictors import DEFAULT_KIND, PREDICTORS, available_kind
 from mergekern.tables.metric_table import MetricTable
 
-# What predicts held-out pairs where no predictor was given, and what the coefficients are of.
-DEFAULT_KIND = "additive+metrics"
+# What the coefficients are of.
 METRICS_ALONE = "sparse"
 LARGEST = 5
+BUDGET_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,15 @@ class Outcome:
     Attributes:
         method: its name.
         measured: scores of the table's P pairs in their order, NaN where there is none.
-        kind: name of the predictor that was given, or else DEFAULT_KIND; `validation` validates it.
+        kind: name of the predictor that was given, or else of the one that DEFAULT_KIND takes; `validation` validates
+            it. DEFAULT_KIND itself where nothing can be fitted.
         predicted: prediction, low, high, drivers and remarks of the P pairs; None without a predictor.
         level: share of pairs that the conformal intervals are to cover.
         validation: leave-one-task-out validation on the measured pairs, beside the baselines.
         metrics_alone: the same validation of the study's L1 fit, which knows metrics alone; its coefficients are the
             fingerprint.
         variance: shares of the scores' variance that are due to the models and to the pairs.
+        budget: `budget_curve` of what predicts the other pairs from so many measured merges.
         warnings: why to doubt the predictions, or why there is no validation, in words.
     """
 
@@ -55,6 +60,7 @@ class Outcome:
     validation: PairValidation | None = None
     metrics_alone: PairValidation | None = None
     variance: VarianceComponents | None = None
+    budget: pd.DataFrame | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -128,18 +134,37 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
     if scores is None:
         assert predictor is not None
         scores = predictor.measured[[set(pair) <= set(table.models) for pair in predictor.measured.index]]
+    target = str(scores.name or "score")
     outcome = Outcome(method, align_scores(scores, frame.index, table.models))
     if predictor is not None:
         predicted = predictor.predict(table)[["prediction", "low", "high", "drivers", "remarks"]].reindex(frame.index)
         outcome = replace(outcome, kind=predictor.kind, predicted=predicted, level=predictor.intervals.level)
     try:
-        validation = _validate(frame, outcome.measured, make_predictor(outcome.kind))
-        metrics_alone = _validate(frame, outcome.measured, make_predictor(METRICS_ALONE, {"solver": "exact"}))
+        if predictor is None:
+            kind = available_kind(frame.columns, outcome.measured.count(), target)
+            outcome = replace(outcome, kind=kind)
+        entry = PREDICTORS[outcome.kind]
+        estimator = make_predictor(outcome.kind, target=target if entry.uses_model_scores else None)
+        validation = _validate(read_columns(frame, entry), outcome.measured, estimator)
+        of_metrics = read_columns(frame, PREDICTORS[METRICS_ALONE])
+        metrics_alone = _validate(of_metrics, outcome.measured, make_predictor(METRICS_ALONE, {"solver": "exact"}))
         variance = variance_components(outcome.measured)
+        budget = _budget(frame, outcome.measured, target)
     except PredictionError as error:
         return replace(outcome, warnings=[str(error)])
     doubts = failure_signatures(validation)
-    return replace(outcome, validation=validation, metrics_alone=metrics_alone, variance=variance, warnings=doubts)
+    return replace(
+        outcome, validation=validation, metrics_alone=metrics_alone, variance=variance, budget=budget, warnings=doubts
+    )
+
+
+def _budget(frame: pd.DataFrame, measured: pd.Series, target: str) -> pd.DataFrame:
+    kind = "prior+additive" if available_kind(frame.columns, 1, target) == "prior+additive" else "additive"
+    scored = measured.notna()
+    X = read_columns(frame, PREDICTORS[kind])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IncompletePairsWarning)  # pairs without model scores
+        return budget_curve(X[scored], measured[scored], target=target, kinds=[kind], n_repeats=BUDGET_REPEATS)
 
 
 def _validate(frame: pd.DataFrame, measured: pd.Series, estimator: Any) -> PairValidation:

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from mergekern._internal.versions import package_version
 from mergekern.metrics import metric_of
 from mergekern.metrics.catalogue import NOTATION, Metric
+from mergekern.report.answer import Answer
 from mergekern.report.contents import CORRELATIONS, QUANTILES, Contents, metric_title
 from mergekern.report.outcomes import Outcomes
 from mergekern.tables.metric_table import MetricTable
@@ -43,7 +44,7 @@ class Arrays:
         return name
 
 
-def render(contents: Contents, title: str) -> str:
+def render(contents: Contents, title: str, answer: Answer | None = None) -> str:
     """Return the page as HTML.
 
     >>> import mergekern
@@ -60,6 +61,7 @@ def render(contents: Contents, title: str) -> str:
     pairs = models * (models - 1) // 2
     return environment.get_template("page.html.j2").render(
         title=title,
+        answer=answer,
         contents=contents,
         table=contents.table,
         pairs=pairs,
@@ -123,7 +125,7 @@ def describe(contents: Contents, arrays: Arrays) -> dict[str, Any]:
 
 
 def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -> dict[str, Any]:
-    columns, accuracy, coefficients, effects, remarks = [], [], [], [], []
+    columns, accuracy, coefficients, effects, remarks, budgets = [], [], [], [], [], []
     pairs = table.to_pandas().index
     with_words = len(pairs) * len(outcomes.methods) <= EXACT_PAIRS
     for index, outcome in enumerate(outcomes.methods):
@@ -159,6 +161,11 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
         if outcome.variance is not None:
             in_order = outcome.variance.effects.reindex(table.models).to_numpy()
             effects.append({"method": outcome.method, "values": arrays.add(f"effects/{index}", in_order, "f8")})
+        if (budget := outcome.budget) is not None and len(budget):
+            curve = budget.loc[budget.index.unique(0)[0]]
+            names = ("r", "rmse")
+            figures = {name: arrays.add(f"budget/{index}/{name}", curve[name].to_numpy(), "f8") for name in names}
+            budgets.append({"method": outcome.method, "merges": curve.index.tolist(), **figures})
     # Predictions before measurements, methods in their order.
     columns.sort(key=lambda column: "low" not in column)
     return {
@@ -168,6 +175,7 @@ def _describe_outcomes(outcomes: Outcomes, table: MetricTable, arrays: Arrays) -
         "accuracy": accuracy,
         "coefficients": coefficients,
         "effects": effects,
+        "budgets": budgets,
     }
 
 

@@ -154,3 +154,10 @@ def test_offline_by_environment(cache, tmp_path):
     assert (
         float(done.stdout) == mergekern.measure(models, weights(0), mergekern.MeasureOptions(device="cpu")).inner[0, 1]
     )
+
+
+def test_recipes_name_models_and_revisions(cache):
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in ("org/one@v1.0", "else/two")]
+    found = mergekern.merge_recipe({"merge_method": "linear", "models": models, "base_model": "else/two"})
+    expected = (weights(3)["w"] + weights(2)["w"]) / 2
+    torch.testing.assert_close(found["w"], expected)

@@ -16,6 +16,21 @@ WEIGHTS: Sequence[tuple[str, ...]] = (
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("screen", "zoo", "--rows", "3", "--out", "screened.parquet"),
     MEASURE,
+    (
+        "best",
+        "zoo",
+        "--evaluate",
+        "evaluator.py:score",
+        "--budget",
+        "2",
+        "--methods",
+        "ties,tsv",
+        "--metrics",
+        "stable_rank",
+        "--no-page",
+        "--out",
+        "found",
+    ),
 )
 ADAPTERS: Sequence[tuple[str, ...]] = (
     ("info", "adapters", "--base", "zoo/base.safetensors"),
@@ -50,6 +65,7 @@ STATISTICS: Sequence[tuple[str, ...]] = (
 TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
     "zoo/**/*": WEIGHTS,
     "adapters/**/*": ADAPTERS,
+    "recipe.yaml": (("merge", "--config", "recipe.yaml", "--out", "out.safetensors"),),
     "calibration/**/*": (("metrics", "zoo", *CALIBRATED, "--rows", "3"),),
     "table.json": _tables("table.json"),
     "table.csv": _tables("table.csv"),
@@ -80,4 +96,4 @@ TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
 # Files are drawn by kind, so that kinds of many files do not take all inputs.
 KINDS = tuple(TARGETS)
 # Commands that take 1 to 2 s where others take 0.05; they get a tenth of the inputs.
-SLOW = ("fit", "report")
+SLOW = ("best", "fit", "report")

@@ -32,16 +32,34 @@ EVALUATOR = """
 def score(state, task):
     return float(state["layer.1.weight"].double().abs().mean() / 10) + ord(task[0]) / 1000
 """
+# Layers of one model, then layers merged of two.
+RECIPE = """
+merge_method: linear
+slices:
+  - sources:
+      - model: zoo/a.safetensors
+        layer_range: [0, 2]
+        parameters: {weight: [1, 0.5]}
+  - sources:
+      - model: zoo/a.safetensors
+        layer_range: [0, 1]
+      - model: zoo/e.safetensors
+        layer_range: [0, 1]
+parameters:
+  weight: [{filter: bias, value: 1e-1}, {value: 0.5}]
+dtype: float32
+"""
 
 
 def make_world(folder: Path) -> None:
-    """Write zoo/, adapters/, calibration/ with model.py, tables, scores, a predictor, statistics, shards, sketches."""
+    """Write zoo/, adapters/, a recipe, calibration/ with model.py, tables, scores, a predictor, statistics, ..."""
     draw = torch.Generator().manual_seed(0)
     zoo = folder / "zoo"
     zoo.mkdir(parents=True)
     _write_models(zoo, draw)
     for scale, name in enumerate("xyz"):
         _write_adapter(folder / "adapters" / name, scale + 1, draw)
+    (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "model.py").write_text(MODEL)
     (folder / "evaluator.py").write_text(EVALUATOR)
     _write_calibration(folder / "calibration", draw)

@@ -67,6 +67,9 @@ def test_the_pure_function_is_what_is_streamed(case):
     if method.elements and method.elements(**resolved).drop:  # The random masks are those of other keys.
         resolved["rate"] = 0.0
         options = {**options, "rate": 0.0}
+    if "epsilon" in resolved and "density" in resolved:  # the same of DELLA
+        resolved["density"] = 1.0
+        options = {**options, "density": 1.0}
     merged = mergekern.merge(models, base, name, options=options)
     for tensor in ("blocks.0.attn.weight", "blocks.0.attn.bias", "embed.conv.weight", "head.small.weight"):
         origin = torch.from_numpy(base[tensor]).double()

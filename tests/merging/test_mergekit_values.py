@@ -29,7 +29,31 @@ RECIPES = {
     "model_stock": ("model_stock", "code math logic", None, {}),
     "model_stock-filter_wise": ("model_stock", "code math", None, {"along": "rows"}),
     "model_stock-opposing": ("model_stock", "code chat", None, {"along": "rows"}),
-}
+    "task_arithmetic": ("task_arithmetic", "code math logic", [0.7, -0.3, 0.5], {"scale": 0.8}),
+    "ties": ("ties", "code math chat", [0.5, 0.8, 0.3], {"density": [0.5, 0.3, 0.7], "scale": 1.0}),
+    "ties-sum": ("ties", "code math logic", [0.5, 0.8, 1.0], {"density": 0.2, "scale": 0.6, "aggregate": "sum"}),
+    "ties-no-density": ("ties", "code math chat", [0.4] * 3, {"density": 1.0, "scale": 1.0}),
+    "dare_linear": ("dare", "code math logic", [0.6, 0.35, 0.2], {"rate": 0, "scale": 1.1, "aggregate": "sum"}),
+    "dare_ties": ("dare_ties", "code math logic", [0.6, 0.35, 0.2], {"rate": 0, "scale": 1.1, "aggregate": "sum"}),
+    "breadcrumbs": ("breadcrumbs", "code math logic", [0.5, 0.4, 0.3], {"density": 0.85, "gamma": 0.06, "scale": 1.0}),
+    "breadcrumbs-no-room": (
+        "breadcrumbs", "code chat", [0.5, 0.4],
+        {"density": {"the code": 0.9, "the chat": 0.3}, "gamma": 0.2, "scale": 1.0},
+    ),
+    "breadcrumbs-rescaled": (
+        "breadcrumbs", "code math", [0.5, 0.4], {"density": 0.4, "gamma": 0.05, "rescale": "norm", "scale": 1.0},
+    ),
+    "della": ("della", "code math logic", [0.6, 0.35, 0.2], {"density": 1.0, "scale": 1.1}),
+    "della_linear": (
+        "della_linear", "code math logic", [0.6, 0.35, 0.2], {"density": 1.0, "scale": 1.1, "aggregate": "sum"},
+    ),
+    "sce": ("sce", "code math chat", None, {"density": 0.35}),
+    "sce-all": ("sce", "code math logic", None, {}),
+    "ram": ("ram", "code math logic", None, {"epsilon": 0.01}),
+    "ramplus_tl": ("ramplus_tl", "code math logic", None, {"epsilon": 0.02, "r": 0.25, "alpha": 0.4}),
+    "arcee_fusion": ("arcee_fusion", "code", None, {}),
+    "nearswap": ("nearswap", "math", None, {"t": 8e-3}),
+}  # fmt: skip
 
 
 @cache
@@ -47,7 +71,8 @@ def test_agrees_with_mergekit(recipe):
     tensors, merged, arbitrary, outputs = golden()
     # The base serves as a model too, under another name.
     models = {f"the {name}": tensors[name] for name in names.split()}
-    found = mergekern.merge(models, tensors["base"], method, weights=weights, options=options)
+    base = tensors["code" if recipe == "nearswap" else "base"]
+    found = mergekern.merge(models, base, method, weights=weights, options=options)
     of_recipe = {key.split("/")[1]: value for key, value in merged.items() if key.split("/")[0] == recipe}
     assert len(of_recipe) >= 11
     for name, expected in of_recipe.items():

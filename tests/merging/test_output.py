@@ -42,7 +42,8 @@ def test_a_file_like_the_base(zoo, tmp_path):
     assert metadata == {"format": "pt", "author": "someone"}
     assert json.loads((tmp_path / "out.mergekern.json").read_text()) == record
     assert record["method"] == "ties"
-    assert record["options"] == {"density": 0.2, "scale": 0.3, "scope": "tensor"}
+    options = {"density": 0.2, "scale": 0.3, "scope": "tensor", "aggregate": "mean", "sign": "mass"}
+    assert record["options"] == options
     hashes = mergekern.compute_all(sorted(zoo.glob("model_*")), zoo / "base.safetensors").provenance["content_hashes"]
     assert record["base"] == hashes["base"]
     assert [(m["name"], m["hash"], m["weight"]) for m in record["models"]] == [

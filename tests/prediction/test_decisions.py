@@ -18,7 +18,7 @@ from mergekern.prediction import (
     recommend,
 )
 from mergekern.prediction.figures import choice_regrets, random_regrets
-from mergekern.prediction.method_choice import _threshold, method_rule
+from mergekern.prediction.method_choice import _threshold, method_regrets, method_rule
 from mergekern.tables.metric_table import MetricTable
 from tests.prediction.test_prior import needs_models, study
 from tests.support.measurements import METHODS, make_scores, make_table, needs_published
@@ -143,6 +143,22 @@ def test_regrets_by_hand():
     assert found["best partner"] == pytest.approx((0.2 + 0.4 + 0.2) / 3)
     assert random_regrets(pairs)["best pair"] == pytest.approx(0.2)
     assert choice_regrets(pairs, pairs["y"].to_numpy()) == {"best pair": 0.0, "best partner": 0.0}
+
+
+def test_regrets_of_methods_stand_beside_simple_ways_to_choose(table):
+    scores = make_scores(table, noise=0.004)
+    odd = pd.Series([("task0" in pair) + ("task1" in pair) for pair in scores.index], scores.index)
+    other = scores - 0.03 + 0.15 * odd
+    found = method_regrets(predictors(table, tsv=scores.iloc[:30], ties=other.iloc[:30]))
+    both = pd.concat([scores, other], axis=1).iloc[:30]
+    most = both.max(axis=1)
+    assert found["oracle"] == 0
+    assert found["random method"] == pytest.approx((most - both.mean(axis=1)).mean())
+    assert found["always the best method"] == pytest.approx((most - both[both.mean().idxmax()]).mean())
+    assert found["recommended"] < 0.5 * found["always the best method"]
+    assert 0 <= found["largest prediction"] < found["always the best method"]
+    assert method_regrets(predictors(table, tsv=scores.iloc[:30])) == {}
+    assert method_regrets(predictors(table, tsv=scores.iloc[:9], ties=other.iloc[:9])) == {}
 
 
 @needs_published

@@ -230,6 +230,10 @@ def test_fit_with_models_and_scores_says_which_predictor_it_chose(files):
                "--method", "tsv", "--out", out)  # fmt: skip
     assert "prior+additive: accuracy of tsv from 9 pairs" in said
     assert "regret" in said
+    # The case of a user comes first: both models measured elsewhere, beside what needs no fit.
+    rows = ["both measured: predictor", "own accuracy, no fit", "random", "oracle", "partner known: predictor"]
+    places = [said.index(row, said.index("regret")) for row in rows]
+    assert places == sorted(places)
     assert MergePredictor.load(out).metrics == ("own_accuracy_mean", "base_accuracy_mean")
     plain = run("fit", files / "table.parquet", "--scores", files / "scores.csv", "--method", "tsv", "--out",
                 files / "plain.json")  # fmt: skip

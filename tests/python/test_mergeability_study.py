@@ -139,6 +139,15 @@ def test_scores_are_those_of_merging_and_running_each_model(finished):
             assert row["normalized_accuracy"] == pytest.approx(ratios.mean(), abs=0.01)
 
 
+def test_budget_curves_stand_beside_what_needs_no_fit(finished):
+    found = pd.read_csv(finished / "budget.csv", index_col=["method", "predictor", "merges"])
+    for method in METHODS:
+        of_method = found.loc[method]
+        assert of_method.loc["prior+additive"].index.tolist() == [0, 5]
+        assert of_method.loc["additive"].index.tolist() == [5]
+        assert (of_method["regret"].dropna() >= 0).all()
+
+
 def test_metrics_are_those_of_the_models(finished):
     table = mergekern.MetricTable.load(finished / "metrics.parquet")
     assert list(table.metrics) == list(mergekern.CATALOGUE)

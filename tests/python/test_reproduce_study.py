@@ -94,6 +94,9 @@ def made_up(tmp_path):
     metrics.iloc[0, -1] = np.nan
     metrics.to_csv(tmp_path / "metrics_vit_b16.csv")
     table.drop(("tsv", "task01", "task02")).to_csv(tmp_path / "accuracy_vit_b16.csv")
+    models = sorted({name for pair in index for name in pair})
+    known = pd.DataFrame({"model": models, "own_accuracy": 0.9, "base_accuracy": np.linspace(0.3, 0.6, 8)})
+    known.to_csv(tmp_path / "models_vit_b16.csv", index=False)
     coefficients = pd.DataFrame(random.standard_normal((28, 3)), names, list("abc"))
     coefficients.to_csv(tmp_path / "coefficients_l1_vit_b16_adamw.csv", index_label="metric")
     return tmp_path
@@ -114,3 +117,6 @@ def test_a_whole_run(script, made_up, monkeypatch):
     assert len(reproduced) == len(rows) * 5
     exact = pd.read_csv(made_up / "out" / "exact.csv")
     assert (exact.loc[exact["fit"] != "dense", "val_r_mean (exact)"] > 0.95).all()
+    budget = pd.read_csv(made_up / "out" / "budget.csv", index_col=["method", "predictor", "merges"])
+    assert budget.loc[("tsv", "prior+additive")].index.tolist() == [0, 5, 10, 20]
+    assert list(pd.read_csv(made_up / "out" / "prior.csv")) == ["Unnamed: 0", "tsv", "mean"]

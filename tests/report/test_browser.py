@@ -217,7 +217,7 @@ def test_outcomes(browser, tmp_path):
     browser.run("document.querySelector('#ranking tbody tr:nth-child(3) button').click()")
     selected = browser.run("return [...document.querySelectorAll('#selected td')].map(cell => cell.textContent)")
     assert selected[1] == predicted["drivers"].iloc[2]
-    for plot, traces in (("accuracy-plot", 2), ("coefficients-plot", 2), ("effects-plot", 2)):
+    for plot, traces in (("accuracy-plot", 2), ("coefficients-plot", 2), ("effects-plot", 2), ("budgets-plot", 2)):
         browser.run(PLOT + "plot.scrollIntoView()", plot)
         names = browser.wait(PLOT + "return plot.data?.map(trace => trace.name)", plot)
         assert len(names) == traces

@@ -11,6 +11,7 @@ from mergekern.prediction import (
     cross_validate_pairs,
     fingerprints,
     make_predictor,
+    model_scores,
     read_scores,
     variance_components,
 )
@@ -110,6 +111,29 @@ def test_the_table_of_correlations(page, contents):
         assert cells[3:6] == [number(score) for score in scores]
         assert cells[1] == str(outcome.measured.notna().sum())
         assert all(doubt in cells[6] for doubt in outcome.warnings)
+
+
+def test_without_a_predictor_the_default_takes_what_suits_the_table(table, scores):
+    known = {name: {"own_accuracy": 0.9 - 0.01 * row, "base_accuracy": 0.5} for row, name in enumerate(table.models)}
+    joined = table.join(model_scores(table.models, known))
+    measured = 0.5 * scores["tsv"].rank(pct=True).rename("accuracy")
+    (outcome,) = gather(joined, scores={"tsv": measured}).outcomes.methods
+    assert outcome.kind == "prior+additive"
+    assert not outcome.warnings or outcome.validation is not None
+    X = joined.to_pandas()[["own_accuracy_mean", "base_accuracy_mean"]][measured.notna()]
+    estimator = make_predictor("prior+additive", target="accuracy")
+    assert outcome.validation.score == pytest.approx(
+        cross_validate_pairs(estimator, X, measured.dropna(), n_resamples=0).score
+    )
+    budget = outcome.budget.loc["prior+additive"]
+    assert budget.index.tolist() == [merges for merges in (0, 5, 10, 20, 40) if merges <= measured.count() - 3]
+    page = Page(render(gather(joined, scores={"tsv": measured}), "t"))
+    (curve,) = page.document["outcomes"]["budgets"]
+    assert curve["merges"] == budget.index.tolist()
+    np.testing.assert_array_equal(page.arrays[curve["r"]], budget["r"])
+    assert [*map(str, ("tsv", "prior+additive", 5)), *map(number, budget.loc[5])] in page.rows
+    # Metrics alone are metrics: model scores are none.
+    assert set(outcome.metrics_alone.coefficients) == set(METRICS)
 
 
 def test_a_predictor_alone_brings_its_own_scores(table, predictor):

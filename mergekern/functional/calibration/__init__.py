@@ -12,23 +12,36 @@ from typing import Any, Literal
 
 import torch
 import xxhash
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from mergekern._internal.files import write_atomically
 from mergekern._internal.validation import positive_integer
 from mergekern.errors import CalibrationError, OptionError, did_you_mean
-from mergekern.functional.calibration.folder import HEAD_OPTIONS, OPTIONS_FILE, SAVED_OPTIONS, read_options, read_task
-from mergekern.functional.calibration.identity import describe_code, describe_module, update
-from mergekern.functional.calibration.tasks import Inputs, Task, check_classes, is_plain_linear, make_task
+from mergekern.functional.calibration.architectures import (
+    OwnHead,
+    TransformersModel,
+    names_in_files,
+    plain_configuration,
+)
+from mergekern.functional.calibration.folder import (
+    HEAD_OPTIONS,
+    OPTIONS_FILE,
+    SAVED_OPTIONS,
+    content_of_task,
+    read_options,
+    read_task,
+)
+from mergekern.functional.calibration.from_models import calibration_parts
+from mergekern.functional.calibration.identity import describe_code, describe_module, update, update_by_task
+from mergekern.functional.calibration.losses import LOSSES, Loss, name_of
+from mergekern.functional.calibration.tasks import Inputs, Task, check_classes, make_task
 
-__all__ = ["OPTIONS_FILE", "Calibration", "Inputs", "Task", "check_classes"]
+__all__ = ["OPTIONS_FILE", "Calibration", "Inputs", "OwnHead", "Task", "check_classes", "names_in_files"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 BatchWeighting = Literal["published", "sample"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """What the activation and gradient metrics run the models on.
 
@@ -49,7 +62,9 @@ class Calibration:
         layer: name of the module whose output is the activation, as in `model.named_modules()`. Of a tuple or mapping
             the first is taken; 3-D outputs are averaged over `token_dim` (padding included, as published); those of
             more dimensions are flattened.
-        loss: (logits, labels) -> mean loss of the batch, a scalar.
+        loss: (logits, labels) -> mean loss of the batch, a scalar; or the name of one, which alone a folder keeps:
+            "cross_entropy", "next_token" and "tokens" of language models, "by_labels" as transformers chooses for the
+            labels of a classifier.
         batch_size: samples in a gradient batch.
         activation_batch_size: samples in an activation batch; it has no influence on the values.
         batch_weighting: "published": the encoder gradient is the sum over batches of the gradients of their mean
@@ -85,7 +100,7 @@ class Calibration:
     tasks: Mapping[str, Any]  # of Task, once they are checked
     layer: str
     _: KW_ONLY
-    loss: Loss = nn.functional.cross_entropy
+    loss: Any = nn.functional.cross_entropy  # a Loss, once it is checked
     batch_size: int = 8
     activation_batch_size: int = 32
     batch_weighting: BatchWeighting = "published"
@@ -101,8 +116,12 @@ class Calibration:
             raise CalibrationError(
                 f"model is an nn.Module, or a function that returns one, not a {type(self.model).__name__}"
             )
+        if isinstance(self.loss, str) and self.loss in LOSSES:
+            object.__setattr__(self, "loss", LOSSES[self.loss])
         if not callable(self.loss):
-            raise CalibrationError(f"loss is a function of logits and labels, not a {type(self.loss).__name__}")
+            raise CalibrationError(
+                f"loss is a function of logits and labels, or of {', '.join(LOSSES)}, not {self.loss!r}"
+            )
         for name in ("batch_size", "activation_batch_size"):
             object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
         if self.batch_weighting not in ("published", "sample"):
@@ -125,7 +144,7 @@ class Calibration:
         scale = self.logit_scale
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
             raise OptionError(f"logit_scale must be a positive number, not {scale!r}")
-        modules = [name for name, task in self.tasks.items() if isinstance(task.head, nn.Module)]
+        modules = [name for name, task in self.tasks.items() if not isinstance(task.head, tuple)]
         if modules and self._head_options():
             raise CalibrationError(
                 f"task {modules[0]!r}: normalize_features and logit_scale are of heads given as (weight, bias); this "
@@ -144,7 +163,7 @@ class Calibration:
     @staticmethod
     def from_folder(
         folder: str | os.PathLike[str],
-        model: nn.Module | Callable[[], nn.Module],
+        model: nn.Module | Callable[[], nn.Module] | None = None,
         layer: str | None = None,
         *,
         loss: Loss | None = None,
@@ -161,15 +180,15 @@ class Calibration:
 
         The folder has, for each task, NAME.safetensors with `inputs` (or `inputs.KEYWORD` for each of several),
         `labels`, `head.weight` and, if there is one, `head.bias`; other tensors are left unread. calibration.json may
-        give the options. Nothing in the folder is executed: the model is given by the caller. `save` and
-        python/make_digits_zoo.py write such folders.
+        give the options. Nothing in the folder is executed: the model is given by the caller, or is one of transformers
+        by its configuration. `save` and python/make_digits_zoo.py write such folders.
 
         Args:
             folder: to be read.
-            model: as for `Calibration`.
-            layer, loss, batch_size, activation_batch_size, batch_weighting, token_dim, input_layer, dtype,
-                normalize_features, logit_scale: as for `Calibration`. None takes what calibration.json says, or the
-                default of `Calibration`.
+            model: as for `Calibration`; not needed where the folder is of models of transformers.
+            layer, loss, batch_size, activation_batch_size, batch_weighting: as for `Calibration`. None takes the value
+                in calibration.json, or else the default of `Calibration`.
+            token_dim, input_layer, dtype, normalize_features, logit_scale: likewise.
 
         Raises:
             CalibrationError: a file that is missing, damaged or something else; no layer is given anywhere.
@@ -190,6 +209,16 @@ class Calibration:
         }  # fmt: skip
         options = read_options(folder / OPTIONS_FILE)
         options |= {name: value for name, value in given.items() if value is not None}
+        kind, config, configs = (options.pop(name, None) for name in ("kind", "config", "configs"))
+        if kind is not None and model is None:
+            model = TransformersModel(kind, config)
+        elif kind is not None:
+            raise CalibrationError(f"{folder}: is of {kind} models of transformers, which it builds; give no model")
+        if model is None:
+            say = (
+                "does not say what builds the model; give model= (--model-fn)" if folder.is_dir() else "no such folder"
+            )
+            raise CalibrationError(f"{folder}: {say}; `mergekern calibrate` writes one of models of transformers")
         if options.pop("own_loss", False) and "loss" not in options:
             raise CalibrationError(f"{folder}: was saved with a loss of its own, which no file holds; give loss=")
         if "layer" not in options:
@@ -197,45 +226,107 @@ class Calibration:
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         if not files:
             raise CalibrationError(f"{folder}: not a folder of calibration samples, TASK.safetensors")
-        tasks = {path.stem: read_task(path) for path in files}
+        tasks = {path.stem: read_task(path, kind, (configs or {}).get(path.stem)) for path in files}
         return Calibration(model, tasks, **options)
+
+    @staticmethod
+    def for_causal_lm(
+        models: Any, texts: Any, base: Any = None, *, max_length: int = 128, layer: str | None = None
+    ) -> Calibration:
+        """Return the calibration of language models of transformers: the loss of the next token of texts.
+
+        Nothing is downloaded, and no code of a folder is run. `dataclasses.replace` changes other options.
+
+        Args:
+            models: a zoo, as `compute_all` takes it, of folders of transformers, or of LoRA adapters of such a base; or
+                a `Zoo`.
+            texts: strings, or token ids and attention mask as tensors (n, length) by keyword; the same for all models,
+                or a mapping of them by the models' names.
+            base: the base, if it is not in the folder.
+            max_length: tokens beyond which a text is cut off.
+            layer: the module whose output is the activation; by default that of the last hidden state.
+
+        Raises:
+            CalibrationError: models are no folders of transformers, the library is missing, or texts do not fit them.
+        """
+        return Calibration(**calibration_parts("causal-lm", models, base, texts, None, max_length, layer))
+
+    @staticmethod
+    def for_seq2seq_lm(
+        models: Any, pairs: Any, base: Any = None, *, max_length: int = 128, layer: str | None = None
+    ) -> Calibration:
+        """Return the calibration of models with encoder and decoder: pairs (text, target). See `for_causal_lm`."""
+        return Calibration(**calibration_parts("seq2seq-lm", models, base, pairs, None, max_length, layer))
+
+    @staticmethod
+    def for_sequence_classification(
+        models: Any,
+        texts: Any,
+        labels: Any = None,
+        base: Any = None,
+        *,
+        max_length: int = 128,
+        layer: str | None = None,
+    ) -> Calibration:
+        """Return the calibration of classifiers of texts, each with the head of its own folder.
+
+        Args:
+            models, base, max_length, layer: as for `for_causal_lm`; heads may differ, and the base need not have one.
+            texts: as for `for_causal_lm`; or pairs of strings.
+            labels: one for each text, or a mapping of them by the models' names: numbers or names of classes, floats
+                of regression, or lists of floats of several labels a text. None takes what each model predicts.
+        """
+        kind = "sequence-classification"
+        return Calibration(**calibration_parts(kind, models, base, texts, labels, max_length, layer))
+
+    @staticmethod
+    def for_image_classification(
+        models: Any, images: Any, labels: Any = None, base: Any = None, *, layer: str | None = None
+    ) -> Calibration:
+        """Return the calibration of classifiers of images, each with the head of its own folder.
+
+        Args:
+            models, labels, base, layer: as for `for_sequence_classification`.
+            images: paths or images of Pillow, or a tensor (n, channels, height, width) as the models take it; the same
+                for all models, or a mapping of them by the models' names.
+        """
+        return Calibration(**calibration_parts("image-classification", models, base, images, labels, 0, layer))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the samples, heads and options to a folder that `from_folder` reads.
 
-        Model and loss are code and are not saved.
+        Model and loss are code and are not saved, but models of transformers by their configurations, and losses that
+        have a name.
 
         Raises:
             CalibrationError: a head is a module other than a plain `nn.Linear` (a subclass, or one with hooks, is code
                 too), or a name cannot be that of a file.
         """
         folder = Path(folder)
-        contents = {}
-        for name, task in self.tasks.items():
-            head = task.head
-            if is_plain_linear(head):
-                head = (head.weight, head.bias)
-            if isinstance(head, nn.Module):
-                raise CalibrationError(
-                    f"task {name!r}: a head that is a {type(head).__name__} cannot be saved: it is code, which no file "
-                    "holds; give (weight, bias), with normalize_features= and logit_scale= where it does that"
-                )
-            if Path(name).name != name:
-                raise CalibrationError(f"task {name!r}: cannot be the name of a file")
-            inputs = task.inputs if isinstance(task.inputs, dict) else {"": task.inputs}
-            tensors = {f"inputs.{key}" if key else "inputs": values for key, values in inputs.items()}
-            tensors |= {"labels": task.labels, "head.weight": head[0]}
-            if head[1] is not None:
-                tensors["head.bias"] = head[1]
-            # Cloned: safetensors refuses tensors that share memory.
-            contents[name] = save({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()})
-        options = {key: getattr(self, key) for key in SAVED_OPTIONS} | {"own_loss": not self.uses_classes}
+        contents = {name: content_of_task(name, task) for name, task in self.tasks.items()}
+        loss = name_of(self.loss)
+        options = {key: getattr(self, key) for key in SAVED_OPTIONS} | {"own_loss": loss is None}
         options |= self._head_options()
         options["dtype"] = str(self.dtype).removeprefix("torch.")
+        if loss not in (None, "cross_entropy"):
+            options["loss"] = loss
+        if isinstance(self.model, TransformersModel):
+            heads = {name: task.head for name, task in self.tasks.items() if isinstance(task.head, OwnHead)}
+            options |= {"kind": self.model.kind, "config": plain_configuration(self.model.config)}
+            options["configs"] = {name: plain_configuration(head.config) for name, head in heads.items()}
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(folder / f"{name}.safetensors", content)
         write_atomically(folder / OPTIONS_FILE, f"{json.dumps(options, indent=2)}\n".encode())
+
+    def __repr__(self) -> str:
+        """Return what it is in a line."""
+        model = self.model if isinstance(self.model, TransformersModel) else getattr(self.model, "__name__", None)
+        samples = sum(task.size for task in self.tasks.values())
+        return (
+            f"Calibration({model or type(self.model).__name__}, {len(self.tasks)} tasks, {samples} samples, "
+            f"layer {self.layer!r})"
+        )
 
     def build(self) -> nn.Module:
         """Return the model; torch's random numbers are left as they were.
@@ -292,15 +383,7 @@ class Calibration:
             if name not in saved:
                 update(hasher, name, buffer)
         for name, task in sorted(self.tasks.items()):
-            every = task.inputs if isinstance(task.inputs, dict) else {"": task.inputs}
-            tensors = {f"inputs.{key}": values for key, values in every.items()} | {"labels": task.labels}
-            if isinstance(task.head, nn.Module):
-                hasher.update(json.dumps(describe_module(task.head)).encode())
-                tensors |= {f"head.{key}": v for key, v in task.head.state_dict().items() if isinstance(v, Tensor)}
-            else:
-                tensors |= {f"head.{i}": part for i, part in enumerate(task.head) if part is not None}
-            for key, tensor in sorted(tensors.items()):
-                update(hasher, f"{name}\0{key}", tensor)
+            update_by_task(hasher, name, task)
         return f"xxh3_128:{hasher.hexdigest()}"
 
     def provenance(self, model: nn.Module) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mergekern.functional.calibration.architectures import OwnHead
+from mergekern.functional.calibration.tasks import Task
 
 
 def describe_module(module: nn.Module) -> list[Any]:
@@ -35,3 +39,19 @@ def update(hasher: Any, name: str, tensor: Tensor) -> None:
     values = tensor.detach().cpu().contiguous()
     hasher.update(f"{name}\0{values.dtype}{tuple(values.shape)}".encode())
     hasher.update(values.reshape(-1).view(torch.uint8).numpy())
+
+
+def update_by_task(hasher: Any, name: str, task: Task) -> None:
+    """Add a task, with its samples and its head, to a hash."""
+    every = task.inputs if isinstance(task.inputs, dict) else {"": task.inputs}
+    tensors = {f"inputs.{key}": values for key, values in every.items()} | {"labels": task.labels}
+    if isinstance(task.head, OwnHead):
+        hasher.update(json.dumps(task.head.identity).encode())
+        tensors |= {f"head.{key}": values for key, values in task.head.tensors.items()}
+    elif isinstance(task.head, nn.Module):
+        hasher.update(json.dumps(describe_module(task.head)).encode())
+        tensors |= {f"head.{key}": v for key, v in task.head.state_dict().items() if isinstance(v, Tensor)}
+    else:
+        tensors |= {f"head.{i}": part for i, part in enumerate(task.head) if part is not None}
+    for key, tensor in sorted(tensors.items()):
+        update(hasher, f"{name}\0{key}", tensor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -24,5 +24,10 @@ class OptionsDocument(Document):
     token_dim: Literal[0, 1, 2] | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     own_loss: bool = False
+    loss: Literal["cross_entropy", "next_token", "tokens", "by_labels"] | None = None
+    # Of models of transformers: the kind of task, and configurations of the shared model and of each task's.
+    kind: Literal["causal-lm", "seq2seq-lm", "sequence-classification", "image-classification"] | None = None
+    config: dict[str, Any] | None = None
+    configs: dict[str, dict[str, Any]] | None = None
     normalize_features: bool = False
     logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0

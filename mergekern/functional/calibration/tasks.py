@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mergekern.errors import CalibrationError
+from mergekern.functional.calibration.architectures import Logits, OwnHead
 
 Inputs = Tensor | dict[str, Tensor]
-Head = nn.Module | tuple[Tensor, Tensor | None]
+Head = nn.Module | OwnHead | tuple[Tensor, Tensor | None]
 
 
 class Task(NamedTuple):
@@ -33,6 +34,8 @@ class Task(NamedTuple):
         """The number of classes of the head; None where only running it tells."""
         if isinstance(self.head, nn.Module):
             return self.head.out_features if is_plain_linear(self.head) else None
+        if isinstance(self.head, OwnHead):
+            return self.head.classes
         return self.head[0].shape[0]
 
 
@@ -46,6 +49,26 @@ def is_plain_linear(head: Any) -> TypeGuard[nn.Linear]:
         return False
     hooks = (value for name, value in vars(head).items() if name.endswith(("_hooks", "_pre_hooks")))
     return not any(hooks) and set(vars(head)["_parameters"]) == {"weight", "bias"} and not any(head.children())
+
+
+def tensors_of_head(head: Head) -> dict[str, Tensor]:
+    """Return the tensors of a head that is no code of a caller, by the names that a folder has for them.
+
+    Raises:
+        CalibrationError: it is a module other than a plain `nn.Linear`.
+    """
+    if isinstance(head, Logits):
+        return {}
+    if isinstance(head, OwnHead):
+        return head.tensors
+    if is_plain_linear(head):
+        head = (head.weight, head.bias)
+    if isinstance(head, nn.Module):
+        raise CalibrationError(
+            f"a head that is a {type(head).__name__} cannot be saved: it is code, which no file holds; give (weight, "
+            "bias), with normalize_features= and logit_scale= where it does that"
+        )
+    return {name: part for name, part in zip(("weight", "bias"), head, strict=True) if part is not None}
 
 
 def make_task(name: str, given: Any, uses_classes: bool) -> Task:
@@ -110,7 +133,7 @@ def _inputs(name: str, given: Any) -> Inputs:
 
 
 def _head(name: str, given: Any) -> Head:
-    if isinstance(given, nn.Module):
+    if isinstance(given, nn.Module | OwnHead):
         return given
     if not isinstance(given, Sequence) or len(given) != 2:
         raise CalibrationError(

@@ -23,6 +23,7 @@ from mergekern.merging.adapters import combinations
 from mergekern.merging.adapters.plan import ModuleOutput, WholeOutput
 from mergekern.merging.adapters.products import Merged, Update
 from mergekern.merging.adapters.reading import Adapters, Contents
+from mergekern.merging.adapters.truncation import Truncation
 from mergekern.progress import Progress
 
 
@@ -64,11 +65,6 @@ class AdapterMerge:
         """The tensors of the result."""
         return [*(e for output in self.modules for e in output.entries), *(output.entry for output in self.whole)]
 
-    @property
-    def no_errors(self) -> dict[str, float]:
-        """The errors that `run` returns, all zero; empty where nothing is truncated."""
-        return {"all modules": 0.0, "worst module": 0.0} if "svd_rank" in self.options else {}
-
     def merged(self, output: ModuleOutput) -> Merged:
         """Return the merged factors of a module; of a bias its values as B, beside a one."""
         updates = self._updates(output)
@@ -80,7 +76,7 @@ class AdapterMerge:
         options = dict(self.options)
         if "svd_rank" in options:
             options["svd_rank"] = output.rank
-        # What overflows is refused below, or where it is rounded.
+        # What overflows is refused here, or where it is rounded.
         with np.errstate(over="ignore", invalid="ignore"), contextlib.suppress(np.linalg.LinAlgError):
             merged: Merged = getattr(combinations, self.name)(updates, **options)
             if math.isfinite(merged.square):
@@ -98,11 +94,11 @@ class AdapterMerge:
             total += self.adapters.adapters[index].read_stored(stored).double() * self.weights[index]
         return total / math.fsum(self.weights[index] for index in output.held)
 
-    def record(self, errors: Mapping[str, float]) -> dict[str, Any]:
+    def record(self, truncation: Truncation) -> dict[str, Any]:
         """Return the record that lies beside the result: the same for every order of the adapters.
 
         Args:
-            errors: see `run`.
+            truncation: as `run` returns it; before that an empty one, which changes no length.
         """
         models = [
             {"name": name, "hash": f"xxh3_128:{digest}", "weight": weight}
@@ -115,21 +111,17 @@ class AdapterMerge:
             "options": dict(self.options),
             "base": self.config["base_model_name_or_path"],
             "models": sorted(models, key=lambda model: (model["name"], model["hash"])),
-            # Texts of one length: the record has its place in the file before the errors are known.
-            "truncation_error": {name: f"{value:.9f}" for name, value in errors.items()},
+            "truncation_error": truncation.record() if "svd_rank" in self.options else {},
             "notes": bounded(self.notes),
         }
 
-    def run(self, sink: Sink, progress: Callable[[Progress], None] | None) -> dict[str, float]:
-        """Merge every module and write it; return the relative Frobenius errors of the truncation.
-
-        Returns:
-            "all modules" together, and that of the "worst module"; empty where nothing is truncated.
+    def run(self, sink: Sink, progress: Callable[[Progress], None] | None) -> Truncation:
+        """Merge every module and write it; return how far the result is from what it approximates.
 
         Raises:
             OptionError: merged values are beyond the range of the dtype of the result.
         """
-        squares, lost, worst = 0.0, 0.0, 0.0
+        truncation = Truncation()
         sizes = [output.module.nbytes for output in self.modules]
         start, threads = time.perf_counter(), torch.get_num_threads()
         waiting: deque[tuple[ModuleOutput, Future[Merged]]] = deque()
@@ -150,14 +142,13 @@ class AdapterMerge:
                 report(output.module.name, done)
                 merged = future.result()
                 _write_module(sink, output, merged)
-                squares, lost = squares + merged.square, lost + merged.lost
-                worst = max(worst, _share(merged.lost, merged.square))
+                truncation.add(output.module.name, merged)
         for whole in self.whole:
             sink.write(whole.entry.name, _as_stored(self.mean(whole), whole.entry))
         for adapter in self.adapters.adapters:
             adapter.check_unchanged()
         report("", len(sizes))
-        return dict(zip(self.no_errors, (_share(lost, squares), worst), strict=False))
+        return truncation
 
     def _updates(self, output: ModuleOutput) -> list[Update]:
         """Return what the adapters add to a module, in an order that does not depend on the one they are given in."""
@@ -188,7 +179,3 @@ def _as_stored(values: torch.Tensor, entry: Entry) -> torch.Tensor:
             "wider dtype (--dtype)"
         )
     return out
-
-
-def _share(lost: float, square: float) -> float:
-    return math.sqrt(lost / square) if square else 0.0

@@ -28,6 +28,7 @@ from mergekern.merging.adapters.options import resolve_options
 from mergekern.merging.adapters.plan import notes_of_plan, plan_modules, plan_whole
 from mergekern.merging.adapters.reading import Adapters, Contents, open_adapters, shares_no_module
 from mergekern.merging.adapters.registry import COMBINATIONS, SAVED_WHOLE, MajoritySign, SavedWhole
+from mergekern.merging.adapters.truncation import Truncation
 from mergekern.merging.arguments import Weights, finite_weights, resolve_dtype
 from mergekern.progress import Progress
 
@@ -118,10 +119,13 @@ def merge_adapters(
     show([], merge.notes)
     if output is None:
         sink = _InMemory(merge.entries)
-        errors = merge.run(sink, progress)
-        _show_errors(errors)
-        return MergedAdapter(sink.tensors, dict(merge.config), errors.get("all modules", 0.0), list(merge.notes))
-    return _written(merge, Path(output), overwrite, progress)
+        truncation = merge.run(sink, progress)
+    else:
+        truncation = _write(merge, Path(output), overwrite, progress)
+    show([], [truncation.note] if "svd_rank" in merge.options else [])
+    if output is None:
+        return MergedAdapter(sink.tensors, dict(merge.config), truncation.error, list(merge.notes))
+    return Path(output)
 
 
 def _planned(
@@ -161,27 +165,19 @@ class _InMemory:
         self.tensors[name] = values.reshape(self._shapes[name]).clone()
 
 
-def _written(merge: AdapterMerge, path: Path, overwrite: bool, progress: Callable[[Progress], None] | None) -> Path:
+def _write(merge: AdapterMerge, path: Path, overwrite: bool, progress: Callable[[Progress], None] | None) -> Truncation:
     by_size = tuple(sorted(merge.entries, key=lambda entry: -entry.dtype.itemsize))
     config = (json.dumps(merge.config, indent=2) + "\n").encode()
     layout = Layout({_WEIGHTS_FILE: by_size}, {_WEIGHTS_FILE: {"format": "pt"}}, {ADAPTER_CONFIG: config})
-    unknown = merge.no_errors
     place = path.absolute().parent
     with ExitStack() as stack:
         with as_output_errors(place):
             aside = stack.enter_context(workspace(place))
-        writer = Writer(path, layout, merge.record(unknown), overwrite, aside)
-        errors = merge.run(writer, progress)
-        writer.seal(merge.record(errors))
+        writer = Writer(path, layout, merge.record(Truncation()), overwrite, aside)
+        truncation = merge.run(writer, progress)
+        writer.seal(merge.record(truncation))
         writer.move()
-    _show_errors(errors)
-    return path
-
-
-def _show_errors(errors: Mapping[str, float]) -> None:
-    """Show how far the result is from the combination that it approximates."""
-    said = ", ".join(f"{value:.3g} in {what}" for what, value in errors.items())
-    show([], [f"relative Frobenius error of the approximation by a lower rank: {said}"] if errors else [])
+    return truncation
 
 
 def _check_output(path: Path, adapters: Adapters, overwrite: bool) -> None:

@@ -51,6 +51,19 @@ const drawCoefficients = () => rowsOfMarks(page.outcomes.coefficients, page.metr
 
 const drawEffects = () => rowsOfMarks(page.outcomes.effects, page.models);
 
+const drawBudgets = () => ({
+  data: page.outcomes.budgets.map(({ method, merges, r, rmse }, index) => ({
+    x: merges, y: Array.from(array(r)), text: Array.from(array(rmse), format), name: plain(method),
+    mode: "lines+markers", marker: seriesMark(index), line: { color: seriesColour(index) },
+    hovertemplate: "%{x} merges measured<br>r %{y:.3f}, error %{text}<extra>%{fullData.name}</extra>",
+  })),
+  layout: {
+    xaxis: { ...axisColours(), title: { text: "measured merges" } },
+    yaxis: { ...axisColours(), title: { text: "r of the other pairs" } },
+    showlegend: true, height: 380,
+  },
+});
+
 // The predictions for the selected pair, with their reasons.
 function showSelected() {
   const pair = pairNumber(state.a, state.b);
@@ -71,6 +84,7 @@ if (page.outcomes) {
   if (page.outcomes.accuracy.length) plot("accuracy-plot", drawAccuracy);
   if (page.outcomes.coefficients.length) plot("coefficients-plot", drawCoefficients);
   if (page.outcomes.effects.length) plot("effects-plot", drawEffects);
+  if (page.outcomes.budgets.length) plot("budgets-plot", drawBudgets);
   if (page.outcomes.remarks.length) {
     followers.push(showSelected);
     showSelected();

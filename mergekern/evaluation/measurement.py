@@ -1,0 +1,140 @@
+"""The measurement of single models and merges of one zoo: made, evaluated, and written row by row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mergekern._internal.text import shortened
+from mergekern.checkpoints import Zoo
+from mergekern.errors import EvaluationError
+from mergekern.evaluation.evaluator import Evaluator, as_number
+from mergekern.evaluation.files import BASE, OWN, Files
+from mergekern.evaluation.models import Make, ModelLike, maker_of
+from mergekern.evaluation.pace import Measuring, Pace
+from mergekern.evaluation.rows import Row
+from mergekern.functional.isolation import undisturbed
+from mergekern.kernels import dispatch
+from mergekern.merging.in_memory import MERGED_BYTES, as_it_is, base_in_memory, merges_in_memory, route_on
+from mergekern.merging.output import OutputPlan, StateDict
+from mergekern.merging.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """Evaluates models on the tasks of models of a zoo, each task once for a model that is evaluated.
+
+    Args:
+        evaluator: what is asked.
+        make: makes of a state dict what the evaluator takes.
+        tasks: the tasks of each model of the zoo.
+        place: where models lie.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, make: Make, tasks: Mapping[str, Sequence[str]], place: torch.device
+    ) -> None:
+        self._evaluator, self._make, self._tasks, self._place = evaluator, make, tasks, place
+
+    def scores(self, state: StateDict, models: Sequence[str]) -> list[float | str]:
+        """Return a score for the tasks of each model, or why there is none."""
+        made = self._make(state)
+        needed = dict.fromkeys(task for name in models for task in self._tasks[name])
+        found = {task: self._on(made, task) for task in needed}
+        return [_mean([found[task] for task in self._tasks[name]]) for name in models]
+
+    def _on(self, made: Any, task: str) -> float | str:
+        try:
+            with undisturbed([], self._place):
+                return as_number(self._evaluator(made, task))
+        except Exception as error:
+            logger.debug("evaluating on %s failed", task, exc_info=True)
+            kind = "" if isinstance(error, EvaluationError) else f"{type(error).__name__}: "
+            return shortened(" ".join(f"on {task}: {kind}{error}".split()))
+
+
+def _mean(scores: Sequence[float | str]) -> float | str:
+    """Return the mean, or the first reason why there is none."""
+    numbers = [score for score in scores if not isinstance(score, str)]
+    return sum(numbers) / len(numbers) if len(numbers) == len(scores) else next(s for s in scores if isinstance(s, str))
+
+
+class Measurement:
+    """Measures the base, the models and merges of one zoo, as often as it is asked, and writes what it finds.
+
+    Args:
+        zoo: the models.
+        files: take the scores, and know which are there.
+        evaluator: what is asked.
+        tasks: the tasks of each model.
+        model, device, max_memory, merged_memory, progress: as for `measure_merges`.
+
+    Raises:
+        EvaluationError: a task is not known, or a model cannot be built.
+        OptionError: the device is not there.
+    """
+
+    def __init__(
+        self, zoo: Zoo, files: Files, evaluator: Evaluator, tasks: Mapping[str, Sequence[str]], model: ModelLike, *,
+        device: str | torch.device, max_memory: int | None, merged_memory: int = MERGED_BYTES,
+        progress: Callable[[Measuring], None] | None,
+    ) -> None:  # fmt: skip
+        self._zoo, self._files, self._merged_memory, self._progress = zoo, files, merged_memory, progress
+        self._plan, self._route = OutputPlan.like_base(zoo, None), route_on(device, max_memory)
+        place = dispatch.choose(device).device
+        make = maker_of(zoo, self._plan, model, evaluator.needs_module, place)
+        evaluator.prepare(zoo, sorted({task for given in tasks.values() for task in given}))
+        self._evaluation = Evaluation(evaluator, make, tasks, place)
+        self._base_lacks, self._lack = files.models_without(BASE), files.models_without(OWN)
+        self._pace = Pace(len(self._lack), len(self._lack) + bool(self._base_lacks))
+
+    def expect(self, merges: int) -> None:
+        """Count merges that will be measured, or by a negative number that will not, for the estimate of the time."""
+        self._pace.expect(merges)
+
+    def measure_models(self) -> None:
+        """Measure the base and every model that lacks a score, on the tasks of the models.
+
+        Raises:
+            EvaluationError: the evaluator fails on all of them.
+        """
+        reasons: list[str] = []
+        if self._base_lacks:
+            found = self._evaluate("the base", base_in_memory(self._zoo, self._plan), self._base_lacks)
+            reasons += self._files.set_models(BASE, dict(zip(self._base_lacks, found, strict=True)))
+        wanted = [as_it_is(self._zoo.model_names.index(name)) for name in self._lack]
+        for name, (_, state) in zip(self._lack, self._made(wanted), strict=True):
+            found = self._evaluate(name, state, [name])
+            reasons += self._files.set_models(OWN, {name: found[0]})
+        if reasons and not self._files.has_scores():
+            raise EvaluationError(f"the evaluator fails on the base and on every model: {reasons[-1]}")
+
+    def measure_merges(self, rows: Sequence[Row]) -> None:
+        """Measure merges, given by their rows, in this order."""
+        requests = [self._files.request(row, self._zoo) for row in rows]
+        self._files.scores.save()
+        for row, (request, state) in zip(rows, self._made(requests), strict=True):
+            names = (row["model_a"], row["model_b"])
+            self._files.set_merge(row, self._evaluate(f"{request.method.name} of {'+'.join(names)}", state, names))
+        self._report("")
+
+    def _evaluate(self, what: str, state: StateDict, models: Sequence[str]) -> list[float | str]:
+        self._report(what)
+        with self._pace.evaluating():
+            return self._evaluation.scores(state, models)
+
+    def _made(self, requests: Sequence[Request]) -> Iterator[tuple[Request, StateDict]]:
+        made = merges_in_memory(self._zoo, requests, self._plan, self._route, merged_memory=self._merged_memory)
+        in_a_pass = max(1, self._merged_memory // max(self._plan.nbytes, 1))
+        for number in range(len(requests)):
+            with self._pace.making(min(in_a_pass, len(requests) - number) if number % in_a_pass == 0 else 0):
+                found = next(made)
+            yield found
+
+    def _report(self, what: str) -> None:
+        if self._progress is not None:
+            self._progress(self._pace.now(what))
