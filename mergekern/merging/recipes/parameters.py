@@ -13,6 +13,8 @@ from mergekern.merging.method import Method
 from mergekern.merging.recipes.schema import Parameters
 from mergekern.merging.settings import Settings
 
+# What mergekit computes by, not what; nobody need be told.
+_WITHOUT_EFFECT = ("int8_mask",)
 # Parameters that mergekit's own programs take besides those of methods; they change no tensor here.
 _OF_NO_METHOD = ("embed_slerp",)
 
@@ -116,7 +118,7 @@ def ineffective(mergekit: Mergekit, levels: Levels, known: frozenset[str]) -> li
                 raise OptionError(
                     f"unknown parameter {name!r}{nearest}; {mergekit.name} has {', '.join(own) or 'none'}"
                 )
-            if name not in own:
+            if name not in own and name not in _WITHOUT_EFFECT:
                 found[name] = f"parameter {name!r} is none of {mergekit.name}, and has no effect"
     for level in levels.sources:
         for name in level:
