@@ -37,6 +37,16 @@ def spectrum(shape: tuple[int, int], itemsize: int) -> Counts:
     return Counts(2 * short * long * itemsize, short**2 * long + 4 * short**3 // 3)
 
 
+def randomized_spectrum(shape: tuple[int, int], itemsize: int, passes: int, vectors: int) -> Counts:
+    """Return the counts of one matrix by an iteration of some passes, with some vectors together; products alone.
+
+    >>> randomized_spectrum((6, 3), 4, passes=2, vectors=5)
+    Counts(bytes=288, flops=360)
+    """
+    elements = shape[0] * shape[1]
+    return Counts(2 * passes * elements * itemsize, 4 * elements * vectors)
+
+
 def overlap(models: int, length: int, k: int = TOP_K) -> Counts:
     """Return the counts of N bases of k vectors, float32.
 

@@ -103,6 +103,50 @@ def test_spectrum(benchmark, describe, shape, implementation):
         benchmark(every_thread)
 
 
+def structured(shape):
+    """Return a base and a model in bf16 whose task matrix has 200 directions of power-law strength, and noise."""
+    rank = 200
+    strengths = torch.arange(1, rank + 1) ** -0.7 / rank
+    low = (draw((shape[0], rank), seed=2) * strengths) @ draw((rank, shape[1]), seed=3)
+    base = 0.02 * draw(shape)
+    return base.bfloat16(), (base + 0.02 * low + 2e-4 * draw(shape, seed=1)).bfloat16()
+
+
+@pytest.mark.parametrize("shape", [(2048, 5632), (4096, 11008)], ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize("implementation", ["exact", "randomized"])
+def test_large_spectrum(benchmark, describe, shape, implementation):
+    """One matrix on one thread: the ratio of the two is what svd="randomized" saves."""
+    base, tuned = structured(shape)
+    passes = []
+
+    def blocks(axis, step):
+        passes.append(step)
+        for start in range(0, shape[axis], step):
+            length = min(step, shape[axis] - start)
+            yield start, base.narrow(axis, start, length), tuned.narrow(axis, start, length)
+
+    with lapack.single_threaded_pool(1) as pool:
+
+        def exact():
+            return pool.submit(BEST.spectrum, blocks, shape, 10, 100).result()
+
+        def randomized():
+            return pool.submit(BEST.randomized_spectrum, blocks, shape, "w", 10, 100, 1e-3).result()
+
+        case, count = f"kernel/spectrum/{shape[0]}x{shape[1]}/structured", counts.spectrum(shape, 2)
+        if implementation == "randomized":
+            expected = exact()
+            passes.clear()
+            found = randomized()
+            assert (np.abs(found.values - expected.values) <= 2 * found.estimates.values).all()
+            missed = 10 - np.linalg.norm(found.left_top.T @ expected.left_top) ** 2
+            assert missed <= np.square(2 * found.estimates.vectors).sum() + 1e-5
+            vectors = 66 * (len(passes) - 1) + 10
+            count = counts.randomized_spectrum(shape, 2, len(passes), vectors)
+        describe(f"{case}/{implementation}", count, group=case)
+        benchmark.pedantic(exact if implementation == "exact" else randomized, rounds=3, warmup_rounds=1)
+
+
 @pytest.mark.parametrize("shape", MATRICES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 @pytest.mark.parametrize("how", ["torch_svd_float32", "numpy_eigh_float64"])
 def test_spectrum_by_libraries(benchmark, describe, shape, how):

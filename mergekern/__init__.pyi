@@ -1,6 +1,6 @@
 """What `import mergekern` offers, and where it is; read by type checkers and, for loading on first use, at run time."""
 
-from . import checkpoints, distributed, metrics, prediction, report, sketches, tables
+from . import checkpoints, distributed, evaluation, metrics, prediction, report, sketches, tables
 from ._internal.versions import __version__
 from .api import compute_all, measure, measure_into
 from .distributed.incremental import add_models, remove_models
@@ -8,6 +8,7 @@ from .distributed.shards import combine, measure_shard
 from .errors import (
     CalibrationError,
     CheckpointError,
+    EvaluationError,
     MergekernError,
     MismatchError,
     NonFiniteError,
@@ -16,12 +17,16 @@ from .errors import (
     PredictionError,
     StatisticsError,
 )
+from .evaluation.measure import measure_merges
 from .functional.calibration import Calibration
 from .functional.merge_probes import merge_probes
 from .measurement.cost import Cost, estimate_cost
 from .measurement.options import MeasureOptions
+from .merging.adapters.merge import MergedAdapter, merge_adapters
+from .merging.adapters.registry import COMBINATIONS
 from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
+from .merging.recipes.merge_recipe import merge_recipe
 from .merging.registry import METHODS
 from .metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
 from .prediction.model_scores import model_scores
@@ -36,6 +41,7 @@ from .training import regularizers
 
 __all__ = [
     "CATALOGUE",
+    "COMBINATIONS",
     "MERGE_PROBES",
     "METHODS",
     "MODEL_SCORES",
@@ -44,7 +50,9 @@ __all__ = [
     "CheckpointError",
     "Cost",
     "Damage",
+    "EvaluationError",
     "MeasureOptions",
+    "MergedAdapter",
     "MergekernError",
     "MetricTable",
     "MismatchError",
@@ -63,13 +71,17 @@ __all__ = [
     "compute_all",
     "distributed",
     "estimate_cost",
+    "evaluation",
     "group_metrics",
     "measure",
     "measure_into",
+    "measure_merges",
     "measure_shard",
     "merge",
+    "merge_adapters",
     "merge_all",
     "merge_probes",
+    "merge_recipe",
     "mergekit_config",
     "metrics",
     "model_scores",

@@ -15,6 +15,9 @@ def add_squared_distances(
 def difference(
     base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, out: np.ndarray
 ) -> None: ...
+def scaled_difference(
+    base: tuple[int, int], base_stride: int, tuned: tuple[int, int], tuned_stride: int, factor: float, out: np.ndarray
+) -> None: ...
 def padded_size(size: int) -> int: ...
 def padded_stride(size: int) -> int: ...
 def reflector_count(size: int) -> int: ...
@@ -27,8 +30,9 @@ def tridiagonal_values(diagonal: np.ndarray, off_diagonal: np.ndarray, positions
 def values_below(diagonal: np.ndarray, off_diagonal: np.ndarray, bound: float) -> int: ...
 def combine(
     base: tuple[int, int], tuned: list[tuple[int, int]], out: tuple[int, int], count: int, start: int, threads: int,
-    consensus: int, weights: Sequence[float], total_weight: float, factor: float, thresholds: Sequence[float],
-    keys: Sequence[int], dropped_below: int, majority: int, share: float, needed: int,
+    consensus: int, weights: Sequence[float], divisors: Sequence[float], total_weight: float, factor: float,
+    thresholds: Sequence[float], limits: Sequence[float], keys: Sequence[int], dropped_below: Sequence[int],
+    majority: int, share: float, needed: int, by_count: bool,
 ) -> tuple[int, int, int]: ...  # fmt: skip
 def magnitude_counts(
     base: tuple[int, int], tuned: tuple[int, int], count: int, prefix: int, above: int, shift: int, width: int,

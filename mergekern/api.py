@@ -5,6 +5,7 @@ checkpoints -> layer stream -> kernels -> statistics -> metrics -> table
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,13 +30,15 @@ from mergekern.measurement.destinations import InMemory, InStore
 from mergekern.measurement.layer_pass import LayerPass
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.on_device import DeviceMeasurement
-from mergekern.measurement.options import MeasureOptions
+from mergekern.measurement.options import SVD_TOLERANCE, MeasureOptions, Svd
 from mergekern.metrics.subspace import Frozen, SmallTensors
 from mergekern.progress import Progress
 from mergekern.statistics import FunctionalStatistics, ZooStatistics
 from mergekern.statistics.manifest import LayerEntry, Manifest
 from mergekern.statistics.store import Store, writing
 from mergekern.tables.metric_table import MetricTable
+
+logger = logging.getLogger(__name__)
 
 
 def compute_all(
@@ -56,6 +59,8 @@ def compute_all(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    svd: Svd = "exact",
+    svd_tolerance: float = SVD_TOLERANCE,
 ) -> MetricTable:
     """Compute the pairwise mergeability metrics of N models fine-tuned from one base, for all pairs.
 
@@ -93,13 +98,18 @@ def compute_all(
             where the parts OLD stand between dots becomes NEW. An empty OLD is the beginning of every name, an empty
             NEW leaves the parts out. Wrappers such as `module.` or `_orig_mod.`, and prefixes that one renaming of all
             tensors adds, removes or moves, are seen without it, and the table's notes say so.
+        svd: "exact", or "randomized", which takes less time on large matrices: then `MetricTable.error` has an estimate
+            for every value, and the two metrics of bottom-k subspaces are not defined ("all" leaves them out). It runs
+            on the CPU, whatever the device.
+        svd_tolerance: estimated error of a metric of one matrix, in (0, 1), at which a randomised factorisation ends.
+            It also ends after a fixed number of passes: then the estimates are larger.
 
     Returns:
         A `MetricTable` with a row for each of the N(N−1)/2 pairs.
 
     Raises:
         OptionError: an unknown metric or device, no base, fewer than two models, duplicate names, a metric that needs
-            `calibration` without it.
+            `calibration` without it, or one of bottom-k subspaces by name with svd="randomized".
         CalibrationError: samples, heads or layers that do not fit the models, a NaN loss.
         CheckpointError: a file that is missing, truncated, corrupt or of an unsupported kind.
         MismatchError: checkpoints that do not fit together.
@@ -120,7 +130,7 @@ def compute_all(
     one_of("small_tensors", small_tensors, ("include", "exclude"))
     options = MeasureOptions(
         metrics=metrics, top_k=top_k, spectrum_k=spectrum_k, device=device, max_memory=max_memory,
-        on_mismatch=on_mismatch, io=io, rename=rename,
+        on_mismatch=on_mismatch, io=io, rename=rename, svd=svd, svd_tolerance=svd_tolerance,
     )  # fmt: skip
     measured = measure(checkpoints, base, options, calibration=calibration, statistics=statistics, progress=progress)
     return MetricTable.from_statistics(
@@ -256,6 +266,10 @@ def choose_measurement(options: MeasureOptions, *, with_bases: bool) -> Measurem
         "with_spectrum": options.with_spectrum, "top_k": options.top_k, "spectrum_k": options.spectrum_k,
         "threads": torch.get_num_threads(), "max_memory": options.max_memory, "with_bases": with_bases,
     }  # fmt: skip
+    if options.svd == "randomized" and options.with_spectrum:
+        if isinstance(backend, DeviceBackend):
+            logger.warning("svd='randomized' has no kernels for %s; measuring on the CPU", backend.description)
+        return CpuMeasurement(**how, backend=dispatch.backends()[0], svd_tolerance=options.svd_tolerance)
     if isinstance(backend, DeviceBackend):
         fallback = CpuMeasurement(**how, backend=dispatch.backends()[0])
         return DeviceMeasurement(**how, backend=backend, fallback=fallback)

@@ -26,6 +26,10 @@ class CalibrationError(MergekernError):
     """Calibration data cannot be used, or do not fit the model: labels, heads, layers, samples, a loss that is NaN."""
 
 
+class EvaluationError(MergekernError):
+    """Models cannot be evaluated: no evaluator, an unknown task, no number, a model that cannot be built."""
+
+
 class OptionError(MergekernError):
     """An argument is wrong: an unknown name, a device that is not there, an impossible budget."""
 

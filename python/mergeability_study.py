@@ -238,9 +238,7 @@ def show(findings: list[Finding], scores: pd.DataFrame, comparison: pd.DataFrame
 @click.option("--architecture", type=click.Choice(list(CLASSES)), default="vit", show_default=True)
 @click.option("--quick", is_flag=True, help=f"{QUICK_TASKS} tasks, if --tasks does not say another number.")
 @click.option("--tasks", type=click.IntRange(5, TASKS), help=f"Fine-tune on so many tasks.  [default: {TASKS}]")
-@click.option(
-    "--methods", default=",".join(mergekern.METHODS), callback=parse_methods, help="Of merging.  [default: all]"
-)
+@click.option("--methods", default="all", callback=parse_methods, help="Of merging.  [default: all that merge pairs]")
 @click.option("--samples", type=click.IntRange(10, 200), default=CALIBRATION_SAMPLES, show_default=True,
               help="Calibration samples a task, at most half of the held-out ones; others give scores.")  # fmt: skip
 @click.option("--random-state", default=0, show_default=True)

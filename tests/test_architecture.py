@@ -12,8 +12,9 @@ PACKAGE = Path(mergekern.__file__).parent
 # From the top down. A module imports from its own room and from rooms below, never from above: not in functions, and
 # not for types either.
 ROOMS = [
-    "cli", "distributed", "api", "report", "measurement", "functional", "prediction", "sketches", "tables", "merging",
-    "metrics", "statistics", "kernels", "checkpoints", "training", "progress", "_internal", "errors",
+    "cli", "evaluation", "distributed", "api", "report", "measurement", "functional", "prediction", "sketches",
+    "tables", "merging", "metrics", "statistics", "kernels", "checkpoints", "training", "progress", "_internal",
+    "errors",
 ]  # fmt: skip
 HEIGHT = {name: len(ROOMS) - place for place, name in enumerate(ROOMS)}
 # The door of the package: what `import mergekern` offers, the command line as a module, and the compiled kernels.

@@ -12,8 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 import mergekern
 from mergekern.cli import main
+from mergekern.merging.registry import methods_for
 from mergekern.prediction import PREDICTORS, MergePredictor
 
+OF_MERGE_ADAPTERS = typing.get_type_hints(mergekern.merge_adapters)
 OF_COMPUTE_ALL = typing.get_type_hints(mergekern.compute_all)
 # Values that the library accepts, by the name of the parameter for which a command offers choices.
 ACCEPTED = {
@@ -21,8 +23,12 @@ ACCEPTED = {
     "frozen": typing.get_args(OF_COMPUTE_ALL["frozen"]),
     "small_tensors": typing.get_args(OF_COMPUTE_ALL["small_tensors"]),
     "io": typing.get_args(OF_COMPUTE_ALL["io"]),
+    "svd": typing.get_args(OF_COMPUTE_ALL["svd"]),
     "batch_weighting": typing.get_args(typing.get_type_hints(mergekern.Calibration)["batch_weighting"]),
     "kind": tuple(PREDICTORS),
+    "combination": tuple(mergekern.COMBINATIONS),
+    "majority_sign": typing.get_args(OF_MERGE_ADAPTERS["majority_sign"]),
+    "saved_whole": typing.get_args(OF_MERGE_ADAPTERS["saved_whole"]),
 }
 # The function that a command hands its options to.
 FUNCTIONS = {
@@ -31,6 +37,7 @@ FUNCTIONS = {
     "table": mergekern.MetricTable.from_statistics,
     "merge": mergekern.merge,
     "merge-all": mergekern.merge_all,
+    "merge-adapters": mergekern.merge_adapters,
     "add": mergekern.add_models,
     "fit": MergePredictor.fit,
     "screen": mergekern.MeasureOptions,
@@ -62,7 +69,7 @@ def test_choices_are_what_the_library_accepts(parameter):
     assert tuple(parameter.type.choices) == ACCEPTED[parameter.name]
 
 
-@pytest.mark.parametrize("name", ["on_mismatch", "frozen", "small_tensors", "io"])
+@pytest.mark.parametrize("name", ["on_mismatch", "frozen", "small_tensors", "io", "svd"])
 def test_the_library_accepts_these_and_no_other(name, files):
     for value in ACCEPTED[name]:
         mergekern.compute_all(files, **{name: value}, metrics="stable_rank")
@@ -83,10 +90,14 @@ def test_defaults_are_those_of_the_library(command):
 
 @pytest.mark.parametrize("method", mergekern.METHODS)
 def test_every_merge_method_can_be_asked_for(method, files, tmp_path):
-    result = run("merge", files, "--method", method, "--out", tmp_path / "merged.safetensors")
+    names = list(ZOO)[: mergekern.METHODS[method].most]
+    models, out = [files / f"{name}.safetensors" for name in names], tmp_path / "merged.safetensors"
+    result = run("merge", *models, "--base", files / "base.safetensors", "--method", method, "--out", out)
     assert result.exit_code == 0, result.output
-    expected = mergekern.merge(ZOO, BASE, method)["w"]
-    assert np.array_equal(load_file(tmp_path / "merged.safetensors")["w"], expected)
+    expected = mergekern.merge({name: ZOO[name] for name in names}, BASE, method)["w"]
+    assert np.array_equal(load_file(out)["w"], expected)
+    if len(names) == 1:
+        return
     result = run("merge-all", files, "--methods", method, "--group", "a+b", "--out", tmp_path / "all")
     assert "wrote 1 merged checkpoints" in result.output
 
@@ -101,7 +112,7 @@ def test_merge_probes_can_be_asked_for_by_every_method():
     (parameter,) = (each for each in main.commands["metrics"].params if each.name == "merge_probes")
     context = click.Context(main.commands["metrics"])
     assert parameter.process_value(context, ",".join(mergekern.METHODS)) == list(mergekern.METHODS)
-    assert parameter.process_value(context, "all") == list(mergekern.METHODS)
+    assert parameter.process_value(context, "all") == methods_for(2)
     with pytest.raises(click.BadParameter, match=", ".join(mergekern.METHODS)):
         parameter.process_value(context, "another")
 

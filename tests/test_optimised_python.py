@@ -23,7 +23,8 @@ random = np.random.default_rng(0)
 base = {"w": random.standard_normal((12, 9)), "v": random.standard_normal(9)}
 zoo = {name: {key: value + random.standard_normal(value.shape) for key, value in base.items()} for name in "abc"}
 table = mergekern.compute_all(zoo, base, per_layer=True)
-merges = {name: mergekern.merge(zoo, base, name) for name in mergekern.METHODS}
+merges = {name: mergekern.merge(dict(list(zoo.items())[:method.most]), base, name)
+          for name, method in mergekern.METHODS.items()}
 context = click.Context(main, info_name="mergekern", terminal_width=100)
 commands = [command.get_help(click.Context(command, info_name=name, parent=context))
             for name, command in main.commands.items()]

@@ -1,4 +1,5 @@
-// mergekern._native: pointers in, arrays out, the GIL released while a kernel runs.
+// The module mergekern._native. Tensors come in as pointers, results are arrays. The GIL is released while a kernel
+// runs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -59,7 +60,16 @@ void difference(const Address& base, std::size_t base_stride, const Address& tun
   mergekern::difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, data);
 }
 
-// Throws unless the array is contiguous (which the type says) and holds at least `count` values.
+void scaled_difference(const Address& base, std::size_t base_stride, const Address& tuned, std::size_t tuned_stride,
+                       double factor, py::array_t<float, py::array::c_style>& out) {
+  if (out.ndim() != 2) throw py::value_error("out must be a matrix");
+  const std::size_t rows = out.shape(0), columns = out.shape(1);
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::scaled_difference(view(base), base_stride, view(tuned), tuned_stride, rows, columns, factor, data);
+}
+
+// Throws unless the array holds at least `count` values. Its type guarantees that it is contiguous.
 double* at_least(Array& array, std::size_t count, const char* name) {
   if (static_cast<std::size_t>(array.size()) < count) throw py::value_error(std::string(name) + " is too small");
   return array.mutable_data();
@@ -120,14 +130,19 @@ std::size_t values_below(const Array& diagonal, const Array& off_diagonal, doubl
 
 py::tuple combine(const Address& base, const std::vector<Address>& tuned, const Address& out, std::size_t count,
                   std::size_t start, int threads, int consensus, const std::vector<double>& weights,
-                  double total_weight, double factor, const std::vector<double>& thresholds,
-                  const std::vector<std::uint64_t>& keys, std::uint64_t dropped_below, int majority, double share, long long needed) {
+                  const std::vector<double>& divisors, double total_weight, double factor,
+                  const std::vector<double>& thresholds, const std::vector<double>& limits,
+                  const std::vector<std::uint64_t>& keys, const std::vector<std::uint64_t>& dropped_below, int majority,
+                  double share, long long needed, bool by_count) {
   const std::size_t n = tuned.size();
-  if (weights.size() != n || (!thresholds.empty() && thresholds.size() != n) || (!keys.empty() && keys.size() != n))
-    throw py::value_error("a rule has a weight, a threshold and a key for each model");
-  const mergekern::Rule rule{static_cast<mergekern::Consensus>(consensus), weights.data(), total_weight, factor,
-                             thresholds.empty() ? nullptr : thresholds.data(), keys.empty() ? nullptr : keys.data(),
-                             dropped_below, static_cast<double>(majority), share, needed};
+  const auto is_for_all = [n](const auto& values) { return values.empty() || values.size() == n; };
+  if (weights.size() != n || divisors.size() != n || !is_for_all(thresholds) || !is_for_all(limits) ||
+      !is_for_all(keys) || dropped_below.size() != keys.size())
+    throw py::value_error("a rule has a weight, a divisor, a threshold, a limit, a key and a share for each model");
+  const mergekern::Rule rule{static_cast<mergekern::Consensus>(consensus), weights.data(), divisors.data(),
+                             total_weight, factor, thresholds.empty() ? nullptr : thresholds.data(),
+                             limits.empty() ? nullptr : limits.data(), keys.empty() ? nullptr : keys.data(),
+                             dropped_below.data(), static_cast<double>(majority), share, needed, by_count};
   mergekern::Tally tally;
   {
     py::gil_scoped_release release;
@@ -188,6 +203,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("threads"), py::arg("sums").noconvert());
   module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
              py::arg("tuned_stride"), py::arg("out").noconvert());
+  module.def("scaled_difference", &scaled_difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
+             py::arg("tuned_stride"), py::arg("factor"), py::arg("out").noconvert());
   module.def("padded_size", &mergekern::padded_size, py::arg("size"));
   module.def("padded_stride", &mergekern::padded_stride, py::arg("size"));
   module.def("reflector_count", &mergekern::reflector_count, py::arg("size"));
@@ -200,9 +217,9 @@ PYBIND11_MODULE(_native, module) {
              py::arg("positions"));
   module.def("values_below", &values_below, py::arg("diagonal"), py::arg("off_diagonal"), py::arg("bound"));
   module.def("combine", &combine, py::arg("base"), py::arg("tuned"), py::arg("out"), py::arg("count"),
-             py::arg("start"), py::arg("threads"), py::arg("consensus"), py::arg("weights"), py::arg("total_weight"),
-             py::arg("factor"), py::arg("thresholds"), py::arg("keys"), py::arg("dropped_below"), py::arg("majority"),
-             py::arg("share"), py::arg("needed"));
+             py::arg("start"), py::arg("threads"), py::arg("consensus"), py::arg("weights"), py::arg("divisors"),
+             py::arg("total_weight"), py::arg("factor"), py::arg("thresholds"), py::arg("limits"), py::arg("keys"),
+             py::arg("dropped_below"), py::arg("majority"), py::arg("share"), py::arg("needed"), py::arg("by_count"));
   module.def("magnitude_counts", &magnitude_counts, py::arg("base"), py::arg("tuned"), py::arg("count"),
              py::arg("prefix"), py::arg("above"), py::arg("shift"), py::arg("width"), py::arg("threads"));
   module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),

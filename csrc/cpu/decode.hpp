@@ -1,11 +1,11 @@
-// Values of any storage type as float64, and their differences. Part of the kernels that for_each_instruction_set.hpp
-// includes, so without an include guard.
+// Conversion of all storage types to float64, and differences. It has no include guard, since
+// for_each_instruction_set.hpp includes it once for each instruction set.
 #include "lanes.hpp"
 
-// One decoder for each storage type: LANES values, exact in float64.
+// A decoder for each storage type converts LANES values to float64, exactly.
 template <typename Element>
 struct Vector {
-  // A tensor that a user gives may lie at any address.
+  // Tensors of users may be unaligned.
   typedef Element Type __attribute__((vector_size(LANES * sizeof(Element)), aligned(1)));
 };
 typedef Vector<float>::Type Floats;
@@ -19,7 +19,7 @@ MERGEKERN_INLINE To bits_as(From from) {
   return to;
 }
 
-// GCC's own conversion of eight takes twice as many instructions.
+// For eight values GCC's generic conversion takes twice as many instructions as the intrinsic.
 MERGEKERN_INLINE Lanes widen(Floats x) {
 #if LANES == 8
   return _mm512_cvtps_pd(x);
@@ -42,7 +42,7 @@ struct FromFloat16 {
   typedef std::uint16_t Stored;
   Lanes operator()(const std::uint16_t* at) const {
     const Words half = __builtin_convertvector(*reinterpret_cast<const Vector<std::uint16_t>::Type*>(at), Words);
-    // The exponent is moved by a multiplication, which also normalises subnormal halves.
+    // A multiplication adjusts the exponent, and also normalises subnormal halves.
     const Words bits = bits_as<Words>(bits_as<Floats>((half & 0x7fffu) << 13) * 0x1p112f);
     const Words infinite = (half & 0x7c00u) == 0x7c00u ? Words{} + 0x7f800000u : Words{};
     return widen(bits_as<Floats>(bits | infinite | ((half & 0x8000u) << 16)));
@@ -81,7 +81,7 @@ void subtract_as(Decoder decoder, const void* data, std::size_t start, std::size
   for (std::size_t e = whole; e < count; ++e) out[e] = last[e - whole] - (minus ? minus[e] : 0.0);
 }
 
-// out[e] = view[start + e] − minus[e], the view's values exact; minus of nullptr stands for zero.
+// out[e] = view[start + e] − minus[e], with exact values of the view. A minus of nullptr stands for zero.
 inline void subtract(const TensorView& view, std::size_t start, std::size_t count, const double* minus, double* out) {
   switch (view.dtype) {
     case DType::float64: return subtract_as(FromFloat64(), view.data, start, count, minus, out);

@@ -11,7 +11,7 @@
 
 namespace mergekern {
 
-// In the order of mergekern/checkpoints/dtypes.py, which Python takes the codes from.
+// The codes follow the order of FLOATS in mergekern/checkpoints/dtypes.py.
 enum class DType : int { float64 = 0, float32 = 1, float16 = 2, bfloat16 = 3, float8_e4m3fn = 4, float8_e5m2 = 5 };
 
 inline int item_size(DType dtype) {
@@ -26,13 +26,13 @@ inline int item_size(DType dtype) {
   throw std::invalid_argument("unknown dtype code " + std::to_string(static_cast<int>(dtype)));
 }
 
-// One tensor in memory: contiguous, `count` elements known to the caller.
+// A contiguous tensor in memory. The caller knows the number of elements.
 struct TensorView {
   const void* data;
   DType dtype;
 };
 
-// The 256 values of each 8-bit format, filled once (float32 holds them all exactly).
+// The 256 values of each 8-bit format, all exact in float32. The tables are filled once.
 struct Float8Tables {
   float e4m3fn[256];
   float e5m2[256];

@@ -1,9 +1,10 @@
-// Compiles the file KERNEL once for each instruction set, in namespaces avx512, avx2 and generic of
-// mergekern, with LANES set to the float64 that a register holds. The processor chooses at run time. No
-// include guard. KERNEL must use nothing of the standard library that is not inlined: the linker keeps one
-// copy of such a function, which might be the one for another instruction set.
+// Compiles the file KERNEL once for each instruction set, in the namespaces mergekern::avx512, avx2 and generic. LANES
+// is the number of float64 in a register. The choice is made at run time. There is no include guard. KERNEL must not
+// use functions of the standard library that are not inlined: the linker keeps only one copy of each, possibly one
+// compiled for an instruction set that the processor lacks.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MERGEKERN_X86 1
+#include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma")
 namespace mergekern {
@@ -37,7 +38,7 @@ namespace generic {
 }  // namespace generic
 }  // namespace mergekern
 
-// MERGEKERN_CHOOSE(OF) is OF(namespace) for the instruction set of this process.
+// MERGEKERN_CHOOSE(OF) expands OF(namespace) for the instruction set in use.
 #ifdef MERGEKERN_X86
 #define MERGEKERN_CHOOSE(OF)                                       \
   (instruction_set() == InstructionSet::avx512 ? OF(avx512)        \

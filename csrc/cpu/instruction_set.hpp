@@ -1,11 +1,12 @@
-// The instruction set that the kernels of this process use.
+// The instruction set that the kernels use in this process.
 #pragma once
 
 namespace mergekern {
 
 enum class InstructionSet { generic, avx2, avx512 };
 
-// The best that the processor has, or a lesser one that the environment variable MERGEKERN_INSTRUCTION_SET names.
+// Returns the best instruction set of the processor, or a lesser one named by the environment variable
+// MERGEKERN_INSTRUCTION_SET.
 InstructionSet instruction_set();
 
 // "generic", "avx2" or "avx512".

@@ -1,5 +1,5 @@
-// Registers of LANES float64, and sums of their lanes. Part of the kernels that for_each_instruction_set.hpp
-// includes, so without an include guard.
+// Registers of LANES float64, and sums over lanes. It has no include guard, since for_each_instruction_set.hpp includes
+// it once for each instruction set.
 #define MERGEKERN_INLINE inline __attribute__((always_inline))
 
 typedef double Lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(8)));
@@ -9,7 +9,8 @@ typedef unsigned long long UnsignedBits __attribute__((vector_size(LANES * sizeo
 MERGEKERN_INLINE Lanes load(const double* at) { return *reinterpret_cast<const Lanes*>(at); }
 MERGEKERN_INLINE void store(double* at, Lanes value) { *reinterpret_cast<Lanes*>(at) = value; }
 
-// Sums of neighbouring groups of `width` lanes: those of a in the even groups of the result, those of b in the odd.
+// Adds neighbouring groups of `width` lanes. The even groups of the result hold the sums of a, the odd groups those of
+// b.
 template <int width>
 MERGEKERN_INLINE Lanes fold(Lanes a, Lanes b) {
   Bits first, second;
@@ -22,7 +23,7 @@ MERGEKERN_INLINE Lanes fold(Lanes a, Lanes b) {
   return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
 }
 
-// The sums of the lanes of LANES vectors.
+// Returns the sums over the lanes of each of LANES vectors.
 MERGEKERN_INLINE Lanes sums_of_lanes(const Lanes (&v)[LANES]) {
 #if LANES == 8
   return fold<4>(fold<2>(fold<1>(v[0], v[1]), fold<1>(v[2], v[3])), fold<2>(fold<1>(v[4], v[5]), fold<1>(v[6], v[7])));

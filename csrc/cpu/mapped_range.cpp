@@ -1,6 +1,6 @@
 #include "mapped_range.hpp"
 
-#ifdef _WIN32  // There a mapped file cannot be cut short.
+#ifdef _WIN32  // Windows does not allow truncating a mapped file.
 
 namespace mergekern {
 std::uintptr_t guard(std::uintptr_t, std::size_t) { return 0; }
@@ -21,7 +21,7 @@ void unguard(std::uintptr_t) {}
 namespace mergekern {
 namespace {
 
-// A list that only grows, so that the handler can walk it without a lock; ranges that are over are used again.
+// A list that only grows, so that the signal handler can walk it without a lock. Entries of ended ranges are reused.
 struct Range {
   std::atomic<std::uintptr_t> begin{0}, end{0};
   Range* next = nullptr;
@@ -42,7 +42,7 @@ std::vector<Range*>& unused() {
   return list;
 }
 
-// Only calls that a signal handler may make: mmap is one system call on the systems that have SIGBUS.
+// Makes only async-signal-safe calls: mmap is a plain system call on all systems that have SIGBUS.
 void on_bus_error(int signal, siginfo_t* info, void*) {
   const int saved = errno;
   const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
@@ -57,7 +57,8 @@ void on_bus_error(int signal, siginfo_t* info, void*) {
       return;
     }
   }
-  // Not ours: whoever was there before gets it; and once that one has handed it back, the system.
+  // The address is in no guarded range: the previous handler gets the signal. If it comes back, the default action
+  // does.
   if (gave_up.exchange(true) || sigaction(signal, &previous, nullptr) != 0) ::signal(signal, SIG_DFL);
   raise(signal);
   errno = saved;
@@ -79,10 +80,10 @@ void install() {
 
 std::uintptr_t guard(std::uintptr_t begin, std::size_t size) {
   const std::lock_guard<std::mutex> held(lock());
-  install();  // Each time: another library may have put its own handler in place of this one.
+  install();  // each time, since another library may have replaced the handler
   Range* range;
   if (unused().empty()) {
-    range = new Range;  // Never freed: the handler may be walking the list.
+    range = new Range;  // never freed, since the handler may be walking the list
     range->next = ranges.load();
     ranges.store(range);
   } else {

@@ -1,4 +1,4 @@
-// Mapped files that are cut short while they are read.
+// Protection against mapped files that are truncated while they are read.
 #pragma once
 
 #include <cstddef>
@@ -6,11 +6,11 @@
 
 namespace mergekern {
 
-// Makes reads of a mapped range give zeros where its file has ended meanwhile; the system would end the process by
-// SIGBUS. Returns a number for `unguard`. Whoever reads the range must check afterwards that the file is unchanged.
+// Guards a mapped range: if its file is truncated, reads past its end give zeros instead of a SIGBUS, which would end
+// the process. Returns a number for `unguard`. The caller must check after reading that the file is unchanged.
 std::uintptr_t guard(std::uintptr_t begin, std::size_t size);
 
-// Ends the guard of a range; before it is unmapped.
+// Ends the guard of a range. Must be called before the range is unmapped.
 void unguard(std::uintptr_t number);
 
 }  // namespace mergekern

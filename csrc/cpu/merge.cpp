@@ -7,10 +7,6 @@
 
 #include "instruction_set.hpp"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #define KERNEL "merge_kernel.hpp"
 #include "for_each_instruction_set.hpp"
 
@@ -38,7 +34,7 @@ void check(const TensorView& view, std::size_t count, const char* role) {
   if (!view.data && count) throw std::invalid_argument(std::string("null pointer for ") + role);
 }
 
-// Calls segment(thread, start, stop) for every segment; a thread has every `threads`-th.
+// Calls segment(thread, start, stop) for every segment. Thread t handles the segments t, t + threads, t + 2·threads, …
 template <typename Segment>
 void over_segments(std::size_t count, int threads, Segment segment) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -55,7 +51,7 @@ int threads_for(std::size_t count, int threads) {
 
 Tally combine(const TensorView& base, const std::vector<TensorView>& tuned, const TensorView& out, std::size_t count,
               std::size_t start, int threads, const Rule& rule) {
-  check(base, count, "base");
+  if (base.data) check(base, count, "base");
   check(out, count, "out");
   for (const TensorView& view : tuned) check(view, count, "tuned");
   const std::size_t n = tuned.size();
@@ -104,7 +100,7 @@ std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, 
                                std::uint64_t prefix, int above, int threads) {
   check(tuned, count, "tuned");
   threads = threads_for(count, threads);
-  // One more than a segment: a value that is not kept is written too, and overwritten by the next.
+  // One element longer than a segment: each value is written first, and overwritten by the next if it is not kept.
   const std::size_t size = 2 * generic::kRow + kSegment + 1;
   std::unique_ptr<double[]> scratch(new double[threads * size]);
   std::vector<std::vector<double>> found((count + kSegment - 1) / kSegment);

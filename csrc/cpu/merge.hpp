@@ -9,37 +9,37 @@
 
 namespace mergekern {
 
-enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3 };
-constexpr Consensus kLastConsensus = Consensus::agree;
+enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3, elect_sum = 4, elect_max = 5 };
+constexpr Consensus kLastConsensus = Consensus::elect_max;
 
-// The rule by which the task vectors of one tensor are merged. Each array has a value for each model; thresholds of
-// nullptr trim nothing, keys of nullptr drop nothing.
+// How the task vectors of one tensor are merged; fields are as in mergekern/kernels/combine/__init__.py. Each array has
+// one value per model. If thresholds or limits is nullptr they trim nothing, and if keys is nullptr nothing is dropped.
 struct Rule {
   Consensus consensus;
-  const double* weights;
+  const double *weights, *divisors;
   double total_weight, factor;
-  const double* thresholds;
-  const std::uint64_t* keys;
-  std::uint64_t dropped_below;
+  const double *thresholds, *limits;
+  const std::uint64_t *keys, *dropped_below;
   double majority, share;
   long long needed;
+  bool by_count;
 };
 
 struct Tally {
   long long signs = 0, undecided = 0, non_finite = 0;
 };
 
-// Writes the merged elements to `out`, float32 or float64; `start` is the index of the first in its tensor.
-// Bit-identical for every thread count and instruction set.
+// Writes the merged elements to `out` (float32 or float64). A base of nullptr stands for zero. `start` is the index of
+// the first element in its tensor. All numbers of threads and all instruction sets give the same bits.
 Tally combine(const TensorView& base, const std::vector<TensorView>& tuned, const TensorView& out, std::size_t count,
               std::size_t start, int threads, const Rule& rule);
 
-// Adds to counts[2^width] the number of |tuned − base| (base of nullptr: zero) by bits [shift, shift + width) of their
-// float64, among those whose bits from `above` on are `prefix`.
+// Counts the values |tuned − base| by bits [shift, shift + width) of their float64, and adds to counts[2^width]. Only
+// values whose bits from `above` on equal `prefix` are counted. A base of nullptr stands for zero.
 void magnitude_counts(const TensorView& base, const TensorView& tuned, std::size_t count, std::uint64_t prefix,
                       int above, int shift, int width, int threads, long long* counts);
 
-// Returns the |tuned − base| whose bits from `above` on are `prefix`, in order.
+// Returns the values |tuned − base| whose bits from `above` on equal `prefix`, in the order of the elements.
 std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, std::size_t count,
                                std::uint64_t prefix, int above, int threads);
 

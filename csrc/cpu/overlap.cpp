@@ -27,8 +27,8 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Vectors on one side of a tile, and elements of them at a time: two panels and the sums take 700 KiB of a private
-// cache.
+// kSide is the number of vectors on one side of a tile, kChunk the number of their elements processed at a time. Two
+// panels and the sums take 700 KiB, which fit a private cache.
 constexpr std::size_t kSide = 128, kChunk = 256;
 
 std::size_t padded(std::size_t count, std::size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -39,15 +39,15 @@ struct Side {
   std::size_t models;
 };
 
-// Working memory of tiles of at most `most` models of k vectors.
+// Workspace for tiles of at most `most` models with k vectors each.
 class Tile {
  public:
   Tile(std::size_t most, std::size_t length, std::size_t k)
       : length_(length), k_(k), height_(padded(most * k, kernels().rows)), width_(padded(most * k, kernels().columns)),
         rows_(height_ * kChunk), columns_(width_ * kChunk), sums_(height_ * width_), squares_(height_ * width_) {}
 
-  // Writes the overlaps of all pairs to out, whose rows lie `stride` apart. With `among`, rows and columns are the same
-  // models, and nothing below the diagonal is written.
+  // Writes the overlaps of all pairs to out, whose row stride is `stride`. With `among`, rows and columns are the same
+  // models, and only the diagonal and the elements above it are written.
   void overlap(Side rows, Side columns, bool among, double* out, std::size_t stride) {
     const Kernels& run = kernels();
     std::fill(sums_.begin(), sums_.end(), 0.0);
@@ -74,10 +74,11 @@ class Tile {
     double* sums = sums_.data();
     for (std::size_t r = 0; r < rows.models * k_; r += height)
       for (std::size_t c = 0; c < columns.models * k_; c += width, sums += height * width)
-        if (!among || c + width > r / k_ * k_) block(r, c, sums);  // from the first row's own model on
+        if (!among || c + width > r / k_ * k_) block(r, c, sums);  // starts at the model of the first row
   }
 
-  // The sum of k × k squares. Each is added to its mirror image first, so that the transposed block has the same sum.
+  // Returns the sum of k × k squares. Each is first added to its mirror image: the transposed block then has the same
+  // sum, to the last bit.
   double block_sum(const double* squares) const {
     double sum = 0.0;
     for (std::size_t r = 0; r < k_; ++r) {

@@ -1,13 +1,13 @@
-// Overlaps of the subspaces of models, for all pairs: ‖B_iᵀ C_j‖_F².
+// Overlaps of subspaces, ‖B_iᵀ C_j‖_F², for all pairs of models.
 #pragma once
 
 #include <cstddef>
 
 namespace mergekern {
 
-// Writes the overlaps of `models` bases with `other_models` others to out (models × other_models). A basis is
-// length × k float32, row after row. Without others, all pairs of the bases are meant. The
-// bits of a pair depend neither on its order nor on the other bases.
+// Writes the overlaps of `models` bases with `other_models` others to out (models × other_models). A basis is a
+// row-major length × k matrix of float32. Without others, the overlaps of all pairs of the bases are computed. The
+// result for a pair depends, to the last bit, neither on the order of the two nor on other bases.
 void overlap(const float* bases, std::size_t models, const float* others, std::size_t other_models, std::size_t length,
              std::size_t k, double* out);
 

@@ -1,15 +1,16 @@
-// Products of the vectors of two tiles of models. Included once for each instruction set
+// Inner products of the vectors of two tiles of models. Included once for each instruction set
 // (for_each_instruction_set.hpp).
 
 #include "lanes.hpp"
 
-// The register block: 6 × 32 sums, 4 operands and a factor fill 32 registers of 8, 6 × 8 and 3 of them 16 of 4.
+// The register block. With registers of 8 float64, 6 × 32 sums, 4 operands and a factor use 29 of 32 registers; with
+// registers of 4, 6 × 8 sums, 2 operands and a factor use 15 of 16.
 constexpr int kRows = 6;
 constexpr int kVectors = LANES == 8 ? 4 : 2;
 constexpr int kColumns = kVectors * LANES;
 
-// Panels of WIDTH vectors, element [d][v] vector v's: of some models of k vectors each, whose elements lie k apart.
-// Vectors beyond the last are zeros.
+// Copies vectors into panels of WIDTH vectors, in which element [d][v] is element d of vector v. Each model has k
+// vectors, whose elements have a stride of k. Vectors beyond the last are zeros.
 template <int WIDTH>
 void pack(const float* bases, std::size_t models, std::size_t length, std::size_t k, std::size_t start,
           std::size_t count, double* out) {
@@ -41,7 +42,7 @@ void pack_columns(const float* bases, std::size_t models, std::size_t length, st
   pack<kColumns>(bases, models, length, k, start, count, out);
 }
 
-// sums (kRows × kColumns) += Σ_d rows[d][r]·columns[d][c], one after the other.
+// sums (kRows × kColumns) += Σ_d rows[d][r]·columns[d][c], added in the order of d.
 void add_products(const double* rows, const double* columns, std::size_t count, double* sums) {
   Lanes sum[kRows][kVectors];
 #pragma GCC unroll 8
@@ -63,7 +64,7 @@ void add_products(const double* rows, const double* columns, std::size_t count, 
     for (int v = 0; v < kVectors; ++v) store(sums + r * kColumns + v * LANES, sum[r][v]);
 }
 
-// Squares of the sums of a register block, to a matrix whose rows lie `stride` apart.
+// Writes the squares of a register block to a matrix with a row stride of `stride`.
 void squares(const double* sums, std::size_t stride, double* out) {
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) {

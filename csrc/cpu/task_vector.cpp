@@ -8,21 +8,18 @@
 
 #include "instruction_set.hpp"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace mergekern {
 namespace {
 
-// Which inner products of a tile are wanted: all, those with c ≥ r, or those with c = r.
+// The inner products of a tile to compute: all, those with c ≥ r, or those with c = r.
 enum class Shape { whole, triangle, diagonal };
 
 constexpr bool is_in(Shape shape, std::size_t r, std::size_t c) {
   return shape == Shape::whole || (shape == Shape::triangle ? c >= r : c == r);
 }
 
-// Inner products of `rows` tensors from `row` on with `columns` tensors from `column` on: one block of registers.
+// A tile holds the inner products of `rows` tensors from `row` on with `columns` tensors from `column` on. Its sums fit
+// in registers.
 struct Tile {
   std::size_t row, rows, column, columns;
   Shape shape;
@@ -43,12 +40,13 @@ struct Kernels {
   decltype(&generic::gram_add) gram_add;
   decltype(&generic::squared_distance_segment) squared_distance_segment;
   decltype(&generic::difference_rows) difference_rows;
+  decltype(&generic::scaled_difference_rows) scaled_difference_rows;
 };
 
 #define MERGEKERN_KERNELS(set) \
   Kernels {                                                                                              \
     set::kTile, set::kTileSums, set::gram_segment, set::gram_add, set::squared_distance_segment,          \
-        set::difference_rows                                                                              \
+        set::difference_rows, set::scaled_difference_rows                                                 \
   }
 
 const Kernels& kernels() {
@@ -56,15 +54,15 @@ const Kernels& kernels() {
   return chosen;
 }
 
-// Elements of a chunk, whose rows are float64 in a private cache; those of two tiles stay in the innermost one. The
-// same for any number of tensors: the sums over a chunk are in the bits of the result.
+// Number of elements of a chunk. Its rows of float64 fit a private cache, and those of two tiles fit the L1 cache. It
+// does not depend on the number of tensors, since the bits of a result depend on the length of a chunk.
 constexpr std::size_t kChunk = 256;
-// Tiles on one side of a square of tiles: its rows stay in a private cache, however many other tensors there are.
+// Tiles on one side of a square of tiles. The rows of a square fit a private cache for any number of tensors.
 constexpr std::size_t kTilesTogether = 16;
-// Bytes of partial results held for the segments that are worked on side by side.
+// Bytes of partial results of the segments that are processed at the same time.
 constexpr std::size_t kPartials = 64 << 20;
 
-// The tiles of the pairs i ≤ j of n tensors; with a split > 0, of the pairs i < split ≤ j and i = j alone.
+// Returns the tiles that cover the pairs i ≤ j of n tensors, or, with split > 0, the pairs i < split ≤ j and i = j.
 std::vector<Tile> tiles_of(std::size_t n, std::size_t split, std::size_t side) {
   std::vector<Tile> tiles;
   const std::size_t last_row = split ? split : n, together = kTilesTogether * side;
@@ -95,8 +93,8 @@ void check(const TensorView& view, std::size_t count, const char* role) {
   if (!view.data && count) throw std::invalid_argument(std::string("null pointer for ") + role);
 }
 
-// Calls segment(start, stop, scratch, partial) for every segment, on `threads` threads, and then add(partial) in order:
-// work is cut into segments of fixed length so that the result does not depend on the number of threads.
+// Calls segment(start, stop, scratch, partial) for every segment, on `threads` threads, and then add(partial) in order.
+// Segments have a fixed length, so that the result does not depend on the number of threads.
 template <typename Segment, typename Add>
 void over_segments(std::size_t count, int threads, std::size_t scratch_size, std::size_t partial_size, Segment segment,
                    Add add) {
@@ -105,7 +103,7 @@ void over_segments(std::size_t count, int threads, std::size_t scratch_size, std
   const std::ptrdiff_t fitting = kPartials / (sizeof(double) * std::max<std::size_t>(partial_size, 1));
   const std::ptrdiff_t together = std::min(segments, std::max<std::ptrdiff_t>(1, fitting / threads) * threads);
   std::unique_ptr<double[]> partials(new double[together * partial_size]);
-  // On a cache line: registers that straddle two are read at half the speed.
+  // Aligned to a cache line: loads that cross two lines run at half the speed.
   scratch_size = (scratch_size + 7) / 8 * 8;
   std::unique_ptr<double[]> memory(new double[threads * scratch_size + 8]);
   double* scratch = memory.get() + (64 - reinterpret_cast<std::uintptr_t>(memory.get()) % 64) % 64 / 8;
@@ -179,6 +177,15 @@ void difference(const TensorView& base, std::size_t base_stride, const TensorVie
   constexpr std::size_t length = 1024;
   double base_row[length];
   kernels().difference_rows(base, base_stride, tuned, tuned_stride, rows, columns, length, base_row, out);
+}
+
+void scaled_difference(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
+                       std::size_t tuned_stride, std::size_t rows, std::size_t columns, double factor, float* out) {
+  check(base, rows * columns, "base");
+  check(tuned, rows * columns, "tuned");
+  constexpr std::size_t length = 1024;
+  double row[2 * length];
+  kernels().scaled_difference_rows(base, base_stride, tuned, tuned_stride, rows, columns, length, factor, row, out);
 }
 
 }  // namespace mergekern

@@ -2,10 +2,11 @@
 
 #include "decode.hpp"
 
-// Rows of the register block, which fills the register file: 5×5 sums and 6 operands of 32, 3×3 and 4 of 16.
+// Rows of the register block, chosen to fill the register file: 5×5 sums and 6 operands use 31 of 32 registers, 3×3
+// sums and 4 operands 13 of 16.
 constexpr int kTile = LANES == 8 ? 5 : 3;
 
-// Asks for the bytes that the next chunk will read, a cache line at a time, while this one is worked on.
+// Prefetches the bytes of the next chunk, one cache line at a time, while the kernel works on the current chunk.
 class ReadAhead {
  public:
   ReadAhead(const TensorView* base, const TensorView* views, std::size_t n, std::size_t start, std::size_t stop)
@@ -36,8 +37,8 @@ class ReadAhead {
   const char *at_ = nullptr, *end_ = nullptr;
 };
 
-// a·b + c, in one rounding where the instruction set has it. The compiler might choose differently for two kernels that
-// must give the same bits.
+// a·b + c, with one rounding where the instruction set has a fused operation. It is explicit, since the compiler might
+// fuse in one kernel and not in another, and both must give the same bits.
 MERGEKERN_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
 #if LANES == 8
   return _mm512_fmadd_pd(a, b, c);
@@ -48,15 +49,15 @@ MERGEKERN_INLINE Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
 #endif
 }
 
-// Float64 that the sums of one register block take in memory.
+// Number of float64 that the sums of one register block take in memory.
 constexpr int kTileSums = (kTile * kTile + LANES - 1) / LANES * LANES;
 
-// out[r·COLUMNS + c] += <rows + r·stride, columns + c·stride> for a block of sums in registers, those that its shape
-// names; length is a multiple of LANES. Each sum depends on its two rows alone, in either order.
+// out[r·COLUMNS + c] += <rows + r·stride, columns + c·stride>, for the sums that the shape selects, all in registers.
+// length is a multiple of LANES. Each sum depends on its two rows only, and not on their order.
 template <int ROWS, int COLUMNS, Shape SHAPE>
 void tile_products(const double* rows, const double* columns, std::size_t stride, std::size_t length, double* out,
                    ReadAhead& read_ahead) {
-  ReadAhead ahead = read_ahead;  // in registers
+  ReadAhead ahead = read_ahead;  // a local copy stays in registers
   Lanes sum[kTileSums] = {};
   for (std::size_t e = 0; e < length; e += LANES) {
     ahead.line();
@@ -77,7 +78,7 @@ void tile_products(const double* rows, const double* columns, std::size_t stride
     store(out + i, load(out + i) + sums_of_lanes(*reinterpret_cast<const Lanes(*)[LANES]>(sum + i)));
 }
 
-// tile_products of ROWS rows.
+// tile_products for ROWS rows.
 template <int ROWS>
 void tile_of(const Tile& tile, const double* left, const double* right, std::size_t stride, std::size_t length,
              double* out, ReadAhead& ahead) {
@@ -96,8 +97,8 @@ void tile_of(const Tile& tile, const double* left, const double* right, std::siz
   }
 }
 
-// Rows of a chunk lie one cache line further apart than they are long: at a power of two they would
-// all fall into one set of the cache.
+// The stride of a chunk's rows is one cache line more than their length. With a power of two as stride, all rows would
+// fall into one set of the cache.
 inline std::size_t row_stride(std::size_t chunk_length) { return chunk_length + 8; }
 
 // Adds the inner products of elements [start, stop) of n tensors to `sums`, kTileSums for each tile (see gram_add).
@@ -134,7 +135,7 @@ void gram_segment(const TensorView& base, const TensorView* tuned, std::size_t n
   }
 }
 
-// Adds the sums of gram_segment to the matrix (n × n), on both sides of its diagonal.
+// Adds the sums of gram_segment to the (n × n) matrix, on both sides of the diagonal.
 void gram_add(const double* sums, const std::vector<Tile>& tiles, std::size_t n, double* matrix) {
   for (const Tile& tile : tiles) {
     for (std::size_t r = 0; r < tile.rows; ++r)
@@ -147,7 +148,7 @@ void gram_add(const double* sums, const std::vector<Tile>& tiles, std::size_t n,
   }
 }
 
-// Adds ‖a − b‖² of elements [start, stop) of each pair to out[pair]. `chunk` holds one row for each tensor.
+// Adds ‖a − b‖² over elements [start, stop) to out[pair], for each pair. `chunk` holds one row for each tensor.
 void squared_distance_segment(const std::vector<TensorView>& tensors, const std::vector<std::pair<int, int>>& pairs,
                               std::size_t start, std::size_t stop, std::size_t chunk_length, double* chunk,
                               double* out) {
@@ -173,8 +174,8 @@ void squared_distance_segment(const std::vector<TensorView>& tensors, const std:
   }
 }
 
-// out = tuned − base of a rows × columns block, whose rows lie base_stride and tuned_stride elements
-// apart. `base_row` holds chunk_length.
+// out = tuned − base for a rows × columns block. base_stride and tuned_stride are the strides of rows, in elements.
+// `base_row` holds chunk_length elements.
 void difference_rows(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
                      std::size_t tuned_stride, std::size_t rows, std::size_t columns, std::size_t chunk_length,
                      double* base_row, double* out) {
@@ -183,5 +184,20 @@ void difference_rows(const TensorView& base, std::size_t base_stride, const Tens
       const std::size_t count = columns - at < chunk_length ? columns - at : chunk_length;
       subtract(base, r * base_stride + at, count, nullptr, base_row);
       subtract(tuned, r * tuned_stride + at, count, base_row, out + r * columns + at);
+    }
+}
+
+// out = factor · (tuned − base) likewise, rounded to float32. `row` holds 2·chunk_length.
+void scaled_difference_rows(const TensorView& base, std::size_t base_stride, const TensorView& tuned,
+                            std::size_t tuned_stride, std::size_t rows, std::size_t columns,
+                            std::size_t chunk_length, double factor, double* row, float* out) {
+  double* delta = row + chunk_length;
+  for (std::size_t r = 0; r < rows; ++r)
+    for (std::size_t at = 0; at < columns; at += chunk_length) {
+      const std::size_t count = columns - at < chunk_length ? columns - at : chunk_length;
+      subtract(base, r * base_stride + at, count, nullptr, row);
+      subtract(tuned, r * tuned_stride + at, count, row, delta);
+      float* to = out + r * columns + at;
+      for (std::size_t e = 0; e < count; ++e) to[e] = static_cast<float>(factor * delta[e]);
     }
 }

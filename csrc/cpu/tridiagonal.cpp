@@ -10,10 +10,10 @@
 namespace mergekern {
 namespace {
 
-// One column of the band, with both triangles, and of the bulge below it.
+// Length of one column of the band: both triangles, and the bulge below.
 constexpr int kBandStride = 3 * kBand + 8;
 
-// The number of sweeps of `chase` that have a block s.
+// The number of sweeps of `chase` that reach block s.
 constexpr std::size_t chase_count(std::size_t size, std::size_t s) {
   const std::size_t used = 2 + (s > 0 ? s * kBand - 1 : 0);
   return size > used ? size - used : 0;
@@ -57,7 +57,7 @@ std::size_t panel_total(std::size_t size) {
   return total;
 }
 
-// A tridiagonal matrix scaled to a norm of about 1, with its off-diagonal squared.
+// A tridiagonal matrix, scaled to a norm of about 1; off-diagonal elements are stored squared.
 struct Scaled {
   std::vector<double> diagonal, squares;
   int exponent = 0;
@@ -76,7 +76,7 @@ struct Scaled {
       low = std::min(low, diagonal[i] - reach);
       high = std::max(high, diagonal[i] + reach);
     }
-    // An off-diagonal zero would stop the recurrence; 1e-30 of the norm in its place moves no eigenvalue.
+    // A zero would break the recurrence. Replacing it by 1e-30 of the norm changes no eigenvalue.
     for (std::size_t i = 0; i + 1 < size; ++i) squares[i] = std::max(std::pow(std::ldexp(b[i], -exponent), 2), 1e-60);
   }
 };
@@ -85,7 +85,7 @@ struct Scaled {
 
 std::size_t padded_size(std::size_t size) { return (size + kBand - 1) / kBand * kBand; }
 
-// An odd number of cache lines, so that a column does not fall into few sets of the cache.
+// An odd number of cache lines, so that the elements of a column are spread over all sets of the cache.
 std::size_t padded_stride(std::size_t size) { return (padded_size(size) / 8 | 1) * 8; }
 
 std::size_t reflector_count(std::size_t size) { return panel_total(size) + chase_total(size) * (kBand + 1); }
@@ -101,7 +101,7 @@ void tridiagonalise(double* matrix, std::size_t size, double* reflectors, double
   for (std::size_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(matrix[i * stride + i]));
   int exponent = 0;
   std::frexp(largest, &exponent);
-  // Reflectors square the elements. A matrix whose squares are far from the limits of float64 needs no scaling.
+  // Computing reflectors squares the elements. Scaling is only needed if squares come near the limits of float64.
   if (std::abs(exponent) < 400) exponent = 0;
   for (std::size_t i = 0; i < padded; ++i) {
     double* row = matrix + i * stride;
@@ -153,7 +153,7 @@ void tridiagonal_values(const double* diagonal, const double* off_diagonal, std:
     const int some = static_cast<int>(std::min<std::size_t>(run.shifts, count - first));
     std::fill(low.begin(), low.end(), scaled.low);
     std::fill(high.begin(), high.end(), scaled.high);
-    // The interval is at most 2 wide: after 54 halvings it is an ulp of the norm.
+    // The interval is at most 2 wide, so that after 54 halvings it is an ulp of the norm.
     for (int step = 0; step < 54; ++step) {
       for (int k = 0; k < run.shifts; ++k) shifts[k] = 0.5 * (low[k] + high[k]);
       run.count_below(scaled.diagonal.data(), scaled.squares.data(), size, shifts.data(), below.data());

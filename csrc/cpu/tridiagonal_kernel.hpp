@@ -1,19 +1,19 @@
 // Raw-pointer kernels of the tridiagonal form. Included once for each instruction set (for_each_instruction_set.hpp).
 //
-// Every matrix here is row-major, and its number of rows a multiple of kBand. The padding is zero and stays zero, so
-// that no loop has a remainder.
+// Every matrix is row-major, and its number of rows is a multiple of kBand, so that no loop has a remainder. The
+// padding is zero and stays zero.
 
 #include "lanes.hpp"
 
-// Registers that kBand float64 fill.
+// Number of registers that hold kBand float64.
 constexpr int kVectors = kBand / LANES;
-// The register block of a product: kTileRows × 3 registers, which fills the register file.
+// The register block of a product has kTileRows × 3 registers, which fill the register file.
 constexpr int kTileRows = LANES == 8 ? 8 : 4;
 constexpr int kTileColumns = 3 * LANES;
-// Columns of a panel that are reflected one by one before the others are.
+// Columns of a panel that are reflected one at a time; the other columns are then updated in one product.
 constexpr int kInner = 8;
 
-// sum += a·b; element (r, d) of a lies at a[r·row_step + d·depth_step], row d of b at b + d·b_step.
+// sum += a·b. Element (r, d) of a is a[r·row_step + d·depth_step]; row d of b starts at b + d·b_step.
 MERGEKERN_INLINE void add_tile(const double* a, std::size_t row_step, std::size_t depth_step, const double* b,
                                std::size_t b_step, std::size_t depth, Lanes (&sum)[kTileRows][3]) {
   for (std::size_t d = 0; d < depth; ++d, a += depth_step, b += b_step) {
@@ -38,7 +38,7 @@ MERGEKERN_INLINE void store_tile(double* c, std::size_t c_step, const Lanes (&su
     }
 }
 
-// c = a·b, or c −= a·b, for c of rows × kBand.
+// c = a·b, or c −= a·b. c is rows × kBand.
 MERGEKERN_INLINE void multiply(std::size_t rows, const double* a, std::size_t row_step, std::size_t depth_step,
                                std::size_t depth, const double* b, double* c, std::size_t c_step, bool subtract) {
   for (int column = 0; column < kBand; column += kTileColumns)
@@ -49,21 +49,20 @@ MERGEKERN_INLINE void multiply(std::size_t rows, const double* a, std::size_t ro
     }
 }
 
-// y = matrix·v for a symmetric matrix (size × size, upper blocks of kBand), v and y size × kBand.
+// y = matrix·v for a symmetric matrix (size × size), given by its upper blocks of kBand. v and y are size × kBand.
 void symmetric_product(const double* matrix, std::size_t stride, std::size_t size, const double* v, double* y) {
   for (int column = 0; column < kBand; column += kTileColumns)
     for (std::size_t r = 0; r < size; r += kTileRows) {
       const std::size_t block = r / kBand * kBand;
       Lanes sum[kTileRows][3] = {};
-      // Left of the diagonal block the rows are read as columns of the upper triangle.
+      // Elements left of the diagonal block are read from the upper triangle, transposed.
       add_tile(matrix + r, 1, stride, v + column, kBand, block, sum);
       add_tile(matrix + r * stride + block, stride, 1, v + block * kBand + column, kBand, size - block, sum);
       store_tile(y + r * kBand + column, kBand, sum, false);
     }
 }
 
-// matrix −= left·right on the upper blocks; left is size × 2·kBand, right is its counterpart in blocks of
-// 2·kBand × kBand.
+// matrix −= left·right, on the upper blocks. left is size × 2·kBand, and right is stored in blocks of 2·kBand × kBand.
 void symmetric_update(double* matrix, std::size_t stride, std::size_t size, const double* left, const double* right) {
   for (std::size_t row = 0; row < size; row += kBand)
     for (std::size_t column = row; column < size; column += kBand)
@@ -71,7 +70,7 @@ void symmetric_update(double* matrix, std::size_t stride, std::size_t size, cons
                matrix + row * stride + column, stride, true);
 }
 
-// t such that the product of the reflectors I − tau·v·vᵀ is I − V·t·Vᵀ, from the products of the v.
+// Computes t from the inner products of the v, so that the product of the reflectors I − tau·v·vᵀ is I − V·t·Vᵀ.
 inline void triangular_factor(const double* products, const double* tau, int size, double* t) {
   for (int p = 0; p < size; ++p) {
     for (int i = 0; i < p; ++i) {
@@ -84,7 +83,7 @@ inline void triangular_factor(const double* products, const double* tau, int siz
   }
 }
 
-// out (kInner × kBand) = the first kInner columns of `left`, transposed, times `right`; rows of both kBand apart.
+// out (kInner × kBand) = (first kInner columns of `left`)ᵀ · right. Both have a row stride of kBand.
 MERGEKERN_INLINE void inner_products(const double* left, const double* right, std::size_t rows, double* out) {
   for (int v = 0; v < kVectors; ++v) {
     Lanes sum[kInner] = {};
@@ -97,8 +96,8 @@ MERGEKERN_INLINE void inner_products(const double* left, const double* right, st
   }
 }
 
-// Householder QR of a panel (rows × kBand) in place. The panel becomes V, with its ones and zeros; r (upper
-// triangle, kBand × kBand) and t are such that panel = (I − V·t·Vᵀ)·[r; 0].
+// Householder QR of a panel (rows × kBand), in place: panel = (I − V·t·Vᵀ)·[r; 0]. The panel is replaced by V with its
+// explicit ones and zeros. r and t are kBand × kBand, r an upper triangle.
 void factor_panel(double* panel, std::size_t rows, double* r, double* t) {
   constexpr int kRegisters = kInner / LANES > 0 ? kInner / LANES : 1;
   double tau[kBand], products[kBand * kBand], factor[kInner * kInner], square[kInner * kInner];
@@ -142,7 +141,7 @@ void factor_panel(double* panel, std::size_t rows, double* r, double* t) {
         if (i <= c) panel[i * kBand + c] = i == c ? 1.0 : 0.0;
       }
     if (q + kInner == kBand) break;
-    // The columns to the right: times I − V·factorᵀ·Vᵀ.
+    // Multiply the columns to the right by I − V·factorᵀ·Vᵀ.
     double* from = panel + q * kBand;
     inner_products(from + q, from, rows - q, products);
     for (int a = 0; a < kInner; ++a)
@@ -167,14 +166,14 @@ void factor_panel(double* panel, std::size_t rows, double* r, double* t) {
   triangular_factor(products, tau, kBand, t);
 }
 
-// From a symmetric matrix (size × size, upper blocks) to a band of kBand on each side, similar to it: `panels`
-// receives V and t of each step, one after another. `scratch` holds 5·size·kBand.
+// Reduces a symmetric matrix (size × size, upper blocks) to a similar band matrix of half bandwidth kBand. `panels`
+// receives V and t of each step in order. `scratch` holds 5·size·kBand.
 void reduce_to_band(double* matrix, std::size_t stride, std::size_t size, double* panels, double* scratch) {
   for (std::size_t start = 0; start + kBand < size; start += kBand) {
     const std::size_t rows = size - start - kBand;
     double *v = panels, *t = panels + rows * kBand;
     panels = t + kBand * kBand;
-    double* block = matrix + start * stride + start + kBand;  // kBand × rows, the panel transposed
+    double* block = matrix + start * stride + start + kBand;  // kBand × rows: the panel, transposed
     for (std::size_t i = 0; i < rows; ++i)
       for (int c = 0; c < kBand; ++c) v[i * kBand + c] = block[c * stride + i];
     double r[kBand * kBand] = {};
@@ -202,7 +201,7 @@ void reduce_to_band(double* matrix, std::size_t stride, std::size_t size, double
   }
 }
 
-// A reflector I − tau·v·vᵀ of kBand elements that turns x into beta times the first unit vector.
+// Computes a reflector I − tau·v·vᵀ of kBand elements that maps x to beta times the first unit vector.
 struct Reflector {
   Lanes v[kVectors];
   double tau, beta;
@@ -228,10 +227,10 @@ MERGEKERN_INLINE Reflector reflector_of(const Lanes (&x)[kVectors]) {
   return out;
 }
 
-// In: a symmetric band, column c at band + c·kBandStride with element (i, c) at [kBand + i − c], both triangles,
-// zeros beyond `size` and below the band. Out: tridiagonal. Each column is eliminated in turn and the bulge that
-// this makes is chased off the end, kBand rows at a time. The reflector of sweep j and block s goes to
-// v[(start of s) + j] (see chase_count), its tau likewise.
+// Reduces a symmetric band matrix to tridiagonal form, in place. Both triangles are stored: column c starts at
+// band + c·kBandStride, with element (i, c) at offset kBand + i − c, and zeros beyond `size` and below the band. Each
+// column is eliminated in turn, and the resulting bulge is chased off the end, kBand rows at a time. The reflector of
+// sweep j and block s goes to v[(start of s) + j] (see chase_count), and its tau to the same place of `taus`.
 void chase(double* band, std::size_t size, double* reflectors, double* taus) {
   alignas(64) double v[kBand], w[kBand], z[kBand];
   for (std::size_t sweep = 0; sweep + 2 < size; ++sweep) {
@@ -249,7 +248,8 @@ void chase(double* band, std::size_t size, double* reflectors, double* taus) {
       }
       taus[slot] = now.tau;
       slot += chase_count(size, s);
-      // Column c of the diagonal block D is at diagonal + c·(kBandStride − 1), of the block E below it kBand further.
+      // Column c of the diagonal block D starts at diagonal + c·(kBandStride − 1), that of the block E below it kBand
+      // later.
       double* diagonal = band + row * kBandStride + kBand;
       Lanes p[kVectors] = {}, y[kVectors] = {};
       for (int c = 0; c < kBand; ++c) {
@@ -302,7 +302,7 @@ void chase(double* band, std::size_t size, double* reflectors, double* taus) {
         double* at = diagonal + kBand + c * (kBandStride - 1);
 #pragma GCC unroll 12
         for (int i = 0; i < kVectors; ++i) store(at + i * LANES, load(at + i * LANES) - v[c] * y[i] - z[c] * next.v[i]);
-        // The first row of E joins the next sweep's D, which is kept whole.
+        // The first row of E is part of D in the next sweep, where D needs both triangles.
         band[(row + kBand) * kBandStride + c] = at[0];
       }
       for (int i = 0; i < kVectors; ++i) store(diagonal + kBand + i * LANES, Lanes{});
@@ -312,10 +312,11 @@ void chase(double* band, std::size_t size, double* reflectors, double* taus) {
   }
 }
 
-// x (rows padded by 2·kBand, × kBand) from vectors of the tridiagonal form to vectors of the band.
+// Turns vectors x of the tridiagonal form into vectors of the band. x is (size + 2·kBand) × kBand.
 void undo_chase(const double* reflectors, const double* taus, std::size_t size, double* x) {
   std::size_t start = 0;
-  // The reflectors of one s move up by one row at a time; those of another s touch no row out of turn.
+  // Successive reflectors of one block s move up by one row. This order never uses a row before earlier sweeps are
+  // done.
   for (std::size_t s = 0; chase_count(size, s) > 0; start += chase_count(size, s), ++s)
     for (std::size_t sweep = chase_count(size, s); sweep-- > 0;) {
       const double* v = reflectors + (start + sweep) * kBand;
@@ -340,7 +341,7 @@ void undo_chase(const double* reflectors, const double* taus, std::size_t size, 
     }
 }
 
-// x from vectors of the band to vectors of the matrix that reduce_to_band had.
+// Turns vectors x of the band into vectors of the matrix that reduce_to_band received.
 void undo_band(const double* panels, std::size_t size, double* x) {
   const double* end = panels;
   for (std::size_t rows = size - kBand; rows > 0; rows -= kBand) end += (rows + kBand) * kBand;
@@ -355,15 +356,16 @@ void undo_band(const double* panels, std::size_t size, double* x) {
   }
 }
 
-// below[i] = number of eigenvalues below shifts[i], for kShifts shifts. `squares` are those of the off-diagonal,
-// at least kTinySquare; the matrix has a norm of about 1.
+// below[i] = number of eigenvalues below shifts[i], for kShifts shifts. `squares` are the squared off-diagonal
+// elements, each at least kTinySquare. The norm of the matrix is about 1.
 constexpr int kShiftRegisters = 4;
 constexpr int kShifts = kShiftRegisters * LANES;
 
 void count_below(const double* diagonal, const double* squares, std::size_t size, const double* shifts,
                  long long* below) {
-  // The leading minors p_i = (a_i − x)·p_{i−1} − b²·p_{i−2}: as many eigenvalues lie below x as signs change. They
-  // are scaled often enough that none leaves the range, and no division is needed (measured: 4 times the speed).
+  // The number of eigenvalues below x is the number of sign changes among the leading minors
+  // p_i = (a_i − x)·p_{i−1} − b²·p_{i−2}. They are rescaled often enough to stay in range. The usual recurrence of
+  // quotients needs divisions (measured: 4 times slower).
   Lanes shift[kShiftRegisters], before[kShiftRegisters], now[kShiftRegisters];
   Bits changes[kShiftRegisters] = {};
   for (int k = 0; k < kShiftRegisters; ++k) {

@@ -1,32 +1,34 @@
-// From a symmetric band to tridiagonal form, by chasing bulges off its end (Schwarz, 1968, with reflectors), and back.
+// Reduces a symmetric band matrix to tridiagonal form by bulge chasing (Schwarz, 1968, here with Householder
+// reflectors), and transforms vectors back.
 #include "common.cuh"
 
-// Width of the band, below and above the diagonal: two of its blocks have a row for each lane of a warp.
+// Half bandwidth. Two blocks of the band have together one row for each lane of a warp.
 constexpr int kBand = 16;
-// Column c of the lower band and of the bulge below it is at c·kColumn, element (i, c) at i − c; one more than the
-// bulge needs, so that the lanes of a warp fall into different banks.
+// Column c of the lower band, with the bulge below it, starts at c·kColumn; element (i, c) is at offset i − c. A column
+// has one element more than the bulge needs, so that the lanes of a warp use different banks of shared memory.
 constexpr int kColumn = 2 * kBand + 1;
-// Sweeps that a block has in flight at most, which bounds the registers of a thread to 85.
+// The most sweeps that a block runs at a time. It limits a thread to 85 registers.
 constexpr int kMostSweeps = 24;
 
-// Where the reflectors of a sweep begin, one element for each of the rows sweep + 1 … size − 1.
+// Offset of the reflectors of a sweep, which have one element for each of the rows sweep + 1 … size − 1.
 __device__ inline long long sweep_start(long long sweep, long long size) {
   return sweep * (size - 1) - sweep * (sweep - 1) / 2;
 }
 
-// matrices (batch, stride, stride), symmetric with a band of kBand in the upper triangle of the first `size` rows; what
-// is beyond the band is not read. diagonal and off_diagonal (batch, size), off_diagonal[i] couples i with i + 1;
-// reflectors (batch, size·(size − 1)/2) and taus (batch, size, steps), steps = ⌈(size − 1)/kBand⌉, for undo_chase.
-// bands (batch, (size + kBand)·kColumn) is room for the band if it is not in_shared.
+// Reduces matrices (batch, stride, stride): symmetric, with half bandwidth kBand, given in the upper triangle of the
+// first `size` rows. Elements outside the band are not read. Writes diagonal and off_diagonal (batch, size), where
+// off_diagonal[i] couples i with i + 1, and for undo_chase reflectors (batch, size·(size − 1)/2) and taus (batch, size,
+// steps), steps = ⌈(size − 1)/kBand⌉. bands (batch, (size + kBand)·kColumn) is workspace for the band if not in_shared.
 //
-// A warp has a sweep: it eliminates one column, then chases the bulge, kBand rows a step. The next sweep follows
-// `stagger` steps behind: two keep its columns clear of those of the one before. stagger·warps ≥ steps.
+// Each warp runs one sweep at a time: it eliminates one column, then chases the bulge by kBand rows a step. The next
+// sweep follows `stagger` steps behind. With a stagger of two the columns of both do not overlap. stagger·warps ≥
+// steps.
 extern "C" __global__ void __launch_bounds__(kMostSweeps * kWarp)
 chase(const double* matrices, double* bands, double* diagonal, double* off_diagonal, double* reflectors, double* taus,
       long long stride, long long size, long long stagger, long long in_shared) {
   const long long thread = threadIdx.x, threads = blockDim.x, warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp, i = lane % kBand;
-  const bool lower = lane < kBand;  // lanes of the diagonal block D; the others have the block E below it
+  const bool lower = lane < kBand;  // these lanes hold the diagonal block D, the others the block E below it
   const double* matrix = matrices + blockIdx.x * stride * stride;
   const long long elements = (size + kBand) * kColumn;
   double* band = in_shared ? shared_memory : bands + blockIdx.x * elements;
@@ -72,11 +74,11 @@ chase(const double* matrices, double* bands, double* diagonal, double* off_diago
       const double x = lower ? 0.0 : block[lane] - y;  // the first column of E·(I − tau·v·vᵀ)
       const double below = lane_sum(i == 0 ? 0.0 : x * x, kBand);
       const Reflection next = reflection(__shfl_sync(kAllLanes, x, kBand), __shfl_sync(kAllLanes, below, kBand));
-      const double u = i == 0 ? 1.0 : x * next.scale;  // of the next reflector, in the upper lanes
+      const double u = i == 0 ? 1.0 : x * next.scale;  // the next reflector, in the upper lanes
       // D −= v·wᵀ + w·vᵀ with w = tau·(D·v − tau/2·(vᵀ·D·v)·v), in the lower lanes.
       const double along = lane_sum(lower ? product * v : y * u, kBand);
       const double w = tau * (product - 0.5 * tau * along * v);
-      // E −= y·vᵀ + u·zᵀ with z = tau'·(Eᵀ·u − (uᵀ·y)·v); each half of the warp has half of the rows.
+      // E −= y·vᵀ + u·zᵀ with z = tau'·(Eᵀ·u − (uᵀ·y)·v); each half of the warp sums over half of the rows.
       double sum = 0.0;
       for (int r = 0; r < kBand / 2; ++r) {
         const int source = lower ? r : r + kBand / 2;
@@ -108,9 +110,10 @@ chase(const double* matrices, double* bands, double* diagonal, double* off_diago
   }
 }
 
-// vectors (batch, size, count), in place: from those of the tridiagonal form to those of the band. The reflectors of a
-// sweep touch different rows; the sweeps are undone in turn. A block has `tile` vectors, grid (batch, ⌈count/tile⌉);
-// its threads are a multiple of tile. Shared memory, if in_shared: (size + size/kBand + 1)·tile.
+// Turns eigenvectors of the tridiagonal form into those of the band: vectors (batch, size, count), in place. The
+// reflectors of one sweep act on disjoint rows; sweeps are undone one after the other. A block handles `tile` vectors;
+// its number of threads is a multiple of tile; grid (batch, ⌈count/tile⌉). Shared memory, if in_shared:
+// (size + size/kBand + 1)·tile.
 extern "C" __global__ void __launch_bounds__(kThreads, 4)
 undo_chase(const double* reflectors, const double* taus, double* vectors, long long size, long long count,
            long long tile, long long in_shared) {
@@ -121,7 +124,7 @@ undo_chase(const double* reflectors, const double* taus, double* vectors, long l
   const double* scales = taus + blockIdx.x * size * steps;
   double* item = vectors + blockIdx.x * size * count + vector;
   const bool present = vector < count;
-  // In shared memory a gap after every kBand rows spreads the steps of a warp over the banks.
+  // In shared memory a gap after every kBand rows distributes the steps of a warp over the banks.
   double* x = in_shared ? shared_memory + threadIdx.x % tile : item;
   const long long step = in_shared ? tile : count;
   auto at = [&](long long row) -> double& { return x[(in_shared ? row + row / kBand : row) * step]; };

@@ -1,9 +1,8 @@
-// Cholesky QR: vectors·inverse are orthonormal, for inverse of the factor of their Gram matrix.
+// Cholesky QR: vectors·R⁻¹ is orthonormal, where R is the Cholesky factor of the vectors' Gram matrix.
 #include "common.cuh"
 
-// grams (batch, size, size), symmetric: overwritten. inverses (batch, size, size): R⁻¹, upper triangle, with
-// gram = Rᵀ·R. A Gram matrix that is not positive definite in float64 gives NaN.
-// Shared memory: 2·size² if in_shared.
+// Writes R⁻¹ (upper triangle, gram = Rᵀ·R) to inverses (batch, size, size). grams (batch, size, size), symmetric, is
+// overwritten. A Gram matrix that is not positive definite in float64 gives NaN. Shared memory: 2·size² if in_shared.
 extern "C" __global__ void __launch_bounds__(kThreads)
 cholesky_inverses(double* grams, double* inverses, long long size, long long in_shared) {
   const long long thread = threadIdx.x, threads = blockDim.x, count = size * size;
@@ -19,7 +18,7 @@ cholesky_inverses(double* grams, double* inverses, long long size, long long in_
 
   for (long long p = 0; p < size; ++p) {
     const double pivot = factor[p * size + p];
-    // The rest of a dependent column is rounding; its root would be taken for a direction.
+    // What remains of a dependent column is rounding error, which must not be taken for a direction.
     const double root = pivot > 0.0 ? sqrt(pivot) : nan("");
     __syncthreads();
     for (long long i = p + thread; i < size; i += threads) factor[i * size + p] = i == p ? root : factor[i * size + p] / root;

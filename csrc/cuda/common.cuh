@@ -1,23 +1,23 @@
-// The parts that all kernels share. NVRTC compiles them without any other header, all as one text.
+// Functions shared by all kernels. NVRTC compiles all files as one text, without any other header.
 //
-// Every matrix is float64 and belongs to a batch: one block works on one item of it. A kernel that keeps its matrix in
-// shared memory where that is large enough, and in place in global memory where not, learns it from `in_shared`.
+// Every matrix is float64 and belongs to a batch; one block of threads works on one item of the batch. Some kernels
+// keep their matrix in shared memory if it fits, else in place in global memory. `in_shared` tells which.
 #pragma once
 
 extern __shared__ double shared_memory[];
 
 constexpr int kWarp = 32;
-// Threads of a block at most, which bounds the registers of a thread; on_cuda.py launches no more.
+// The most threads of a block, which limits the registers of a thread. on_cuda.py launches no more.
 constexpr int kFewThreads = 128, kThreads = 256, kManyThreads = 512, kMostThreads = 1024;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The sum over groups of `lanes` consecutive lanes (a power of two), in every lane.
+// Returns the sum over each group of `lanes` consecutive lanes (a power of two), in every lane.
 __device__ inline double lane_sum(double x, int lanes = kWarp) {
   for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
   return x;
 }
 
-// The sum over the block, in every thread; `partial` is room for kWarp values that nobody else uses.
+// Returns the sum over the block, in every thread. `partial` is workspace for kWarp values, used by nothing else.
 __device__ inline double block_sum(double x, double* partial) {
   x = lane_sum(x);
   if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = x;
@@ -28,8 +28,8 @@ __device__ inline double block_sum(double x, double* partial) {
   return sum;
 }
 
-// The kernels get matrices that are scaled to a norm of about 1. A vector whose square is below this counts as zero:
-// squares near the end of the range of float64 have lost their digits, and reflectors made of them are not orthogonal.
+// Matrices are scaled to a norm of about 1. A vector whose squared norm is below this counts as zero: squares near the
+// smallest float64 have lost precision, and reflectors computed from them are not orthogonal.
 constexpr double kZeroSquare = 1e-200;
 
 // The reflector I − tau·v·vᵀ, v = (1, scale·rest), that turns (pivot, rest) into (beta, 0); `below` is ‖rest‖².

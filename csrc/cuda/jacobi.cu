@@ -1,11 +1,11 @@
-// One-sided Jacobi: the singular values and right singular vectors of small square matrices, each to its own relative
-// precision where the columns are scaled (Demmel and Veselić, 1992), which an eigensolver of their Gram matrix loses.
+// One-sided Jacobi: singular values and right singular vectors of small square matrices. If the columns are scaled,
+// each value has a small relative error (Demmel and Veselić, 1992). An eigensolver of the Gram matrix would lose that.
 #include "common.cuh"
 
-// columns (batch, size, size), each column contiguous: A, and on return A·J with orthogonal columns, in no order;
-// rotations (batch, size, size): the columns of J; values (batch, size): the norms of A·J, NaN where `most_sweeps` are
-// not enough. A warp rotates a pair of columns; in a round of the tournament each column plays once.
-// Shared memory: kWarp, and 2·size² if in_shared.
+// columns (batch, size, size), each column contiguous, holds A, and on return A·J with orthogonal columns in any order.
+// rotations (batch, size, size) receives the columns of J. values (batch, size) receives the norms of the columns of
+// A·J, or NaN if `most_sweeps` sweeps do not suffice. Each warp rotates a pair of columns. The pairs follow a
+// round-robin tournament: each column is in one pair per round. Shared memory: kWarp, and 2·size² if in_shared.
 extern "C" __global__ void __launch_bounds__(kMostThreads)
 jacobi_svd(double* columns, double* rotations, double* values, long long size, long long most_sweeps,
            long long in_shared) {
@@ -42,7 +42,7 @@ jacobi_svd(double* columns, double* rotations, double* values, long long size, l
         xx = lane_sum(xx);
         yy = lane_sum(yy);
         xy = lane_sum(xy);
-        // Both written so that NaN counts as not orthogonal.
+        // Both conditions are written so that NaN counts as not orthogonal.
         if (xx < kZeroSquare || yy < kZeroSquare) continue;
         if (fabs(xy) <= orthogonal * sqrt(xx) * sqrt(yy)) continue;
         rotated = 1.0;

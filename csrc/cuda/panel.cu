@@ -1,9 +1,9 @@
-// Householder QR of tall matrices of any condition: the panels of the band reduction, and bases of subspaces.
+// Householder QR of tall matrices of any condition number, for the panels of the band reduction and bases of subspaces.
 #include "common.cuh"
 
-// panels (batch, columns, rows), each column contiguous, rows ≥ columns: become the reflectors V, with their ones and
-// zeros. r and t (batch, columns, columns), upper triangles, row-major: panel = (I − V·t·Vᵀ)·[r; 0].
-// Shared memory: columns + kWarp, and columns·rows if in_shared.
+// Factors panel = (I − V·t·Vᵀ)·[r; 0]. panels (batch, columns, rows), each column contiguous, rows ≥ columns, is
+// replaced by the reflectors V with their explicit ones and zeros. r and t (batch, columns, columns) are row-major
+// upper triangles. Shared memory: columns + kWarp, and columns·rows if in_shared.
 extern "C" __global__ void __launch_bounds__(kManyThreads)
 factor_panels(double* panels, double* r, double* t, long long rows, long long columns, long long in_shared) {
   const long long thread = threadIdx.x, threads = blockDim.x;
@@ -34,7 +34,7 @@ factor_panels(double* panels, double* r, double* t, long long rows, long long co
       triangle[p * columns + p] = now.beta;
     }
     __syncthreads();
-    // The columns to the right are reflected; the products with those to the left go into t.
+    // Reflect the columns to the right. The products with the columns to the left enter t.
     for (long long c = warp; c < columns; c += warps) {
       if (c == p) continue;
       double* other = panel + c * rows;

@@ -1,8 +1,8 @@
 // Eigenvalues and eigenvectors of symmetric tridiagonal matrices, scaled to a norm of about 1.
 #include "common.cuh"
 
-// The number of eigenvalues below `shift`: the signs that change among the leading minors
-// p_i = (d_i − shift)·p_{i−1} − e²_{i−1}·p_{i−2}, scaled often enough that none leaves the range; no division.
+// Returns the number of eigenvalues below `shift`. It equals the number of sign changes among the leading minors p_i =
+// (d_i − shift)·p_{i−1} − e²_{i−1}·p_{i−2}. They are rescaled often enough to stay in range, which needs no division.
 __device__ inline long long count_below(const double* diagonal, const double* squares, long long size, double shift) {
   double before = 0.0, now = 1.0;
   long long changes = 0;
@@ -23,9 +23,10 @@ __device__ inline long long count_below(const double* diagonal, const double* sq
   return changes;
 }
 
-// values (batch, count): the eigenvalues at `positions` (count), 0 the smallest, to an ulp of the norm. diagonal and
-// squares (batch, size); squares[i] couples i − 1 with i, and is at least 1e-60 but for squares[0] = 0. All eigenvalues
-// lie between low and high (batch), at most 2 apart. A thread bisects for one of them; grid (batch, blocks of count).
+// Writes the eigenvalues at `positions` (count; 0 is the smallest) to values (batch, count), to an ulp of the norm.
+// diagonal and squares are (batch, size). squares[i] couples i − 1 with i; squares[0] is 0, all others are at least
+// 1e-60. All eigenvalues lie between low and high (batch), which are at most 2 apart. Each thread bisects for one
+// eigenvalue; grid (batch, blocks of count).
 extern "C" __global__ void __launch_bounds__(kFewThreads)
 tridiagonal_values(const double* diagonal, const double* squares, const double* low, const double* high,
                    const long long* positions, double* values, long long size, long long count) {
@@ -40,7 +41,7 @@ tridiagonal_values(const double* diagonal, const double* squares, const double* 
   values[item * count + k] = 0.5 * (from + to);
 }
 
-// counts (batch): the eigenvalues below `bounds` (batch). A thread has one matrix.
+// Writes the number of eigenvalues below `bounds` (batch) to counts (batch). Each thread handles one matrix.
 extern "C" __global__ void __launch_bounds__(kFewThreads)
 tridiagonal_counts(const double* diagonal, const double* squares, const double* bounds, long long* counts,
                    long long size, long long batch) {
@@ -48,10 +49,10 @@ tridiagonal_counts(const double* diagonal, const double* squares, const double* 
   if (item < batch) counts[item] = count_below(diagonal + item * size, squares + item * size, size, bounds[item]);
 }
 
-// vectors (batch, size, count): unit eigenvectors of `values` (batch, count), by inverse iteration from random starts of
-// their own, so that the vectors of a cluster of values are independent, though not orthogonal. off_diagonal (batch,
-// size): element i couples i with i + 1. upper (batch, 3, size, count) is room for the rows of U in T − value = P·L·U.
-// A thread has one vector; grid (batch, blocks of count).
+// Writes unit eigenvectors of `values` (batch, count) to vectors (batch, size, count), by inverse iteration. Each
+// vector starts from random numbers of its own: the vectors of clustered eigenvalues are then independent, but not
+// orthogonal. off_diagonal is (batch, size); element i couples i with i + 1. upper (batch, 3, size, count) is workspace
+// for the rows of U in T − value = P·L·U. Each thread computes one vector; grid (batch, blocks of count).
 extern "C" __global__ void __launch_bounds__(kFewThreads)
 tridiagonal_vectors(const double* diagonal, const double* off_diagonal, const double* values, double* vectors,
                     double* upper, long long size, long long count) {
@@ -70,7 +71,7 @@ tridiagonal_vectors(const double* diagonal, const double* off_diagonal, const do
     x[i * count] = static_cast<double>(static_cast<long long>(state) >> 11) * (1.0 / 4503599627370496.0);
   }
   for (int iteration = 0; iteration < 3; ++iteration) {
-    // Rows are exchanged for the larger pivot. The first right side is random already: L would only mix it.
+    // Partial pivoting. The first right-hand side is random, so that multiplying it by L⁻¹ would gain nothing.
     double pivot = d[0] - value, beside = size > 1 ? e[0] : 0.0, right = x[0];
     for (long long i = 0; i < size; ++i) {
       const double below = i + 1 < size ? e[i] : 0.0;

@@ -1,16 +1,17 @@
-// The k-th largest magnitudes of task vectors, by radix select: counts of one digit after the other, in shared memory.
+// The k-th largest magnitudes of task vectors, by radix select. Each pass counts the values of one digit in shared
+// memory.
 #include "common.cuh"
 
-// Bits of a digit: 8192 counts take 32 KiB, so that six blocks of 256 threads share a multiprocessor.
+// Bits of a digit. 8192 counts take 32 KiB, so that six blocks of 256 threads fit on a multiprocessor.
 constexpr int kDigit = 13;
 constexpr int kBins = 1 << kDigit;
 
-// A float of fewer bits as float64, exactly, by its bits: whether a conversion keeps subnormal float32 is an option of
-// the compiler.
+// Converts a shorter float to float64, exactly. It works on the bits, since a compiler option decides whether the
+// hardware's conversion keeps subnormal float32.
 template <int exponent, int mantissa>
 __device__ inline double widened(long long bits) {
   constexpr long long infinity = ((1LL << exponent) - 1) << mantissa;
-  constexpr double scale = exponent == 5 ? 0x1p1008 : 0x1p896;  // between the biases
+  constexpr double scale = exponent == 5 ? 0x1p1008 : 0x1p896;  // 2^(difference of the exponent biases)
   const long long magnitude = bits & ((1LL << (exponent + mantissa)) - 1);
   const long long placed = magnitude << (52 - mantissa);
   const double value = magnitude < infinity ? __longlong_as_double(placed) * scale
@@ -35,8 +36,9 @@ struct BFloat16 {
   __device__ static double value(unsigned short x) { return widened<8, 7>(x); }
 };
 
-// Counts the |tuned − base| of this block that begin with `prefix` by their next `width` bits, from `shift` on. Several
-// are loaded, without a branch, before the first is counted: the compiler moves no load across an addition or a branch.
+// Counts the values |tuned − base| of this block that begin with `prefix`, by their next `width` bits from bit `shift`
+// on. Several values are loaded without a branch before the first is counted: the compiler does not move loads across
+// atomic additions or branches.
 template <typename Storage>
 __device__ void count(long long base_address, long long tuned_address, long long size, long long prefix,
                       long long shift, long long width, unsigned* bins) {
@@ -61,9 +63,10 @@ __device__ void count(long long base_address, long long tuned_address, long long
   }
 }
 
-// addresses (1 + models): that of the base, or 0, then those of the models, `size` elements each. storage: 0 float64,
-// 1 float32, 2 float16, 3 bfloat16 (kernels/device_inputs.py). states (models, 2): the digits found so far. Adds to
-// counts (models, kBins). Grid (any, models). Shared memory: 4·kBins bytes.
+// Adds the counts of one digit to counts (models, kBins). addresses (1 + models) holds the address of the base, or 0,
+// and then those of the models; each has `size` elements. storage: 0 float64, 1 float32, 2 float16, 3 bfloat16
+// (kernels/device_inputs.py). states (models, 2) holds the digits found so far. Grid (any, models). Shared memory:
+// 4·kBins bytes.
 extern "C" __global__ void __launch_bounds__(kThreads)
 count_magnitudes(const long long* addresses, const long long* states, unsigned long long* counts, long long size,
                  long long shift, long long width, long long storage) {
@@ -81,9 +84,9 @@ count_magnitudes(const long long* addresses, const long long* states, unsigned l
     if (bins[bin]) atomicAdd(ours + bin, static_cast<unsigned long long>(bins[bin]));
 }
 
-// states (models, 2): (digits found so far, k among the values that begin with them) go one digit of `width` bits on.
-// counts (models, kBins) are read, and zero afterwards. Grid (models, 1), kThreads threads: each has a run of bins, the
-// first thread the largest. Shared memory: 8·kThreads bytes.
+// Extends states (models, 2) by one digit of `width` bits. A state is (digits found so far, k among the values that
+// begin with them). Reads counts (models, kBins) and sets them to zero. Grid (models, 1), kThreads threads. Each thread
+// has a range of bins; the first thread has the bins of the largest values. Shared memory: 8·kThreads bytes.
 extern "C" __global__ void __launch_bounds__(kThreads)
 pick_digit(long long* states, unsigned long long* counts, long long width) {
   constexpr int run = kBins / kThreads;
@@ -96,7 +99,7 @@ pick_digit(long long* states, unsigned long long* counts, long long width) {
   for (int i = 0; i < run; ++i) sum += ours[top - i];
   sums[thread] = sum;
   __syncthreads();
-  long long larger = 0;  // values in the bins above
+  long long larger = 0;  // number of values in higher bins
   for (int other = 0; other < thread; ++other) larger += sums[other];
   const bool has_it = larger < k && k <= larger + sum;
   for (int i = 0; i < run; ++i) {

@@ -28,6 +28,20 @@ def positive_integer(name: str, size: Any) -> int:
     raise OptionError(f"{name} must be a positive integer, not {size!r}")
 
 
+def share(name: str, value: Any) -> float:
+    """Return an argument that is a number between 0 and 1, both excluded.
+
+    Raises:
+        OptionError: it is something else.
+
+    >>> share("svd_tolerance", 0.01)
+    0.01
+    """
+    if isinstance(value, Real) and 0 < float(value) < 1:
+        return float(value)
+    raise OptionError(f"{name} must be a number between 0 and 1, not {value!r}")
+
+
 def positive_bytes(name: str, size: Any) -> int:
     """Return an argument that is a positive number of bytes, rounded down.
 

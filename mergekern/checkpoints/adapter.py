@@ -42,6 +42,22 @@ class _Parts(NamedTuple):
     is_transposed: bool = False
 
 
+class StoredFactors(NamedTuple):
+    """How an adapter's file holds the factors of one tensor, in PEFT's own shapes.
+
+    Attributes:
+        a: A, (r, n), or (r, channels, …) of a convolution; None for the bias of B, which is (m,).
+        b: B, (m, r), or (m, r, 1, …) of a convolution; or that bias.
+        scale: s, in s·BA.
+        is_embedding: whether they are of an embedding, whose matrix is (s·BA)ᵀ.
+    """
+
+    a: StoredTensor | None
+    b: StoredTensor
+    scale: float
+    is_embedding: bool
+
+
 class Adapter(Checkpoint):
     """A LoRA adapter of PEFT. Until it is bound to a base it has the tensors that it changes; then all of the base's.
 
@@ -121,6 +137,21 @@ class Adapter(Checkpoint):
     def factored(self) -> list[str]:
         """Names of the tensors that it holds factors of."""
         return [name for name, parts in self._parts.items() if parts.a]
+
+    def stored_factors(self, name: str) -> StoredFactors:
+        """Return how the file holds the factors of a tensor, one of `factored`."""
+        parts = self._parts[name]
+        a, b = (self._inner.tensors[part or ""] for part in (parts.a, parts.b))
+        is_embedding = _EMBEDDING_FACTOR.fullmatch(b.name) is not None
+        return StoredFactors(None if parts.a == parts.b else a, b, parts.scale, is_embedding)
+
+    def stored_whole(self, name: str) -> StoredTensor:
+        """Return what the file holds of a tensor that it holds whole, one of `needs_base`."""
+        return self._inner.tensors[self._parts[name].whole or ""]
+
+    def read_stored(self, tensor: StoredTensor) -> torch.Tensor:
+        """Return a tensor of the file, in its shape and dtype."""
+        return self._inner.read(tensor.name)
 
     def _save_ties(self, tied: Mapping[str, Sequence[str]]) -> None:
         """Let what is saved whole of a tensor be saved of those tied to it too, as `ensure_weight_tying` has it."""

@@ -82,16 +82,19 @@ class Checkpoint(ABC):
         self._scales: dict[str, StoredTensor] = {}
         self._markers: Sequence[str] = ()
         self._blocks: Sequence[tuple[int, int]] = ()
-        self._stored_buffers: dict[str, str] = {}  # buffers that were renamed -> what they are called in the file
+        self._stored_names: dict[str, str] = {}  # what was renamed -> what it is called in the file
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Call tensors and buffers by other names from now on: `names` are the new ones, by those so far."""
         self.tensors = {names.get(name, name): tensor for name, tensor in self.tensors.items()}
-        for name in self.buffers:
-            if name in names:
-                self._stored_buffers[names[name]] = self._stored_buffers.pop(name, name)
+        changed = {new: self._stored_names.pop(old, old) for old, new in names.items()}
+        self._stored_names |= changed
         self.buffers = [names.get(name, name) for name in self.buffers]
         self.order = [names.get(name, name) for name in self.order]
+
+    def stored_name(self, name: str) -> str:
+        """Return what a tensor or buffer is called in the file, whatever it was renamed to."""
+        return self._stored_names.get(name, name)
 
     def tie(self, name: str, kept: str) -> None:
         """Let a name mean the same tensor as another one, whatever the file holds under it, and come after it."""

@@ -90,7 +90,8 @@ def layout(
 
     Args:
         base: whose files are followed.
-        entries: the tensors, by name, in the order in which they are to lie.
+        entries: the tensors, by name, in the order in which they are to lie. Those that the base lacks come to the last
+            of its files.
         aliases: tied names that are not stored -> those that are.
         others: the other files of the result, where it is a folder; None writes all tensors to one file.
     """
@@ -99,18 +100,50 @@ def layout(
     index = None
     if isinstance(base, Sharded) and others is not None:
         shards = {_as_safetensors(file): shard for file, shard in base.shards.items()}
-        homes = {name: _as_safetensors(base.shard_of(name)) for name in entries}
+        known, last = {*base.tensors, *base.buffers}, list(shards)[-1]
+        homes = {name: _as_safetensors(base.shard_of(name)) if name in known else last for name in entries}
         index = _index_metadata(Path(base.source))
     metadata = {}
+    stored = {entry.name for entry in entries.values()}
     for file, shard in shards.items():
         kept = shard.metadata if isinstance(shard, SafetensorsFile) else {}
-        tied = {alias: name for alias, name in aliases.items() if homes[name] == file}
+        tied = {base.stored_name(alias): entries[name].name for alias, name in aliases.items() if homes[name] == file}
         # transformers refuses files without a format.
-        metadata[file] = {"format": "pt"} | {k: v for k, v in kept.items() if k not in entries} | tied
+        metadata[file] = {"format": "pt"} | {k: v for k, v in kept.items() if k not in stored} | tied
     # Larger items first, as the library orders them: every tensor is then aligned to its dtype.
-    by_size = sorted(entries.values(), key=lambda entry: -entry.dtype.itemsize)
-    files = {file: tuple(e for e in by_size if homes[e.name] == file) for file in shards}
+    by_size = sorted(entries, key=lambda name: -entries[name].dtype.itemsize)
+    files = {file: tuple(entries[name] for name in by_size if homes[name] == file) for file in shards}
     return Layout(files, metadata, others, index)
+
+
+def layout_by_size(
+    entries: Mapping[str, Entry], aliases: Mapping[str, str], others: Mapping[str, Path | bytes] | None, most: int
+) -> Layout:
+    """Return the layout of a checkpoint in shards of some size, or in one file if it is no larger.
+
+    Args:
+        entries: the tensors, by name, in the order in which they are spread.
+        aliases: tied names that are not stored -> those that are.
+        others: the other files of the result, where it is a folder; None writes all tensors to one file.
+        most: bytes of a shard; a larger tensor has one to itself.
+    """
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries.values():
+        if others is not None and shards[-1] and size + entry.nbytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    count = len(shards)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    names = names if count > 1 else ["model.safetensors"]
+    files, metadata = {}, {}
+    for name, shard in zip(names, shards, strict=True):
+        files[name] = tuple(sorted(shard, key=lambda entry: -entry.dtype.itemsize))
+        held = {entry.name for entry in shard}
+        metadata[name] = {"format": "pt"} | {alias: kept for alias, kept in aliases.items() if kept in held}
+    return Layout(files, metadata, others, {} if count > 1 else None)
 
 
 def _as_safetensors(file: str) -> str:

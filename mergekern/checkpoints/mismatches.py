@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.checkpoints.names import likely_difference
@@ -30,6 +30,14 @@ class Mismatches:
     def __contains__(self, name: str) -> bool:
         """Tell whether a tensor does not match."""
         return name in self._found
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the tensors that do not match."""
+        return iter(self._found)
+
+    def leave(self, names: Collection[str]) -> None:
+        """Leave out what is wrong with these tensors: it is as it should be."""
+        self._found = {name: kinds for name, kinds in self._found.items() if name not in names}
 
     def add(self, name: str, what: str, model: str) -> None:
         """Add what is wrong with a tensor of a model, "{}" standing for the model."""

@@ -270,6 +270,8 @@ def take_names_of(base: Checkpoint, model: Checkpoint, main: Sequence[str] = ())
     found = bridge(own, known)
     if main and not found.rules:
         found = bridge({name: own[name] for name in main}, known)
+    if not main and not found.names:  # Heads, and poolers, that only one side has, hide the renaming of the body.
+        found = bridge(*({name: shape for name, shape in side.items() if _is_of_layer(name)} for side in (own, known)))
     if not found.names:
         return
     names = dict(found.names)
@@ -283,6 +285,11 @@ def take_names_of(base: Checkpoint, model: Checkpoint, main: Sequence[str] = ())
     unchanged = own.keys() - names.keys()
     model.rename({old: new for old, new in names.items() if new not in unchanged})
     model.notes += found.notes
+
+
+def _is_of_layer(name: str) -> bool:
+    """Tell whether a name is of a tensor in a numbered layer, as all of a body are but its first and last ones."""
+    return any(part.isdigit() for part in name.split(".")[:-1])
 
 
 def likely_difference(own: Shapes, known: Shapes) -> tuple[str, str] | None:

@@ -71,7 +71,7 @@ class SafetensorsFile(Checkpoint):
         return self._read_range(tensor, 0, tensor.count).view(tensor.shape)[:, start:stop]
 
     def read_buffer(self, name: str) -> torch.Tensor:
-        tensor = self._others[self._stored_buffers.get(name, name)]
+        tensor = self._others[self._stored_names.get(name, name)]
         return self._read_range(tensor, 0, tensor.count).view(tensor.shape)
 
     def _bytes(self, start: int, stop: int, alignment: int) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Sharded(Checkpoint):
 
     def shard_of(self, name: str) -> str:
         """Return the file that holds a tensor."""
-        stored = self.tensors[name].name if name in self.tensors else name
+        stored = self.tensors[name].name if name in self.tensors else self.stored_name(name)
         return next(file for file, shard in self.shards.items() if shard is self._home[stored])
 
     def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
@@ -50,5 +50,5 @@ class Sharded(Checkpoint):
         return self._home[tensor.name]._read_columns(tensor, start, stop)
 
     def read_buffer(self, name: str) -> torch.Tensor:
-        stored = self._stored_buffers.get(name, name)
+        stored = self._stored_names.get(name, name)
         return self._home[stored].read_buffer(stored)

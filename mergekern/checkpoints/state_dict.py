@@ -52,7 +52,7 @@ class StateDict(Checkpoint):
         return _on_cpu(self._values[tensor.name][:, start:stop])
 
     def read_buffer(self, name: str) -> torch.Tensor:
-        return self._values[self._stored_buffers.get(name, name)].cpu().clone(memory_format=torch.contiguous_format)
+        return self._values[self._stored_names.get(name, name)].cpu().clone(memory_format=torch.contiguous_format)
 
     def resident(self, name: str, device: torch.device) -> torch.Tensor | None:
         tensor = self.tensors[name]

@@ -102,6 +102,17 @@ class Layer:
             # No name here refers to a block, so that it is gone before the next one is read if its user lets it go.
             yield self._block(start, min(start + step, count))
 
+    def ranges(self, step: int) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
+        """Yield (base, [tuned_0, ...]) over ranges of `step` elements, whatever the budget; see `blocks`."""
+        count = self._given[0].stored.count
+        if not self.is_split:
+            base, *tuned = (whole.reshape(-1) for whole in self._whole())
+            for start in range(0, count, step):
+                yield base[start : start + step], [own[start : start + step] for own in tuned]
+            return
+        for start in range(0, count, step):
+            yield self._block(start, min(start + step, count))
+
     def _block(self, start: int, stop: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         base, *tuned = self._read(lambda source: source.read(start, stop))
         return base, tuned

@@ -68,7 +68,7 @@ def tie_heads(
             odd |= dict.fromkeys(sorted(model.tensors.keys() ^ base.tensors.keys()))
     touched = factored | saved
     pairs: dict[str, str] = {}
-    for head in filter(_is_head, odd):
+    for head in filter(is_head, odd):
         shape = next((c.tensors[head].shape for c in (base, *models) if head in c.tensors), None)
         if kept := embedding_of(head, base, shape):
             pairs[head] = kept
@@ -181,7 +181,7 @@ def heads_of(base: Checkpoint) -> dict[str, str]:
     """Return the heads that a base may tie, held or not, each with its embedding."""
     found: dict[str, str] = {}
     for name in base.tensors:
-        if _is_head(name) and (kept := embedding_of(name, base, base.tensors[name].shape)):
+        if is_head(name) and (kept := embedding_of(name, base, base.tensors[name].shape)):
             found[name] = kept
     if found or _is_headless(base.config):
         return found
@@ -223,7 +223,8 @@ def embedding_of(head: str, checkpoint: Checkpoint, shape: tuple[int, ...] | Non
     return None
 
 
-def _is_head(name: str) -> bool:
+def is_head(name: str) -> bool:
+    """Tell whether a tensor is one that transformers ties to embeddings, by the end of its name."""
     return name.endswith(_BIAS) or any(_ends(name, end) for end in _HEADS)
 
 

@@ -12,6 +12,7 @@ from mergekern.checkpoints.adapter import Adapter, ImpliedBase
 from mergekern.checkpoints.alignment import in_names_of, rename_as_asked
 from mergekern.checkpoints.checkpoint import Change, Checkpoint
 from mergekern.checkpoints.complex_numbers import refuse_changed_complex
+from mergekern.checkpoints.heads import find_heads
 from mergekern.checkpoints.mismatches import Mismatches, hint
 from mergekern.checkpoints.names import check_rename
 from mergekern.checkpoints.opening import open_checkpoint
@@ -56,6 +57,7 @@ class Zoo:
         tensors: in the file order of the base, tied tensors once.
         skipped: one line for each tensor left out by `on_mismatch="skip"`.
         left_out: one sentence for each file and folder beside the models that is no model.
+        heads: tensors of the heads, in any of the checkpoints, where they are told apart; they are not in `tensors`.
         tied: from each other name in the base of a tensor that all checkpoints tie, to its name in `tensors`.
     """
 
@@ -65,6 +67,7 @@ class Zoo:
     skipped: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    heads: frozenset[str] = frozenset()
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -107,8 +110,10 @@ def open_zoo(
     on_mismatch: OnMismatch = "error",
     io: IO = "mmap",
     needs_base: bool = True,
+    first_as_base: bool = False,
     least: int = 2,
     rename: Mapping[str, str] | None = None,
+    heads: Sequence[str] | None = None,
 ) -> Zoo:
     """Open N models and their base and match them.
 
@@ -122,11 +127,14 @@ def open_zoo(
         on_mismatch: "error" reports every mismatch at once; "skip" leaves those tensors out.
         io: "mmap" or "pread".
         needs_base: whether the values of the base will be asked for also where no model holds a tensor whole.
+        first_as_base: whether the first model takes the place of a base that is neither given nor found.
         least: how many models there must be.
         rename: parts of the models' tensor names to replace, OLD -> NEW, where the base lacks the name: the first place
             where the parts OLD stand between dots becomes NEW. An empty OLD is the beginning of every name, an empty
             NEW leaves the parts out. Wrappers such as `module.` or `_orig_mod.`, and prefixes that one renaming of all
             tensors adds, removes or moves, are seen without it, and said in `notes`.
+        heads: patterns of the names of heads, which are told apart from the tensors that are matched; an empty sequence
+            lets the rule of `checkpoints.heads` find them. None takes heads for tensors as all others.
 
     Raises:
         OptionError: no base, fewer than two models, duplicate names.
@@ -142,6 +150,8 @@ def open_zoo(
     one_of("io", io, ("mmap", "pread"))
     sources, found_base, left_out = zoo_sources(checkpoints, base)
     base = base if base is not None else found_base
+    if base is None and first_as_base and sources:
+        base = sources[0].given
     if base is None and (needs_base or not sources):
         raise OptionError(NO_BASE)
     if len(sources) < least:
@@ -172,7 +182,7 @@ def open_zoo(
             f"{opened_base.source}: a LoRA adapter cannot be the base; give the model it was trained on"
         )
     rename_as_asked(opened_base, opened, rename)
-    zoo = replace(align(opened_base, opened, on_mismatch), left_out=left_out)
+    zoo = replace(align(opened_base, opened, on_mismatch, heads), left_out=left_out)
     note_rounding(zoo.base, zoo.models, [tensor.names for tensor in zoo.tensors])
     return zoo
 
@@ -194,7 +204,12 @@ def _implied_base(models: Sequence[Checkpoint], on_mismatch: OnMismatch) -> Chec
     return ImpliedBase(adapters)
 
 
-def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatch = "error") -> Zoo:
+def align(
+    base: Checkpoint,
+    models: Sequence[Checkpoint],
+    on_mismatch: OnMismatch = "error",
+    heads: Sequence[str] | None = None,
+) -> Zoo:
     """Match the tensors of the models to those of the base; see `open_zoo`."""
     held = set(base.tensors)
     models = in_names_of(base, models)
@@ -230,17 +245,23 @@ def align(base: Checkpoint, models: Sequence[Checkpoint], on_mismatch: OnMismatc
             if name not in base.tensors and tensor.storage not in known:
                 kind = "integers" if name in base.buffers else "missing"
                 mismatches.add(name, f"in {{}} but {kind} in {base.name!r}", model.name)
+    found_heads: frozenset[str] = frozenset()
+    if heads is not None:
+        shared = {name: found for name, found in names.items() if name not in mismatches}
+        found_heads = find_heads(base, models, matched=shared, mismatched=list(mismatches), patterns=heads)
+        mismatches.leave(found_heads)
     lines = mismatches.lines
     if lines and on_mismatch == "error":
         raise mismatches.error(base, models)
-    matched = {name: tuple(found) for name, found in names.items() if name not in mismatches}
+    left = {*mismatches, *found_heads}
+    matched = {name: tuple(found) for name, found in names.items() if name not in left}
     tensors, aliases = _tied_once((base, *models), matched)
     if not tensors:
         what = f"{base.name!r} and the models share no floating-point tensor"
         raise MismatchError("\n  ".join([what, *lines[:10], hint(base, models)]).rstrip())
     for name in aliases.keys() - held:  # Names of heads that proved to be the embedding everywhere, as the base has it.
         del aliases[name], base.tensors[name]
-    return Zoo(base, tuple(models), tensors, lines, aliases)
+    return Zoo(base, tuple(models), tensors, lines, aliases, heads=found_heads)
 
 
 def _tied_once(

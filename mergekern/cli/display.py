@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +24,7 @@ _OBEYED = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
+SECONDS = 5.0  # between lines of progress off a terminal
 WIDEST = 100_000  # characters of a line off a terminal: tables are not cut
 
 
@@ -75,11 +78,47 @@ def plain_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=None if stream.isatty() else WIDEST)
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Show no progress from here on, or show it again."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Tell whether no progress is to be shown."""
+    return _quiet
+
+
+class ProgressLines:
+    """Prints lines of progress on standard error, off a terminal: the first, the last, and one in five seconds.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds, self._last = seconds, -math.inf
+
+    def show(self, line: str, is_last: bool) -> None:
+        """Print a line, unless one was printed just now."""
+        now = time.monotonic()
+        if is_last or now - self._last >= self._seconds:
+            self._last = now
+            say(line, err=True)
+
+
 @contextmanager
 def progress_display() -> Iterator[Callable[[Progress], None]]:
-    """Give a progress callable: a bar on a terminal, else one line a step; both on standard error."""
+    """Give a progress callable: a bar on a terminal, else lines; both on standard error, and neither where quiet."""
+    if is_quiet():
+        yield lambda p: None
+        return
     if not sys.stderr.isatty():
-        yield lambda p: say(_progress_line(p), err=True)
+        lines = ProgressLines()
+        yield lambda p: lines.show(_progress_line(p), is_last=not p.tensor and not p.activity)
         return
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),

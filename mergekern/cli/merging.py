@@ -12,7 +12,15 @@ import mergekern
 from mergekern._internal.files import check_output, write_output
 from mergekern.cli.display import progress_display, say
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
-from mergekern.cli.parameters import ByteSize, ModelPath, io_option, parse_options, rename_option, with_options
+from mergekern.cli.parameters import (
+    ByteSize,
+    ModelPath,
+    io_option,
+    parse_numbers,
+    parse_options,
+    rename_option,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
@@ -30,44 +38,76 @@ merge_options = with_options(
                  "2/5 of its free memory]."),
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
+    click.option("--heads", metavar="each|base|NAME", help="Merge the models' bodies, and give the result the head, "
+                 "configuration and tokenizer of NAME, of the base, or one result for each model."),
+    click.option("--head-tensors", multiple=True, metavar="PATTERN", help="Names of the heads' tensors, such as "
+                 "classifier.*; may be repeated [default: what is no part of the body]."),
     io_option,
     rename_option,
 )  # fmt: skip
 
 
 @click.command(
-    help="Merge MODELS: checkpoints, each as PATH or NAME=PATH, or one folder of them, fine-tuned from one base."
+    help="""\
+Merge MODELS: checkpoints, each as PATH or NAME=PATH, or one folder of them, fine-tuned from one base.
+
+With --config, merge what a recipe of mergekit says instead.
+"""
 )
-@click.argument("models", type=ModelPath(), nargs=-1, required=True)
+@click.argument("models", type=ModelPath(), nargs=-1)
 @merge_options
-@click.option("--method", required=True, help=f"One of {', '.join(mergekern.METHODS)}.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A YAML recipe of mergekit, in place of MODELS and of how they are merged.",
+)
+@click.option("--method", help=f"One of {', '.join(mergekern.METHODS)}.")
 @click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
               help="Of the method, such as density=0.2; may be repeated.")  # fmt: skip
-@click.option("--weights", help="Comma-separated, in the order of MODELS.")
+@click.option("--weights", callback=parse_numbers, help="Comma-separated, in the order of MODELS.")
 @click.option("--mergekit-config", is_flag=True, help="Write a mergekit configuration to --out, and merge nothing.")
 def merge(
-    models: tuple[NamedPath, ...], base: Path | None, out: Path, method: str, options: dict[str, Any],
-    weights: str | None, mergekit_config: bool, overwrite: bool, dtype: str | None, device: str,
-    max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
+    models: tuple[NamedPath, ...], base: Path | None, out: Path, config: Path | None, method: str | None,
+    options: dict[str, Any], weights: list[float] | None, mergekit_config: bool, overwrite: bool, dtype: str | None,
+    device: str, max_memory: int | None, on_mismatch: OnMismatch, heads: str | None, head_tensors: tuple[str, ...],
+    io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
-    by_model = _numbers(weights)
+    if config is not None:
+        said = {
+            "MODELS": models, "--base": base, "--method": method, "--option": options, "--weights": weights,
+            "--mergekit-config": mergekit_config, "--dtype": dtype, "--rename": rename, "--heads": heads,
+            "--head-tensors": head_tensors,
+        }  # fmt: skip
+        if given := next((name for name, value in said.items() if value), None):
+            raise click.UsageError(f"{given} and --config exclude each other: the recipe says what is merged, and how")
+        with progress_display() as progress:
+            mergekern.merge_recipe(
+                config, output=out, overwrite=overwrite, device=device, max_memory=max_memory,
+                on_mismatch=on_mismatch, progress=progress, io=io,
+            )  # fmt: skip
+        say(f"wrote {out}")
+        return
+    if not models or method is None:
+        raise click.UsageError(f"missing {'--method' if models else 'MODELS'}, or --config with a recipe")
     checkpoints = models_of(models, base)
     say_what_is_left_out(checkpoints, base)
     if mergekit_config:
+        if heads is not None:
+            raise click.UsageError("--heads is not what a mergekit configuration can say; merge without it")
         check_output(out)
         if out.exists() and not overwrite:
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
         sources = _mergekit_sources(checkpoints, base, rename)
         text = mergekern.mergekit_config(
-            sources[1:], sources[0], method, options=options, weights=by_model, dtype=dtype or "float32"
+            sources[1:], sources[0], method, options=options, weights=weights, dtype=dtype or "float32"
         )
         write_output(out, text.encode())
     else:
         with progress_display() as progress:
             mergekern.merge(
-                checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=by_model,
+                checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=weights,
                 dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-                rename=rename,
+                rename=rename, heads=heads, head_tensors=head_tensors,
             )  # fmt: skip
     say(f"wrote {out}")
 
@@ -85,28 +125,28 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
 @click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(mergekern.METHODS)}.")
 @click.option("--group", "groups", multiple=True, help="Models of one merge, as a+b+c; may be repeated "
               "[default: every pair].")  # fmt: skip
+@click.option("--pairs", type=click.Path(path_type=Path), help="Merge the pairs in this CSV file, with the columns "
+              "model_a and model_b.")  # fmt: skip
 def merge_all(
-    zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], overwrite: bool,
-    dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
-    rename: Mapping[str, str] | None,
+    zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], pairs: Path | None,
+    overwrite: bool, dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch,
+    heads: str | None, head_tensors: tuple[str, ...], io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     models = models_of(zoo, base)
     say_what_is_left_out(models, base)
     names = [name.strip() for name in methods.split(",")]
-    chosen = [group.split("+") for group in groups] or None
+    chosen = [group.split("+") for group in groups]
+    if pairs is not None:
+        from mergekern.evaluation.rows import read_pairs, unique_pairs
+
+        chosen += [list(pair) for pair in unique_pairs(read_pairs(pairs))]
     with progress_display() as progress:
         paths = mergekern.merge_all(
-            models, base, names, groups=chosen, output=out, overwrite=overwrite, dtype=dtype, device=device,
-            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
+            models, base, names, groups=chosen or None, output=out, overwrite=overwrite, dtype=dtype, device=device,
+            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename, heads=heads,
+            head_tensors=head_tensors,
         )  # fmt: skip
     say(f"wrote {len(paths)} merged checkpoints to {out}")
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    try:
-        return None if text is None else [float(value) for value in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5", param_hint="--weights") from None
 
 
 def _mergekit_sources(checkpoints: Any, base: Path | None, rename: Mapping[str, str] | None) -> list[str]:

@@ -25,7 +25,7 @@ from mergekern.cli.parameters import (
     with_options,
 )
 from mergekern.errors import OutputError
-from mergekern.metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES, RANKED_BY, Metric, metric_of, select
+from mergekern.metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES, RANKED_BY, Metric, metric_of
 from mergekern.tables.cells import to_csv
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
     from mergekern.checkpoints.zoo import OnMismatch
     from mergekern.functional.calibration import BatchWeighting, Calibration
+    from mergekern.measurement.options import Svd
     from mergekern.metrics.subspace import Frozen, SmallTensors
 
 # What the zoo is, and how it is read.
@@ -52,6 +53,10 @@ zoo_options = with_options(
     ),
     click.option("--top-k", default=10, show_default=True, help="Dimension of the singular subspaces."),
     click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G]."),
+    click.option("--svd", type=click.Choice(["exact", "randomized"]), default="exact", show_default=True,
+                 help="How matrices are factorised; randomized is faster on large ones, and estimates its errors."),
+    click.option("--svd-tolerance", default=1e-3, show_default=True, help="Estimated error of a metric at which a "
+                 "randomized factorisation ends, in (0, 1)."),
     io_option,
     rename_option,
 )  # fmt: skip
@@ -75,7 +80,7 @@ heads, --model-fn the Python function that builds the model.
 @output_option
 @click.option("--spectrum-k", default=100, show_default=True, help="Number of singular values compared.")
 @click.option("--per-layer", is_flag=True, help="Also keep each metric for every tensor.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1.")
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip
 @click.option("--frozen", type=click.Choice(["exclude", "include"]), default="exclude", show_default=True,
@@ -105,7 +110,8 @@ def metrics(
     model_fn: Callable | None, layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None,
     shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int,
     per_layer: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen,
-    small_tensors: SmallTensors, statistics: Path | None, io: IO, rename: Mapping[str, str] | None,
+    small_tensors: SmallTensors, statistics: Path | None, io: IO, rename: Mapping[str, str] | None, svd: Svd,
+    svd_tolerance: float,
 ) -> None:  # fmt: skip
     if list_metrics:
         show_catalogue()
@@ -114,6 +120,9 @@ def metrics(
         raise click.UsageError("missing argument ZOO", ctx)
     models = models_of(zoo, base)
     names = [name.strip() for name in metrics.split(",")]
+    measuring = mergekern.MeasureOptions(
+        names, top_k, spectrum_k, device, max_memory, on_mismatch, io, rename, svd, svd_tolerance
+    )
     if shard is not None:
         unused: dict[str, Any] = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
         unused |= {"--per-layer": per_layer, "--merge-probes": merge_probes}
@@ -121,14 +130,11 @@ def metrics(
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
         if statistics is None:
             raise click.UsageError("--shard needs --statistics, the folder that the shards are combined in", ctx)
-        measuring = mergekern.MeasureOptions(
-            names, top_k, spectrum_k, device, max_memory, on_mismatch, io, rename=rename
-        )
         measure_one_shard(models, base, shard, statistics, measuring)
         return
     how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
     _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
-    sort_by = _ranking(ctx, sort_by, _columns(names, calibration is not None, merge_probes, direct_probes))
+    sort_by = _ranking(ctx, sort_by, _columns(measuring, calibration is not None, merge_probes, direct_probes))
     _check_output(ctx, out)
     calibrated: Calibration | None = None
     if calibration is not None and model_fn is not None:
@@ -139,7 +145,8 @@ def metrics(
         table = mergekern.compute_all(
             models, base, metrics=names, calibration=calibrated, top_k=top_k, spectrum_k=spectrum_k,
             per_layer=per_layer, device=device, max_memory=max_memory, on_mismatch=on_mismatch, frozen=frozen,
-            small_tensors=small_tensors, statistics=statistics, progress=progress, io=io, rename=rename,
+            small_tensors=small_tensors, statistics=statistics, progress=progress, io=io, rename=rename, svd=svd,
+            svd_tolerance=svd_tolerance,
         )  # fmt: skip
         if merge_probes and calibrated is not None:
             probed = mergekern.merge_probes(
@@ -172,10 +179,12 @@ def _check_runs(
         raise click.UsageError("--direct-probes is of use with --merge-probes only", ctx)
 
 
-def _columns(names: list[str], runs_models: bool, merge_probes: list[str], direct_probes: bool) -> list[str]:
+def _columns(
+    measuring: mergekern.MeasureOptions, runs_models: bool, merge_probes: list[str], direct_probes: bool
+) -> list[str]:
     """Return the columns that the table will have."""
-    leaves_out = "all" in names and not runs_models
-    chosen = [metric.name for metric in select(names) if not (leaves_out and metric.runs_models)]
+    leaves_out = measuring.asks_for_all and not runs_models
+    chosen = [metric.name for metric in measuring.chosen if not (leaves_out and metric.runs_models)]
     probes = [name for name in MERGE_PROBES if direct_probes or name.startswith("solo")]
     return chosen + [f"{name}[{method}]" for name in probes for method in merge_probes]
 
@@ -238,7 +247,7 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
 @zoo_options
 def info(
     zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, top_k: int, max_memory: int | None, io: IO,
-    rename: Mapping[str, str] | None,
+    rename: Mapping[str, str] | None, svd: Svd, svd_tolerance: float,
 ) -> None:  # fmt: skip
     from mergekern.checkpoints import open_zoo
 
@@ -246,7 +255,9 @@ def info(
         raise click.UsageError("missing argument ZOO")
     opened = open_zoo(models_of(zoo, base), base, on_mismatch="skip", io=io, needs_base=False, rename=rename)
     names = [name.strip() for name in metrics.split(",")]
-    options = mergekern.MeasureOptions(names, top_k=top_k, max_memory=max_memory, io=io)
+    options = mergekern.MeasureOptions(
+        names, top_k=top_k, max_memory=max_memory, io=io, svd=svd, svd_tolerance=svd_tolerance
+    )
     cost = mergekern.estimate_cost(opened, options)
     models = NameTable("checkpoint", "parameters", "dtypes", "tensors", "buffers", "source")
     for checkpoint in opened.checkpoints:
@@ -314,6 +325,8 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
         say(f"... {len(ranked) - rows} more pairs (--rows 0 shows all)")
     for note in table.notes:
         say(f"note: {note if len(note) < 400 else note[:400] + ' …'}")
+    if errors := [f"{name} {error:.1g}" for name, error in table.largest_errors.items()]:
+        say(f"estimated errors, largest of all pairs: {', '.join(errors)}")
     say(f"{table!r}, ranked by {sort_by} ({metric_of(sort_by).more_mergeable} is more mergeable)")
 
 

@@ -17,14 +17,14 @@ NamedPath = tuple[str | None, Path]
 def models_of(given: Sequence[NamedPath], base: Path | None) -> Any:
     """Return models as the functions of the package take them.
 
-    One path without a name stays a path, which may be a folder of models. Others that would have one name are told
+    One folder without a name stays a path: it may hold several models. Models that would have one name are told
     apart by the folders they lie in.
     """
     from mergekern.checkpoints.sources import Source
     from mergekern.checkpoints.zoo_sources import zoo_sources
 
     if len(given) == 1 and given[0][0] is None:
-        return given[0][1]
+        return [given[0][1]] if given[0][1].is_file() else given[0][1]
     models = []
     for name, path in given:
         kept = zoo_sources([path], base).models  # without the base, where it is among them

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from mergekern.errors import did_you_mean
-from mergekern.merging.registry import METHODS
+from mergekern.merging.registry import METHODS, methods_for
 
 BYTE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -136,14 +136,22 @@ io_option = click.option(
 
 
 def parse_methods(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    """Return the merge methods in a list with commas between; "all" stands for every one, None for none."""
+    """Return the merge methods in a list with commas between; "all" stands for those of pairs, None for none."""
     if value in (None, "all"):
-        return [] if value is None else list(METHODS)
+        return [] if value is None else methods_for(2)
     names = [name.strip() for name in str(value).split(",")]
     if unknown := [name for name in names if name not in METHODS]:
         nearest = did_you_mean(unknown[0], METHODS)
         raise click.BadParameter(f"no method {unknown[0]!r}{nearest}; there are {', '.join(METHODS)}", ctx, param)
     return list(dict.fromkeys(names))
+
+
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
+    """Return numbers from a list with commas between; None for none."""
+    try:
+        return None if value is None else [float(number) for number in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 1,0.5", ctx, param) from None
 
 
 def parse_options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from mergekern.tables.metric_table import MetricTable
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.sources import IO
+    from mergekern.measurement.options import Svd
     from mergekern.metrics.subspace import Frozen, SmallTensors
 
 path_type = click.Path(path_type=Path)
@@ -42,7 +43,7 @@ Only they are factorised; the other models are read for their inner products wit
 @click.argument("models", type=ModelPath(), nargs=-1, required=True)
 @click.option("--to", type=path_type, required=True, help="The statistics of the models that there are.")
 @click.option("--base", type=path_type, help="The base, if it is not where it was.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1.")
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @io_option
 @rename_option
@@ -144,12 +145,12 @@ models may be given, as PATH or NAME=PATH. Without ZOO the pairs are those of a 
               help="A file of `mergekern fit`, one for each merge method [default: rank by a metric].")  # fmt: skip
 @click.option("--statistics", type=path_type, help="Keep and reuse statistics in this folder.")
 @click.option("--out", type=path_type, help="Write all pairs, metrics and predictions here, as .parquet.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1.")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown.")
 def screen(
     zoo: tuple[NamedPath, ...], base: Path | None, predictor_files: tuple[Path, ...], statistics: Path | None,
     out: Path | None, metrics: str, top_k: int, device: str, max_memory: int | None, io: IO, rows: int,
-    rename: Mapping[str, str] | None,
+    rename: Mapping[str, str] | None, svd: Svd, svd_tolerance: float,
 ) -> None:  # fmt: skip
     from mergekern.prediction import MergePredictor
     from mergekern.prediction.screening import check_screening
@@ -160,14 +161,14 @@ def screen(
     names = "all" if names == ["all"] else names
     if not zoo and statistics is None:
         raise click.UsageError("give ZOO, or the --statistics of one")
+    measuring = mergekern.MeasureOptions(
+        names, top_k, device=device, max_memory=max_memory, io=io, rename=rename, svd=svd, svd_tolerance=svd_tolerance
+    )
     if zoo:
-        check_screening(predictors, out, names)
+        check_screening(predictors, out, [metric.name for metric in measuring.chosen])
     with _folder(statistics) as folder:
         if zoo:
             with progress_display() as progress:
-                measuring = mergekern.MeasureOptions(
-                    names, top_k, device=device, max_memory=max_memory, io=io, rename=rename
-                )
                 mergekern.measure_into(folder, models_of(zoo, base), base, measuring, progress=progress)
         with _tiles_display() as tiles_progress:
             found = screen_pairs(folder, predictors, out, metrics=names, progress=tiles_progress)

@@ -86,6 +86,7 @@ def add_models(
             on_mismatch="skip" if before.skipped else "error",
             io=io,
             rename=rename,
+            **_svd_of(before),
         )
         found = measure(models, base, options, calibration=calibration, statistics=store, progress=progress)
     _warn_of_changes(before, found)
@@ -157,6 +158,12 @@ def _has_spectra(folder: Path, manifest: Manifest) -> bool:
         if has_spectra:
             return any(has_spectra)
     return bool(matrices)
+
+
+def _svd_of(manifest: Manifest) -> dict[str, Any]:
+    """Return the options of the factorisation that a folder's statistics are from; there are none of an exact one."""
+    said = (manifest.provenance or {}).get("svd")
+    return {} if said is None else {"svd": said["kind"], "svd_tolerance": said["tolerance"]}
 
 
 def _warn_of_changes(before: Manifest, after: ZooStatistics) -> None:

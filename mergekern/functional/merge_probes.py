@@ -102,6 +102,8 @@ def merge_probes(
     ('solo_loss_mean[tsv]', 'solo_loss_mean[ties]', 'solo_loss_worst[tsv]')
     """
     chosen = find_methods(methods, options)
+    for method, _ in chosen:
+        method.check_count(2)
     backend = dispatch.choose(device)
     folder = None if statistics is None else Path(statistics)
     if folder is not None and folder.exists() and not folder.is_dir():

@@ -1,20 +1,22 @@
-"""The kernels: all arithmetic on weights. A kernel is a folder: formula and cost, float64 oracle, implementations.
+"""The kernels do all arithmetic on weights. Each is a folder: formula and cost, float64 oracle, implementations.
 
     combine         merges task vectors element by element
     count_sketch    projects a task vector onto a few numbers
     gram            inner products and squared distances of task vectors
-    low_rank        the same, and spectra, of task matrices that are given by thin factors
+    low_rank        inner products, distances and spectra of task matrices given by thin factors
     overlap         overlaps of the subspaces of all pairs of models
     polar           orthogonal factors
+    randomized_spectrum
+                    leading singular values and vectors by block Krylov iteration, with estimates of their errors
     spectrum        leading singular values and vectors of a task matrix
     task_product    task matrices times thin matrices
     trim            the k-th largest magnitude of a task vector
     truncation      leading singular triplets of a task matrix
 
-Start in `dispatch`: its table names every implementation, and `choose` returns the backend of a device; that of a GPU
-is in `device_backend`. `native` gives access to the C++ extension, `cuda_module` to the kernels of csrc/cuda. The CPU's
-kernels share `lapack`, `tridiagonal`, `eigen`, `vectors` and `workspace`; those of a device share `device_inputs` and
-`transfer`.
+Start in `dispatch`: its table names every implementation, and `choose` returns the backend of a device.
+`device_backend` is the backend of a GPU. `native` gives access to the C++ extension, `cuda_module` to the kernels of
+csrc/cuda. CPU kernels share `lapack`, `tridiagonal`, `eigen`, `vectors` and `workspace`. Device kernels share
+`device_inputs` and `transfer`.
 
 To add a kernel:
 

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of csrc/cuda: their text, and the module that CuPy (NVRTC) compiles from it at first use."""
+"""The CUDA C++ kernels of csrc/cuda: their source text, and the module that CuPy (NVRTC) compiles at first use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CudaModule(Protocol):
 
 
 def folder() -> Path:
-    """Return the folder of the kernels' sources: beside the package if it is installed, else in the checkout."""
+    """Return the folder of the kernels' sources: inside an installed package, or in the checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "csrc_cuda"
     return installed if installed.is_dir() else package.parent / "csrc" / "cuda"
@@ -49,9 +49,9 @@ def folder() -> Path:
 def source(name: str | None = None) -> str:
     """Return the text of one .cu file, or of all of them in sorted order, as the compiler gets it.
 
-    Each `#include "x.cuh"` gives way to the text of that file, once, so that a cache that is keyed by the text cannot
-    miss an edited header. `#line` keeps the compiler's messages in terms of the files. The text is ASCII, for CuPy
-    writes it to a file in the encoding of the locale.
+    The first `#include "x.cuh"` of each header is replaced by its text, so that a cache keyed by the text notices an
+    edited header. `#line` makes the compiler's messages refer to the files. The text is ASCII, since CuPy writes it to
+    a file in the encoding of the locale.
 
     Raises:
         FileNotFoundError: the file, a header, or the whole folder is missing.
@@ -68,7 +68,7 @@ def source(name: str | None = None) -> str:
 
 
 def _with_headers(name: str, included: set[str]) -> str:
-    """Return the text of a file with its headers in it, but for those that are in `included`, which grows."""
+    """Return the text of a file with its headers inlined, except those in `included`, to which they are added."""
     text = _PRAGMA_ONCE.sub("", (folder() / name).read_text(encoding="utf-8"))
 
     def header(match: re.Match[str]) -> str:
@@ -82,9 +82,9 @@ def _with_headers(name: str, included: set[str]) -> str:
 
 
 class RawCudaModule:
-    """The kernels on a GPU, compiled by CuPy and launched on the stream that torch works on.
+    """The kernels on a GPU, compiled by CuPy and launched on torch's current stream.
 
-    Torch owns all memory: CuPy gets addresses. Nothing waits for the GPU.
+    Torch owns all memory, and CuPy gets addresses only. No call waits for the GPU.
 
     Args:
         device: a device of type "cuda".
@@ -148,7 +148,7 @@ class RawCudaModule:
 
 
 class _Stream(NamedTuple):
-    """A CUDA stream by the protocol of other libraries; torch's own streams have the method since version 2.9."""
+    """A CUDA stream with the method `__cuda_stream__`, which torch's own streams have since version 2.9."""
 
     address: int
 

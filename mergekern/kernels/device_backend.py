@@ -17,19 +17,19 @@ from mergekern.kernels.gram import Blocks, Gram
 from mergekern.kernels.spectrum import DeviceSpectra, Stack
 from mergekern.kernels.trim import ModelBlocks
 
-# The first compute capability with tensor cores for float64, for which the Triton kernels are written.
+# The Triton kernels need tensor cores for float64; this is the first compute capability that has them.
 CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class DeviceBackend:
-    """The kernels for batches of tensors on one device. They are queued on the current stream, and return at once.
+    """The kernels for batches of tensors on one device. Calls are queued on the current stream, and return at once.
 
     Attributes:
         name: versions of the libraries behind the kernels, as the provenance of every table records them.
         description: index and name of the device, recorded there too.
-        device: place of the tensors.
-        multiprocessors: their number on the device.
+        device: device of all tensors.
+        multiprocessors: number of multiprocessors of the device.
         module: the CUDA C++ kernels.
     """
 
@@ -40,7 +40,7 @@ class DeviceBackend:
     module: CudaModule
 
     def free_memory(self) -> int:
-        """Return the free bytes of the device, with those that torch keeps for reuse."""
+        """Return the free bytes of the device, including those that torch caches for reuse."""
         if self.device.type != "cuda":
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -64,7 +64,7 @@ class DeviceBackend:
         return on_triton.inner_products(layers)
 
     def gram(self, blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
-        """Return the Gram of one tensor, wherever it lies; see mergekern.kernels.gram.on_triton."""
+        """Return the Gram of one tensor, which may be on the host; see mergekern.kernels.gram.on_triton."""
         from mergekern.kernels.gram import on_triton
 
         def there() -> Iterator[tuple[torch.Tensor | None, Sequence[torch.Tensor]]]:
@@ -105,7 +105,7 @@ class DeviceBackend:
         return on_cuda.kth_largest(blocks, models, count, k, self.module, self.device)
 
     def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
+        self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
     ) -> torch.Tensor:
         """See mergekern.kernels.combine.on_triton."""
         from mergekern.kernels.combine import on_triton
@@ -114,10 +114,10 @@ class DeviceBackend:
 
 
 def cuda_backend(device: torch.device) -> DeviceBackend:
-    """Return the backend of a CUDA device, with its kernels compiled or taken from CuPy's cache.
+    """Return the backend of a CUDA device. Its kernels are compiled, or loaded from CuPy's cache.
 
     Raises:
-        OptionError: the kernels cannot run there; it gives the reason and the remedy.
+        OptionError: the kernels cannot run on the device; the message gives the reason and the remedy.
     """
     if torch.version.cuda is None:
         raise _unusable(device, f"torch {torch.__version__} is built without CUDA; install a build with it")

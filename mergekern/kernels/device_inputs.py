@@ -1,4 +1,4 @@
-"""The inputs of a device's kernels: tensors of one storage dtype by their addresses, and tables of integers."""
+"""Inputs of device kernels: addresses of tensors that share a storage dtype, and tables of integers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 import triton
 import triton.language as tl
 
-# Storage dtypes that kernels load, in the order of their codes in csrc/cuda/trim.cu; others are widened before.
+# Storage dtypes that kernels can load, in the order of their codes in csrc/cuda/trim.cu. Others are converted first.
 LOADED = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-# Storage dtypes whose products Triton compiles: 3.6 fails at float64 products of 16-bit loads.
+# Storage dtypes for which Triton can compile products. Triton 3.6 fails on float64 products of 16-bit loads.
 STORAGE = dict(LOADED)
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
     del STORAGE[torch.float16], STORAGE[torch.bfloat16]
-# Bytes of the widest load, which needs an address that is a multiple of them; kernels tell the compiler so.
+# Bytes of the widest load. It needs an aligned address, and the compiler must be told that addresses are aligned.
 ALIGNMENT = 16
 
 
 def in_one_dtype(
     tensors: Sequence[torch.Tensor | None], storage: Collection[torch.dtype] = STORAGE
 ) -> list[torch.Tensor | None]:
-    """Return the tensors in one storage dtype that holds all of them exactly; only those of another dtype are copied.
+    """Return the tensors in one storage dtype that holds all of them exactly. Tensors of that dtype are not copied.
 
     >>> found = in_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
     >>> [tensor if tensor is None else tensor.dtype for tensor in found]
@@ -41,9 +41,9 @@ def addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:
 
 
 def to_device(tables: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Return integer tables as int64 tensors on a device, by one copy that nothing waits for.
+    """Return integer tables as int64 tensors on a device, by one asynchronous copy.
 
-    Each begins at a multiple of 16 bytes, so that kernels are compiled for one alignment only.
+    Each table is aligned to 16 bytes, so that kernels are compiled for one alignment only.
 
     >>> to_device([np.array([1, 2, 3]), np.array([[4]])], torch.device("cpu"))
     [tensor([1, 2, 3]), tensor([[4]])]

@@ -1,7 +1,7 @@
-"""Which implementation of each kernel runs: one table, and the choice of a backend for a device.
+"""The table of all implementations of the kernels, and the choice of a backend for a device.
 
-A backend is asked for by its device. A device asked for by name that cannot be used is an error that says why; only
-"auto" falls back to the CPU, with a warning. Every table of metrics records the backend that ran.
+The device determines the backend. If a named device cannot be used, the error says why. Only "auto" falls back to the
+CPU, with a warning. Every table of metrics records the backend that ran.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mergekern.kernels.device_backend import DeviceBackend, cuda_backend
 from mergekern.kernels.gram import Blocks, Gram
 from mergekern.kernels.gram import on_cpu as gram_on_cpu
 from mergekern.kernels.overlap import on_cpu as overlap_on_cpu
+from mergekern.kernels.randomized_spectrum import on_cpu as randomized_spectrum_on_cpu
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 
@@ -27,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 class Support(NamedTuple):
-    """The implementations of one kernel by each backend, "module.function" below mergekern.kernels; None for none.
+    """The implementation of one kernel for each backend, as "module.function" in mergekern.kernels, or None.
 
     Attributes:
-        native: on the CPU, by the C++ extension.
-        numpy: on the CPU, by NumPy and SciPy's LAPACK, where the extension was not built.
-        device: on a CUDA device of compute capability 8.0, by Triton, by CUDA C++ (which CuPy compiles) or by torch.
+        native: for the CPU, by the C++ extension.
+        numpy: for the CPU without the extension, by NumPy and SciPy's LAPACK.
+        device: for a CUDA device of compute capability 8.0, by Triton, CUDA C++ (compiled by CuPy) or torch.
     """
 
     native: str | None
@@ -40,9 +41,9 @@ class Support(NamedTuple):
     device: str | None
 
 
-# Every kernel has a row, and its float64 oracle in <kernel>/reference.py. Adapters (low_rank) and sketches are for the
-# CPU alone; task_product is a part of the device's factorisation. Where native and numpy are the same function, it
-# chooses inside, for its inner loops.
+# Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters), count_sketch and
+# randomized_spectrum exist for the CPU only, task_product for devices only. If native and numpy name the same function,
+# it selects its inner loops itself.
 KERNELS = {
     "combine": Support("combine.on_cpu.native", "combine.on_cpu.numpy", "combine.on_triton.combine"),
     "count_sketch": Support("count_sketch.on_cpu.CountSketch", "count_sketch.on_cpu.CountSketch", None),
@@ -50,6 +51,7 @@ KERNELS = {
     "low_rank": Support("low_rank.on_cpu.Triplets", "low_rank.on_cpu.Triplets", None),
     "overlap": Support("overlap.on_cpu.native", "overlap.on_cpu.numpy", "overlap.on_triton.overlap"),
     "polar": Support("polar.on_cpu.polar", "polar.on_cpu.polar", "polar.on_torch.polar"),
+    "randomized_spectrum": Support("randomized_spectrum.on_cpu.spectrum", "randomized_spectrum.on_cpu.spectrum", None),
     "spectrum": Support("spectrum.on_cpu.native", "spectrum.on_cpu.spectrum", "spectrum.on_cuda.spectra"),
     "task_product": Support(None, None, "task_product.on_triton.task_product"),
     "trim": Support("trim.on_cpu.kth_largest", "trim.on_cpu.kth_largest", "trim.on_cuda.kth_largest"),
@@ -57,21 +59,26 @@ KERNELS = {
 }
 
 
+RandomizedSpectrum = Callable[[spectrum_on_cpu.Blocks, tuple[int, int], str, int, int, float], Spectrum]
+
+
 @dataclass(frozen=True)
 class Backend:
     """The kernels of the CPU that a measurement calls, one tensor at a time.
 
     Attributes:
-        name: as the provenance of every table records it.
+        name: the name that the provenance of every table records.
         gram: (blocks, threads, split) -> Gram.
         spectrum: (blocks, shape, top_k, spectrum_k) -> Spectrum.
         overlap: (bases, others or None) -> (N, N), or (N, M) for the pairs of two sets.
+        randomized_spectrum: (blocks, shape, name, top_k, spectrum_k, tolerance) -> Spectrum.
     """
 
     name: str
     gram: Callable[[Blocks, int, int], Gram]
     spectrum: Callable[[spectrum_on_cpu.Blocks, tuple[int, int], int, int], Spectrum]
     overlap: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    randomized_spectrum: RandomizedSpectrum = randomized_spectrum_on_cpu.spectrum
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +90,7 @@ NUMPY = Backend("numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on
 
 
 def backends() -> list[Backend]:
-    """Return the backends of the CPU that can run here, the best first."""
+    """Return the available backends of the CPU, the fastest first."""
     if native.extension is None:
         return [NUMPY]
     instructions = native.extension.instruction_set()
@@ -98,7 +105,7 @@ def choose(device: str | torch.device = "auto") -> Backend | DeviceBackend:
         device: "auto" (the current CUDA device if its kernels can run, else the CPU), or the name of a device.
 
     Raises:
-        OptionError: there is no such device, or there are no kernels for it.
+        OptionError: the device does not exist, or has no kernels.
 
     >>> choose("cpu").name == backends()[0].name
     True

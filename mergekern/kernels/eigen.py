@@ -1,8 +1,8 @@
 """Leading eigenpairs of a symmetric positive semi-definite matrix, in float64, on the calling thread.
 
-The matrix is reduced to tridiagonal form (`tridiagonal`). All eigenpairs of that come from divide and conquer (LAPACK's
-`dstedc`: at size 768 half the time of `dstemr`, and orthogonal to the last bits). Only the wanted vectors are
-transformed back.
+The matrix is reduced to tridiagonal form (`tridiagonal`). Divide and conquer (LAPACK's `dstedc`) gives all eigenpairs
+of that form. At size 768 it takes half the time of `dstemr`, and its vectors are orthogonal to the last bits. Only the
+requested vectors are transformed back.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """BLAS and LAPACK as SciPy ships them, called without the interpreter lock.
 
-SciPy's own wrappers hold the lock, so that two threads take turns (measured on two cores: two `dsytrd` of 768 in
-125 ms, one in 58). The same routines, taken from the table that SciPy exports for Cython, run side by side
-through ctypes, which releases it.
+SciPy's own wrappers hold the lock, so that threads run one after the other (measured on two cores: two `dsytrd` of size
+768 take 125 ms, one takes 58 ms). SciPy exports the same routines in a table for Cython. Called through ctypes, which
+releases the lock, they run in parallel.
 
-Arrays are float64 and C-contiguous; a Fortran routine sees the transpose. Sizes are checked by the callers.
+Arrays are float64 (of `product` also float32) and C-contiguous, so that a Fortran routine sees the transpose. Callers
+check sizes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 _ARGUMENTS = {
+    "sgemm": 13,
     "dgemm": 13,
     "dsyrk": 10,
     "dsytrd": 10,
@@ -39,7 +41,7 @@ _REFLECTORS = 32
 
 @functools.cache
 def _routine(name: str) -> Callable[..., None]:
-    # Imported at first use: scipy.linalg takes 0.2 s.
+    # Imported at first use, since importing scipy.linalg takes 0.2 s.
     import scipy.linalg.cython_blas
     import scipy.linalg.cython_lapack
 
@@ -69,7 +71,7 @@ def add_gram(block: np.ndarray, gram: np.ndarray, of_rows: bool) -> None:
     """Add block·blockᵀ (of_rows) or blockᵀ·block to the upper triangle of the first rows and columns of `gram`."""
     rows, columns = block.shape
     size, depth = (rows, columns) if of_rows else (columns, rows)
-    # The lower triangle of Fortran is the upper one here.
+    # The lower triangle in Fortran is the upper triangle here.
     _routine("dsyrk")(
         b"L", b"T" if of_rows else b"N", _int(size), _int(depth), _double(1.0), _at(block), _int(columns),
         _double(1.0), _at(gram), _int(gram.shape[1]),
@@ -93,6 +95,19 @@ def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     _routine("dgemm")(
         b"N", b"N", _int(b.shape[1]), _int(a.shape[0]), _int(a.shape[1]), _double(1.0), _at(b), _int(b.shape[1]),
         _at(a), _int(a.shape[1]), _double(0.0), _at(out), _int(b.shape[1]),
+    )  # fmt: skip
+    return out
+
+
+def product(a: np.ndarray, b: np.ndarray, *, transpose: bool) -> np.ndarray:
+    """Return a @ b, or a @ b.T (transpose), of two matrices of one dtype, float32 or float64."""
+    name, number = ("sgemm", ctypes.c_float) if a.dtype == np.float32 else ("dgemm", ctypes.c_double)
+    (rows, depth), columns = a.shape, b.shape[0 if transpose else 1]
+    out = np.empty((rows, columns), dtype=a.dtype)
+    one, zero = (ctypes.byref(number(value)) for value in (1.0, 0.0))
+    _routine(name)(
+        b"T" if transpose else b"N", b"N", _int(columns), _int(rows), _int(depth), one, _at(b), _int(b.shape[1]),
+        _at(a), _int(depth), zero, _at(out), _int(columns),
     )  # fmt: skip
     return out
 
@@ -122,10 +137,10 @@ def tridiagonal_values(diagonal: np.ndarray, off_diagonal: np.ndarray) -> np.nda
 
 
 def tridiagonal_vectors(diagonal: np.ndarray, off_diagonal: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the eigenvectors of some of the eigenvalues (ascending), as rows.
+    """Return eigenvectors for some of the eigenvalues (ascending), as rows.
 
-    By inverse iteration; where that fails (reported by LAPACK, or seen in residual or orthogonality), by a full
-    decomposition, of which the vectors of the nearest eigenvalues are taken.
+    They come from inverse iteration. If it fails (reported by LAPACK, or detected in residuals or orthogonality), they
+    come from a full decomposition, as the vectors of the nearest eigenvalues.
     """
     n, count = len(diagonal), len(values)
     off, some = np.append(off_diagonal, 0.0), np.ascontiguousarray(values)
@@ -183,7 +198,7 @@ def _nearest(every: np.ndarray, some: np.ndarray) -> list[int]:
 
 
 def back_transform(reflectors: np.ndarray, scales: np.ndarray, vectors: np.ndarray) -> None:
-    """Turn eigenvectors of the tridiagonal form (rows) into those of the matrix it came from, in place."""
+    """Turn eigenvectors of the tridiagonal form (rows) into those of the original matrix, in place."""
     count, n = vectors.shape
     work, info = np.empty(64 * max(count, 1)), ctypes.c_int()
     _routine("dormtr")(
@@ -195,9 +210,9 @@ def back_transform(reflectors: np.ndarray, scales: np.ndarray, vectors: np.ndarr
 def qr(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Factorise rowsᵀ (l, p) = Q·T, T upper triangular; return T (min(l, p), p) and the factors of the reflectors.
 
-    `rows` (p, l) is overwritten by the reflectors, which `multiply_by_q` takes. Blocks of them are applied as products
-    of matrices also where they are few, which `dgeqrf` and `dormqr` do not: both steps take 0.33 ms instead of 0.62 for
-    p = 16, l = 4096 on one thread, and 3.1 instead of 15 for p = 64.
+    `rows` (p, l) is overwritten by the reflectors, which `multiply_by_q` takes. Blocks of reflectors are always applied
+    as matrix products; `dgeqrf` and `dormqr` apply few reflectors one at a time. Measured for both steps on one thread,
+    l = 4096: 0.33 ms instead of 0.62 for p = 16, and 3.1 ms instead of 15 for p = 64.
     """
     p, length = rows.shape
     count = min(p, length)
@@ -247,16 +262,16 @@ def thin_svd(rows: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return left.T.copy(), values, right
 
 
-# Address space of one thread: a buffer of OpenBLAS (32 MB), a stack (8 MB) and an arena of malloc (128 MB while it is
-# made).
+# Address space that one thread needs: a buffer of OpenBLAS (32 MB), a stack (8 MB) and an arena of malloc (128 MB while
+# it is created).
 _THREAD_BYTES = 192 << 20
 
 
 class _SingleThreadedBlas:
-    """Holds the process's BLAS to one thread per caller while anyone is inside.
+    """Limits BLAS to one thread per caller, in the whole process, while at least one caller is inside.
 
-    The limit is set and lifted by a thread of its own: threadpoolctl lets only the thread that set a limit lift it,
-    and runs that overlap end in any order.
+    A dedicated thread sets and lifts the limit: threadpoolctl lets only the thread that set a limit lift it, and
+    overlapping runs end in any order.
     """
 
     def __init__(self) -> None:
@@ -266,7 +281,7 @@ class _SingleThreadedBlas:
         self._holder: threading.Thread | None = None
 
     def __enter__(self) -> None:
-        _routine("dsyrk")  # a library that is loaded later would not be limited
+        _routine("dsyrk")  # loads the library first: one that is loaded later would not be limited
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -296,14 +311,14 @@ _single_threaded_blas = _SingleThreadedBlas()
 
 
 def _limit_this_thread() -> None:
-    # Where BLAS runs on OpenMP the limit belongs to each thread; elsewhere this does nothing.
+    # If BLAS uses OpenMP, each thread has a limit of its own. Otherwise this has no effect.
     ThreadpoolController().limit(limits=1, user_api="blas")
 
 
 def _require(size: int) -> None:
-    """Raise MemoryError unless the process may have so many more bytes.
+    """Raise MemoryError unless the process can allocate `size` more bytes.
 
-    OpenBLAS asks for its buffers again and again, without an end, where the system refuses them.
+    If the system refuses a buffer to OpenBLAS, OpenBLAS retries forever.
     """
     try:
         mmap.mmap(-1, size).close()
@@ -315,13 +330,13 @@ def _require(size: int) -> None:
 
 @contextlib.contextmanager
 def single_threaded_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Give a pool of threads in each of which BLAS runs on one thread; tasks not yet begun are dropped on an error.
+    """Yield a pool of threads in which BLAS is single-threaded. On an error, tasks that have not started are dropped.
 
-    One matrix a thread is 1.5 times faster here than one matrix on two threads, and its bits do not depend
-    on the number of threads.
+    One matrix per thread is 1.5 times faster than one matrix on two threads (measured), and the bits do not depend on
+    the number of threads.
 
     Raises:
-        MemoryError: the process may not have the memory that BLAS needs beside its data.
+        MemoryError: the process cannot allocate the memory that BLAS needs beside its data.
 
     >>> with single_threaded_pool(2) as pool:
     ...     list(pool.map(abs, [-1, 2]))

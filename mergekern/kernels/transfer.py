@@ -1,6 +1,6 @@
 """Transfers between host and device.
 
-Weights go to the device through two pinned buffers: one is filled while the other is copied.
+Weights are copied to the device through two pinned buffers: one is filled while the other is copied.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-# Bytes of one of the two buffers: larger ones gain nothing, smaller ones make copies too short for the full rate.
+# Bytes of each of the two buffers. Larger buffers gain nothing; smaller ones do not reach the full copy rate.
 BUFFER = 64 << 20
-# Bytes that one thread copies at a time: several threads page a mapped file in.
+# Bytes that one thread copies at a time. Several threads read a mapped file faster than one.
 PIECE = 4 << 20
-# Every tensor begins at a multiple of this, so that kernels can use wide loads.
+# Alignment of every tensor, so that kernels can use wide loads.
 ALIGNMENT = 256
 
 
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
-    """Make a stream current for this thread; does nothing for None, on devices without streams."""
+    """Make a stream current for this thread. None, on devices without streams, has no effect."""
     return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def fetched(values: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of a device on the host, through memory that torch keeps pinned; waits for the current stream.
+    """Return a host copy of a device's tensor, through pinned memory that torch caches. Wait for the current stream.
 
     >>> fetched(torch.ones(2))
     tensor([1., 1.])
@@ -45,7 +45,7 @@ class Uploader:
     """Copies tensors to one device, on a stream of its own.
 
     Args:
-        device: place of the results; torch itself moves tensors to devices other than CUDA.
+        device: device of the results; for devices other than CUDA, torch itself moves the tensors.
 
     >>> Uploader(torch.device("cpu")).upload([torch.ones(2)], ThreadPoolExecutor(1))
     [tensor([1., 1.])]
@@ -59,10 +59,10 @@ class Uploader:
         self._next = 0
 
     def upload(self, tensors: Sequence[torch.Tensor], pool: ThreadPoolExecutor) -> list[torch.Tensor]:
-        """Return tensors of the device with the same values; tensors that lie there already are returned themselves.
+        """Return copies of tensors on the device. Tensors that are already there are returned themselves.
 
-        A tensor that is given several times is copied once. Work on the results must wait for `stream`. Sources may be
-        released at once, except pinned ones: they are copied in place, and must not change until the copy is done.
+        A tensor that occurs several times is copied once. Work on the results must wait for `stream`. Sources may be
+        released at once, except pinned ones: they are copied directly, and must not change until the copy is done.
         """
         if self.stream is None:
             return [tensor.to(self.device) for tensor in tensors]
@@ -83,7 +83,7 @@ class Uploader:
         return [uploaded[first[id(tensor)]] for tensor in tensors]
 
     def _through_buffers(self, sources: dict[int, torch.Tensor], room: torch.Tensor, pool: ThreadPoolExecutor) -> None:
-        """Copy sources to their starts in `room`; small ones share a buffer."""
+        """Copy sources to their starts in `room`. Small ones share a buffer."""
         if not self._buffers:
             self._buffers = [torch.empty(BUFFER, dtype=torch.uint8, device="cpu", pin_memory=True) for _ in range(2)]
             self._copied = [torch.cuda.Event() for _ in range(2)]
@@ -94,7 +94,7 @@ class Uploader:
                 continue
             self._next = 1 - self._next
             copied.synchronize()
-            # By NumPy: torch would copy each piece on threads of its own.
+            # NumPy copies on this thread; torch would start threads for each piece.
             for done in [pool.submit(np.copyto, piece.numpy(), source.numpy()) for _, piece, source in pieces]:
                 done.result()
             first, last = pieces[0][0], pieces[-1][0] + len(pieces[-1][1])
@@ -105,7 +105,7 @@ class Uploader:
 def _pieces(
     sources: dict[int, torch.Tensor], begin: int, buffer: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (offset, piece of the buffer, its source) for the bytes of one buffer, from `begin` on."""
+    """Yield (offset, piece of the buffer, source of the piece) for one buffer, whose bytes start at `begin`."""
     for start, source in sources.items():
         first, last = max(start, begin), min(start + len(source), begin + len(buffer))
         for at in range(first, last, PIECE):

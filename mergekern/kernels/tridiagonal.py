@@ -1,8 +1,9 @@
-"""The tridiagonal form T of a symmetric matrix, matrix = Q·T·Qᵀ, with some of its eigenvalues and eigenvectors.
+"""The tridiagonal form T of a symmetric matrix, matrix = Q·T·Qᵀ, with selected eigenvalues and eigenvectors.
 
-The C++ extension reduces the matrix in two steps (csrc/cpu/tridiagonal.hpp) and bisects for eigenvalues. Where it was
-not built, LAPACK's `dsytrd` and `dsterf` do. Measured at size 768 on one thread: 23 ms against 46, then 1.6 ms for 111
-values against 11 ms for all. Both take the eigenvectors of T from LAPACK's inverse iteration.
+The C++ extension reduces the matrix in two steps (csrc/cpu/tridiagonal.hpp) and finds eigenvalues by bisection. Without
+the extension, LAPACK's `dsytrd` and `dsterf` are used. Measured at size 768 on one thread: the reduction takes 23 ms
+against 46 ms, and 111 eigenvalues take 1.6 ms against 11 ms for all. In both cases LAPACK's inverse iteration gives the
+eigenvectors of T.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ _workspace = Workspace()
 
 
 class Tridiagonal(ABC):
-    """The tridiagonal form of a symmetric matrix of `size`; lives in the thread's workspace until the next one.
+    """The tridiagonal form T of a symmetric matrix, stored in the thread's workspace and valid until the next one.
 
     Attributes:
-        diagonal, off_diagonal: those of T, (size,) and (size − 1,) float64.
+        diagonal: diagonal of T, (size,) float64.
+        off_diagonal: off-diagonal of T, (size − 1,) float64.
     """
 
     diagonal: np.ndarray
@@ -31,15 +33,15 @@ class Tridiagonal(ABC):
     @staticmethod
     @abstractmethod
     def zeros(size: int) -> np.ndarray:
-        """Return a zero matrix; the caller fills the upper triangle of its first `size` rows and columns."""
+        """Return a zero matrix. The caller fills the upper triangle of the first `size` rows and columns."""
 
     @abstractmethod
     def __init__(self, matrix: np.ndarray, size: int) -> None:
-        """Reduce a matrix that `zeros` returned; it is overwritten."""
+        """Reduce a matrix that was returned by `zeros`. The matrix is overwritten."""
 
     @abstractmethod
     def values(self, positions: np.ndarray) -> np.ndarray:
-        """Return the eigenvalues at some positions; 0 is the smallest."""
+        """Return the eigenvalues at the given positions; 0 is the smallest."""
 
     @abstractmethod
     def count_above(self, bound: float) -> int:
@@ -50,7 +52,7 @@ class Tridiagonal(ABC):
         """Multiply vectors (rows) by Q, in place."""
 
     def vectors(self, values: np.ndarray) -> np.ndarray:
-        """Return orthonormal eigenvectors of the matrix, as rows, of some of its eigenvalues (ascending)."""
+        """Return orthonormal eigenvectors of the matrix, as rows, for some of its eigenvalues (ascending)."""
         vectors = lapack.tridiagonal_vectors(self.diagonal, self.off_diagonal, values)
         self.back_transform(vectors)
         return vectors

@@ -1,4 +1,4 @@
-"""Inner products of vectors, and sums over blocks of them. Each depends on its own vectors alone, to the last bit."""
+"""Inner products of vectors, and sums over blocks of them. Each depends on its own vectors only, to the last bit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mergekern.kernels.native import extension, row_addresses
 # (rows, columns or None for the rows themselves) -> (R, C).
 InnerProducts = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
-# Vectors of one side of a tile of products, whose chunks and sums stay in a private cache of 2 MiB.
+# Vectors on one side of a tile of products. The chunks and sums of a tile fit a private cache of 2 MiB.
 SIDE = 192
 
 
 def native(rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-    """Return <row, column> of all rows of two matrices, (R, C) float64, by the C++ kernel `gram`, on this thread alone.
+    """Return <row, column> for all rows of two matrices, (R, C) float64, by the C++ kernel `gram` on this thread.
 
     Args:
         rows, columns: (R, d) and (C, d) float32 or float64, C-contiguous; None for the rows themselves.
@@ -44,7 +44,7 @@ def native(rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
 
 
 def by_blas(rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-    """Return the same by BLAS, where the last bits of a product depend on the number of vectors."""
+    """Return <row, column> for all rows by BLAS. The last bits of a product depend on the number of vectors."""
     wide = np.ascontiguousarray((rows if columns is None else columns).T, dtype=np.float64)
     out = lapack.multiply(np.ascontiguousarray(rows, dtype=np.float64), wide)
     return out if columns is not None else (out + out.T) / 2
@@ -54,7 +54,7 @@ inner_products: InnerProducts = by_blas if extension is None else native
 
 
 def block_sums(values: np.ndarray, row_starts: np.ndarray, column_starts: np.ndarray) -> np.ndarray:
-    """Return the sum over each block of a matrix; the transposed block gives the same sum, to the last bit.
+    """Return the sum over each block of a matrix. The transposed block has the same sum, to the last bit.
 
     >>> block_sums(np.arange(6.0).reshape(2, 3), np.array([0]), np.array([0, 1]))
     array([[ 3., 12.]])

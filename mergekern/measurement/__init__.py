@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mergekern.checkpoints import FactoredLayer, Layer, Zoo
 from mergekern.kernels.device_backend import DeviceBackend
@@ -36,6 +36,7 @@ class Measurement(ABC):
         max_memory: bytes of weights held at a time; None for the default.
         backend: the kernels.
         with_bases: whether singular vectors are kept; they take 0.3 GB for 20 models of ViT-B/16.
+        svd_tolerance: estimated error at which a randomised factorisation ends; None for exact factorisations.
     """
 
     with_spectrum: bool
@@ -45,6 +46,7 @@ class Measurement(ABC):
     max_memory: int | None
     backend: Backend | DeviceBackend
     with_bases: bool
+    svd_tolerance: float | None = field(default=None, kw_only=True)
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ import torch
 
 from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor
 from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
+from mergekern.kernels.randomized_spectrum import on_cpu as randomized_spectrum_on_cpu
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 from mergekern.measurement.options import MeasureOptions
 
@@ -56,11 +57,25 @@ def estimate_cost(zoo: Zoo, options: MeasureOptions | None = None) -> Cost:
             shape = (tensor.shape[0], tensor.shape[1])
             if is_split:
                 base_size = zoo.base.tensors[tensor.names[0]].nbytes
-                total += 2 * (size - base_size + whole * base_size)
+                total += _passes(options) * (size - base_size + whole * base_size)
             # The vectors of one layer, their stack, and those of the layer that is ahead.
             vectors = 3 * 4 * whole * min(options.top_k, *shape) * (shape[0] + 2 * shape[1])
-            working = max(working, threads * spectrum_on_cpu.workspace(shape, options.top_k) + vectors)
+            working = max(working, threads * _workspace(shape, options) + vectors)
     return Cost(total, min(held, budget) + working)
+
+
+def _passes(options: MeasureOptions) -> int:
+    """Return how often a factorisation reads a matrix that is not held, at most."""
+    if options.svd == "exact":
+        return 2
+    in_float64 = randomized_spectrum_on_cpu.PASSES_IN_FLOAT64
+    return randomized_spectrum_on_cpu.most_passes(options.top_k, options.spectrum_k) + in_float64 + 1
+
+
+def _workspace(shape: tuple[int, int], options: MeasureOptions) -> int:
+    if options.svd == "exact":
+        return spectrum_on_cpu.workspace(shape, options.top_k)
+    return randomized_spectrum_on_cpu.workspace(shape, options.top_k, options.spectrum_k)
 
 
 def _stored(zoo: Zoo, tensor: ZooTensor) -> Iterable[tuple[Checkpoint, str]]:

@@ -122,7 +122,9 @@ class InStore(Destination[_LayerInStore]):
     ) -> None:
         self.store, self._stream, self._measurement, self._block_size = store, stream, measurement, block_size
         # What the values of a block depend on beside the weights.
-        sizes = [measurement.top_k, measurement.spectrum_k]
+        sizes: list[object] = [measurement.top_k, measurement.spectrum_k]
+        if measurement.svd_tolerance is not None:
+            sizes += ["randomized", measurement.svd_tolerance]
         self._how = json.dumps([package_version("mergekern"), measurement.name, *sizes])
 
     def begin(self, index: int, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor) -> _LayerInStore:
@@ -253,7 +255,11 @@ def with_overlaps(block: LayerBlock, keys: Sequence[BlockKey], store: Store) -> 
     """
     sides = (store.bases(side, keys) for side in (block.key.rows, block.key.columns))
     overlap = dispatch.backends()[0].overlap
-    return block.with_overlaps(Overlaps(*(overlap(*both) for both in zip(*sides, strict=True))))
+    undefined = np.full(block.inner.shape, np.nan)  # of bottom vectors, where a randomised factorisation gave none
+    every = zip(*sides, strict=True)
+    return block.with_overlaps(
+        Overlaps(*(overlap(rows, columns) if rows.shape[2] else undefined for rows, columns in every))
+    )
 
 
 def _covered(models: Sequence[str], keys: Sequence[BlockKey]) -> list[int]:

@@ -126,7 +126,7 @@ class FactoredMeasurement:
         leading[: len(values)] = values[: len(leading)]
         rank = int((values > RANK_TOLERANCE * values[0]).sum())
         bottom = right[size - k : size] if rank == size else right[:0]
-        return Spectrum(leading, rank, *(_columns(side, k) for side in (left[:k], right[:k], bottom)))
+        return Spectrum(leading, rank, _columns(left[:k], k), _columns(right[:k], k), _columns(bottom, k))
 
     def _gram(self, inner: np.ndarray) -> Gram:
         """Return the Gram of all models, from the inner products of factors."""

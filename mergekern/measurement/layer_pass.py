@@ -7,25 +7,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Generic
 
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
 from mergekern.kernels import lapack
 from mergekern.measurement import Measurement
-from mergekern.measurement.destinations import Destination
+from mergekern.measurement.destinations import Begun, Destination
 from mergekern.progress import Progress
 from mergekern.statistics.manifest import LayerEntry
 
 
-class _LayerInFlight(NamedTuple):
+@dataclass(frozen=True)
+class _LayerInFlight(Generic[Begun]):
     """A layer that was begun and is not finished yet, and its position in the zoo."""
 
     position: int
     layer: Layer | FactoredLayer
-    begun: Future[Any]
+    begun: Future[Begun]
 
 
-class LayerPass:
+class LayerPass(Generic[Begun]):
     """One pass over the layers of a zoo.
 
     A thread of its own reads ahead: it pages a layer in, hashes it, measures its Gram (work bound by memory) and queues
@@ -34,7 +36,7 @@ class LayerPass:
     Args:
         stream: the zoo, and the budget of memory.
         measurement: how a layer is measured.
-        destination: where the statistics go, and what of them is there already.
+        destination: where the statistics go; it may already have some of them.
         progress: called with a `Progress` at the start of every tensor.
 
     Attributes:
@@ -45,7 +47,7 @@ class LayerPass:
         self,
         stream: LayerStream,
         measurement: Measurement,
-        destination: Destination,
+        destination: Destination[Begun],
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.zoo, self.stream, self.measurement, self.destination = stream.zoo, stream, measurement, destination
@@ -70,7 +72,7 @@ class LayerPass:
             OutputError: the destination cannot be written.
         """
         entries: dict[int, LayerEntry] = {}
-        ahead: deque[_LayerInFlight] = deque()
+        ahead: deque[_LayerInFlight[Begun]] = deque()
         with lapack.single_threaded_pool(self.measurement.threads) as pool, _reader() as reader:
             for index, layer in enumerate(self.stream.with_factors()):
                 if not self.destination.wants(index):
@@ -86,18 +88,18 @@ class LayerPass:
         self.entries = tuple(entries[index] for index in sorted(entries))
         self._done = len(self._sizes)
 
-    def _fits_beside(self, layer: Layer | FactoredLayer, ahead: deque[_LayerInFlight]) -> bool:
+    def _fits_beside(self, layer: Layer | FactoredLayer, ahead: deque[_LayerInFlight[Begun]]) -> bool:
         layers = [layer, *(other.layer for other in ahead)]
         return self.stream.hold_together(layers, self.measurement.layers_ahead)
 
-    def _finish_first(self, ahead: deque[_LayerInFlight], entries: dict[int, LayerEntry]) -> None:
+    def _finish_first(self, ahead: deque[_LayerInFlight[Begun]], entries: dict[int, LayerEntry]) -> None:
         if self.measurement.in_batches:
             ahead[-1].begun.result()  # a batch is as large as it can be
-        position, layer, begun = ahead.popleft()
-        self._done = position
-        self.report(layer.tensor.name)
-        entries[position] = self.destination.finish(layer, begun.result())
-        layer.release()
+        first = ahead.popleft()
+        self._done = first.position
+        self.report(first.layer.tensor.name)
+        entries[first.position] = self.destination.finish(first.layer, first.begun.result())
+        first.layer.release()
 
 
 def _unread(layer: Layer | FactoredLayer, checkpoints: int) -> LayerEntry:

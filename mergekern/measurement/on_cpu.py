@@ -13,6 +13,7 @@ from mergekern.checkpoints import FactoredLayer, Layer, Zoo, ZooTensor
 from mergekern.checkpoints.stream import DEFAULT_MAX_MEMORY, non_finite
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Gram, split_among
+from mergekern.kernels.randomized_spectrum import from_direct
 from mergekern.kernels.spectrum import Spectrum, zero_spectrum
 from mergekern.measurement import Measurement, Pending
 from mergekern.measurement.factored import FactoredMeasurement
@@ -42,8 +43,9 @@ class CpuMeasurement(Measurement):
     layers_ahead = property(lambda self: LAYERS_AHEAD)
 
     def provenance(self) -> dict[str, object]:
-        """Return "device" and "backend"."""
-        return {"device": "cpu", "backend": self.backend.name}
+        """Return "device" and "backend", and "svd" where it is not exact."""
+        svd = {} if self.svd_tolerance is None else {"svd": {"kind": "randomized", "tolerance": self.svd_tolerance}}
+        return {"device": "cpu", "backend": self.backend.name, **svd}
 
     def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Pending:
         """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model.
@@ -96,9 +98,11 @@ class CpuMeasurement(Measurement):
     def factorise(self, layer: Layer, model: int) -> Spectrum:
         """Return the spectrum of the task matrix of one model."""
         shape = (layer.tensor.shape[0], layer.tensor.shape[1])
-        return self.backend.spectrum(
-            lambda axis, step: layer.matrix_blocks(model, axis, step), shape, self.top_k, self.spectrum_k
-        )
+        blocks = partial(layer.matrix_blocks, model)
+        if self.svd_tolerance is None:
+            return self.backend.spectrum(blocks, shape, self.top_k, self.spectrum_k)
+        name, sizes = layer.tensor.name, (self.top_k, self.spectrum_k)
+        return self.backend.randomized_spectrum(blocks, shape, name, *sizes, self.svd_tolerance)
 
     def finished(self, begun: BegunLayer) -> LayerStatistics:
         """Wait for the factorisations, and return the statistics of the tensor."""
@@ -108,4 +112,7 @@ class CpuMeasurement(Measurement):
 
     def overlaps(self, spectra: list[Spectrum]) -> SpectrumStatistics:
         """Return the statistics of the spectra of one tensor of all models."""
+        if self.svd_tolerance is not None:
+            # Unchanged tensors and products of factors were not factorised by iteration.
+            spectra = [s if s.estimates is not None else from_direct(s, self.spectrum_k) for s in spectra]
         return spectrum_statistics(spectra, self.backend.overlap, self.with_bases)

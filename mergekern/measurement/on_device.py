@@ -263,12 +263,14 @@ class DeviceMeasurement(Measurement):
         spectra = factorised.spectra
         if not bool(spectra.good.all()):
             return self.fallback.overlaps(self._redo(layer, spectra))
-        overlaps = {f"{side}_overlap": overlap.cpu().numpy() for side, overlap in factorised.overlaps.items()}
+        left_top, right_top, right_bottom = (factorised.overlaps[side].cpu().numpy() for side in Bases._fields)
         bases = Bases(*(getattr(spectra, side).cpu().numpy() for side in Bases._fields)) if self.with_bases else None
         return SpectrumStatistics(
             spectra.values.cpu().numpy(),
             spectra.rank.cpu().numpy(),
-            **overlaps,
+            left_top,
+            right_top,
+            right_bottom,
             k=spectra.left_top.shape[2],
             bases=bases,
         )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from mergekern._internal.validation import one_of, positive_bytes, positive_integer
+from mergekern._internal.validation import one_of, positive_bytes, positive_integer, share
 from mergekern.checkpoints.names import check_rename
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
-from mergekern.metrics import Metric, as_names, select
+from mergekern.errors import OptionError
+from mergekern.metrics import BOTTOM, Metric, as_names, select
 
 if TYPE_CHECKING:
     import torch
+
+# How matrices are factorised.
+Svd = Literal["exact", "randomized"]
+SVD_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,14 @@ class MeasureOptions:
         on_mismatch: "error" reports every tensor that is missing, extra or of another shape; "skip" leaves those out.
         io: "mmap" maps the files; "pread" reads them, which is faster on network disks.
         rename: parts of the models' tensor names to replace, OLD -> NEW; see `compute_all`.
+        svd: "exact", or "randomized", which takes less time on large matrices, estimates the error of every value, and
+            does not define the two metrics of bottom-k subspaces.
+        svd_tolerance: estimated error of a metric of one matrix, in (0, 1), at which a randomised factorisation ends.
+            It also ends after a fixed number of passes: then the estimates are larger.
 
     Raises:
-        OptionError: an unknown metric, a size or a budget that is no positive number, another word than those above.
+        OptionError: an unknown metric, one of bottom-k subspaces by name with svd="randomized", a size or a budget that
+            is no positive number, another word than those above.
 
     >>> MeasureOptions("effective_rank").metrics
     ('effective_rank',)
@@ -46,6 +56,8 @@ class MeasureOptions:
     on_mismatch: OnMismatch = "error"
     io: IO = "mmap"
     rename: Mapping[str, str] | None = None
+    svd: Svd = "exact"
+    svd_tolerance: float = SVD_TOLERANCE
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -58,11 +70,18 @@ class MeasureOptions:
         one_of("on_mismatch", self.on_mismatch, ("error", "skip"))
         one_of("io", self.io, ("mmap", "pread"))
         check_rename(self.rename)
+        one_of("svd", self.svd, ("exact", "randomized"))
+        object.__setattr__(self, "svd_tolerance", share("svd_tolerance", self.svd_tolerance))
+        if self.svd == "randomized" and (undefined := [name for name in self.metrics if name in BOTTOM]):
+            raise OptionError(
+                f"{', '.join(undefined)}: svd='randomized' finds leading singular vectors only; use svd='exact', or "
+                "leave the metric out"
+            )
 
     @property
     def chosen(self) -> list[Metric]:
-        """The metrics that are asked for, in catalogue order."""
-        return select(self.metrics)
+        """The metrics that are asked for and that the kind of factorisation defines, in catalogue order."""
+        return [metric for metric in select(self.metrics) if self.svd == "exact" or metric.name not in BOTTOM]
 
     @property
     def with_spectrum(self) -> bool:

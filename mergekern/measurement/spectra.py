@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mergekern.kernels.spectrum import Spectrum
-from mergekern.statistics import Bases, SpectrumStatistics
+from mergekern.statistics import Bases, SpectrumErrors, SpectrumStatistics
 
 
 def spectrum_statistics(
@@ -16,14 +16,15 @@ def spectrum_statistics(
     """Return the statistics of the spectra of one tensor of all models.
 
     Args:
-        spectra: one for each model; missing bottom vectors are zeros.
+        spectra: one for each model; missing bottom vectors are zeros. All or none have estimates of their errors.
         overlap: the kernel `overlap` of a backend.
         with_bases: whether the singular vectors are kept.
     """
     left_top_overlap, right_top_overlap = (
         overlap(_stack([getattr(s, side) for s in spectra]), None) for side in ("left_top", "right_top")
     )
-    right_bottom_overlap = np.zeros_like(right_top_overlap)
+    errors = _errors(spectra)
+    right_bottom_overlap = np.full_like(right_top_overlap, 0.0 if errors is None else np.nan)
     with_bottom = [i for i, s in enumerate(spectra) if s.right_bottom.any()]
     if with_bottom:
         among = np.ix_(with_bottom, with_bottom)
@@ -39,7 +40,15 @@ def spectrum_statistics(
         right_bottom_overlap,
         k=spectra[0].left_top.shape[1],
         bases=bases,
+        errors=errors,
     )
+
+
+def _errors(spectra: Sequence[Spectrum]) -> SpectrumErrors | None:
+    estimates = [spectrum.estimates for spectrum in spectra if spectrum.estimates is not None]
+    if not estimates:
+        return None
+    return SpectrumErrors(np.stack([each.values for each in estimates]), np.stack([each.vectors for each in estimates]))
 
 
 def _stack(vectors: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -19,13 +20,16 @@ DTYPES = {str(row.dtype).removeprefix("torch."): row.dtype for row in FLOATS if 
 Weights = Mapping[str, float] | Sequence[float] | None
 
 
-def resolve_weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, ...]:
+def resolve_weights(
+    weights: Weights, zoo: Zoo, method: Method, options: Mapping[str, Any] | None = None
+) -> tuple[float, ...]:
     """Return the weight of each model of a zoo.
 
     Args:
         weights: by name or in the models' order; None for 1 each.
         zoo: the models.
         method: decides which weights are allowed.
+        options: all options of the method, some of which may decide the weights.
 
     Raises:
         OptionError: a weight is missing, has no model, is not finite, or not allowed.
@@ -33,28 +37,53 @@ def resolve_weights(weights: Weights, zoo: Zoo, method: Method) -> tuple[float, 
     names = zoo.model_names
     if weights is None:
         return (1.0,) * len(names)
-    values = [plain(value) for value in _in_order(weights, names)]
-    for value in values:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise OptionError(f"a weight must be a finite number, not {value!r}")
-    if not method.any_weight and (min(values) < 0 or not sum(values) > 0):
+    if method.weigh is not None and tuple(method.weigh((2.0,) * len(names), **(options or {}))) != (2.0,) * len(names):
+        raise OptionError(f"the options of {method.name} say what its models weigh; give those or weights, not both")
+    values = finite_weights(weights, names)
+    any_weight = method.takes_any_weight(method.defaults if options is None else options)
+    if not any_weight and (min(values) < 0 or not sum(values) > 0):
         raise OptionError(f"weights of {method.name} must not be negative, and one must be above 0, not {values!r}")
     return tuple(float(value) for value in values)
 
 
-def _in_order(weights: Mapping[str, float] | Sequence[float], names: Sequence[str]) -> list[float]:
+def finite_weights(weights: Mapping[str, float] | Sequence[float], names: Sequence[str]) -> list[float]:
+    """Return the weight of each model, in the order of their names.
+
+    Raises:
+        OptionError: a weight is missing, has no model, or is not finite.
+    """
+    values = [plain(value) for value in _in_order(weights, names)]
+    for value in values:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise OptionError(f"a weight must be a finite number, not {value!r}")
+    return values
+
+
+def resolve_per_model(options: Mapping[str, Any], zoo: Zoo, method: Method) -> dict[str, Any]:
+    """Return options in which values of the models are tuples in the order of the zoo.
+
+    Raises:
+        OptionError: a value is missing, or has no model.
+    """
+    values = {name: options[name] for name in method.per_model if isinstance(options[name], Mapping | tuple)}
+    return {**options, **{name: tuple(_in_order(each, zoo.model_names, name)) for name, each in values.items()}}
+
+
+def _in_order(
+    weights: Mapping[str, float] | Sequence[float], names: Sequence[str], what: str = "weight"
+) -> list[float]:
     if isinstance(weights, Mapping):
         for name in weights:
             if name not in names:
-                raise OptionError(f"a weight for {name!r}, which is no model{did_you_mean(name, names)}")
+                raise OptionError(f"a {what} for {name!r}, which is no model{did_you_mean(name, names)}")
         if missing := [name for name in names if name not in weights]:
-            raise OptionError(f"no weight for {', '.join(missing)}")
+            raise OptionError(f"no {what} for {', '.join(missing)}")
         return [weights[name] for name in names]
     if isinstance(weights, str) or not isinstance(weights, Iterable):
         raise OptionError(f"weights are a number for each model, by name or in their order, not {weights!r}")
     values = list(weights)
     if len(values) != len(names):
-        raise OptionError(f"{len(values)} weights for {len(names)} models")
+        raise OptionError(f"{len(values)} {what}s for {len(names)} models")
     return values
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,9 @@ from mergekern.merging.method import Method
 from mergekern.merging.normalisation import MEAN, averaged_counters, averaging_weights, is_statistic
 from mergekern.merging.output import Sink
 from mergekern.merging.route import Route
+from mergekern.merging.settings import Settings
 from mergekern.merging.shared_layer import SharedLayer
+from mergekern.merging.whole_tensor import WeightedSum, lost_norms
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class WholeModel:
 
 
 class GroupMerge:
-    """One merge: some models of a zoo, a method with its options, and where the result goes.
+    """One merge: some models of a zoo, a method with its settings, and where the result goes.
 
     The models of each tensor are taken in the order of their content hashes, so that the order in which they are given
     changes no bit of the result; sums are float64 and rounded once.
@@ -47,36 +48,36 @@ class GroupMerge:
         zoo: holds the models.
         models: their positions in it.
         method: how they are merged.
-        options: all options of the method, checked.
-        weights: one for each model.
+        settings: their weights and options, in the order of `models`.
         sink: takes the result.
+        settings_of: tensor name -> settings of the tensor, where they differ; by default `settings` are those of all.
 
     Attributes:
         whole_model: what is known of all tensors together, after `prepare_whole_models`, where the scope is the model.
     """
 
     def __init__(
-        self, zoo: Zoo, models: Sequence[int], method: Method, options: Mapping[str, Any], weights: Sequence[float],
-        sink: Sink,
+        self, zoo: Zoo, models: Sequence[int], method: Method, settings: Settings, sink: Sink,
+        settings_of: Callable[[str], Settings] | None = None,
     ) -> None:  # fmt: skip
-        self.zoo, self.models, self.method, self.options, self.sink = zoo, tuple(models), method, options, sink
-        self.weights = dict(zip(models, weights, strict=True))
-        self.elementwise: Elementwise = method.elements(**options)
+        self.zoo, self.models, self.method, self.settings, self.sink = zoo, tuple(models), method, settings, sink
+        self.elementwise: Elementwise = method.elements(**settings.options) if method.elements else MEAN
         self.whole_model: WholeModel | None = None
+        self._settings_of = settings_of or (lambda name: settings)
         self._lock = threading.Lock()
         self._digests: dict[str, list[str]] = {}
 
     def count_signs(self, shared: SharedLayer) -> Tally:
         """Return the tally of one tensor, and write nothing."""
-        return self._merge_elements(shared, self._ordered(shared), 1, write=False)
+        return self._merge_elements(shared, *self._ordered(shared), 1, write=False)
 
     def merge(self, shared: SharedLayer) -> None:
         """Merge one tensor and write it."""
-        order = self._ordered(shared)
+        order, settings = self._ordered(shared)
         with self._lock:
             self._digests[shared.name] = [shared.hashes[0], *(shared.hashes[1 + model] for model in self.models)]
         try:
-            self._merge(shared, order)
+            self._merge(shared, order, settings)
         except NonFiniteError:
             # Such as a causal mask of -inf, which is the same everywhere.
             if not shared.is_unchanged(self.models):
@@ -85,22 +86,25 @@ class GroupMerge:
 
     def average_counters(self) -> None:
         """Write the mean counters of the statistics of normalisation layers."""
-        weights = averaging_weights([self.weights[model] for model in self.models])
+        weights = averaging_weights(self.settings.weights)
         for name, counter in averaged_counters(self.zoo, self.models, weights).items():
             self.sink.write(name, counter)
 
-    def _merge(self, shared: SharedLayer, order: list[int]) -> None:
+    def _merge(self, shared: SharedLayer, order: list[int], settings: Settings) -> None:
         if is_statistic(shared.name):
-            weights = averaging_weights([self.weights[model] for model in order])
+            weights = averaging_weights(settings.weights)
             self._combine(shared, order, MEAN.rule(weights, None, []), from_zero=True)
             return
+        if self.method.tensor is not None:
+            self._merge_tensor(shared, order, settings)
+            return
         if shared.layer.tensor.is_matrix and self.method.matrix is not None:
-            self._merge_matrix(shared, order)
+            self._merge_matrix(shared, order, settings)
             return
         majority = self.whole_model.majority if self.whole_model else 1
-        tally = self._merge_elements(shared, order, majority)
+        tally = self._merge_elements(shared, order, settings, majority)
         if tally.undecided and tally.signs < 0 and self.whole_model is None:
-            self._merge_elements(shared, order, -1)
+            self._merge_elements(shared, order, settings, -1)
 
     def content_hashes(self) -> list[str]:
         """Return the hash of the base and of each model over all tensors; after every tensor is merged."""
@@ -110,19 +114,35 @@ class GroupMerge:
                 hasher.update(f"{tensor.name}\0{digest}\0".encode())
         return [hasher.hexdigest() for hasher in hashers]
 
-    def _ordered(self, shared: SharedLayer) -> list[int]:
-        return sorted(self.models, key=lambda model: (shared.hashes[1 + model], self.weights[model]))
+    def _ordered(self, shared: SharedLayer) -> tuple[list[int], Settings]:
+        """Return the models in the order of their hashes, and the settings of the tensor in this order."""
+        settings = self._settings_of(shared.name)
+        hashes = [shared.hashes[1 + model] for model in self.models]
+        places = sorted(range(len(hashes)), key=lambda place: (hashes[place], settings.of_model(place)))
+        return [self.models[place] for place in places], settings.ordered(places)
 
-    def _merge_matrix(self, shared: SharedLayer, order: list[int]) -> None:
+    def _merge_tensor(self, shared: SharedLayer, order: list[int], settings: Settings) -> None:
+        assert self.method.tensor is not None
+        tensor = shared.whole(order)
+        combination = self.method.tensor(tensor, settings.weights, **settings.options)
+        if isinstance(combination, WeightedSum):
+            rule = Rule("sum", combination.coefficients)
+            self._combine(shared, order, rule, from_zero=combination.of_models)
+            return
+        for block in tensor.blocks(combination.of_rows):
+            self._write(shared, combination.combine(block).reshape(-1), block.start)
+
+    def _merge_matrix(self, shared: SharedLayer, order: list[int], settings: Settings) -> None:
         assert self.method.matrix is not None
-        weights = [self.weights[model] for model in order]
-        merged = self.method.matrix(shared.matrices(order), weights, **self.options)
+        merged = self.method.matrix(shared.matrices(order), settings.weights, **settings.options)
         merged = torch.from_numpy(merged) if isinstance(merged, np.ndarray) else merged
         result = merged.add_(shared.route.base(shared.layer))
         self._write(shared, result.reshape(-1), 0)
 
-    def _merge_elements(self, shared: SharedLayer, order: list[int], majority: int, write: bool = True) -> Tally:
-        return self._combine(shared, order, self._rule(shared, order, majority), write)
+    def _merge_elements(
+        self, shared: SharedLayer, order: list[int], settings: Settings, majority: int, write: bool = True
+    ) -> Tally:
+        return self._combine(shared, order, self._rule(shared, order, settings, majority), write)
 
     def _combine(
         self, shared: SharedLayer, order: list[int], rule: Rule, write: bool = True, from_zero: bool = False
@@ -131,8 +151,8 @@ class GroupMerge:
         tally, start = Tally(), 0
         dtype = torch.float64 if self.sink.dtype(shared.name) == torch.float64 else torch.float32
         for base, tuned in shared.route.blocks(shared.layer, order):
-            base = torch.zeros_like(base) if from_zero else base
-            out, counted = shared.route.combine(base, tuned, rule, dtype, start, shared.threads)
+            origin = None if from_zero else base
+            out, counted = shared.route.combine(origin, tuned, rule, dtype, start, shared.threads)
             tally += counted
             if tally.non_finite:
                 raise non_finite(shared.layer, self.zoo)
@@ -149,17 +169,27 @@ class GroupMerge:
             start += base.numel()
             del base
 
-    def _rule(self, shared: SharedLayer, order: list[int], majority: int) -> Rule:
-        trim, thresholds = self.elementwise.trim, None
-        if trim is not None and self.whole_model is not None:
+    def _rule(self, shared: SharedLayer, order: list[int], settings: Settings, majority: int) -> Rule:
+        assert self.method.elements is not None
+        elementwise: Elementwise = self.method.elements(**settings.options)
+        thresholds: list[float] | None = None
+        limits: list[float] | None = None
+        if elementwise.trim is not None and self.whole_model is not None:
             known = self.whole_model.thresholds
             thresholds = [known[model] for model in order] if known else None
-        elif trim is not None:
-            k = trim.rank(shared.count)
-            if k is not None:
-                thresholds = [trim.threshold(kth) for kth in shared.kth_largest(order, k)]
-        keys = [mask_key(self.elementwise.seed, shared.name, shared.hashes[1 + model]) for model in order]
-        return self.elementwise.rule([self.weights[model] for model in order], thresholds, keys, majority)
+        elif elementwise.trim is not None:
+            trims = elementwise.trims(len(order))
+            kept = shared.kth_of_each(order, [trim.rank(shared.count) for trim in trims])
+            thresholds = [trim.threshold(kth) if kth else 0.0 for trim, kth in zip(trims, kept, strict=True)]
+            thresholds = thresholds if max(thresholds) > 0 else None
+            limits = shared.kth_of_each(order, [trim.limit_rank(shared.count) for trim in trims], nothing=np.inf)
+            limits = limits if min(limits) < np.inf else None
+        keys = [mask_key(elementwise.seed, shared.name, shared.hashes[1 + model]) for model in order]
+        rule = elementwise.rule(settings.weights, thresholds, keys, majority, limits)
+        if not elementwise.keeps_norm:
+            return rule
+        norms = lost_norms(shared.whole(order), rule)
+        return elementwise.rule(settings.weights, thresholds, keys, majority, limits, norms)
 
     def _write(self, shared: SharedLayer, values: torch.Tensor, start: int) -> None:
         dtype = self.sink.dtype(shared.name)
@@ -180,7 +210,7 @@ def prepare_whole_models(merges: Sequence[GroupMerge], stream: LayerStream, rout
         return
     stream = _of_weights(stream)
     thresholds = _thresholds(merges, stream, route, threads)
-    elections = {merge: Tally() for merge in merges if merge.elementwise.consensus == "elect"}
+    elections = {merge: Tally() for merge in merges if merge.elementwise.consensus.startswith("elect")}
     for merge in merges:
         merge.whole_model = WholeModel(thresholds[merge], 1)
     for layer in stream if elections else ():
@@ -206,12 +236,17 @@ def _thresholds(
     kth_largest: dict[tuple[int, int], float] = {}
     thresholds: dict[GroupMerge, dict[int, float]] = {merge: {} for merge in merges}
     for merge in merges:
-        trim = merge.elementwise.trim
-        k = trim.rank(count) if trim else None
-        if trim is None or k is None or not count:
+        trims = dict(zip(merge.models, merge.elementwise.trims(len(merge.models)), strict=False))
+        ranks = {model: k for model, trim in trims.items() if (k := trim.rank(count)) is not None}
+        if not ranks or not count:
             continue
-        if lacking := [model for model in merge.models if (model, k) not in kth_largest]:
-            found = route.kth_largest(lambda: stream, lacking, count, k, threads)
-            kth_largest |= {(model, k): value for model, value in zip(lacking, found, strict=True)}
-        thresholds[merge] = {model: trim.threshold(kth_largest[model, k]) for model in merge.models}
+        for k in sorted(set(ranks.values())):
+            lacking = [model for model, rank in ranks.items() if rank == k and (model, k) not in kth_largest]
+            if lacking:
+                found = route.kth_largest(lambda: stream, lacking, count, k, threads)
+                kth_largest |= {(model, k): value for model, value in zip(lacking, found, strict=True)}
+        thresholds[merge] = {
+            model: trim.threshold(kth_largest[model, ranks[model]]) if model in ranks else 0.0
+            for model, trim in trims.items()
+        }
     return thresholds

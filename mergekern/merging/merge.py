@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,24 +18,28 @@ from mergekern.checkpoints import LayerStream, Zoo, open_zoo
 from mergekern.checkpoints.notes import notes_of_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
-from mergekern.errors import OptionError
-from mergekern.kernels import dispatch
-from mergekern.kernels.device_backend import DeviceBackend
-from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_weights
+from mergekern.errors import OptionError, OutputError
+from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_per_model, resolve_weights
+from mergekern.merging.in_memory import MERGED_BYTES, merges_in_memory, route_on
 from mergekern.merging.merge_pass import MergePass
-from mergekern.merging.notes import lost_in_merges, notes_of_base, notes_of_submodels
-from mergekern.merging.on_cpu import CpuRoute
-from mergekern.merging.on_device import DeviceRoute
-from mergekern.merging.output import OutputPlan, StateDict
+from mergekern.merging.notes import (
+    lost_in_merges,
+    notes_of_heads,
+    notes_of_owner,
+    notes_of_submodels,
+    notes_on_labels,
+)
+from mergekern.merging.output import StateDict
+from mergekern.merging.owners import BASE, patterns_of
+from mergekern.merging.plans import Plans
 from mergekern.merging.registry import find_method, find_methods
 from mergekern.merging.request import Request
 from mergekern.merging.route import Route
+from mergekern.merging.settings import select_options
 from mergekern.merging.submodels import submodels
-from mergekern.merging.to_files import MergeFiles, check_targets, make_folders, merge_targets
+from mergekern.merging.to_files import MergeFiles, Target, check_targets, make_folders, merge_targets, target_in
 from mergekern.progress import Progress
 
-# Bytes of merged models that merge_all makes for a callback in one pass over the zoo.
-MERGED_BYTES = 4 << 30
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +59,9 @@ def merge(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
-) -> StateDict | Path:
+    heads: str | None = None,
+    head_tensors: str | Sequence[str] | None = None,
+) -> StateDict | dict[str, StateDict] | Path:
     """Merge two or more models fine-tuned from one base.
 
     Args:
@@ -83,11 +90,19 @@ def merge(
         progress: called with a `Progress` at the start of every tensor and at the end.
         io: "mmap" maps the files; "pread" reads them.
         rename: parts of the models' tensor names to replace, OLD -> NEW; see `compute_all`. The result has the base's.
+        heads: whose heads the merged body gets, where models have heads for tasks of their own: "each" gives a result
+            for every model, with its own head, names, configuration and tokenizer; the name of a model, or "base", only
+            that one's. None merges heads as all other tensors. Models may then differ in their heads, and the base
+            need not have one.
+        head_tensors: names of the heads' tensors, one or several, with * and ? as in file names; by default what lies
+            outside the body, is called as heads are, or is not shared by all (`mergekern.checkpoints.heads`).
 
     Returns:
         The merged state dict, name -> tensor, with every name of the base (integer buffers are the base's, tied names
-        share one tensor); or the path written. Where the base ties its head to its embedding and the models differ in
-        the two, the result has both, and its config.json says that they are not tied.
+        share one tensor); or the path written. With heads="each" the state dict of every model, by its name, or the
+        folder in which each has a folder of its name (a file, where its checkpoint is one). Where the base ties its
+        head to its embedding and the models differ in the two, the result has both, and its config.json says that they
+        are not tied.
 
     Raises:
         OptionError: an unknown method, option, dtype or device; a value out of range.
@@ -109,20 +124,33 @@ def merge(
     {'w': tensor([3., 1.])}
     """
     chosen, resolved = find_method(method, options)
-    route = _route(device, max_memory)
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
+    route = route_on(device, max_memory)
+    zoo = open_zoo(
+        checkpoints, base, on_mismatch=on_mismatch, io=io, first_as_base=chosen.is_without_base(resolved),
+        least=min(chosen.least, 2), rename=rename, heads=patterns_of(heads, head_tensors),
+    )  # fmt: skip
+    chosen.check_count(len(zoo.models))
     stream = LayerStream(zoo, route.max_memory)
-    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen))
-    plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
+    resolved = resolve_per_model(resolved, zoo, chosen)
+    request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
+    plans = Plans(zoo, heads, resolve_dtype(dtype))
     if output is None:
-        _show_notes(zoo, plan)
-        sink = plan.in_memory()
+        _show_notes(zoo, plans, [request])
+        sink = plans.in_memory_of(request.models)
         MergePass(stream, [request.merge_into(sink, zoo)], route, progress).run()
         return sink.finished()
-    path = Path(output)
-    check_targets([(request, path)], zoo, plan, overwrite)
-    files = _files(stream, plan, plan.folder_of(path), route, overwrite, on_mismatch, io, progress)
-    files.write([(request, path)], path.absolute().parent)
+    path, owners = Path(output), plans.owners(request.models)
+    if plans.are_of_each:
+        if path.suffix == ".safetensors":
+            raise OutputError(f"{path}: with heads='each' a folder is written, in which each model has its own")
+        targets = [target_in(path, request, owner, zoo, plans) for owner in owners]
+        _write_new(path, *_files(stream, targets, route, overwrite, on_mismatch, io, progress))
+        return path
+    remove_left_behind(path.absolute().parent)
+    targets = [Target(request, path, plans[owners[0]], owners[0])]
+    check_targets(targets, zoo, overwrite)
+    files, targets = _files(stream, targets, route, overwrite, on_mismatch, io, progress)
+    files.write(targets, path.absolute().parent)
     return path
 
 
@@ -134,7 +162,7 @@ def merge_all(
     groups: Iterable[Sequence[str]] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     output: str | os.PathLike[str] | None = None,
-    callback: Callable[[tuple[str, ...], str, StateDict], None] | None = None,
+    callback: Callable[[tuple[str, ...], str, Any], None] | None = None,
     overwrite: bool = False,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "auto",
@@ -144,14 +172,16 @@ def merge_all(
     progress: Callable[[Progress], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    heads: str | None = None,
+    head_tensors: str | Sequence[str] | None = None,
 ) -> list[Path]:
     """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for all of them.
 
     What several merges need of a tensor (its hashes, a model's threshold, a model's truncated matrix) is computed once.
 
     Args:
-        checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io, rename: as for `merge`;
-            `checkpoints` may also be a `Zoo`, which then decides the base and how files are read.
+        checkpoints, base, overwrite, dtype, device, max_memory, on_mismatch, progress, io, rename, head_tensors: as for
+            `merge`; `checkpoints` may also be a `Zoo`, which then decides the base and how files are read.
         methods: one name or several.
         groups: names of the models of each merge; every pair by default.
         options: options of each method, such as `{"ties": {"density": 0.5}}`.
@@ -159,6 +189,8 @@ def merge_all(
             the suffix where the base is a folder). Merges that are there already, made in the same way of the same
             models, are kept, so that a run that was stopped goes on; to know them, the checkpoints are read once more.
         callback: called with (group, method, merged state dict) for each merge; it may keep or change the dict.
+        heads: as for `merge`. With "each" a merge is a folder in which every model of it has its own, and the callback
+            gets a state dict for each model, by its name.
         merged_memory: bytes of merged models held for the callback. More merges take more passes over the zoo, as all
             models of a pass are held until its last tensor is merged. Files are always made in one pass.
 
@@ -181,74 +213,94 @@ def merge_all(
     if (output is None) == (callback is None):
         raise OptionError("merge_all needs either an output folder or a callback")
     chosen = find_methods(methods, options)
-    route = _route(device, max_memory)
+    route = route_on(device, max_memory)
+    patterns = patterns_of(heads, head_tensors)
     zoo = (
         checkpoints
         if isinstance(checkpoints, Zoo)
-        else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
-    )
+        else open_zoo(
+            checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename, heads=patterns,
+            first_as_base=all(method.is_without_base(resolved) for method, resolved in chosen),
+        )
+    )  # fmt: skip
+    if patterns is not None and not zoo.heads:
+        raise OptionError("heads: the zoo that is given does not tell them apart; open it with heads=()")
     stream = LayerStream(zoo, route.max_memory)
     members = resolve_groups(groups, zoo)
+    for models, (method, _) in itertools.product(members, chosen):
+        method.check_count(len(models))
+    chosen = [(method, resolve_per_model(resolved, zoo, method)) for method, resolved in chosen]
     requests = [
-        Request(models, method, resolved, (1.0,) * len(models)) for models in members for method, resolved in chosen
+        Request(models, method, select_options(resolved, models), (1.0,) * len(models))
+        for models in members
+        for method, resolved in chosen
     ]
-    plan = OutputPlan.like_base(zoo, resolve_dtype(dtype))
+    plans = Plans(zoo, heads, resolve_dtype(dtype))
     if output is not None:
         folder = Path(output)
-        targets = merge_targets(requests, zoo, folder, plan)
-        files = _files(stream, plan, plan.folder, route, overwrite, on_mismatch, io, progress)
-        kept = files.kept(targets)
-        new = [(request, path) for request, path in targets if path not in kept]
-        check_targets(new, zoo, plan, overwrite, may_make_folders=True)
-        if kept:
-            logger.warning("kept, as they are there already, made in the same way of the same models: %d", len(kept))
-            remove_left_behind(folder)
-        if new:
-            make_folders(new, folder)
-            files.write(new, folder)
-        return [path for _, path in targets]
+        targets = merge_targets(plans.results(requests), zoo, folder, plans)
+        _write_new(folder, *_files(stream, targets, route, overwrite, on_mismatch, io, progress))
+        return [target.path for target in targets]
     assert callback is not None
-    _show_notes(zoo, plan)
-    size = max(1, merged_memory // max(plan.nbytes, 1))
-    for together in (requests[start : start + size] for start in range(0, len(requests), size)):
-        sinks = [plan.in_memory() for _ in together]
-        merges = [request.merge_into(sink, zoo) for request, sink in zip(together, sinks, strict=True)]
-        MergePass(stream, merges, route, progress).run()
-        for request, sink in zip(together, sinks, strict=True):
-            callback(request.names(zoo), request.method.name, sink.finished())
+    _show_notes(zoo, plans, requests)
+    made = merges_in_memory(zoo, requests, plans, route, merged_memory=merged_memory, progress=progress)
+    for request, merged in made:
+        callback(request.names(zoo), request.method.name, merged)
     return []
 
 
-def _route(device: str | torch.device, max_memory: int | None) -> Route:
-    backend = dispatch.choose(device)
-    return DeviceRoute(backend, max_memory) if isinstance(backend, DeviceBackend) else CpuRoute(max_memory)
+def _write_new(folder: Path, files: MergeFiles, targets: Sequence[Target]) -> None:
+    """Write the results to a folder that are not there yet."""
+    remove_left_behind(folder)
+    kept = files.kept(targets)
+    new = [target for target in targets if target.path not in kept]
+    check_targets(new, files.stream.zoo, files.overwrite, may_make_folders=True)
+    if kept:
+        logger.warning("kept, as they are there already, made in the same way of the same models: %d", len(kept))
+    if new:
+        make_folders(new, folder)
+        files.write(new, folder)
 
 
 def _files(
-    stream: LayerStream, plan: OutputPlan, folder: Path | None, route: Route, overwrite: bool, on_mismatch: OnMismatch,
-    io: IO, progress: Callable[[Progress], None] | None,
-) -> MergeFiles:  # fmt: skip
-    """Return what makes merges into files, or into folders like one; what takes no part is shown."""
+    stream: LayerStream, targets: Sequence[Target], route: Route, overwrite: bool, on_mismatch: OnMismatch, io: IO,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[MergeFiles, list[Target]]:  # fmt: skip
+    """Return what makes merges into files, and the targets with the sub-folders of their owners; notes are shown."""
     zoo = stream.zoo
-    found = submodels(zoo, folder, on_mismatch, io)
-    parts = {
-        name: (LayerStream(part, route.max_memory), OutputPlan.like_base(part, plan.dtype))
-        for name, part in found.zoos.items()
-    }
-    lost = [*lost_in_merges(zoo), *notes_of_submodels(found)]
-    for name, (part, _) in parts.items():
-        lost += [f"{name}: {note}" for note in lost_in_merges(part.zoo)]
-    of_base = notes_of_base(zoo, plan, folder)
-    show(lost, [*of_base, *notes_of_zoo(zoo)])
+    folders = {target.owner: target.plan.folder_of(target.path) for target in targets}
+    found = submodels(zoo, next((folder for folder in folders.values() if folder), None), on_mismatch, io)
+    parts = {name: LayerStream(part, route.max_memory) for name, part in found.zoos.items()}
+    plans = {target.owner: target.plan for target in targets}
+    lost: dict[int, list[str]] = {}
+    others: dict[int, list[str]] = {}
+    for owner, folder in folders.items():
+        lost[owner] = [*lost_in_merges(zoo, owner), *notes_of_submodels(found, zoo, owner if folder else None)]
+        lost[owner] += notes_on_labels(zoo)
+        for name, part in parts.items():
+            lost[owner] += [f"{name}: {note}" for note in lost_in_merges(part.zoo, owner)]
+        others[owner] = [*notes_of_heads(zoo, plans[owner]), *notes_of_owner(zoo, plans[owner], folder)]
+        if folder:
+            like_whom = owner if plans[owner].like_whom is plans[owner].owner else BASE
+            plans[owner] = dataclasses.replace(plans[owner], own_folders=found.others[like_whom])
+    show(_each_once(lost.values()), [*_each_once(others.values()), *notes_of_zoo(zoo)])
 
-    def notes(request: Request) -> list[str]:
-        return [*lost, *of_base, *notes_of_zoo(zoo, request.models)]
+    def notes(target: Target) -> list[str]:
+        return [*lost[target.owner], *others[target.owner], *notes_of_zoo(zoo, target.request.models)]
 
-    plan = dataclasses.replace(plan, base_folders=found.of_base)
-    return MergeFiles(stream, plan, parts, route, notes, overwrite, progress)
+    files = MergeFiles(stream, parts, route, notes, overwrite, progress)
+    return files, [target._replace(plan=plans[target.owner]) for target in targets]
 
 
-def _show_notes(zoo: Zoo, plan: OutputPlan) -> None:
+def _each_once(notes: Iterable[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(note for several in notes for note in several))
+
+
+def _show_notes(zoo: Zoo, plans: Plans, requests: Sequence[Request]) -> None:
     """Show what takes no part in merges that stay in memory."""
-    lost = [*lost_in_merges(zoo), *notes_of_submodels(submodels(zoo, None, "error", "mmap"))]
-    show(lost, [*notes_of_base(zoo, plan, None), *notes_of_zoo(zoo)])
+    owners = dict.fromkeys(owner for request in requests for owner in plans.owners(request.models))
+    lost = _each_once(lost_in_merges(zoo, owner) for owner in owners)
+    lost += [*notes_of_submodels(submodels(zoo, None, "error", "mmap"), zoo, None), *notes_on_labels(zoo)]
+    chosen = [plans[owner] for owner in owners]
+    others = _each_once([*notes_of_heads(zoo, plan), *notes_of_owner(zoo, plan, None)] for plan in chosen)
+    show(lost, [*others, *notes_of_zoo(zoo)])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekern.errors import OptionError
-from mergekern.merging.method import Method
+from mergekern.merging.mergekit_names import Mergekit
 from mergekern.merging.registry import METHODS, find_method
 
 
@@ -47,34 +47,52 @@ def mergekit_config(
     <BLANKLINE>
     """
     chosen, resolved = find_method(method, options)
-    if chosen.mergekit is None:
+    theirs = chosen.mergekit
+    if theirs is None:
         known = [name for name, each in METHODS.items() if each.mergekit is not None]
         raise OptionError(f"mergekit has no method like {method}; it has {', '.join(known)}")
-    if resolved.get("scope", "tensor") != "tensor" or resolved.get("mask", "random") != "random":
-        raise OptionError("mergekit trims each tensor alone, and drops at random: scope='tensor' and mask='random'")
+    for option, value in theirs.fixed:
+        if resolved[option] != value:
+            raise OptionError(f"mergekit's {theirs.name} has {option}={value!r} alone, not {resolved[option]!r}")
     weights = [1.0] * len(models) if weights is None else weights
     if len(weights) != len(models):
         raise OptionError(f"{len(weights)} weights for {len(models)} models")
+    chosen.check_count(len(models))
+    values = {**resolved, "weights": tuple(map(float, chosen.weigh(weights, **resolved) if chosen.weigh else weights))}
+    of_models, of_all = _parameters(theirs, values, len(models))
     # JSON is YAML; its quoting is exact for every path.
-    lines = [f"merge_method: {json.dumps(chosen.mergekit)}"]
-    if chosen.mergekit != "linear":  # which merges models, without a base
+    lines = [f"merge_method: {json.dumps(theirs.name)}"]
+    if theirs.base == "first":
+        lines.append(f"base_model: {json.dumps(models[0])}")
+    elif theirs.base == "base" or (theirs.base == "optional" and resolved["of"] == "deltas"):
         lines.append(f"base_model: {json.dumps(base)}")
     lines.append("models:")
-    for model, weight in zip(models, weights, strict=True):
+    for model, own in zip(models, of_models, strict=True):
         lines.append(f"  - model: {json.dumps(model)}")
-        lines.append(f"    parameters: {json.dumps({'weight': float(weight), **_density(resolved)})}")
-    lines.append(f"parameters: {json.dumps(_parameters(chosen, resolved))}")
+        if own:
+            lines.append(f"    parameters: {json.dumps(own)}")
+    if of_all:
+        lines.append(f"parameters: {json.dumps(of_all)}")
     lines.append(f"dtype: {json.dumps(dtype)}")
     return "\n".join(lines) + "\n"
 
 
-def _density(options: Mapping[str, Any]) -> dict[str, float]:
-    if "density" in options:
-        return {"density": options["density"]}
-    return {"density": round(1.0 - options["rate"], 12)} if "rate" in options else {}
-
-
-def _parameters(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of the merge as a whole, which are not of one model."""
-    scale = {"lambda": options["scale"]} if "scale" in options else {}
-    return {"normalize": method.elements(**options).consensus != "sum", **scale}
+def _parameters(
+    theirs: Mergekit, values: Mapping[str, Any], models: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the parameters of each model, and those of the merge as a whole."""
+    of_models: list[dict[str, Any]] = [{} for _ in range(models)]
+    of_all = {}
+    for parameter in theirs.parameters:
+        if parameter.option is None:
+            continue
+        value = values[parameter.option]
+        try:
+            if not parameter.per_model:
+                of_all[parameter.name] = parameter.write(value)
+                continue
+            for own, each in zip(of_models, value if isinstance(value, tuple) else (value,) * models, strict=True):
+                own[parameter.name] = parameter.write(each)
+        except ValueError as error:
+            raise OptionError(f"mergekit's {theirs.name} has {error} alone, not {value!r}") from None
+    return of_models, of_all

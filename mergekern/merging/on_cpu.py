@@ -9,12 +9,16 @@ import numpy as np
 import torch
 
 from mergekern.checkpoints import Layer
+from mergekern.checkpoints.stream import SEGMENT
 from mergekern.kernels.combine import Rule, Tally
 from mergekern.kernels.combine.on_cpu import combine
+from mergekern.kernels.gram.on_cpu import inner_products
 from mergekern.kernels.native import difference
+from mergekern.kernels.trim import ModelBlocks
 from mergekern.kernels.trim.on_cpu import kth_largest
 from mergekern.merging.matrices import ON_CPU
 from mergekern.merging.route import Block, Layers, Route
+from mergekern.merging.whole_tensor import BLOCK
 
 
 class CpuRoute(Route):
@@ -22,6 +26,7 @@ class CpuRoute(Route):
 
     description = "cpu"
     kernels = ON_CPU
+    block = BLOCK
 
     def __init__(self, max_memory: int | None) -> None:
         self.max_memory = max_memory
@@ -36,12 +41,30 @@ class CpuRoute(Route):
         """See `Route`; one model after the other: while one is read, no other is."""
         return [kth_largest(partial(self._blocks_of, layers, model), count, k, threads) for model in models]
 
+    def ranges(self, layer: Layer, models: Sequence[int], step: int) -> Iterator[Block]:
+        """See `Route`."""
+        for base, tuned in layer.ranges(step):
+            yield base, [tuned[model] for model in models]
+            del base, tuned
+
+    def gram(self, layer: Layer, models: Sequence[int], of_models: bool, threads: int) -> np.ndarray:
+        """See `Route`; the kernel itself sums over segments, and a tensor that is split is cut at their ends."""
+        found = np.zeros((len(models),) * 2)
+        for base, tuned in self.ranges(layer, models, SEGMENT) if layer.is_split else self.blocks(layer, models):
+            found += inner_products(None if of_models else base, tuned, threads)
+            del base, tuned
+        return found
+
+    def kth_largest_of(self, blocks: ModelBlocks, count: int, k: int, threads: int) -> float:
+        """See `Route`."""
+        return kth_largest(lambda: ((base, values) for base, (values,) in blocks()), count, k, threads)
+
     def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
+        self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
         threads: int,
     ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
         """See `Route`."""
-        out = torch.empty(base.numel(), dtype=dtype, device="cpu")
+        out = torch.empty(tuned[0].numel(), dtype=dtype, device="cpu")
         return out, combine(base, tuned, rule, out, start, threads)
 
     def base(self, layer: Layer) -> torch.Tensor:

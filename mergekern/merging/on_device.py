@@ -14,17 +14,21 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from mergekern.checkpoints import Layer
 from mergekern.kernels.combine import Rule, Tally
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.transfer import Uploader, fetched, on_stream
+from mergekern.kernels.trim import ModelBlocks
 from mergekern.merging.matrices import ON_TORCH
 from mergekern.merging.route import Block, Layers, Route
 
 # Share of the free memory of the device that weights may take; task matrices, results and fragments need the rest.
 SHARE_OF_WEIGHTS = 0.4
+# Elements of a block of `WholeTensor`: enough to fill the device.
+BLOCK = 1 << 22
 
 
 class DeviceRoute(Route):
@@ -36,6 +40,7 @@ class DeviceRoute(Route):
     """
 
     kernels = ON_TORCH
+    block = BLOCK
 
     def __init__(self, backend: DeviceBackend, max_memory: int | None) -> None:
         self.backend, self.device = backend, backend.device
@@ -86,12 +91,38 @@ class DeviceRoute(Route):
             found = self.backend.kth_largest(blocks, len(models), count, k)
         return found.tolist()
 
+    def ranges(self, layer: Layer, models: Sequence[int], step: int) -> Iterator[Block]:
+        """See `Route`."""
+        if not layer.is_split:
+            base, *tuned = (tensor.reshape(-1) for tensor in self._whole(layer))
+            for start in range(0, base.numel(), step):
+                yield base[start : start + step], [tuned[model][start : start + step] for model in models]
+            return
+        for base, tuned in layer.ranges(step):
+            sent = self._sent([base, *(tuned[model] for model in models)])
+            del base, tuned
+            yield sent[0], sent[1:]
+            del sent
+
+    def gram(self, layer: Layer, models: Sequence[int], of_models: bool, threads: int) -> np.ndarray:
+        """See `Route`."""
+        found = torch.zeros((len(models),) * 2, dtype=torch.float64, device=self.device)
+        for base, tuned in self.ranges(layer, models, self.block):
+            with self._launching:
+                found += self.backend.inner_products([[None if of_models else base, *tuned]])[0]
+        return found.cpu().numpy()
+
+    def kth_largest_of(self, blocks: ModelBlocks, count: int, k: int, threads: int) -> float:
+        """See `Route`."""
+        with self._launching:
+            return float(self.backend.kth_largest(blocks, 1, count, k))
+
     def combine(
-        self, base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
+        self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, dtype: torch.dtype, start: int,
         threads: int,
     ) -> tuple[torch.Tensor, Tally]:  # fmt: skip
         """See `Route`."""
-        out = torch.empty(base.numel(), dtype=dtype, device=self.device)
+        out = torch.empty(tuned[0].numel(), dtype=dtype, device=self.device)
         with self._launching:
             tally = self.backend.combine(base, tuned, rule, out, start)
         return out, Tally(*tally.tolist())

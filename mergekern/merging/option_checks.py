@@ -23,12 +23,15 @@ def plain(value: Any) -> Any:
     return value.item() if is_scalar else value
 
 
-def number(low: float, high: float = np.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
+def number(
+    low: float, high: float = np.inf, *, open_low: bool = False, open_high: bool = False, optional: bool = False
+) -> Check:
     """Return a check that an option is a finite number of a range.
 
     Args:
         low, high: the least and the largest value.
         open_low, open_high: whether that value itself is excluded.
+        optional: whether None is allowed too.
 
     >>> number(0, 1, open_low=True)("density", 0)
     Traceback (most recent call last):
@@ -36,6 +39,8 @@ def number(low: float, high: float = np.inf, *, open_low: bool = False, open_hig
     """
 
     def check(name: str, value: Any) -> None:
+        if optional and value is None:
+            return
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
         if not (is_number and (low < value or (value == low and not open_low))
                 and (value < high or (value == high and not open_high))):  # fmt: skip

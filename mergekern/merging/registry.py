@@ -44,16 +44,40 @@ class Methods(Mapping[str, "Method"]):
 METHODS = Methods(
     {
         "weight_average": "weight_average:METHOD",
+        "linear": "linear:METHOD",
+        "slerp": "slerp:METHOD",
+        "nuslerp": "nuslerp:METHOD",
+        "multislerp": "multislerp:METHOD",
+        "karcher": "karcher:METHOD",
+        "model_stock": "model_stock:METHOD",
         "task_arithmetic": "task_arithmetic:METHOD",
         "ties": "ties:METHOD",
         "dare": "dare:METHOD",
         "dare_ties": "dare:DARE_TIES",
+        "breadcrumbs": "breadcrumbs:METHOD",
+        "breadcrumbs_ties": "breadcrumbs:BREADCRUMBS_TIES",
+        "della": "della:METHOD",
+        "della_linear": "della:DELLA_LINEAR",
+        "sce": "sce:METHOD",
+        "ram": "ram:METHOD",
+        "ramplus_tl": "ram:RAMPLUS_TL",
         "tsv": "tsv:METHOD",
         "isotropic": "isotropic:METHOD",
         "isotropic_cts": "isotropic_cts:METHOD",
         "tall_masks": "tall_masks:METHOD",
+        "arcee_fusion": "arcee_fusion:METHOD",
+        "nearswap": "nearswap:METHOD",
     }
 )
+
+
+def methods_for(models: int) -> list[str]:
+    """Return the names of the methods that merge groups of this many models.
+
+    >>> "slerp" in methods_for(2), "slerp" in methods_for(3)
+    (True, False)
+    """
+    return [name for name, method in METHODS.items() if method.merges(models)]
 
 
 def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Method, dict[str, Any]]:
@@ -67,7 +91,7 @@ def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Me
         OptionError: an unknown method or option, with the nearest name; a value that is out of range.
 
     >>> find_method("ties", {"density": 0.5})[1]
-    {'density': 0.5, 'scale': 0.3, 'scope': 'tensor'}
+    {'density': 0.5, 'scale': 0.3, 'scope': 'tensor', 'aggregate': 'mean', 'sign': 'mass'}
     """
     method = METHODS.get(name)
     if method is None:

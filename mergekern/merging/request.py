@@ -13,12 +13,13 @@ from mergekern.merging.group_merge import GroupMerge
 from mergekern.merging.method import Method
 from mergekern.merging.output import Sink
 from mergekern.merging.route import Route
+from mergekern.merging.settings import Settings
 
 # Keeps the place of a hash in the record until all tensors have been read.
 _UNKNOWN_HASH = "0" * 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """A merge that is asked for, checked: which models, how, and with which weights."""
 
@@ -29,7 +30,9 @@ class Request:
 
     def merge_into(self, sink: Sink, zoo: Zoo) -> GroupMerge:
         """Return the merge, which has yet to be made."""
-        return GroupMerge(zoo, self.models, self.method, self.options, self.weights, sink)
+        weigh = self.method.weigh
+        weights = self.weights if weigh is None else tuple(weigh(self.weights, **self.options))
+        return GroupMerge(zoo, self.models, self.method, Settings(weights, self.options), sink)
 
     def names(self, zoo: Zoo) -> tuple[str, ...]:
         """Return the names of the models."""
@@ -52,7 +55,10 @@ class Request:
         return {
             "version": package_version("mergekern"),
             "method": self.method.name,
-            "options": self.options,
+            "options": {
+                name: dict(sorted(zip(self.names(zoo), value, strict=True))) if isinstance(value, tuple) else value
+                for name, value in self.options.items()
+            },
             "device": route.description,
             "base": f"xxh3_128:{hashes[0]}",
             "models": sorted(models, key=lambda model: (model["name"], model["hash"])),

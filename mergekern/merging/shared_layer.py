@@ -11,8 +11,10 @@ import torch
 from mergekern.checkpoints import Layer, Zoo
 from mergekern.checkpoints.stream import non_finite
 from mergekern.kernels.truncation import Triplets
+from mergekern.merging.layer_tensor import LayerTensor
 from mergekern.merging.matrices import Matrices
 from mergekern.merging.route import Route
+from mergekern.merging.whole_tensor import WholeTensor
 
 
 class SharedLayer:
@@ -61,9 +63,20 @@ class SharedLayer:
             self._thresholds |= {(model, k): value for model, value in zip(lacking, found, strict=True)}
         return [self._thresholds[model, k] for model in models]
 
+    def kth_of_each(self, models: Sequence[int], ranks: Sequence[int | None], nothing: float = 0.0) -> list[float]:
+        """Return the magnitude of each model's own rank; where that is None, another value."""
+        for k in {k for k in ranks if k is not None}:
+            self.kth_largest([model for model, rank in zip(models, ranks, strict=True) if rank == k], k)
+        return [nothing if k is None else self._thresholds[model, k] for model, k in zip(models, ranks, strict=True)]
+
     def matrices(self, models: Sequence[int]) -> Matrices:
         """Return the task matrices of some models, in this order, each read when it is asked for."""
         return _LayerMatrices(self, models)
+
+    def whole(self, models: Sequence[int]) -> WholeTensor:
+        """Return the tensor of some models, in this order, for rules that look at all of it."""
+        hashes = [self.hashes[1 + model] for model in models]
+        return LayerTensor(self.layer, self.zoo, models, hashes, self.route, self.threads)
 
     def delta(self, model: int) -> Any:
         """Return the task matrix of a model in float64, for the kernels of the route.

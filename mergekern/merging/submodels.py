@@ -17,13 +17,16 @@ class SubModels:
 
     Attributes:
         zoos: those that the base and all models have, by name, opened; the models in the order of the zoo.
-        of_base: names of those of the base that not all models have.
-        left_out: names of the others, and of all where the result is no folder.
+        others: names of those that not all have, of the base and of each model; of all where the result is no folder.
     """
 
     zoos: dict[str, Zoo] = field(default_factory=dict)
-    of_base: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    others: tuple[tuple[str, ...], ...] = ()
+
+    def left_out(self, owner: int | None) -> tuple[str, ...]:
+        """Return the names of those that are left out of a result whose others are an owner's, or of one without."""
+        own = () if owner is None else self.others[owner]
+        return tuple(sorted({name for names in self.others for name in names} - set(own)))
 
 
 def submodels(zoo: Zoo, folder: Path | None, on_mismatch: OnMismatch, io: IO) -> SubModels:
@@ -31,7 +34,7 @@ def submodels(zoo: Zoo, folder: Path | None, on_mismatch: OnMismatch, io: IO) ->
 
     Args:
         zoo: the models.
-        folder: the base's folder where the result is a folder, else None.
+        folder: that which the result is laid out like, where it is a folder, else None.
         on_mismatch, io: as for `open_zoo`.
 
     Raises:
@@ -39,13 +42,11 @@ def submodels(zoo: Zoo, folder: Path | None, on_mismatch: OnMismatch, io: IO) ->
     """
     homes = [home(checkpoint) for checkpoint in zoo.checkpoints]
     held = [list(folder_files(each).submodels) if each else [] for each in homes]
-    everyone = sorted({name for names in held for name in names})
     if folder is None:
-        return SubModels(left_out=tuple(everyone))
-    shared = [name for name in everyone if all(name in names for names in held)]
-    of_base = tuple(name for name in held[0] if name not in shared)
+        return SubModels(others=tuple(map(tuple, held)))
+    shared = sorted(set(held[0]).intersection(*held[1:]))
     zoos = {name: _open(zoo, homes, name, on_mismatch, io) for name in shared}
-    return SubModels(zoos, of_base, tuple(name for name in everyone if name not in (*shared, *of_base)))
+    return SubModels(zoos, tuple(tuple(name for name in names if name not in shared) for names in held))
 
 
 def _open(zoo: Zoo, homes: list[Path | None], name: str, on_mismatch: OnMismatch, io: IO) -> Zoo:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mergekern.merging.elementwise import Elementwise
+from mergekern.merging.mergekit_names import WEIGHT, Mergekit, Parameter
 from mergekern.merging.method import Method, merge_elements
 
 
@@ -26,4 +27,7 @@ def weight_average(
     return merge_elements(base, deltas, elements(), weights)
 
 
-METHOD = Method("weight_average", "arXiv 2203.05482", "θ₀ + mean τ", {}, elements, mergekit="linear")
+METHOD = Method(
+    "weight_average", "arXiv 2203.05482", "θ₀ + mean τ", {}, elements,
+    mergekit=Mergekit("linear", (WEIGHT, Parameter("normalize", None, True)), base="model"),
+)  # fmt: skip

@@ -17,7 +17,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mergekern.errors import OptionError
-from mergekern.metrics import activation, effective_rank, geometry, gradient, merge_probes, model_scores, subspace
+from mergekern.metrics import (
+    activation,
+    effective_rank,
+    geometry,
+    gradient,
+    merge_probes,
+    model_scores,
+    subspace,
+    subspace_errors,
+)
 from mergekern.metrics.remarks import REMARKS
 from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
 
@@ -118,6 +127,23 @@ class Metric:
             if layer.is_matrix or self.needs != "spectra"
         }
 
+    def compute_error(
+        self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude",
+        small_tensors: subspace.SmallTensors = "include",
+    ) -> np.ndarray:  # fmt: skip
+        """Return the estimated errors (N, N) of the values of all pairs; zeros where they are rounding alone."""
+        if not self.is_estimated(statistics):
+            return np.zeros((len(statistics.models),) * 2)
+        return subspace_errors.ERRORS[self.name](statistics, frozen=frozen, small_tensors=small_tensors)
+
+    def compute_layer_errors(
+        self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude",
+        small_tensors: subspace.SmallTensors = "include",
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Return the estimated errors of `compute_layers`, name -> (N, N); empty where all are rounding alone."""
+        layers = [layer for layer in statistics.layers if layer.is_matrix and self.is_estimated(statistics)]
+        return {layer.name: self.compute_error(statistics.only(layer), frozen, small_tensors) for layer in layers}
+
     def _check_functional(self, statistics: ZooStatistics) -> None:
         if self.needs in FUNCTIONAL and not self.is_possible(statistics):
             raise OptionError(
@@ -135,10 +161,16 @@ class Metric:
         """Whether it is defined for each tensor alone, and not for matrices only."""
         return self.needs == "inner products"
 
+    def is_estimated(self, statistics: ZooStatistics) -> bool:
+        """Tell whether its values are estimates, from randomised factorisations."""
+        return self.name in subspace_errors.ERRORS and statistics.is_randomized
+
     def is_possible(self, statistics: ZooStatistics) -> bool:
         """Tell whether the statistics hold what it needs."""
         if self.runs_models:
             return getattr(statistics.functional, self.needs) is not None
+        if self.name in BOTTOM and statistics.is_randomized:
+            return False
         return self.needs != "spectra" or statistics.has_spectra
 
 
@@ -293,6 +325,9 @@ CATALOGUE: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+
+# The metrics of bottom-k subspaces, which a randomised SVD does not define.
+BOTTOM = ("right_subspace_overlap_bottom_k", "interaction_matrix_overlap_bottom_k")
 
 _ADDED_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
 _KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "higher"

@@ -35,7 +35,7 @@ def is_constant(layer: LayerStatistics, side: Side) -> bool:
     return least <= (1 if side == "values" else layer.spectrum.k)
 
 
-def _average(
+def average(
     statistics: ZooStatistics,
     frozen: Frozen,
     small_tensors: SmallTensors,
@@ -69,42 +69,42 @@ def singular_value_overlap(
         # Sums of a pair whose last bits do not depend on the other models, as those of BLAS would.
         return np.einsum("ip,jp->ij", unit, unit, optimize=False)
 
-    return _average(statistics, frozen, small_tensors, "values", "any", cosine)
+    return average(statistics, frozen, small_tensors, "values", "any", cosine)
 
 
 def subspace_overlap(
     statistics: ZooStatistics, frozen: Frozen = "exclude", small_tensors: SmallTensors = "include"
 ) -> np.ndarray:
     """‖U_iᵀU_j‖_F / k of the top-k left vectors; equal subspaces give 1/√k, the largest value."""
-    return _average(statistics, frozen, small_tensors, "left", "top", lambda s: np.sqrt(s.left_top_overlap) / s.k)
+    return average(statistics, frozen, small_tensors, "left", "top", lambda s: np.sqrt(s.left_top_overlap) / s.k)
 
 
 def right_subspace_overlap_top_k(
     statistics: ZooStatistics, frozen: Frozen = "exclude", small_tensors: SmallTensors = "include"
 ) -> np.ndarray:
     """‖V_iᵀV_j‖_F / √k of the top-k right vectors; equal subspaces give 1."""
-    return _average(statistics, frozen, small_tensors, "right", "top", lambda s: np.sqrt(s.right_top_overlap / s.k))
+    return average(statistics, frozen, small_tensors, "right", "top", lambda s: np.sqrt(s.right_top_overlap / s.k))
 
 
 def right_subspace_overlap_bottom_k(
     statistics: ZooStatistics, frozen: Frozen = "exclude", small_tensors: SmallTensors = "include"
 ) -> np.ndarray:
     """‖V_iᵀV_j‖_F / √k of the last k right vectors of the thin SVD; equal subspaces give 1."""
-    return _average(statistics, frozen, small_tensors, "right", "full", lambda s: np.sqrt(s.right_bottom_overlap / s.k))
+    return average(statistics, frozen, small_tensors, "right", "full", lambda s: np.sqrt(s.right_bottom_overlap / s.k))
 
 
 def interaction_matrix_overlap_top_k(
     statistics: ZooStatistics, frozen: Frozen = "exclude", small_tensors: SmallTensors = "include"
 ) -> np.ndarray:
     """‖V_iᵀV_j‖_F² / k of the top-k right vectors: the mean squared cosine of their principal angles."""
-    return _average(statistics, frozen, small_tensors, "right", "top", lambda s: s.right_top_overlap / s.k)
+    return average(statistics, frozen, small_tensors, "right", "top", lambda s: s.right_top_overlap / s.k)
 
 
 def interaction_matrix_overlap_bottom_k(
     statistics: ZooStatistics, frozen: Frozen = "exclude", small_tensors: SmallTensors = "include"
 ) -> np.ndarray:
     """‖V_iᵀV_j‖_F² / k of the last k right vectors."""
-    return _average(statistics, frozen, small_tensors, "right", "full", lambda s: s.right_bottom_overlap / s.k)
+    return average(statistics, frozen, small_tensors, "right", "full", lambda s: s.right_bottom_overlap / s.k)
 
 
 # What each metric compares.

@@ -8,24 +8,13 @@ from typing import Any
 import numpy as np
 
 from mergekern.errors import PredictionError
-from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.forest import ForestRegressor
-from mergekern.prediction.linear import ClippedScaler, LinearMetricRegressor
-from mergekern.prediction.pearson import PearsonRegressor
-from mergekern.prediction.predictors import AutoRegressor
-from mergekern.prediction.prior import PriorRegressor
+from mergekern.prediction.linear import ClippedScaler
+from mergekern.prediction.predictors import PREDICTORS
 
+# The predictors, and the scaler that one of them is fitted with.
 CLASSES: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        AutoRegressor,
-        ClippedScaler,
-        ForestRegressor,
-        LinearMetricRegressor,
-        PearsonRegressor,
-        PriorRegressor,
-        TaskEffectsRegressor,
-    )
+    kind.__name__: kind for kind in [ClippedScaler, *(predictor.make for predictor in PREDICTORS.values())]
 }
 # The dtypes that a file may name: float64, integers, booleans and text.
 DTYPES = ("float64", "int64", "bool", "str")
@@ -37,6 +26,7 @@ PER_METRIC = ("coef_", "factor_", "high_", "low_", "mean_", "signs_", "weights_"
 def to_document(estimator: Any) -> dict[str, Any]:
     """Return the parameters and fitted attributes of an estimator of this package, to the last bit.
 
+    >>> from mergekern.prediction import LinearMetricRegressor
     >>> fitted = LinearMetricRegressor().fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 3.0])
     >>> from_document(to_document(fitted)).predict([[3.0]]) == fitted.predict([[3.0]])
     array([ True])

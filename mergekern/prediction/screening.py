@@ -15,12 +15,12 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mergekern._internal.files import check_output, not_written, replacing
-from mergekern._internal.notes import notes_of_checkpoints
 from mergekern._internal.validation import positive_integer
 from mergekern.errors import OptionError, OutputError, PredictionError, StatisticsError
 from mergekern.metrics import CATALOGUE, RANKED_BY, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.prediction import MergePredictor, recommend
+from mergekern.prediction.screening_notes import ScreeningNotes
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.manifest import Manifest
 from mergekern.tables.frames import INDEX
@@ -41,7 +41,7 @@ class Screening(NamedTuple):
     Attributes:
         ranked: the most promising pairs: as `recommend` returns them, or, without predictors, their metrics.
         models, pairs: number of models and of pairs.
-        notes: notes of the tables of all tiles, each once.
+        notes: notes of the tables of all tiles, each once, in terms of the whole zoo.
     """
 
     ranked: pd.DataFrame
@@ -67,8 +67,9 @@ def screen(
         statistics: a folder that `measure(statistics=...)`, `combine` or `measure_on_cluster` finished.
         predictors: fitted, one for each merge method; their metrics must be among those computed. Without any, pairs
             are ranked by task_vector_cosine_similarity, or the first metric.
-        out: a Parquet file to write, with a row for each pair: model_a, model_b, every metric, and prediction_METHOD,
-            low_METHOD, high_METHOD of each predictor. Rows are in the order of tiles; `MetricTable.load` reads it.
+        out: a Parquet file to write, with a row for each pair: model_a, model_b, every metric, prediction_METHOD,
+            low_METHOD, high_METHOD of each predictor, and error[METRIC] of metrics that svd="randomized" estimated.
+            Rows are in the order of tiles; `MetricTable.load` reads it.
         metrics, frozen: as for `MetricTable.from_statistics`.
         tile: number of models on one side of a tile of pairs; changes no metric's value.
         kept: number of pairs that are ranked in memory.
@@ -96,14 +97,15 @@ def screen(
     every = list(_tiles(manifest.models, positive_integer("tile", tile)))
     kept = positive_integer("kept", kept)
     best: list[pd.DataFrame] = []
-    notes = dict.fromkeys(_notes_of_all(manifest))
+    notes = ScreeningNotes(manifest, frozen)
     computed: tuple[str, ...] = ()
     pairs = 0
     with _writing(None if out is None else Path(out), manifest) as writer:
         for done, (rows, columns) in enumerate(every):
             progress(done, len(every))
-            table = MetricTable.from_statistics(ZooStatistics.load(folder, [*rows, *columns]), metrics, frozen=frozen)
-            notes |= dict.fromkeys(_notes_of_tile(table))
+            part = ZooStatistics.load(folder, [*rows, *columns])
+            table = MetricTable.from_statistics(part, metrics, frozen=frozen)
+            notes.add(part, table)
             computed = computed or table.metrics
             if table.metrics != computed:
                 raise StatisticsError(
@@ -114,9 +116,12 @@ def screen(
             pairs += len(frame)
             best = [_ranked(pd.concat([*best, recommend(predictors, frame) if predictors else frame])).head(kept)]
             if writer is not None:
-                writer.write(_with_predictions(frame, predictors), table)
+                with_errors = _between(table.to_pandas(with_errors=True), rows, columns)
+                writer.write(_with_predictions(with_errors, predictors), table)
         progress(len(every), len(every))
-    return Screening(best[0], len(manifest.models), pairs, list(notes))
+        if writer is not None:
+            writer.finish(notes.lines())
+    return Screening(best[0], len(manifest.models), pairs, notes.lines())
 
 
 def check_screening(
@@ -194,7 +199,6 @@ def _writing(path: Path | None, manifest: Manifest) -> Iterator[_Writer | None]:
         writer = _Writer(path, manifest, file)
         try:
             yield writer
-            writer.finish()
         finally:
             writer.close()
 
@@ -207,17 +211,6 @@ def _check_out(path: Path) -> None:
     check_output(path)
 
 
-def _notes_of_all(manifest: Manifest) -> list[str]:
-    """Return the notes on checkpoints, with the models of the whole zoo."""
-    return notes_of_checkpoints((manifest.provenance or {}).get("notes", {}), manifest.models)
-
-
-def _notes_of_tile(table: MetricTable) -> list[str]:
-    """Return the notes of a tile without those on checkpoints."""
-    known = notes_of_checkpoints(table.provenance.get("notes", {}), table.models)
-    return [note for note in table.notes if note not in known]
-
-
 class _Writer:
     """Writer of pairs to a file; it keeps the values that belong to single models until the end.
 
@@ -228,7 +221,6 @@ class _Writer:
     def __init__(self, path: Path, manifest: Manifest, file: IO[bytes]) -> None:
         self._path, self._manifest, self._file = path, manifest, file
         self._diagonal: dict[str, dict[str, float | None]] = {}
-        self._notes = dict.fromkeys(_notes_of_all(manifest))
         self._provenance: dict[str, Any] = {}
         self._parquet: Any = None
 
@@ -247,16 +239,15 @@ class _Writer:
             self._diagonal.setdefault(name, {}).update(
                 {model: None if value != value else value for model, value in zip(table.models, values, strict=True)}
             )
-        self._notes |= dict.fromkeys(_notes_of_tile(table))
         self._provenance = table.provenance
 
-    def finish(self) -> None:
-        """Write the end of the file, and flush it to disk."""
+    def finish(self, notes: Sequence[str]) -> None:
+        """Write the end of the file, with the notes of the zoo, and flush it to disk."""
         models = self._manifest.models
         diagonal = {
             name: [of[model] for model in models] for name, of in self._diagonal.items() if len(of) == len(models)
         }
-        said = {"models": models, "diagonal": diagonal, "notes": list(self._notes)}
+        said = {"models": models, "diagonal": diagonal, "notes": list(notes)}
         said["provenance"] = {**(self._manifest.provenance or {}), "options": self._provenance.get("options", {})}
         self._parquet.add_key_value_metadata({"mergekern": json.dumps(said)})
         with self._room():

@@ -65,6 +65,7 @@ def render(contents: Contents, title: str) -> str:
         pairs=pairs,
         categories=_categories(contents),
         summary=contents.summary.to_dict("index"),
+        largest_errors=contents.table.largest_errors,
         notation=NOTATION,
         notes=contents.table.notes if contents.with_layers else [*contents.table.notes, TOO_MANY_LAYERS],
         exact=pairs <= EXACT_PAIRS,

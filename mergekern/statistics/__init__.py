@@ -3,7 +3,8 @@
 The records, which the metrics read, are names of the room:
 
 - `ZooStatistics`: all statistics of a zoo, in memory; `load` and `save` them, `select` models.
-- `LayerStatistics`: one tensor of N models, with its `SpectrumStatistics` and, while these are measured, its `Bases`.
+- `LayerStatistics`: one tensor of N models, with its `SpectrumStatistics`, their `SpectrumErrors` where the
+  factorisation was a randomised one, and, while these are measured, its `Bases`.
 - `FunctionalStatistics`: what needs models run; the kinds are in `FUNCTIONAL`: `ActivationStatistics`,
   `EncoderGradientStatistics`, `InputGradientStatistics`.
 
@@ -25,7 +26,7 @@ from mergekern.statistics.functional import (
     FunctionalStatistics,
     InputGradientStatistics,
 )
-from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumStatistics
+from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumErrors, SpectrumStatistics
 from mergekern.statistics.zoo import ZooStatistics
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "FunctionalStatistics",
     "InputGradientStatistics",
     "LayerStatistics",
+    "SpectrumErrors",
     "SpectrumStatistics",
     "ZooStatistics",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from mergekern.errors import StatisticsError
 from mergekern.statistics.keys import BlockKey
 from mergekern.statistics.layer_block import LayerBlock, Overlaps, Spectra
-from mergekern.statistics.layers import LayerStatistics, SpectrumStatistics
+from mergekern.statistics.layers import LayerStatistics, SpectrumErrors, SpectrumStatistics
 
 
 def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], models: Sequence[str]) -> LayerStatistics:
@@ -44,8 +44,11 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
     spectrum = None
     # Models that were added for metrics without spectra have no overlaps: then the overlaps of the others are no use.
     if overlaps.coverage.is_complete:
-        values, rank, k, _ = _gathered(spectra, len(models))
-        spectrum = SpectrumStatistics(values, rank, *Overlaps(*overlaps.matrices), k)
+        found = _gathered(spectra, len(models))
+        every = Overlaps(*overlaps.matrices)
+        if found.errors is None and np.isnan(every.right_bottom_overlap).any():
+            raise StatisticsError("a block has no overlaps of bottom vectors")
+        spectrum = SpectrumStatistics(found.values, found.rank, *every, found.k, errors=found.errors)
     inner, squared_distance = products.matrices
     return LayerStatistics(name, shape, inner, squared_distance, spectrum, rounding)
 
@@ -137,12 +140,20 @@ def _gathered(parts: Sequence[tuple[np.ndarray, Spectra]], models: int) -> Spect
     """Return the spectra of all models from those of diagonal blocks, each with the rows of all models in it."""
     first = parts[0][1]
     values, rank = np.empty((models, first.values.shape[1])), np.empty(models, dtype=first.rank.dtype)
+    errors = None
+    if first.errors is not None:
+        errors = SpectrumErrors(np.empty_like(values), np.empty((models, first.errors.vectors.shape[1])))
     for rows, spectra in parts:
         if (spectra.values.shape[1], spectra.k) != (values.shape[1], first.k):
             raise StatisticsError("its blocks have spectra of different sizes")
+        if (spectra.errors is None) != (errors is None):
+            raise StatisticsError("its blocks are of svd='exact' and of svd='randomized'")
         here = rows >= 0
         values[here], rank[here] = spectra.values[rows[here]], spectra.rank[rows[here]]
-    return Spectra(values, rank, first.k)
+        if errors is not None and spectra.errors is not None:
+            for whole, part in zip(errors, spectra.errors, strict=True):
+                whole[here] = part[rows[here]]
+    return Spectra(values, rank, first.k, errors=errors)
 
 
 def _positions(models: Sequence[str], side: Sequence[str]) -> np.ndarray:

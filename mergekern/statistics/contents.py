@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from mergekern.statistics.layers import Bases
+    from mergekern.statistics.layers import Bases, SpectrumErrors
 
 # How far sums of products may be off, of the largest they could be; a transposed or foreign array is off by much more.
 SLACK = 1e-4
@@ -69,6 +69,14 @@ def check_spectra(values: np.ndarray, rank: np.ndarray, k: int, shape: Sequence[
         raise ValueError(f"a rank is not from 0 to {least}, the smaller size of {tuple(shape)}")
 
 
+def check_errors(errors: SpectrumErrors, values: np.ndarray, k: int) -> None:
+    """Raise ValueError where estimated errors are not of these spectra, or no errors: below 0, or sines above 1."""
+    check_arrays({"error.values": errors.values}, {"error.values": values.shape})
+    check_arrays({"error.vectors": errors.vectors}, {"error.vectors": (len(values), k)})
+    if (errors.values < 0).any() or (errors.vectors < 0).any() or (errors.vectors > 1).any():
+        raise ValueError("an estimated error is negative, or the sine of an angle above 1")
+
+
 def check_overlaps(overlaps: Sequence[np.ndarray], largest: int) -> None:
     """Raise ValueError where squared Frobenius norms of products of two bases are not from 0 to their dimension."""
     for matrix in overlaps:
@@ -87,11 +95,12 @@ def check_bases(bases: Bases, models: int, shape: Sequence[int], k: int | None =
     """
     k = bases.left_top.shape[-1] if k is None else k
     rows, columns = shape
-    sides = {"left_top": (models, rows, k), "right_top": (models, columns, k), "right_bottom": (models, columns, k)}
-    check_arrays(bases._asdict(), sides)
+    bottom = k if bases.right_bottom.shape[-1:] != (0,) else 0  # randomised factorisations have none
+    sides = {"left_top": (models, rows, k), "right_top": (models, columns, k)}
+    check_arrays(bases._asdict(), {**sides, "right_bottom": (models, columns, bottom)})
     for name, side in bases._asdict().items():
         products = np.matmul(side.transpose(0, 2, 1), side, dtype=np.float64)
         # Vectors beyond the rank of a product of factors are zeros.
         is_unit = np.diagonal(products, axis1=1, axis2=2) > 0.5
-        if (np.abs(products - np.eye(k) * is_unit[:, :, None]) > ORTHONORMAL).any():
+        if (np.abs(products - np.eye(side.shape[-1]) * is_unit[:, :, None]) > ORTHONORMAL).any():
             raise ValueError(f"{name!r} is not orthonormal")

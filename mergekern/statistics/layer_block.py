@@ -17,9 +17,16 @@ import numpy as np
 
 from mergekern.errors import StatisticsError
 from mergekern.statistics.blocks import read_block, write_block
-from mergekern.statistics.contents import check_arrays, check_bases, check_gram, check_overlaps, check_spectra
+from mergekern.statistics.contents import (
+    check_arrays,
+    check_bases,
+    check_errors,
+    check_gram,
+    check_overlaps,
+    check_spectra,
+)
 from mergekern.statistics.keys import BlockKey, bases_path, block_path
-from mergekern.statistics.layers import Bases, LayerStatistics
+from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumErrors
 
 
 class Overlaps(NamedTuple):
@@ -32,6 +39,7 @@ class Overlaps(NamedTuple):
 
 # Names of these arrays in a file: they are the format, and stay as they are when an attribute gets another name.
 OVERLAPS_IN_FILE = ("overlap.left_top", "overlap.right_top", "overlap.right_bottom")
+ERRORS_IN_FILE = ("error.values", "error.vectors")
 
 
 class Spectra(NamedTuple):
@@ -42,12 +50,14 @@ class Spectra(NamedTuple):
         rank: (R,) number of singular values above 1e-7·σ₁.
         k: dimension of the subspaces that the models' bases span.
         bases: singular vectors of the models. They have a file of their own, and are None in a block that was read.
+        errors: estimated errors; None for exact factorisations.
     """
 
     values: np.ndarray
     rank: np.ndarray
     k: int
     bases: Bases | None = None
+    errors: SpectrumErrors | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class LayerBlock:
         if (spectrum := layer.spectrum) is None:
             return block
         overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
-        spectra = Spectra(spectrum.values, spectrum.rank, spectrum.k, spectrum.bases)
+        spectra = Spectra(spectrum.values, spectrum.rank, spectrum.k, spectrum.bases, spectrum.errors)
         return dataclasses.replace(block, overlaps=overlaps, spectra=spectra)
 
     @property
@@ -101,6 +111,8 @@ class LayerBlock:
             arrays["rounding"] = self.rounding
         if self.spectra is not None:
             arrays |= {"values": self.spectra.values, "rank": self.spectra.rank}
+            if self.spectra.errors is not None:
+                arrays |= dict(zip(ERRORS_IN_FILE, self.spectra.errors, strict=True))
             k = self.spectra.k
             if self.spectra.bases is not None:
                 write_block(bases_path(folder, self.key.file_name), self.spectra.bases._asdict(), {})
@@ -134,8 +146,7 @@ class LayerBlock:
             return block
         if len(key.shape) != 2:
             raise ValueError(f"overlaps of a tensor of shape {key.shape}")
-        check_arrays(arrays, dict.fromkeys(OVERLAPS_IN_FILE, pairs))
-        overlaps = Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
+        overlaps = _overlaps(arrays, pairs)
         check_overlaps(overlaps, k if key.is_diagonal else min(key.shape))
         block = block.with_overlaps(overlaps)
         if not key.is_diagonal:
@@ -146,7 +157,30 @@ class LayerBlock:
         )
         check_arrays(arrays, {"rank": (models,)}, kind="i")
         check_spectra(arrays["values"], arrays["rank"], k, key.shape)
-        return dataclasses.replace(block, spectra=Spectra(arrays["values"], arrays["rank"], k))
+        errors = _errors(arrays, k)
+        if (errors is None) == bool(np.isnan(overlaps.right_bottom_overlap).all()):
+            raise ValueError("overlaps of bottom vectors and estimated errors are both there, or neither")
+        return dataclasses.replace(block, spectra=Spectra(arrays["values"], arrays["rank"], k, errors=errors))
+
+
+def _overlaps(arrays: Mapping[str, np.ndarray], pairs: tuple[int, int]) -> Overlaps:
+    """Return the overlaps in a file, checked; those of bottom vectors are all NaN where there are none."""
+    *top, bottom = OVERLAPS_IN_FILE
+    check_arrays(arrays, dict.fromkeys(top, pairs))
+    is_undefined = bottom in arrays and arrays[bottom].dtype.kind == "f" and bool(np.isnan(arrays[bottom]).all())
+    check_arrays({bottom: np.zeros(arrays[bottom].shape)} if is_undefined else arrays, {bottom: pairs})
+    return Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
+
+
+def _errors(arrays: Mapping[str, np.ndarray], k: int) -> SpectrumErrors | None:
+    """Return the estimated errors in a file, checked; None where there are none."""
+    if not any(name in arrays for name in ERRORS_IN_FILE):
+        return None
+    if missing := [name for name in ERRORS_IN_FILE if name not in arrays]:
+        raise ValueError(f"{missing[0]!r} is missing")
+    errors = SpectrumErrors(*(arrays[name] for name in ERRORS_IN_FILE))
+    check_errors(errors, arrays["values"], k)
+    return errors
 
 
 def read_bases(folder: Path, file_name: str, key: BlockKey | None = None, k: int | None = None) -> Bases:

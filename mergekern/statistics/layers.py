@@ -27,6 +27,23 @@ class Bases(NamedTuple):
     right_bottom: np.ndarray
 
 
+class SpectrumErrors(NamedTuple):
+    """Estimated errors of the spectra of one tensor of N models, from a randomised factorisation.
+
+    Attributes:
+        values: (N, s) float64, of each leading singular value, absolute.
+        vectors: (N, k) float64 in [0, 1], sine of the angle between each leading singular vector and the span of the
+            true k leading ones; 1 where the span is not determined.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+
+    def select(self, models: Sequence[int]) -> SpectrumErrors:
+        """Return those of some of the models, in this order."""
+        return SpectrumErrors(self.values[models], self.vectors[models])
+
+
 @dataclass(frozen=True)
 class SpectrumStatistics:
     """Spectra of one m × n matrix of N models, and overlaps of their subspaces; r = min(m, n), k = min(top_k, r).
@@ -35,9 +52,10 @@ class SpectrumStatistics:
         values: (N, min(spectrum_k, r)) leading singular values, float64, descending.
         rank: (N,) numbers of singular values above 1e-7·σ₁.
         left_top_overlap, right_top_overlap, right_bottom_overlap: (N, N) squared Frobenius norms of the products of
-            k-dimensional bases.
+            k-dimensional bases. Of randomised factorisations the bottom ones are NaN.
         k: dimension of the subspaces.
         bases: the singular vectors; None where they are not wanted, and once they are in a file.
+        errors: None for exact factorisations.
     """
 
     values: np.ndarray
@@ -47,12 +65,14 @@ class SpectrumStatistics:
     right_bottom_overlap: np.ndarray
     k: int
     bases: Bases | None = None
+    errors: SpectrumErrors | None = None
 
     def select(self, models: Sequence[int]) -> SpectrumStatistics:
         """Return the statistics of some of the models, in this order, without singular vectors."""
         pairs = np.ix_(models, models)
         overlaps = self.left_top_overlap[pairs], self.right_top_overlap[pairs], self.right_bottom_overlap[pairs]
-        return SpectrumStatistics(self.values[models], self.rank[models], *overlaps, self.k)
+        errors = None if self.errors is None else self.errors.select(models)
+        return SpectrumStatistics(self.values[models], self.rank[models], *overlaps, self.k, errors=errors)
 
 
 @dataclass(frozen=True)

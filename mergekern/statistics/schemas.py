@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
@@ -24,6 +24,13 @@ class LayerDocument(Document):
     blocks: list[FileName]
 
 
+class SvdDocument(Document):
+    """How matrices were factorised, where it was not exactly."""
+
+    kind: Literal["randomized"]
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
 class ProvenanceDocument(Document):
     """What is read again of the provenance of a measurement; the rest is only shown."""
 
@@ -32,6 +39,7 @@ class ProvenanceDocument(Document):
     content_hashes: Annotated[dict[str, str], Field(default_factory=dict)]
     dtypes: Annotated[dict[str, list[str]], Field(default_factory=dict)]
     origins: Annotated[dict[str, str], Field(default_factory=dict)]
+    svd: SvdDocument | None = None
 
 
 class ManifestDocument(Document):

@@ -52,6 +52,12 @@ class ZooStatistics(LayerSums):
         """Whether every matrix has a spectrum, which the subspace metrics need."""
         return all(layer.spectrum is not None for layer in self.layers if layer.is_matrix)
 
+    @property
+    def is_randomized(self) -> bool:
+        """Whether a matrix was factorised by a randomised SVD: without bottom vectors, with estimated errors."""
+        is_said = "svd" in (self.provenance or {})
+        return is_said or any(layer.spectrum is not None and layer.spectrum.errors is not None for layer in self.layers)
+
     def only(self, layer: LayerStatistics) -> ZooStatistics:
         """Return the statistics of a zoo of the same models that has this one tensor."""
         return ZooStatistics(self.models, (layer,), self.top_k, self.spectrum_k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from mergekern._internal.files import write_output
 from mergekern._internal.text import listed, shortened
 from mergekern.errors import OptionError, OutputError, StatisticsError
 from mergekern.tables.cells import to_csv
-from mergekern.tables.frames import pair_frame, pair_keys
+from mergekern.tables.frames import error_column, pair_frame, pair_keys
 from mergekern.tables.rows import check_values
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class TableContent:
         layers: (N, N) float64 of each metric and tensor; None for a table without values of single tensors.
         notes: what a reader must know.
         provenance: versions, device, backend, dtypes, content hashes, options.
+        errors, layer_errors: estimated errors, as values and layers, of the metrics that have them.
     """
 
     models: Sequence[str]
@@ -41,6 +42,8 @@ class TableContent:
     layers: Mapping[str, Mapping[str, np.ndarray]] | None
     notes: list[str]
     provenance: Mapping[str, Any] | None
+    errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    layer_errors: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 def write_table(path: Path, content: TableContent) -> None:
@@ -81,7 +84,7 @@ def read_table(path: Path) -> TableContent:
     if unknown := list(found.unknown):
         notes.append(f"columns not in the catalogue, left out: {listed(map(shortened, unknown))}")
     every = {name: found.layers.get(name, {}) for name in found.values} if found.layers else None
-    return TableContent(found.models, found.values, every, notes, found.provenance)
+    return TableContent(found.models, found.values, every, notes, found.provenance, found.errors, found.layer_errors)
 
 
 def check_suffix(path: Path) -> str:
@@ -97,7 +100,7 @@ def _to_parquet(content: TableContent) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pandas(_long_frame(content))
+    table = pa.Table.from_pandas(_long_frame(content, with_errors=True))
     extra = {
         "models": content.models,
         "diagonal": {name: _jsonable(np.diagonal(matrix)) for name, matrix in content.values.items()},
@@ -116,19 +119,23 @@ def _to_csv(content: TableContent) -> bytes:
     return to_csv(_long_frame(content))
 
 
-def _long_frame(content: TableContent) -> pd.DataFrame:
+def _long_frame(content: TableContent, *, with_errors: bool = False) -> pd.DataFrame:
     """Return the frame of pairs; with per-layer values, also a row for each pair and tensor."""
     import pandas as pd
 
-    whole = pair_frame(content.models, content.values)
+    errors = {error_column(name): matrix for name, matrix in content.errors.items()} if with_errors else {}
+    whole = pair_frame(content.models, {**content.values, **errors})
     if content.layers is None:
         return whole
     tensors = list(dict.fromkeys(tensor for layers in content.layers.values() for tensor in layers))
     frames = [whole.assign(tensor=None)]
     for tensor in tensors:
         present = {name: layers[tensor] for name, layers in content.layers.items() if tensor in layers}
+        if with_errors:
+            known = content.layer_errors.items()
+            present |= {error_column(name): layers[tensor] for name, layers in known if tensor in layers}
         frames.append(pair_frame(content.models, present).assign(tensor=tensor))
-    return pd.concat(frames).reindex(columns=["tensor", *content.values])
+    return pd.concat(frames).reindex(columns=["tensor", *content.values, *errors])
 
 
 def _to_json(content: TableContent) -> bytes:

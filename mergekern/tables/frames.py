@@ -30,6 +30,15 @@ def pair_frame(models: Sequence[str], matrices: Mapping[str, np.ndarray]) -> pd.
     return pd.DataFrame({name: matrix[i, j] for name, matrix in matrices.items()}, index=index)
 
 
+def error_column(metric: str) -> str:
+    """Return the name of the column that has the estimated errors of a metric.
+
+    >>> error_column("subspace_overlap")
+    'error[subspace_overlap]'
+    """
+    return f"error[{metric}]"
+
+
 def pair_keys(models: Sequence[str]) -> list[str]:
     """Return the study's key of each pair, a__b; where two pairs get the same one, the later ones are numbered."""
     keys: dict[str, None] = {}

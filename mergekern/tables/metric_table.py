@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import as_names, in_order, is_metric, metric_of, select
+from mergekern.metrics import BOTTOM, as_names, in_order, is_metric, metric_of, select
 from mergekern.metrics.subspace import Frozen, SmallTensors
 from mergekern.statistics import ZooStatistics
 from mergekern.tables.files import TableContent, read_table, write_table
-from mergekern.tables.frames import pair_frame
+from mergekern.tables.frames import error_column, pair_frame
 from mergekern.tables.notes import notes_of
 
 if TYPE_CHECKING:
@@ -43,11 +43,18 @@ class MetricTable:
         layers: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         notes: Iterable[str] = (),
         provenance: Mapping[str, Any] | None = None,
+        errors: Mapping[str, np.ndarray] | None = None,
+        layer_errors: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     ) -> None:
-        """Make a table from (N, N) matrices: values[metric], and layers[metric][tensor] if there are any."""
+        """Make a table from (N, N) matrices: values[metric], and layers[metric][tensor] if there are any.
+
+        `errors` and `layer_errors` are of the same form, of the metrics whose values are estimates.
+        """
         self.models = tuple(models)
         self._values = {name: values[name] for name in in_order(values)}
         self._layers = None if layers is None else {name: dict(layers.get(name, {})) for name in self._values}
+        self._errors = dict(errors or {})
+        self._layer_errors = {name: dict(layers) for name, layers in (layer_errors or {}).items()}
         self.notes = list(notes)
         self.provenance = dict(provenance or {})
 
@@ -81,6 +88,14 @@ class MetricTable:
         metrics = as_names(metrics)
         chosen = select(metrics)
         lacking = [metric for metric in chosen if not metric.is_possible(statistics)]
+        undefined = [m for m in lacking if m.name in BOTTOM and statistics.is_randomized]
+        if named := [metric.name for metric in undefined if metric.name in metrics]:
+            raise OptionError(
+                f"{', '.join(named)}: these statistics are of svd='randomized', which finds leading singular vectors "
+                "only; measure them with svd='exact', or leave the metric out"
+            )
+        chosen = [metric for metric in chosen if metric not in undefined]
+        lacking = [metric for metric in lacking if metric not in undefined]
         if lacking and "all" not in metrics:
             names = ", ".join(metric.name for metric in lacking)
             needed = " and ".join(sorted({metric.needs.replace("_", " ") for metric in lacking}))
@@ -89,17 +104,24 @@ class MetricTable:
                 f"{', and with calibration=' if lacking[-1].runs_models else ''}"
             )
         chosen = [metric for metric in chosen if metric not in lacking]
-        values = {metric.name: metric.compute(statistics, frozen, small_tensors) for metric in chosen}
-        layers = None
+        how = frozen, small_tensors
+        values = {metric.name: metric.compute(statistics, *how) for metric in chosen}
+        estimated = [metric for metric in chosen if metric.is_estimated(statistics)]
+        errors = {metric.name: metric.compute_error(statistics, *how) for metric in estimated}
+        layers, layer_errors = None, None
         if per_layer:
-            layers = {metric.name: metric.compute_layers(statistics, frozen, small_tensors) for metric in chosen}
+            layers = {metric.name: metric.compute_layers(statistics, *how) for metric in chosen}
+            layer_errors = {metric.name: metric.compute_layer_errors(statistics, *how) for metric in estimated}
         options = {"metrics": list(values), "frozen": frozen, "top_k": statistics.top_k}
         options |= {"spectrum_k": statistics.spectrum_k, "per_layer": per_layer}
         if small_tensors != "include":
             options["small_tensors"] = small_tensors
         provenance = {**(statistics.provenance or {}), "options": options}
         notes = notes_of(statistics, values, frozen, small_tensors)
-        return MetricTable(statistics.models, values, layers, notes, provenance)
+        if undefined:
+            names = " and ".join(metric.name for metric in undefined)
+            notes.append(f"{names} are left out: svd='randomized' finds leading vectors only; svd='exact' defines them")
+        return MetricTable(statistics.models, values, layers, notes, provenance, errors, layer_errors)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -123,9 +145,56 @@ class MetricTable:
         """
         return self._values[self._known(metric)].copy()
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return one row for each pair (index model_a, model_b) and one float64 column for each metric."""
-        return pair_frame(self.models, self._values)
+    def error(self, metric: str, tensor: str | None = None) -> np.ndarray:
+        """Return the estimated errors of a metric as an (N, N) float64 matrix, absolute.
+
+        Those of svd="randomized" cover what an iteration that ends leaves out, and rounding; `docs/randomized-svd.md`
+        says how. They are zeros where values are exact up to rounding: of metrics that need no singular values or
+        vectors, and of all metrics where svd="exact".
+
+        Args:
+            metric: name of the metric.
+            tensor: name of a tensor, for the errors of `per_layer`; by default those of the whole models.
+
+        Raises:
+            OptionError: the table does not have this metric, or no value of it for this tensor.
+
+        >>> MetricTable("ab", {"subspace_overlap": np.eye(2)}).error("subspace_overlap")
+        array([[0., 0.],
+               [0., 0.]])
+        """
+        name = self._known(metric)
+        zeros = np.zeros((len(self.models),) * 2)
+        if tensor is None:
+            return self._errors.get(name, zeros).copy()
+        values = self._of_layers()[name]
+        if tensor not in values:
+            raise OptionError(f"no value of {name} for a tensor {tensor!r}{did_you_mean(tensor, values)}")
+        return self._layer_errors.get(name, {}).get(tensor, zeros).copy()
+
+    @property
+    def estimated(self) -> tuple[str, ...]:
+        """Names of the metrics whose values are estimates, with an error of their own; empty where svd="exact"."""
+        return tuple(self._errors)
+
+    @property
+    def largest_errors(self) -> dict[str, float]:
+        """Largest estimated error of all pairs, of each metric whose values are estimates; NaN where none has a value.
+
+        >>> errors = {"subspace_overlap": np.array([[0.0, 0.01], [0.01, 0.0]])}
+        >>> MetricTable("ab", {"subspace_overlap": np.eye(2)}, errors=errors).largest_errors
+        {'subspace_overlap': 0.01}
+        """
+        pairs = np.triu_indices(len(self.models), 1)
+        return {name: float(np.fmax.reduce(matrix[pairs])) for name, matrix in self._errors.items()}
+
+    def to_pandas(self, *, with_errors: bool = False) -> pd.DataFrame:
+        """Return one row for each pair (index model_a, model_b) and one float64 column for each metric.
+
+        With `with_errors` also a column error[METRIC] for each metric whose values are estimates.
+        """
+        errors = {error_column(name): matrix for name, matrix in self._errors.items()} if with_errors else {}
+        return pair_frame(self.models, {**self._values, **errors})
 
     def per_layer(self, metric: str) -> pd.DataFrame:
         """Return one metric for every tensor alone: a row for each pair, a column for each tensor.
@@ -136,10 +205,7 @@ class MetricTable:
         Raises:
             OptionError: the table does not have this metric, or was made without per_layer=True.
         """
-        name = self._known(metric)
-        if self._layers is None:
-            raise OptionError("this table has no per-layer values; compute it with per_layer=True")
-        return pair_frame(self.models, self._layers[name])
+        return pair_frame(self.models, self._of_layers()[self._known(metric)])
 
     def ranked(self, by: str) -> pd.DataFrame:
         """Return `to_pandas()` with the pairs that this metric finds most mergeable first."""
@@ -176,19 +242,24 @@ class MetricTable:
         if self.has_layers or other.has_layers:
             layers = {name: ordered(tensors) for name, tensors in (other._layers or {}).items()}
             layers |= self._layers or {}
+        errors = self._errors | ordered(other._errors)
+        layer_errors = {name: ordered(tensors) for name, tensors in other._layer_errors.items()} | self._layer_errors
         notes = dict.fromkeys([*self.notes, *other.notes])
-        return MetricTable(self.models, values, layers, notes, {**other.provenance, **self.provenance})
+        provenance = {**other.provenance, **self.provenance}
+        return MetricTable(self.models, values, layers, notes, provenance, errors, layer_errors)
 
     def save(self, path: str | Path) -> None:
         """Write the table as .parquet, .csv or .json.
 
-        Parquet and JSON keep everything; CSV keeps the values of the pairs. The JSON can also be read as the
-        study's result files.
+        Parquet keeps everything; JSON all but estimated errors; CSV the values of the pairs. The JSON can also be read
+        as the study's result files.
 
         Raises:
             OptionError: another suffix.
         """
-        content = TableContent(self.models, self._values, self._layers, self.notes, self.provenance)
+        content = TableContent(
+            self.models, self._values, self._layers, self.notes, self.provenance, self._errors, self._layer_errors
+        )
         write_table(Path(path), content)
 
     @staticmethod
@@ -202,7 +273,15 @@ class MetricTable:
             StatisticsError: the file is missing, damaged or something else.
         """
         content = read_table(Path(path))
-        return MetricTable(content.models, content.values, content.layers, content.notes, content.provenance)
+        return MetricTable(
+            content.models, content.values, content.layers, content.notes, content.provenance,
+            content.errors, content.layer_errors,
+        )  # fmt: skip
+
+    def _of_layers(self) -> dict[str, dict[str, np.ndarray]]:
+        if self._layers is None:
+            raise OptionError("this table has no per-layer values; compute it with per_layer=True")
+        return self._layers
 
     def _known(self, metric: str) -> str:
         if metric not in self._values:

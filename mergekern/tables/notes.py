@@ -32,8 +32,10 @@ def notes_of(
     notes += _rounding_notes(statistics)
     needs = {metric_of(name).needs for name in values}
     if "spectra" in needs:
-        notes += _subspace_notes(statistics, frozen)
+        notes += worded_by_models(left_out_by_rank(statistics, frozen), statistics.models)
         notes += _constant_notes(statistics, values, small_tensors)
+        if statistics.is_randomized:
+            notes.append("singular values and vectors are of svd='randomized'; the table has the error of every value")
     if "input_gradients" in needs:
         notes += _input_notes(statistics)
     return notes + notes_of_missing(statistics.models, values)
@@ -91,9 +93,9 @@ def _input_notes(statistics: ZooStatistics) -> list[str]:
     return [f"input gradients are compared only between tasks with equally many samples of one shape: {groups}"]
 
 
-def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
-    """Return which matrices of which models the averages over layers leave out, models of the same ones together."""
-    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+def left_out_by_rank(statistics: ZooStatistics, frozen: Frozen) -> dict[str, list[str]]:
+    """Return for which models the averages over layers leave matrices out; a key says which matrices, and why."""
+    found: dict[str, list[str]] = {}
     how = "left out of" if frozen == "exclude" else "included in"
     for model, name in enumerate(statistics.models):
         same, short, deficient = [], [], []
@@ -106,19 +108,26 @@ def _subspace_notes(statistics: ZooStatistics, frozen: Frozen) -> list[str]:
                 short.append(layer.name)
             elif spectrum.rank[model] < min(layer.shape):
                 deficient.append(layer.name)
+        has_bottom = not statistics.is_randomized
         for tensors, what in (
             (same, f"equal to the base, {how} the averages over layers"),
-            (short, "of rank below k, left out of the top-k and bottom-k averages"),
-            (deficient, "not of full rank, left out of the bottom-k averages"),
+            (short, f"of rank below k, left out of the top-k {'and bottom-k ' * has_bottom}averages"),
+            (deficient * has_bottom, "not of full rank, left out of the bottom-k averages"),
         ):
             if tensors:
-                found.setdefault((what, tuple(tensors)), []).append(name)
-    return _short(
-        [
-            f"{names_of(names, statistics.models)}: {len(matrices)} matrices {what}: {listed(matrices)}"
-            for (what, matrices), names in found.items()
-        ]
-    )
+                found.setdefault(f"{len(tensors)} matrices {what}: {listed(tensors)}", []).append(name)
+    return found
+
+
+def worded_by_models(found: Mapping[str, Sequence[str]], models: Sequence[str]) -> list[str]:
+    """Return a note for each key, with the models for which it is true, at most NAMED of them.
+
+    >>> worded_by_models({"1 matrices equal to the base": ["a", "b"]}, ["a", "b"])
+    ['all 2 models: 1 matrices equal to the base']
+    """
+    notes = [f"{names_of(names, models)}: {what}" for what, names in found.items()]
+    more = len(notes) - NAMED
+    return notes if more <= 0 else [*notes[:NAMED], f"{more:,} more notes of this kind, on other models"]
 
 
 def _constant_notes(
@@ -140,9 +149,3 @@ def _constant_notes(
         for tensors, names in found.items()
         if tensors
     ]
-
-
-def _short(notes: list[str]) -> list[str]:
-    """Return notes of which each names other models, at most NAMED of them."""
-    more = len(notes) - NAMED
-    return notes if more <= 0 else [*notes[:NAMED], f"{more:,} more notes of this kind, on other models"]

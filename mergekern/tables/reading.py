@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mergekern._internal.documents import checked, parse_json, read_document
 from mergekern._internal.text import listed, shortened
 from mergekern.metrics import is_metric, metric_of
 from mergekern.tables.cells import from_cell
-from mergekern.tables.frames import INDEX, pair_keys
+from mergekern.tables.frames import INDEX, error_column, pair_keys
 from mergekern.tables.rows import Rows, check_models, check_size
 from mergekern.tables.schemas import MetricEntry, ParquetMetadata, TableDocument
 
@@ -36,6 +37,7 @@ class Found:
     Attributes:
         models, values, layers, notes, provenance: as in `TableContent`.
         unknown: names of columns that are not in the catalogue; they are not read.
+        errors, layer_errors: as in `TableContent`.
     """
 
     models: Sequence[str]
@@ -44,6 +46,8 @@ class Found:
     notes: Iterable[str] = ()
     provenance: Mapping[str, Any] | None = None
     unknown: Iterable[str] = ()
+    errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    layer_errors: Layers = field(default_factory=dict)
 
 
 def from_csv(path: Path) -> Found:
@@ -131,8 +135,10 @@ def from_parquet(path: Path) -> Found:
         # Names are checked before numbers are read.
         rows = _rows_of(file.read(columns=[name for name in header if name in (*INDEX, TENSOR)]), extra)
         wanted = [name for name in header if is_metric(name)]
-        table = file.read(columns=wanted)
-        return _from_rows(rows, {name: _numbers_of(table, name) for name in wanted}, header, extra)
+        of_error = {name: error_column(name) for name in wanted if error_column(name) in header}
+        table = file.read(columns=[*wanted, *of_error.values()])
+        errors = {name: _errors_of(table, column) for name, column in of_error.items()}
+        return _from_rows(rows, {name: _numbers_of(table, name) for name in wanted}, header, extra, errors)
 
 
 @contextmanager
@@ -186,8 +192,21 @@ def _numbers_of(table: pa.Table, name: str) -> np.ndarray:
     return table[name].cast(pa.float64()).fill_null(np.nan).to_numpy()
 
 
-def _from_rows(rows: Rows, numbers: Mapping[str, np.ndarray], header: Sequence[str], extra: ParquetMetadata) -> Found:
-    """Return the content of rows, completed by the metadata of a Parquet file."""
+def _errors_of(table: pa.Table, name: str) -> np.ndarray:
+    numbers = _numbers_of(table, name)
+    if (bad := np.flatnonzero(np.isinf(numbers) | (numbers < 0))).size:
+        raise ValueError(f"row {bad[0] + 1}: {name} is {numbers[bad[0]]:g}, and an error is from 0 on")
+    return numbers
+
+
+def _from_rows(
+    rows: Rows,
+    numbers: Mapping[str, np.ndarray],
+    header: Sequence[str],
+    extra: ParquetMetadata,
+    errors: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Found:
+    """Return the content of rows, completed by the metadata of a Parquet file; `errors` are by metric."""
     values = {name: rows.matrix(column) for name, column in numbers.items()}
     for name, diagonal in extra.diagonal.items():
         if name in values:
@@ -206,8 +225,20 @@ def _from_rows(rows: Rows, numbers: Mapping[str, np.ndarray], header: Sequence[s
             if is_defined:
                 layers.setdefault(name, {})[tensor] = matrix
     notes = [*extra.notes, *filter(None, [rows.lacking()])]
-    unknown = [name for name in header if name not in (*INDEX, TENSOR, *numbers)]
-    return Found(rows.models, values, layers, notes, extra.provenance, unknown)
+    unknown = [name for name in header if name not in (*INDEX, TENSOR, *numbers, *map(error_column, errors))]
+    of_whole = {name: _of_pairs(rows, column) for name, column in errors.items()}
+    of_layers = {
+        name: {tensor: _of_pairs(rows, column, rows.tensors.index(tensor)) for tensor in layers.get(name, {})}
+        for name, column in errors.items()
+    }
+    return Found(rows.models, values, layers, notes, extra.provenance, unknown, of_whole, of_layers)
+
+
+def _of_pairs(rows: Rows, column: np.ndarray, tensor: int = -1) -> np.ndarray:
+    """Return the errors of pairs as a matrix; a model with itself has none."""
+    matrix = rows.matrix(column, tensor)
+    np.fill_diagonal(matrix, 0.0)
+    return matrix
 
 
 def from_json(path: Path) -> Found:

@@ -106,7 +106,7 @@ BAD_ZOOS = {
     "one model": (lambda folder: ([weights(1)], weights()), OptionError, "1 model found beside the base; .*least two"),
     "no model": (lambda folder: ({}, weights()), OptionError, "0 models found beside the base"),
     "empty folder": (lambda folder: (folder / "empty",), CheckpointError, "empty: no checkpoints in it"),
-    "no folder": (lambda folder: (folder / "none",), CheckpointError, "none: not a folder of checkpoints"),
+    "no folder": (lambda folder: (folder / "none",), CheckpointError, "none: there is no such file or folder"),
     "a file": (lambda folder: (folder / "one.safetensors",), CheckpointError, "one.safetensors: not a folder"),
     "duplicates": (
         lambda folder: ([folder / "one.safetensors", folder / "copy" / "one.pt"], weights()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MEASURE = ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--device", "cpu")
 CALIBRATED = ("--calibration", "calibration", "--model-fn", "model.py:build", "--metrics", "activation,gradient")
 WEIGHTS: Sequence[tuple[str, ...]] = (
     ("info", "zoo"),
@@ -14,12 +15,15 @@ WEIGHTS: Sequence[tuple[str, ...]] = (
     ("merge-all", "zoo", "--methods", "weight_average,tsv", "--out", "merged"),
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("screen", "zoo", "--rows", "3", "--out", "screened.parquet"),
+    MEASURE,
 )
 ADAPTERS: Sequence[tuple[str, ...]] = (
     ("info", "adapters", "--base", "zoo/base.safetensors"),
     ("metrics", "adapters", "--base", "zoo/base.safetensors", "--rows", "3"),
     ("metrics", "adapters", "--rows", "3"),
     ("merge", "adapters", "--base", "zoo/base.safetensors", "--method", "weight_average", "--out", "out.safetensors"),
+    ("merge-adapters", "adapters", "--combination", "cat", "--saved-whole", "average", "--out", "out"),
+    ("merge-adapters", "adapters", "--combination", "ties_svd", "--density", "0.5", "--out", "out"),
 )
 
 
@@ -46,6 +50,7 @@ STATISTICS: Sequence[tuple[str, ...]] = (
 TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
     "zoo/**/*": WEIGHTS,
     "adapters/**/*": ADAPTERS,
+    "recipe.yaml": (("merge", "--config", "recipe.yaml", "--out", "out.safetensors"),),
     "calibration/**/*": (("metrics", "zoo", *CALIBRATED, "--rows", "3"),),
     "table.json": _tables("table.json"),
     "table.csv": _tables("table.csv"),
@@ -55,6 +60,11 @@ TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
         ("report", "table.csv", "--scores", "scores.csv", "--out", "out.html"),
         ("plan-measurements", "table.csv", "-k", "2", "--scores", "scores.csv", "--method", "ties"),
     ),
+    "to_measure.csv": (
+        MEASURE,
+        ("merge-all", "zoo", "--methods", "ties", "--pairs", "to_measure.csv", "--out", "merged"),
+    ),
+    "models.csv": (MEASURE,),
     "predictor.json": (
         ("predict", "table.json", "--predictor", "predictor.json"),
         ("recommend", "table.csv", "--predictor", "predictor.json"),

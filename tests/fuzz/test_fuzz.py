@@ -1,5 +1,7 @@
 import pytest
 
+from mergekern.cli import main
+from tests.fuzz.killing import WRITING
 from tests.fuzz.running import run_commands, run_inputs
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.world import make_world
@@ -13,6 +15,13 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world") / "world"
     make_world(folder)
     return folder
+
+
+def test_every_command_gets_hostile_files_and_every_writing_one_is_killed():
+    read = {command[0] for commands in TARGETS.values() for command in commands} | {command[0] for command in WRITING}
+    assert read == set(main.commands)
+    with_out = {name for name, command in main.commands.items() if any(p.name == "out" for p in command.params)}
+    assert with_out <= {command[0] for command in WRITING}
 
 
 def test_commands_end_well_where_no_file_is_changed(world):

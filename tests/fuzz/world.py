@@ -27,17 +27,41 @@ class Model(torch.nn.Module):
 def build():
     return Model()
 """
+# What `measure` evaluates models by: no task is known to it, and any weights have a number.
+EVALUATOR = """
+def score(state, task):
+    return float(state["layer.1.weight"].double().abs().mean() / 10) + ord(task[0]) / 1000
+"""
+# Layers of one model, then layers merged of two.
+RECIPE = """
+merge_method: linear
+slices:
+  - sources:
+      - model: zoo/a.safetensors
+        layer_range: [0, 2]
+        parameters: {weight: [1, 0.5]}
+  - sources:
+      - model: zoo/a.safetensors
+        layer_range: [0, 1]
+      - model: zoo/e.safetensors
+        layer_range: [0, 1]
+parameters:
+  weight: [{filter: bias, value: 1e-1}, {value: 0.5}]
+dtype: float32
+"""
 
 
 def make_world(folder: Path) -> None:
-    """Write zoo/, adapters/, calibration/ with model.py, tables, scores, a predictor, statistics, shards, sketches."""
+    """Write zoo/, adapters/, a recipe, calibration/ with model.py, tables, scores, a predictor, statistics, ..."""
     draw = torch.Generator().manual_seed(0)
     zoo = folder / "zoo"
     zoo.mkdir(parents=True)
     _write_models(zoo, draw)
     for scale, name in enumerate("xyz"):
         _write_adapter(folder / "adapters" / name, scale + 1, draw)
+    (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "model.py").write_text(MODEL)
+    (folder / "evaluator.py").write_text(EVALUATOR)
     _write_calibration(folder / "calibration", draw)
     table = mergekern.compute_all(zoo, statistics=folder / "statistics", per_layer=True)
     for suffix in ("json", "csv", "parquet"):
@@ -47,6 +71,8 @@ def make_world(folder: Path) -> None:
     pairs = [(a, b) for i, a in enumerate(MODELS) for b in MODELS[i + 1 :]]
     rows = [f"ties,{a},{b},{0.5 + 0.03 * i:.2f}" for i, (a, b) in enumerate(pairs[:-3])]
     (folder / "scores.csv").write_text("\n".join(["method,model_a,model_b,accuracy", *rows, ""]))
+    (folder / "to_measure.csv").write_text("method,model_a,model_b,accuracy\nties,a,b,\ntsv,c,d,\n,e,f,0.5\n")
+    (folder / "models.csv").write_text("model,own_accuracy,base_accuracy\na,0.5,0.25\nb,,0.25\n")
     run = ["fit", folder / "table.json", "--scores", folder / "scores.csv", "--method", "ties"]
     with silent():
         main([*map(str, run), "--out", str(folder / "predictor.json")], standalone_mode=False)

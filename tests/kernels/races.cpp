@@ -95,9 +95,9 @@ void compute(const TensorView& base, const std::vector<TensorView>& tuned, int t
   mergekern::difference(base, kCount, tuned[0], kCount, 1, kCount, out.difference.data());
 
   const std::vector<double> weights(kModels, 1.5), thresholds(kModels, 0.25);
-  const std::vector<std::uint64_t> keys(kModels, 12345);
-  mergekern::Rule rule{mergekern::Consensus::sum, weights.data(), 1.5 * kModels, 0.3, thresholds.data(), keys.data(),
-                       std::uint64_t{1} << 51, 1.0, 0.4, 2};
+  const std::vector<std::uint64_t> keys(kModels, 12345), dropped_below(kModels, std::uint64_t{1} << 51);
+  mergekern::Rule rule{mergekern::Consensus::sum, weights.data(), weights.data(), 1.5 * kModels, 0.3,
+                       thresholds.data(), nullptr, keys.data(), dropped_below.data(), 1.0, 0.4, 2, false};
   for (std::size_t consensus = 0; consensus < out.merged.size(); ++consensus) {
     rule.consensus = static_cast<mergekern::Consensus>(consensus);
     const TensorView merged{out.merged[consensus].data(), DType::float64};

@@ -21,7 +21,8 @@ MODELS = 3
 def rule(consensus, trimmed, masked):
     return Rule(
         consensus, (1.0, 0.7, 1.3), 0.3, (0.5, 1.0, 0.25) if trimmed else None, (1, 2**64 - 1, 77) if masked else None,
-        0.4, -1, 0.4, 2,
+        (0.4, 0.1, 0.5) if trimmed else 0.4, -1, 0.4, 2, (2.0, 1.5, 1.75) if trimmed else None,
+        (1.0, 0.5, -0.5) if masked else None, trimmed and masked,
     )  # fmt: skip
 
 
@@ -73,6 +74,46 @@ def test_threads_and_parts(implementation):
     found = [run(implementation, b, t, chosen, start=start) for b, t, start in parts]
     assert torch.equal(torch.cat([out for out, _ in found]), expected)
     assert found[0][1] + found[1][1] == tally
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("consensus", CONSENSUS)
+def test_a_base_of_zero(implementation, consensus):
+    base, tuned = inputs(1000)
+    chosen = rule(consensus, True, False)
+    expected = run(implementation, torch.zeros_like(base), tuned, chosen)
+    out = torch.full((1000,), float("nan"), dtype=torch.float64)
+    assert implementation(None, tuned, chosen, out) == expected[1]
+    assert torch.equal(out, expected[0])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_elections(implementation):
+    """By hand: three models of weights 1, 2, −1, all votes and divisors."""
+    deltas = [[3.0, 1.0, -1.0, 0.0], [1.0, -1.5, -2.0, 0.0], [4.0, 0.5, 1.0, 0.0]]
+    tuned, weights = [torch.tensor(each) for each in deltas], (1.0, 2.0, -1.0)
+    # κ: 3 2 −4; 1 −3 −0.5; −1 −4 −1; zeros. Sums 1, −2.5, −6; votes 1, −1, −3.
+    for consensus, expected in {
+        "elect": [5 / 3, -3.5 / 1, -6 / 2, 0], "elect_sum": [5, -3.5, -6, 0], "elect_max": [3, -3, -4, 0],
+    }.items():  # fmt: skip
+        for by_count in (False, True):
+            found, tally = run(implementation, torch.zeros(4), tuned, Rule(consensus, weights, by_count=by_count))
+            assert torch.equal(found, torch.tensor(expected, dtype=torch.float64)), (consensus, by_count)
+            assert tally == Tally(-1, 0, 0)
+    # One large value outweighs two, and is outvoted by them; two that are alike cancel in votes.
+    tuned = [torch.tensor([5.0, 2.0]), torch.tensor([-1.0, -1.0]), torch.tensor([-2.0, 0.0])]
+    for by_count, expected in ((False, [5.0, 2.0]), (True, [-3.0, -1.0])):
+        chosen = Rule("elect_sum", (1.0, 1.0, 1.0), majority=-1, by_count=by_count)
+        found, tally = run(implementation, torch.zeros(2), tuned, chosen)
+        assert found.tolist() == expected
+        assert tally.undecided == int(by_count)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_limits_keep_what_equals_them(implementation):
+    chosen = Rule("sum", (1.0,), thresholds=(1.0,), limits=(2.0,))
+    found, _ = run(implementation, torch.zeros(4), [torch.tensor([0.5, -1.0, 2.0, -2.5])], chosen)
+    assert found.tolist() == [0.0, -1.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

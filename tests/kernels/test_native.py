@@ -34,6 +34,21 @@ def test_difference_is_exact(path, dtype, shape):
     assert np.array_equal(found, (tuned.double() - base.double()).numpy())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1025), (3, 1024), (7, 63), (100, 1)], ids=str)
+@pytest.mark.parametrize("factor", [1.0, 2.0**-70])
+def test_scaled_difference_is_rounded_once(path, dtype, shape, factor):
+    base, tuned = (torch.randn(shape, generator=torch.Generator().manual_seed(s)).to(dtype) for s in (0, 1))
+    found = np.full(shape, np.nan, dtype=np.float32)
+    native.scaled_difference(base, tuned, factor, found)
+    assert np.array_equal(found, (factor * (tuned.double() - base.double()).numpy()).astype(np.float32))
+    wide = torch.randn(9, 40, generator=torch.Generator().manual_seed(2)).to(dtype)
+    found = np.full((9, 11), np.nan, dtype=np.float32)
+    native.scaled_difference(wide[:, 20:31], wide[:, 3:14], factor, found)
+    expected = factor * (wide[:, 3:14].double() - wide[:, 20:31].double()).numpy()
+    assert np.array_equal(found, expected.astype(np.float32))
+
+
 def test_difference_of_columns_and_transposes(path):
     base, tuned = (torch.randn(40, 30, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     expected = (tuned.double() - base.double()).numpy()

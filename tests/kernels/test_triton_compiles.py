@@ -69,8 +69,9 @@ def cases(storage):
                 )
     # The widest case of each kernel: both ways of reading and the mask, or a quotient.
     merged = {"addresses": "i64", "numbers": "fp64", "keys": "i64", "out": "fp32", "tally": "i64"}
-    integers = ["first_tile", "count", "start", "models", "dropped_below", "needed"]
+    integers = ["first_tile", "count", "start", "models", "needed"]
     constants = {"STORAGE": storage, "ALIGNED": True, "WHOLE": True, "TILE": combine.TILE, "MASKED": storage == "fp32"}
+    constants |= {"LIMITED": storage == "fp32", "COUNTED": storage == "fp32", "FROM_ZERO": storage != "fp32"}
     constants |= {"CONSENSUS": "elect" if storage == "fp32" else "mean"}
     options = {"num_warps": combine.WARPS, "enable_fp_fusion": False}
     yield f"combine {storage}", combine._combine, merged, integers, constants, options

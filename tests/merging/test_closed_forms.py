@@ -13,11 +13,15 @@ from mergekern.kernels.combine import reference
 from mergekern.kernels.polar.reference import polar
 from mergekern.kernels.truncation.reference import leading
 from mergekern.merging.elementwise import mask_key
+from mergekern.merging.registry import methods_for
 from tests.merging.zoos import drawn
 
 # 4 × 4, the base all ones, so that a wrong base shows.
 A = torch.tensor([[8.0, -4.0, 2.0, 1.0], [0.5, 0.0, -6.0, 3.0], [0.25, -0.5, 1.5, -1.0], [5.0, -7.0, 0.0, 2.5]])
 B = torch.tensor([[4.0, 4.0, -1.0, 3.0], [-2.0, 0.0, -5.0, -3.0], [7.0, 0.5, -1.5, 0.75], [1.0, -6.0, 2.0, -8.0]])
+
+# Every method with every number of models that it merges.
+EVERY = [(name, models) for name, method in METHODS.items() for models in (1, 2, 3, 5, 8) if method.merges(models)]
 
 
 def merged(method, *deltas, base=None, weights=None, **options):
@@ -31,7 +35,7 @@ def test_weight_average():
     assert torch.equal(merged("weight_average", A, B, weights=[3, 1]), 1 + (3 * A + B) / 4)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"tsv"}))
+@pytest.mark.parametrize("method", sorted(set(methods_for(2)) - {"tsv", "model_stock"}))
 def test_a_model_of_no_weight_adds_nothing(method):
     options = {"mask": "magnitude"} if "dare" in method else {}
     alone = merged(method, A, torch.zeros(4, 4), weights=[1, 0], **options)
@@ -180,8 +184,7 @@ def test_copies_of_one_model(models):
 # --- degenerate cases
 
 
-@pytest.mark.parametrize("models", [2, 3, 5, 8])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "models"), EVERY)
 def test_zero_deltas_give_the_base(method, models):
     base, _ = drawn(1, {"w": (5, 4), "b": (3,), "s": (), "one": (1, 1), "row": (1, 6), "empty": (0, 3)})
     found = mergekern.merge({f"m{i}": base for i in range(models)}, base, method)
@@ -190,8 +193,7 @@ def test_zero_deltas_give_the_base(method, models):
         assert torch.equal(found[name], base[name]), name
 
 
-@pytest.mark.parametrize("models", [2, 3, 5, 8])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "models"), EVERY)
 def test_tiny_tensors(method, models):
     base, tuned = drawn(models, {"s": (), "one": (1, 1), "row": (1, 6), "column": (3, 1), "pair": (2,)})
     found = mergekern.merge(tuned, base, method)
@@ -249,3 +251,194 @@ def test_dare_is_unbiased_and_seeded():
     assert not torch.equal(mergekern.merge(tuned, base, "dare", options={"rate": 0.5, "seed": 2})["w"], first)
     average = mergekern.merge(tuned, base, "weight_average")["w"]
     assert float((first - average).mean()) == pytest.approx(0, abs=0.02)
+
+
+# --- in the span of the models
+
+
+def state(*rows):
+    return torch.tensor(rows)
+
+
+def of_models(method, *models, weights=None, base=None, **options):
+    """Return the merge of models that are given themselves, not by their differences from the base."""
+    zoo = {f"model_{i}": {"w": model} for i, model in enumerate(models)}
+    base = None if base is None else {"w": base}
+    return mergekern.merge(zoo, base, method, options=options, weights=weights)["w"]
+
+
+EAST, NORTH = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
+HALF = math.sqrt(0.5)
+
+
+def close(found, *expected):
+    torch.testing.assert_close(found, torch.tensor(expected).view(found.shape), rtol=0, atol=1e-6)
+
+
+def test_linear_needs_no_base():
+    close(of_models("linear", EAST, NORTH, weights=[3, 1]), 1.5, 1.0)
+    close(of_models("linear", EAST, NORTH, weights=[3, -1], base=torch.ones(2)), 3.0, -2.0)
+    close(of_models("linear", EAST, NORTH, weights=[3, 1], normalize=False), 6.0, 4.0)
+    with pytest.raises(mergekern.OptionError, match="sum to 0"):
+        of_models("linear", EAST, NORTH, weights=[1, -1])
+    with pytest.raises(mergekern.OptionError, match="no base checkpoint"):
+        of_models("task_arithmetic", EAST, NORTH)
+
+
+def test_slerp():
+    # A right angle: sin 30° of one and sin 60° of the other.
+    close(of_models("slerp", EAST, NORTH, t=1 / 3), 2 * math.sin(math.pi / 3), 4 * math.sin(math.pi / 6))
+    close(of_models("slerp", NORTH, EAST, t=2 / 3), 2 * math.sin(math.pi / 3), 4 * math.sin(math.pi / 6))
+    close(of_models("slerp", EAST, NORTH, weights=[2, 1]), 2 * math.sin(math.pi / 3), 4 * math.sin(math.pi / 6))
+    # Nearly parallel: linear. Opposite: linear too. A zero is at a right angle to everything.
+    near = torch.tensor([4.0, 0.1])
+    close(of_models("slerp", EAST, near, t=0.25), 2.5, 0.025)
+    close(of_models("slerp", EAST, -EAST, t=0.25), 1.0, 0.0)
+    close(of_models("slerp", EAST, 0 * EAST, t=0.5), 2 * HALF, 0.0)
+
+
+def test_slerp_of_other_numbers_of_models_or_both_t_and_weights_is_refused():
+    with pytest.raises(mergekern.OptionError, match="slerp merges two models, not 3"):
+        of_models("slerp", EAST, NORTH, EAST)
+    with pytest.raises(mergekern.OptionError, match="give those or weights, not both"):
+        of_models("slerp", EAST, NORTH, t=0.3, weights=[1, 2])
+    models = {"a": {"w": EAST}, "b": {"w": NORTH}}
+    with pytest.raises(mergekern.OptionError, match="nearswap merges one model with the base, not 2"):
+        mergekern.merge(models, {"w": EAST}, "nearswap")
+    with pytest.raises(mergekern.OptionError, match="nearswap merges one model"):
+        mergekern.merge_all(models, {"w": EAST}, "nearswap", callback=print)
+
+
+def test_nuslerp():
+    first, second = state([2.0, 0.0], [2.0, 0.0]), state([0.0, 4.0], [4.0, 0.0])
+    close(of_models("nuslerp", first, second, along="rows"), 2 * HALF, 4 * HALF, 3.0, 0.0)
+    # The columns: (2, 2) with (0, 4), at 45°; a zero with (4, 0), as at a right angle.
+    side = math.sin(math.pi / 8) / math.sin(math.pi / 4)
+    columns = of_models("nuslerp", first, second, along="columns")
+    close(columns, 2 * side, 4 * HALF, 2 * side + 4 * side, 0.0)
+    # Of task vectors, beside a base of ones; vectors are always whole.
+    close(
+        of_models("nuslerp", 1 + EAST, 1 + NORTH, base=torch.ones(2), of="deltas", along="rows"),
+        1 + 2 * HALF,
+        1 + 4 * HALF,
+    )
+    with pytest.raises(mergekern.OptionError, match="no base checkpoint"):
+        of_models("nuslerp", EAST, NORTH, of="deltas")
+
+
+@pytest.mark.parametrize("method", ["multislerp", "karcher"])
+def test_spherical_means(method):
+    # Two of weight 2 and 1 at a right angle: a sum of directions of (2, 1), an arc divided as 1 to 2.
+    x, y = (2 / 5**0.5, 1 / 5**0.5) if method == "multislerp" else (math.cos(math.pi / 6), math.sin(math.pi / 6))
+    length = (2 * 2 + 4) / 3
+    close(of_models(method, EAST, NORTH, weights=[2, 1]), length * x, length * y)
+    # Three axes have their mean on the diagonal.
+    axes = [torch.eye(3)[i] * (i + 1) for i in range(3)]
+    close(of_models(method, *axes), *[2 / 3**0.5] * 3)
+    # Directions that cancel have none in the middle.
+    close(of_models(method, EAST, -2 * EAST), -1.0, 0.0)
+    # A zero has no direction, and a length.
+    close(of_models(method, EAST, 0 * EAST), 1.0, 0.0)
+
+
+def test_model_stock():
+    # At 60° a pair has t = 2·0.5/1.5; three at right angles have t = 0.
+    sixty = torch.tensor([2.0, 2 * 3**0.5])
+    close(merged("model_stock", EAST, sixty), 1 + 2 / 3 * 2.0, 1 + 2 / 3 * 3**0.5)
+    assert torch.equal(merged("model_stock", *torch.eye(3)), torch.ones(3))
+    # By rows: at 60°, parallel, and opposite, where t = 2·c/(1 + c) has no value.
+    first, second = state([2.0, 0.0], [1.0, 1.0], [1.0, 0.0]), state([2.0, 2 * 3**0.5], [3.0, 3.0], [-2.0, 0.0])
+    expected = [4 / 3, 2 / 3 * 3**0.5, 2.0, 2.0, 0.0, 0.0]
+    close(merged("model_stock", first, second, along="rows") - 1, *expected)
+    # At 120° t = −2, beyond the base; it may be clipped.
+    obtuse = torch.tensor([-2.0, 2 * 3**0.5])
+    close(merged("model_stock", EAST, obtuse) - 1, 0.0, -2 * 3**0.5)
+    assert torch.equal(merged("model_stock", EAST, obtuse, clip=True), torch.ones(2))
+
+
+# --- element by element, after a look at the whole tensor
+
+
+def test_ties_by_count_sum_and_largest():
+    first, second, third = (torch.tensor(each) for each in ([5.0, 1.0], [-1.0, 2.0], [-2.0, 3.0]))
+    options = {"density": 1.0, "scale": 1.0}
+    close(merged("ties", first, second, third, **options) - 1, 5.0, 2.0)
+    close(merged("ties", first, second, third, **options, sign="count") - 1, -1.5, 2.0)
+    close(merged("ties", first, second, third, **options, aggregate="sum") - 1, 5.0, 6.0)
+    close(merged("ties", first, second, third, **options, aggregate="max", sign="count") - 1, -2.0, 3.0)
+    # A task is subtracted: κ = 5 and 2, 1 and −4.
+    subtracted = merged("ties", first, second, weights=[1, -2], **options, aggregate="sum")
+    close(subtracted - 1, 7.0, -4.0)
+
+
+def test_a_density_for_each_model():
+    options = {"scale": 1.0, "aggregate": "sum"}
+    first, second = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for density in ([0.25, 0.5], {"model_1": 0.5, "model_0": 0.25}):
+        close(merged("ties", first, second, density=density, **options) - 1, 4.0, 0.0, 3.0, 4.0)
+    with pytest.raises(mergekern.OptionError, match="no density for model_1"):
+        merged("ties", first, second, density={"model_0": 0.5})
+    with pytest.raises(mergekern.OptionError, match="density must be above 0"):
+        merged("ties", first, second, density=[0.5, 0.0])
+
+
+def test_breadcrumbs():
+    # Of six elements one outlier goes, the next three stay.
+    first, second = torch.tensor([9.0, 1.0, -2.0, 3.0, 4.0, 0.5]), torch.tensor([1.0, 2.0, 3.0, -4.0, -5.0, 0.0])
+    options = {"density": 0.5, "gamma": 0.2, "scale": 1.0}
+    close(merged("breadcrumbs", first, second, **options) - 1, 0.0, 2.0, 1.0, -1.0, 4.0, 0.0)
+    close(merged("breadcrumbs_ties", first, second, **options, aggregate="mean") - 1, 0, 2.0, 3.0, -4.0, 4.0, 0.0)
+    # The first keeps 9 of 19.5, the second 9 of 15.
+    rescaled = merged("breadcrumbs", first, second, **options, rescale="norm") - 1
+    close(rescaled, 0.0, 2 * 15 / 9, -2 * 19.5 / 9 + 3 * 15 / 9, 3 * 19.5 / 9 - 4 * 15 / 9, 4 * 19.5 / 9, 0.0)
+
+
+@pytest.mark.parametrize("method", ["dare", "della_linear"])
+def test_rescaling(method):
+    """Random masks: divided by the chance of being kept, brought back to the sum of magnitudes, or left."""
+    base, (model,) = torch.zeros(60, 50), (torch.linspace(1, 2, 3000).view(60, 50),)
+    share = {"rate": 0.5} if method == "dare" else {"density": 0.5, "epsilon": 0.0}
+
+    def change(rescale):
+        found = mergekern.merge([{"w": model}], {"w": base}, method, options={**share, "rescale": rescale})
+        return found["w"]
+
+    left = change("none")
+    kept = left != 0
+    assert 0.4 < kept.double().mean() < 0.6
+    assert torch.equal(left, torch.where(kept, model, 0.0))
+    torch.testing.assert_close(change("density"), 2 * left)
+    torch.testing.assert_close(change("norm"), left * (model.sum() / left.sum()))
+
+
+def test_della_keeps_large_elements_more_often():
+    model = torch.cat([torch.full((1, 1000), 1e-3), torch.full((1, 1000), 1.0)], 1).repeat(20, 1)
+    options = {"density": 0.5, "epsilon": 0.4, "rescale": "none"}
+    kept = mergekern.merge([{"w": model}], {"w": 0 * model}, "della", options=options)["w"] != 0
+    # The lower half has chances from 0.1 to 0.5, the upper one from 0.5 to 0.9.
+    assert kept[:, :1000].double().mean() == pytest.approx(0.3, abs=0.02)
+    assert kept[:, 1000:].double().mean() == pytest.approx(0.7, abs=0.02)
+
+
+def test_sce():
+    # Variances of (2, 0), (1, −1), (3, 3), (0, −4): 1, 1, 0, 4. One of the three that vary stays.
+    first, second = torch.tensor([2.0, 1.0, 3.0, 0.0]), torch.tensor([0.0, -1.0, 3.0, -4.0])
+    close(merged("sce", first, second, density=0.4) - 1, 0.0, 0.0, 0.0, -4.0)
+    # Energies 14 and 26. Balanced sums are positive.
+    close(merged("sce", first, second) - 1, 2.0, 1.0, 3.0, -4.0)
+    close(merged("sce", first, torch.tensor([4.0, 1.0, 3.0, 0.0])) - 1, (2 * 14 + 4 * 26) / 40, 1.0, 3.0, 0.0)
+
+
+def test_ram():
+    first, second = torch.tensor([2.0, 1.0, 0.01, 0.0]), torch.tensor([4.0, 0.0, 3.0, 0.0])
+    close(merged("ram", first, second, epsilon=0.1) - 1, 3.0, 1.0, 3.0, 0.0)
+    # Each shares one element and has one alone: 1 + 0.5·min(1, 0.4).
+    plus = merged("ramplus_tl", first, second, epsilon=0.1, r=0.5, alpha=0.4) - 1
+    close(plus, 3.0, 1.2, 3.6, 0.0)
+
+
+def test_of_one_model_with_the_base():
+    base, model = torch.zeros(5), torch.tensor([0.1, -0.1, 0.2, 3.0, -0.3])
+    close(of_models("nearswap", model, base=base, t=0.15), 0.1, -0.1, 0.15, 0.15, -0.15)
+    # All importances are multiples of |τ|: 0.1, 0.1, 0.2, 0.3, 3. The threshold is 0.2 + 1.5·(0.3 − 0.1) = 0.5.
+    close(of_models("arcee_fusion", model, base=base), 0.0, 0.0, 0.0, 3.0, 0.0)

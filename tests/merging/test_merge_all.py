@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import mergekern
 from mergekern.checkpoints.safetensors_file import SafetensorsFile
 from mergekern.errors import OptionError, OutputError
+from mergekern.merging.registry import methods_for
 from tests.merging.zoos import SHAPES, assert_equal, drawn
 
 
@@ -67,11 +68,11 @@ def test_merge_all_holds_no_files_open(tmp_path):
 import resource, mergekern
 import scipy.linalg
 resource.setrlimit(resource.RLIMIT_NOFILE, (25, 25))
-mergekern.merge_all({[str(p) for p in paths]}, {str(tmp_path / "base.safetensors")!r}, list(mergekern.METHODS),
+mergekern.merge_all({[str(p) for p in paths]}, {str(tmp_path / "base.safetensors")!r}, {methods_for(2)},
                     output={str(tmp_path / "merged")!r})
 """
     subprocess.run([sys.executable, "-c", program], env=os.environ, check=True)
-    assert len(list((tmp_path / "merged").rglob("*.safetensors"))) == 10 * len(mergekern.METHODS)
+    assert len(list((tmp_path / "merged").rglob("*.safetensors"))) == 10 * len(methods_for(2))
 
 
 def test_merge_all_of_whole_models_is_merge():

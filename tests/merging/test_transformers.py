@@ -60,3 +60,16 @@ def test_from_pretrained_in_the_dtype_written(tmp_path, key):
     model = transformers.ViTForImageClassification.from_pretrained(out, dtype="auto")
     assert model.dtype == torch.bfloat16
     assert model.config.dtype == torch.bfloat16
+
+
+def test_a_stack_of_layers_loads(tmp_path):
+    torch.manual_seed(0)
+    llama().save_pretrained(tmp_path / "a")
+    source = {"model": str(tmp_path / "a"), "layer_range": [0, 2]}
+    recipe = {"merge_method": "passthrough", "slices": [{"sources": [source]}] * 2}
+    mergekern.merge_recipe(recipe, output=tmp_path / "out")
+    model, loading = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.num_hidden_layers == len(model.model.layers) == 4
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    model(torch.arange(5)[None])

@@ -2,10 +2,22 @@
 
 import torch
 
+from mergekern import METHODS
 from tests.golden.zoo import SPECS, make_zoo
 
 SHAPES = {"a": (8, 6), "b": (6,), "c": (5, 6)}
 BUFFERS = {"ids": torch.arange(7), "mask": torch.tensor([True, False]), "small": torch.tensor([3], dtype=torch.uint8)}
+
+
+def fitting(method, models):
+    """Return the number of models nearest to a wanted one that a method merges."""
+    chosen = METHODS[method]
+    return max(chosen.least, min(models, chosen.most or models))
+
+
+def first(models, count):
+    """Return the first of some models, a mapping."""
+    return dict(list(models.items())[:count])
 
 
 def mixed(models):

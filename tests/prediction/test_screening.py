@@ -166,3 +166,18 @@ def test_notes_on_checkpoints_are_of_the_whole_zoo(tmp_path):
     notes = [note for note in found.notes if "integer tensor" in note]
     assert notes == [note for note in table.notes if "integer tensor" in note]
     assert any("all 5 models" in note for note in notes)
+
+
+@pytest.mark.parametrize("tile", [2, 3])
+def test_notes_on_ranks_count_the_models_of_the_whole_zoo(tmp_path, tile):
+    """One matrix is of rank 1 in every model, another is frozen in two models of different tiles."""
+    draw = np.random.default_rng(5)
+    zoo = {name: {"w": np.outer(*draw.normal(size=(2, 12))), "v": draw.normal(size=(12, 12))} for name in "abcde"}
+    zoo["a"]["v"] = zoo["e"]["v"] = np.zeros((12, 12))
+    table = mergekern.compute_all(zoo, {n: np.zeros((12, 12)) for n in "wv"}, statistics=tmp_path / "s")
+    found = screen(tmp_path / "s", out=tmp_path / "pairs.parquet", tile=tile)
+    on_ranks = [note for note in found.notes if "matrices" in note]
+    assert on_ranks == [note for note in table.notes if "matrices" in note]
+    assert [note.partition(":")[0] for note in on_ranks] == ["a, e", "all 5 models"]
+    assert [note for note in MetricTable.load(tmp_path / "pairs.parquet").notes if "matrices" in note] == on_ranks
+    assert not [note for note in screen(tmp_path / "s", metrics="stable_rank", tile=tile).notes if "matrices" in note]

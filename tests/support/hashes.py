@@ -115,7 +115,8 @@ def merges(folder: Path) -> Iterator[Product]:
     zoo = write_zoo(folder / "merged", "mixed", models=3)
     for method, options, how in VARIANTS:
         label = " ".join([method, *(f"{name}={value}" for name, value in {**options, **how}.items())])
-        yield label, of_tensors(mergekern.merge(zoo, method=method, options=options, **how))
+        models = sorted(zoo.glob("task_*"))[: mergekern.METHODS[method].most]
+        yield label, of_tensors(mergekern.merge(models, zoo / "base.safetensors", method, options=options, **how))
     mergekern.merge(zoo, method="ties", output=folder / "ties.safetensors")
     yield "ties file", of_tensors(load_file(folder / "ties.safetensors"))
 
@@ -127,8 +128,8 @@ def adapters(folder: Path) -> Iterator[Product]:
     for seed, path in enumerate(paths):
         adapt(model, path, seed=seed, merge=False, r=3 + seed, lora_alpha=8, target_modules=["0", "1"])
     yield "table", mergekern.compute_all(paths, base).to_pandas()
-    for method in mergekern.METHODS:
-        yield method, of_tensors(mergekern.merge(paths, base, method))
+    for method, how in mergekern.METHODS.items():
+        yield method, of_tensors(mergekern.merge(paths[: how.most], base, method))
 
 
 def functional(folder: Path) -> Iterator[Product]:

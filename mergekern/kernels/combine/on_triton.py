@@ -1,9 +1,9 @@
-"""`combine` by Triton: a tile of each model in registers, read once, or twice where the consensus needs the sum first.
+"""`combine` by Triton. A tile of each model is read once, or twice if the consensus needs the sum first.
 
-Nothing is fused into multiply-adds, and every operation is that of the oracle in its order: the bits are the oracle's.
-Counts are added atomically: sums of integers are the same in any order.
+The operations and their order are those of the oracle, without fused multiply-adds, so that the bits are equal. Counts
+are added atomically: sums of integers do not depend on the order.
 
-A second reading of a tile comes from the cache of its multiprocessor: 32 KB of 8 models of float32.
+The second read of a tile hits the cache of its multiprocessor: 8 models of float32 take 32 KB.
 """
 
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ import triton.language as tl
 from mergekern.kernels.combine import Rule, check
 from mergekern.kernels.device_inputs import ALIGNMENT, LOADED, addresses, in_one_dtype, to_device
 
-# Elements of a tile: 8 a thread, which are two loads of 16 bytes of float32.
+# Elements of a tile. A thread has 8, which are two loads of 16 bytes for float32.
 TILE = 1024
 WARPS = 4
-# Places of the counts in the tally.
+# Positions of the counts in the tally.
 SIGNS = tl.constexpr(0)
 UNDECIDED = tl.constexpr(1)
 NON_FINITE = tl.constexpr(2)
 
 
 def combine(
-    base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
+    base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0
 ) -> torch.Tensor:
-    """Write the merged elements to `out` ((D,) float32 or float64), and return the tally; nothing waits for the device.
+    """Write the merged elements to `out` ((D,) float32 or float64). Return the tally, without waiting for the device.
 
-    Storage dtypes may differ: tensors are copied to float32 or float64 first.
+    If storage dtypes differ, tensors are first copied to float32 or float64.
 
     Args:
-        base: (D,), contiguous.
+        base: (D,), contiguous; None for zero.
         tuned: N × (D,), contiguous.
         rule: how the task vectors are merged.
-        out: takes the result, (D,) float32 or float64.
+        out: receives the result, (D,) float32 or float64.
         start: index of the first element in the tensor, for masks.
 
     Returns:
@@ -44,17 +44,20 @@ def combine(
     """
     check(base, tuned, out)
     stored = in_one_dtype([base, *tuned], LOADED)
-    some = stored[0]
+    some = stored[-1]
     assert some is not None
     models = len(tuned)
-    thresholds, keys = rule.thresholds or (0.0,) * models, rule.keys or (0,) * models
+    thresholds, limits = rule.thresholds or (0.0,) * models, rule.limits or (np.inf,) * models
+    keys = (*(rule.keys or (0,) * models), *(rule.dropped_below or (0,) * models))
     pointers = np.array(addresses(stored), dtype=np.int64)
-    numbers = np.array([rule.factor, rule.total_weight, rule.majority, rule.share, *rule.weights, *thresholds])
+    numbers = np.array([
+        rule.factor, rule.total_weight, rule.majority, rule.share, *rule.weights, *thresholds, *limits, *rule.counts,
+    ])  # fmt: skip
     tables = [pointers, numbers.view(np.int64), np.array(keys, dtype=np.uint64).view(np.int64), np.zeros(3, np.int64)]
     pointers_there, numbers_there, keys_there, tally = to_device(tables, out.device)
     aligned = not (pointers % ALIGNMENT).any()
     whole = out.numel() // TILE
-    # The rest that does not fill a tile needs a mask, which would forbid wide loads: it is a launch of its own.
+    # An incomplete last tile needs a mask, which prevents wide loads, so that it gets a launch of its own.
     for first_tile, tiles, is_whole in ((0, whole, True), (whole, int(out.numel() > whole * TILE), False)):
         if tiles:
             with torch.cuda.device_of(out):
@@ -68,13 +71,15 @@ def combine(
                     out.numel(),
                     start,
                     models,
-                    rule.dropped_below,
                     rule.needed,
                     STORAGE=LOADED[some.dtype],
                     ALIGNED=aligned,
                     WHOLE=is_whole,
                     CONSENSUS=rule.consensus,
                     MASKED=rule.keys is not None,
+                    LIMITED=rule.limits is not None,
+                    COUNTED=rule.by_count,
+                    FROM_ZERO=base is None,
                     TILE=TILE,
                     num_warps=WARPS,
                     enable_fp_fusion=False,
@@ -82,7 +87,7 @@ def combine(
     return tally
 
 
-@triton.jit(do_not_specialize=["first_tile", "count", "start", "models", "dropped_below", "needed"])
+@triton.jit(do_not_specialize=["first_tile", "count", "start", "models", "needed"])
 def _combine(
     addresses,
     numbers,
@@ -93,13 +98,15 @@ def _combine(
     count,
     start,
     models,
-    dropped_below,
     needed,
     STORAGE: tl.constexpr,
     ALIGNED: tl.constexpr,
     WHOLE: tl.constexpr,
     CONSENSUS: tl.constexpr,
     MASKED: tl.constexpr,
+    LIMITED: tl.constexpr,
+    COUNTED: tl.constexpr,
+    FROM_ZERO: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Write base + factor·consensus of one tile, and add its counts to the tally."""
@@ -107,35 +114,49 @@ def _combine(
     columns = tl.arange(0, TILE)
     inside = tl.full((TILE,), True, tl.int1) if WHOLE else first + columns < count
     index = (first + columns + start).to(tl.uint64)
-    base = _values(addresses, 0, first, columns, inside, STORAGE, ALIGNED)
+    base = tl.full((TILE,), 0.0, tl.float64)
+    if not FROM_ZERO:
+        base = _values(addresses, 0, first, columns, inside, STORAGE, ALIGNED)
+    counted = tl.full((TILE,), 0, tl.int32)
     total = tl.full((TILE,), 0.0, tl.float64)
     non_finite = tl.full((TILE,), 0, tl.int32)
     kept = tl.full((TILE,), False, tl.int1)
     for model in range(0, models):
         delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
         non_finite += tl.where(tl.abs(delta) <= 1.7976931348623157e308, 0, 1)
-        part = _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED)
+        part = _kept(delta, numbers, keys, model, models, index, MASKED, LIMITED)
         kept |= part != 0.0
         total += part
+        if COUNTED:
+            counted += tl.where(part > 0.0, 1, 0) - tl.where(part < 0.0, 1, 0)
+    votes = total
+    if COUNTED:
+        votes = counted.to(tl.float64)
     if CONSENSUS == "mean":
         merged = total / tl.load(numbers + 1)
-    elif CONSENSUS == "elect":
-        sign = tl.where(total > 0.0, 1.0, tl.where(total < 0.0, -1.0, tl.load(numbers + 2)))
+    elif CONSENSUS == "elect" or CONSENSUS == "elect_sum" or CONSENSUS == "elect_max":
+        sign = tl.where(votes > 0.0, 1.0, tl.where(votes < 0.0, -1.0, tl.load(numbers + 2)))
         merged = tl.full((TILE,), 0.0, tl.float64)
         weight = tl.full((TILE,), 0.0, tl.float64)
         for model in range(0, models):
             delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
-            part = _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED)
+            part = _kept(delta, numbers, keys, model, models, index, MASKED, LIMITED)
             agrees = part * sign > 0.0
-            merged += tl.where(agrees, part, 0.0)
-            weight += tl.where(agrees, tl.load(numbers + 4 + model), 0.0)
-        merged = merged / tl.where(weight > 0.0, weight, 1.0)
+            if CONSENSUS == "elect_max":
+                merged = tl.where(part * sign > merged, part * sign, merged)
+            else:
+                merged += tl.where(agrees, part, 0.0)
+                weight += tl.where(agrees, tl.load(numbers + 4 + 3 * models + model), 0.0)
+        if CONSENSUS == "elect_max":
+            merged = merged * sign
+        elif CONSENSUS == "elect":
+            merged = merged / tl.where(tl.abs(weight) >= 1e-8, weight, 1.0)
     elif CONSENSUS == "agree":
         share = tl.load(numbers + 3)
         claims = tl.full((TILE,), 0, tl.int32)
         for model in range(0, models):
             delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
-            part = _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED)
+            part = _kept(delta, numbers, keys, model, models, index, MASKED, LIMITED)
             claims += tl.where(tl.abs(part) > share * tl.abs(total - part), 1, 0)
         merged = tl.where(claims >= needed, total, 0.0)
     else:
@@ -143,17 +164,17 @@ def _combine(
     result = base + tl.load(numbers) * merged
     tl.store(out + first + columns, result.to(out.dtype.element_ty), mask=inside)
     # Elements beyond the tensor have sums of zero, and are not counted.
-    signs = tl.where(total > 0.0, 1, 0) - tl.where(total < 0.0, 1, 0)
+    signs = tl.where(votes > 0.0, 1, 0) - tl.where(votes < 0.0, 1, 0)
     tl.atomic_add(tally + SIGNS, tl.sum(signs).to(tl.int64), sem="relaxed")
     tl.atomic_add(tally + NON_FINITE, tl.sum(non_finite).to(tl.int64), sem="relaxed")
-    if CONSENSUS == "elect":
-        undecided = tl.where((total == 0.0) & kept, 1, 0)
+    if CONSENSUS == "elect" or CONSENSUS == "elect_sum" or CONSENSUS == "elect_max":
+        undecided = tl.where((votes == 0.0) & kept, 1, 0)
         tl.atomic_add(tally + UNDECIDED, tl.sum(undecided).to(tl.int64), sem="relaxed")
 
 
 @triton.jit
 def _values(addresses, which, first, columns, inside, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return a tile of one tensor, by the number of its address, in float64."""
+    """Return a tile of one tensor in float64; `which` is the position of its address."""
     pointer = tl.load(addresses + which).to(tl.pointer_type(STORAGE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -162,13 +183,15 @@ def _values(addresses, which, first, columns, inside, STORAGE: tl.constexpr, ALI
 
 
 @triton.jit
-def _kept(delta, numbers, keys, model, models, index, dropped_below, MASKED: tl.constexpr):
-    """Return w·τ where it is as large as the threshold and not dropped by the mask, else 0."""
+def _kept(delta, numbers, keys, model, models, index, MASKED: tl.constexpr, LIMITED: tl.constexpr):
+    """Return w·τ where it is between threshold and limit and not dropped by the mask, else 0."""
     part = tl.where(tl.abs(delta) >= tl.load(numbers + 4 + models + model), delta, 0.0)
+    if LIMITED:
+        part = tl.where(tl.abs(part) <= tl.load(numbers + 4 + 2 * models + model), part, 0.0)
     if MASKED:
         z = tl.load(keys + model).to(tl.uint64, bitcast=True) + (index + 1) * 0x9E3779B97F4A7C15
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB
         z = (z ^ (z >> 31)) >> 11
-        part = tl.where(z.to(tl.int64) < dropped_below, 0.0, part)
+        part = tl.where(z.to(tl.int64) < tl.load(keys + models + model), 0.0, part)
     return part * tl.load(numbers + 4 + model)

@@ -1,4 +1,4 @@
-"""The float64 oracle of `combine`: the formulas, literally, in NumPy, and the parts that they are made of."""
+"""The float64 oracle of `combine`: the formulas in NumPy, as they are written, and their parts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mergekern.kernels.combine import Rule, Tally
+from mergekern.kernels.combine import LEAST_DIVISOR, Rule, Tally
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 
 
-def combine(base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, start: int = 0) -> tuple[np.ndarray, Tally]:
+def combine(
+    base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, start: int = 0
+) -> tuple[np.ndarray, Tally]:
     """Return the merged elements, (D,) float64, and the tally.
 
     Args:
-        base: (D,), any float dtype.
+        base: (D,), any float dtype; None for zero.
         tuned: N × (D,).
         rule: how the task vectors are merged.
         start: index of the first element in the tensor, for masks.
@@ -26,20 +28,29 @@ def combine(base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, start
     >>> combine(base, tuned, Rule("elect", (1.0, 1.0)))[0]
     array([ 2. , -2. ,  0.5])
     """
-    origin = base.to(torch.float64).numpy()
+    origin = np.zeros(tuned[0].numel()) if base is None else base.to(torch.float64).numpy()
     deltas = np.stack([tensor.to(torch.float64).numpy() for tensor in tuned]) - origin
     non_finite = int((~np.isfinite(deltas)).sum())
     if rule.thresholds is not None:
         deltas = trim(deltas, rule.thresholds)
+    if rule.limits is not None:
+        deltas = np.where(np.abs(deltas) <= np.array(rule.limits)[:, None], deltas, 0.0)
     if rule.keys is not None:
         deltas = drop(deltas, rule.keys, rule.dropped_below, start)
     deltas = deltas * np.array(rule.weights)[:, None]
     total = ordered_sum(deltas)
-    signs = np.sign(np.nan_to_num(total))
+    votes = ordered_sum(np.sign(np.nan_to_num(deltas))) if rule.by_count else total
+    signs = np.sign(np.nan_to_num(votes))
     undecided = 0
-    if rule.consensus == "elect":
-        undecided = int(((total == 0) & (deltas != 0).any(axis=0)).sum())
-        merged = disjoint_mean(deltas, np.where(signs == 0, rule.majority, signs), rule.weights)
+    if rule.elects:
+        undecided = int(((votes == 0) & (deltas != 0).any(axis=0)).sum())
+        elected = np.where(signs == 0, rule.majority, signs)
+        if rule.consensus == "elect":
+            merged = disjoint_mean(deltas, elected, rule.counts)
+        elif rule.consensus == "elect_sum":
+            merged = ordered_sum(np.where(deltas * elected > 0, deltas, 0.0))
+        else:
+            merged = elected * (deltas * elected).max(axis=0, initial=0.0)
     elif rule.consensus == "agree":
         merged = np.where(agreeing(deltas, total, rule.share) >= rule.needed, total, 0.0)
     else:
@@ -48,7 +59,7 @@ def combine(base: torch.Tensor, tuned: Sequence[torch.Tensor], rule: Rule, start
 
 
 def trim(deltas: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Return deltas (N, D) with zeros where the magnitude is below the model's threshold.
+    """Return deltas (N, D), with elements below the model's threshold set to zero.
 
     >>> trim(np.array([[1.0, -3.0, 2.0]]), [2.0])
     array([[ 0., -3.,  2.]])
@@ -56,13 +67,14 @@ def trim(deltas: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     return np.where(np.abs(deltas) >= np.array(thresholds)[:, None], deltas, 0.0)
 
 
-def drop(deltas: np.ndarray, keys: Sequence[int], dropped_below: int, start: int = 0) -> np.ndarray:
+def drop(deltas: np.ndarray, keys: Sequence[int], dropped_below: Sequence[int], start: int = 0) -> np.ndarray:
     """Return deltas (N, D) with zeros where the masks drop elements."""
-    return np.stack([np.where(uniform(k, start, len(d)) < dropped_below, 0.0, d) for k, d in zip(keys, deltas)])  # noqa: B905
+    rows = zip(keys, dropped_below, deltas, strict=True)
+    return np.stack([np.where(uniform(key, start, len(row)) < below, 0.0, row) for key, below, row in rows])
 
 
 def uniform(key: int, start: int, count: int) -> np.ndarray:
-    """Return the 53-bit numbers of elements start … start + count of the mask of a key.
+    """Return the 53-bit uniform numbers of elements [start, start + count) for a mask's key.
 
     >>> uniform(7, 2, 2).tolist() == uniform(7, 0, 4)[2:].tolist()
     True
@@ -75,7 +87,9 @@ def uniform(key: int, start: int, count: int) -> np.ndarray:
 
 
 def disjoint_mean(deltas: np.ndarray, signs: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Return, for each element, the weighted mean of the deltas of the elected sign; deltas are weighted already.
+    """Return, for each element, the weighted mean of the (already weighted) deltas that have the elected sign.
+
+    Where weights of both signs cancel, it is the sum.
 
     >>> disjoint_mean(np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([1.0, -1.0]), [1.0, 1.0])
     array([ 2., -1.])
@@ -83,7 +97,7 @@ def disjoint_mean(deltas: np.ndarray, signs: np.ndarray, weights: Sequence[float
     agree = deltas * signs > 0
     weight = ordered_sum(np.where(agree, np.array(weights)[:, None], 0.0))
     total = ordered_sum(np.where(agree, deltas, 0.0))
-    return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), 0.0)
+    return total / np.where(np.abs(weight) >= LEAST_DIVISOR, weight, 1.0)
 
 
 def agreeing(deltas: np.ndarray, total: np.ndarray, share: float) -> np.ndarray:
@@ -96,7 +110,7 @@ def agreeing(deltas: np.ndarray, total: np.ndarray, share: float) -> np.ndarray:
 
 
 def ordered_sum(rows: np.ndarray) -> np.ndarray:
-    """Return the sum over the first axis, in its order."""
+    """Return the sum over the first axis, added in order."""
     total = np.zeros(rows.shape[1:])
     for row in rows:
         total = total + row

@@ -1,11 +1,11 @@
-"""`count_sketch` on the CPU: a chunk at a time, for all models together, since they share the map."""
+"""`count_sketch` on the CPU: one chunk at a time, for all models at once, since they share the map."""
 
 from __future__ import annotations
 
 import numpy as np
 import xxhash
 
-# The least size of a sketch: the signs of one chunk fill at least one word.
+# The smallest size of a sketch, for which the signs of one chunk fill one word.
 LEAST = 64
 # Bits of one number of the generator.
 _WORD = 64
@@ -15,7 +15,7 @@ class CountSketch:
     """The random linear map of one tensor.
 
     Args:
-        size: S, numbers of a sketch: a power of two, at least LEAST.
+        size: S, the number of elements of a sketch; a power of two, at least LEAST.
         seed: seed of all maps.
         name: name of the tensor.
 
@@ -47,7 +47,7 @@ class CountSketch:
             sketches += taken
 
     def _chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return, for each place of the sketch, the position in the chunk that it takes and the sign."""
+        """Return, for each place of the sketch, the position in the chunk that is added to it, and the sign."""
         # Blocks of the generator are numbered by the low 64 bits of the counter.
         words = np.random.Philox(counter=chunk << 64, key=self._key).random_raw(self._size // _WORD + 2)
         factor, offset = words[-2] | np.uint64(1), words[-1]

@@ -7,7 +7,7 @@ import xxhash
 
 
 def matrix(size: int, count: int, seed: int, name: str) -> np.ndarray:
-    """Return the (S, count) map of one tensor: one ±1 in each column, and in each row of a chunk of S columns.
+    """Return the (S, count) map of one tensor. Each column has one ±1, and so has each row of a chunk of S columns.
 
     >>> np.abs(matrix(64, 10, 0, "w")).sum(0)
     array([1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])

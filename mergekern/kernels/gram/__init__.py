@@ -4,22 +4,22 @@
     squared_distance[i, j] = ‖τ_i − τ_j‖²
 
 Inputs: base (D,) or None for zero, tuned N × (D,), each in its own storage dtype (`checkpoints.dtypes.READ_DTYPES`),
-whole or a range of elements at a time. Outputs: two (N, N) float64 matrices, symmetric. The difference is exact and the
-sums are float64.
+whole or in ranges of elements. Outputs: two (N, N) float64 matrices, symmetric. The difference is exact, and sums are
+float64.
 
-With `split` > 0 only the pairs i < split ≤ j and each model with itself are computed: the new pairs where models are
-added to `split` others. Other entries are zeros.
+With `split` > 0 only the pairs i < split ≤ j and i = j are computed. These are the new pairs when models are added to
+`split` existing ones. Other entries are zeros.
 
-Backends: `on_cpu`, C++ or NumPy; `on_triton`, many tensors in one launch. The result of the C++ kernel for a pair
-depends on its two models and the base alone, to the last bit: not on the other models, their order, the split, or the
-number of threads. Nor does it depend on how tensors are cut into ranges, if ranges end at multiples of its segment of
-2¹⁷ elements.
+Backends: `on_cpu`, C++ or NumPy; `on_triton`, many tensors in one launch. With the C++ kernel the result for a pair
+depends on its two models and the base only, to the last bit. It does not depend on other models, their order, the
+split, or the number of threads, nor on the division into ranges, if ranges end at multiples of its segment of 2¹⁷
+elements.
 
 Bytes: (N + 1)·D·itemsize read once. Flops: N(N + 1)·D, or 2·(split·(N − split) + N)·D.
 
-Why squared distances are a result of their own: for models that differ by 1e-6 of their norm,
-g_ii + g_jj − 2 g_ij keeps three digits at best. Where it cancels below `CANCELLATION` it is replaced by the sum of
-(tuned_i − tuned_j)², in which the base does not appear, in a second pass over the tensors.
+Squared distances are a separate result because of cancellation: for models that differ by 1e-6 of their norm,
+g_ii + g_jj − 2 g_ij has at most three correct digits. If it falls below `CANCELLATION`, a second pass over the tensors
+computes the sum of (tuned_i − tuned_j)², in which the base does not appear.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-# Gives (base, tuned) of consecutive ranges of elements, each time that it is called.
+# Each call returns a new iterator over (base, tuned) of consecutive ranges of elements.
 Blocks = Callable[[], Iterable[tuple[torch.Tensor | None, Sequence[torch.Tensor]]]]
 
-# Float64 sums over a tensor are good to about 1e-15 of g_ii + g_jj; a difference below this share of it
-# would be off by more than 1e-7 relative.
+# Float64 sums over a tensor have an error of about 1e-15 relative to g_ii + g_jj. A difference below this share of it
+# would have a relative error above 1e-7.
 CANCELLATION = 1e-8
 
 
@@ -56,12 +56,12 @@ def gram_of_blocks(
     add_squared_distances: Callable[[Sequence[torch.Tensor], Sequence[tuple[int, int]], np.ndarray], None],
     split: int = 0,
 ) -> Gram:
-    """Return the Gram of tensors that come in blocks; cancellation is judged by the sums over all blocks.
+    """Return the Gram of tensors that are read in blocks. Cancellation is decided by the sums over all blocks.
 
     Args:
-        blocks: gives (base, tuned) of every block; called once, and once more where distances cancel.
-        add_inner: (base, tuned, sums): adds the inner products of one block to (N, N) sums.
-        add_squared_distances: (tuned, pairs, sums): adds the squared distances of some pairs to (P,) sums.
+        blocks: returns (base, tuned) of every block; called once, and a second time if distances cancel.
+        add_inner: function of (base, tuned, sums) that adds the inner products of one block to (N, N) sums.
+        add_squared_distances: function of (tuned, pairs, sums) that adds the squared distances of pairs to (P,) sums.
         split: number of the first new model; see the package's docstring.
     """
     inner: np.ndarray | None = None
@@ -85,7 +85,7 @@ def gram_of_blocks(
 
 
 def wanted_pairs(models: int, split: int) -> np.ndarray:
-    """Return a mask of the pairs that a split selects, (N, N) bool; it is all True for a split of 0.
+    """Return a mask (N, N) of bool with the pairs that a split selects; a split of 0 selects all.
 
     >>> wanted_pairs(3, 2).astype(int)
     array([[1, 0, 1],
@@ -99,19 +99,19 @@ def wanted_pairs(models: int, split: int) -> np.ndarray:
 
 
 def split_among(some: Sequence[int], split: int) -> int:
-    """Return the split of a subset of the models, given by their ascending positions, that selects the same pairs.
+    """Return the split that selects the same pairs among a subset of the models, given by ascending positions.
 
     >>> split_among([1, 3, 4], 2), split_among([1, 3], 0), split_among([3, 4], 2)
     (1, 0, 2)
     """
     if split == 0:
         return 0
-    # All of them are old or all new: a split behind the last leaves each with itself alone.
+    # All models are old, or all are new: a split behind the last selects only the pairs i = j.
     return sum(model < split for model in some) or len(some)
 
 
 def distances_from_inner(inner: np.ndarray, split: int = 0) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Return squared distances from inner products, and the pairs i < j for which cancellation spoils them.
+    """Return squared distances computed from inner products, and the pairs i < j for which they are inaccurate.
 
     >>> distances_from_inner(np.array([[4.0, 1.0], [1.0, 9.0]]))[0]
     array([[ 0., 11.],

@@ -10,12 +10,31 @@ import torch
 from mergekern.kernels.gram import Blocks, Gram, gram_of_blocks
 from mergekern.kernels.native import address, extension
 
-# Elements of a block of the NumPy path: its float64 differences of 20 models take 20 MB.
+# Elements of a block of the NumPy path. The float64 differences of 20 models take 20 MB.
 _NUMPY_BLOCK = 1 << 17
 
 
+def inner_products(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], threads: int = 1) -> np.ndarray:
+    """Return the inner products of task vectors, (N, N) float64; base of None: of the models themselves.
+
+    Ranges of a tensor that end at multiples of its segment add up to the bits of the whole; see the package.
+
+    >>> inner_products(torch.ones(2), [torch.ones(2), torch.full((2,), 3.0)])
+    array([[0., 0.],
+           [0., 8.]])
+    """
+    sums = np.zeros((len(tuned),) * 2)
+    if extension is None:
+        _add_inner(base, tuned, sums)
+    else:
+        extension.add_gram(
+            (0, 0) if base is None else address(base), [address(t) for t in tuned], tuned[0].numel(), 0, threads, sums
+        )
+    return sums
+
+
 def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
-    """Return the Gram of task vectors by the C++ kernel; its bits are described in the package's docstring.
+    """Return the Gram of task vectors by the C++ kernel; see the package's docstring.
 
     >>> from mergekern.kernels.gram import whole
     >>> native(whole(None, [torch.ones(2), torch.full((2,), 3.0)])).inner
@@ -42,8 +61,7 @@ def native(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
 def numpy(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
     """Return the Gram of task vectors by NumPy, a part of a block at a time.
 
-    The products are those of BLAS, so that the last bits of a pair depend on the other models. All pairs are computed,
-    whatever the split.
+    It uses BLAS, so that the last bits of a pair depend on the other models. It computes all pairs for any split.
     """
     return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
 

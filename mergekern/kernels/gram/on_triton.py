@@ -1,17 +1,17 @@
-"""`gram` by Triton: all models of many tensors in one launch, the differences only ever in registers.
+"""`gram` by Triton: all models of many tensors in one launch. Differences exist in registers only.
 
-Two stages. Each program of the first walks a chunk of one tensor and writes N × N partial products; the second adds
-the chunks of each tensor in order. Nothing is added atomically and chunks depend on the size of the tensor alone, so
-that a tensor's result has the same bits at every run and whatever else is in the launch.
+There are two stages. A program of the first stage processes a chunk of one tensor and writes N × N partial products.
+The second stage adds the chunks of each tensor in order. There are no atomic additions, and chunks depend on the size
+of the tensor only, so that a tensor's result has the same bits in every run and with any other tensors in the launch.
 
-Up to 16 models are one block, up to 32 two blocks of one program, which skips the lower quarter of the products. Of
-more models every pair of 32 is a program of its own, which reads the base and its own models.
+Up to 16 models form one block. Up to 32 form two blocks of one program, which skips the lower quarter of the products.
+With more models every pair of 32 has a program of its own, which reads the base and its own models.
 
 Products, with the error of an inner product relative to Σ|τ_i·τ_j| (`float64` is the default):
 
-- float64: exact difference, products and sums in float64 on tensor cores. About 1e-16.
-- tf32x3: difference rounded to float32, three TF32 products in place of one in float32, summed in float32 within a
-  tile and in float64 across tiles. At most 1e-6. Storage of at most 32 bits.
+- float64: the difference is exact; products and sums are float64, on tensor cores. Error about 1e-16.
+- tf32x3: the difference is rounded to float32, three TF32 products replace one in float32, sums are float32 within a
+  tile and float64 across tiles. Error at most 1e-6. Only for storage dtypes of at most 32 bits.
 """
 
 import itertools
@@ -28,20 +28,21 @@ from mergekern.kernels.gram import Blocks, Gram, gram_of_blocks
 
 Products = Literal["float64", "tf32x3"]
 
-# Rows of the smallest product of tensor cores that Triton makes, and the models of a pair of its blocks.
+# Rows of the smallest tensor-core product that Triton generates, and the number of models in a pair of such blocks.
 BLOCK = 16
 PAIR = 2 * BLOCK
-# Columns of a tile: one line of memory of each model, which takes 160 registers a thread at 20 models of float32 or
-# bfloat16. Narrow tiles where that would spill registers: loads of single elements, and operands split in three.
+# Columns of a tile: one line of memory for each model. 20 models of float32 or bfloat16 take 160 registers a thread.
+# Tiles are narrow where that would spill registers: with loads of single elements, and with operands split in three.
 TILE_BYTES = 128
 NARROW = 16
-# One warp a program: each fragment of the difference then serves as both operands without leaving its registers.
+# With one warp a program, each fragment of the difference is both operands of a product without leaving its registers.
 WARPS = 1
 STAGES = 3
-# Elements of a chunk: at least so many that its partial products are 2 % of what it reads, at most this many chunks.
+# CHUNK is the smallest number of elements of a chunk: writing its products is then 2 % of the bytes. CHUNKS is the
+# largest number of chunks of a tensor.
 CHUNK = 4096
 CHUNKS = 1024
-# Elements of a tile of `squared_distances`, and rows and columns of one of the second stage: 8 values a thread.
+# Elements of a tile of `squared_distances`, and rows and columns of a tile of the second stage: 8 values a thread.
 SQUARES_TILE = 1024
 SUM_ROWS = 32
 SUM_COLUMNS = 32
@@ -49,9 +50,9 @@ SUM_WARPS = 4
 
 
 def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Products = "float64") -> torch.Tensor:
-    """Return the inner products of task vectors of many tensors, (L, N, N) float64 on their device.
+    """Return the inner products of the task vectors of L tensors, (L, N, N) float64 on their device, without waiting.
 
-    Nothing waits for the device. Storage dtypes may differ: a layer of several is copied to float32 or float64 first.
+    A layer whose storage dtypes differ is first copied to float32 or float64.
 
     Args:
         layers: for each tensor [base or None for zero, tuned_0, …, tuned_{N−1}], flat and contiguous.
@@ -67,7 +68,7 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
     pointers = np.array([addresses(layer) for layer in layers], dtype=np.int64)
     aligned = [not remainders.any() for remainders in pointers % ALIGNMENT]
     within, between = _pairs(models)
-    # Every storage, and addresses that allow wide loads or do not, is a launch of its own.
+    # Each combination of storage dtype and alignment needs a launch of its own.
     kinds = list(zip(dtypes, aligned, strict=True))
     groups = {kind: chunks[[kinds[layer] == kind for layer in chunks[:, 0]]] for kind in dict.fromkeys(kinds)}
     on_device = to_device([pointers, first, within, between, *groups.values()], device)
@@ -101,7 +102,7 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
 
 
 def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Return Σ(tuned_i − tuned_j)² of some pairs (i, j) of models of one tensor, (P,) float64 on their device."""
+    """Return Σ(tuned_i − tuned_j)² for pairs (i, j) of models of one tensor, (P,) float64 on their device."""
     wide = in_one_dtype(_checked([None, *tuned], len(tuned)))
     some = _tuned(wide)
     pointers = np.array(addresses(wide)[1:], dtype=np.int64)
@@ -126,9 +127,9 @@ def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, 
 
 
 def gram(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
-    """Return the Gram of task vectors that lie on a device; waits for it.
+    """Return the Gram of task vectors on a device. The call waits for the device.
 
-    `threads` has no effect here, and all pairs are computed, whatever the split.
+    `threads` has no effect, and all pairs are computed for any split.
     """
     return gram_of_blocks(blocks, _add_inner, _add_squared_distances, split)
 
@@ -171,7 +172,7 @@ def _chunks(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs(models: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first models of the pairs of blocks: pairs with products within each block too, and pairs without."""
+    """Return the first models of all pairs of blocks, those that include products within each block, and the others."""
     starts = np.arange(0, models, PAIR)
     i, j = np.triu_indices(len(starts), 1)
     return np.column_stack([starts, starts + BLOCK]), np.column_stack([starts[i], starts[j]])
@@ -234,8 +235,8 @@ def _products(
     left_left = tl.full((BLOCK, BLOCK), 0.0, tl.float64)
     left_right = tl.full((BLOCK, BLOCK), 0.0, tl.float64)
     right_right = tl.full((BLOCK, BLOCK), 0.0, tl.float64)
-    # Whole tiles carry no mask along the columns, which would forbid wide loads; what is left over comes last, in
-    # narrow tiles, which take few registers.
+    # Whole tiles have no mask along the columns, which would prevent wide loads. The remainder comes last, in narrow
+    # tiles, which need few registers.
     whole = (length // TILE).to(tl.int32)
     columns = tl.arange(0, TILE)
     has_base = tl.full((TILE,), base_address, tl.int64) != 0
@@ -295,7 +296,7 @@ def _add_tile(
     BETWEEN: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Return the sums with the products of one tile added to them."""
+    """Return the sums plus the products of one tile."""
     WIDE: tl.constexpr = tl.float64 if EXACT else tl.float32
     PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
     subtracted = tl.load(base, mask=has_base, other=0.0).to(WIDE)[None, :]
@@ -322,7 +323,7 @@ def _store(out, total, i, j, models):
 
 @triton.jit(do_not_specialize=["pair_count"])
 def _squares(chunks, pairs, partials, pair_count, STORAGE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr):
-    """Write the squared distance of one pair of models, given by its two addresses, over one chunk."""
+    """Write the squared distance of one pair of models, given by two addresses, over one chunk."""
     chunk = chunks + 4 * (tl.program_id(0) // pair_count)
     pair = tl.program_id(0) % pair_count
     start = tl.multiple_of(tl.load(chunk + 1), 16)

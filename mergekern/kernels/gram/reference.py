@@ -1,4 +1,4 @@
-"""The float64 oracle of `gram`: the formula, with every difference in memory."""
+"""The float64 oracle of `gram`: the formula, with all differences in memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`low_rank` on the CPU: Householder QR by LAPACK, inner products of the vectors of a tile of models at a time.
+"""`low_rank` on the CPU: Householder QR by LAPACK, and inner products of the vectors of one tile of models at a time.
 
-Vectors are rows here: each lies contiguously, and Fortran sees the tall matrices of the formulas.
+Vectors are stored as rows, so that each is contiguous, and Fortran sees the tall matrices of the formulas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mergekern.kernels import lapack
 from mergekern.kernels.vectors import block_sums, inner_products
 from mergekern.kernels.workspace import Workspace
 
-# (model, left (p, m), right (p, n)) -> values (p,): writes the singular vectors of a model, as rows.
+# (model, left (p, m), right (p, n)) -> values (p,). Writes the singular vectors of a model to left and right, as rows.
 Load = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 _workspace = Workspace()
@@ -25,7 +25,7 @@ def thin_svd(left: np.ndarray, right: np.ndarray, left_vectors: np.ndarray, righ
 
     Args:
         left, right: (r, m) and (r, n) float64, C-contiguous; overwritten.
-        left_vectors, right_vectors: (p, m) and (p, n) float64, p = min(r, m, n): take the vectors, as rows.
+        left_vectors, right_vectors: (p, m) and (p, n) float64, p = min(r, m, n); receive the vectors, as rows.
 
     >>> u, v = np.empty((1, 2)), np.empty((1, 3))
     >>> thin_svd(np.array([[3.0, 4.0]]), np.array([[0.0, 2.0, 0.0]]), u, v)
@@ -45,7 +45,7 @@ def thin_svd(left: np.ndarray, right: np.ndarray, left_vectors: np.ndarray, righ
 
 
 def squared_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return ‖τ_a − τ_b‖² of factors (left, right), without cancellation where they are nearly the same.
+    """Return ‖τ_a − τ_b‖² from factors (left, right), without cancellation if the two are nearly equal.
 
     >>> one, other = (np.ones((1, 2)), np.ones((1, 3))), (np.ones((1, 2)), np.full((1, 3), 1 + 2.0**-40))
     >>> round(squared_distance(one, other) * 2.0**80, 12)
@@ -53,7 +53,7 @@ def squared_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.n
     """
     rank = max(len(a[0]), len(b[0]))
     (left_a, right_a), (left_b, right_b) = ([_padded(side, rank) for side in factors] for factors in (a, b))
-    # The other order of the two changes signs alone, and no other bit.
+    # Exchanging the two changes signs only, and no other bit.
     left = np.concatenate([(left_a + left_b) / 2, left_a - left_b])
     right = np.concatenate([right_a - right_b, (right_a + right_b) / 2])
     triangles = (lapack.qr(side)[0] for side in (left, right))
@@ -63,20 +63,20 @@ def squared_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.n
 
 
 def workspace(ranks: Sequence[int], shape: tuple[int, int], tile_bytes: int) -> int:
-    """Return the bytes that `Triplets.inner` allocates at most, with what `thin_svd` takes."""
+    """Return an upper bound for the bytes that `Triplets.inner` allocates, including those of `thin_svd`."""
     vectors = min(2 * tile_bytes, 8 * sum(ranks) * sum(shape))
     products = 6 * 8 * min(sum(ranks), tile_bytes // (8 * sum(shape)) + max(ranks)) ** 2
     return vectors + products + 8 * max(ranks) * sum(shape)
 
 
 class Triplets:
-    """The singular triplets of N models, a tile of models in memory at a time.
+    """The singular triplets of N models, of which one tile is in memory at a time.
 
     Args:
-        load: loads the triplets of one model; called again for every tile of others where one tile does not hold all.
+        load: loads the triplets of one model; called again for every other tile if one tile does not hold all models.
         ranks: p of each model.
         shape: (m, n).
-        tile_bytes: bytes of the vectors held for one side of a tile of pairs.
+        tile_bytes: bytes of the vectors on one side of a tile of pairs.
     """
 
     def __init__(self, load: Load, ranks: Sequence[int], shape: tuple[int, int], tile_bytes: int) -> None:
@@ -84,10 +84,10 @@ class Triplets:
         self._most = max(1, tile_bytes // (8 * sum(shape)))
 
     def inner(self, split: int = 0) -> np.ndarray:
-        """Return the inner products of all pairs, (N, N), or those that a split selects, else zeros; see `gram`."""
+        """Return the inner products (N, N) of all pairs that a split selects, and zeros for the others; see `gram`."""
         out = np.zeros((len(self._ranks),) * 2)
         old, new = self._tiles(0, split), self._tiles(split, len(self._ranks))
-        # With a split each tile of the old ones is loaded for each of the new ones, which are few.
+        # With a split, each tile of old models is loaded once for each tile of new models, of which there are few.
         for index, models in enumerate(new or old):
             first = self._tile("first", models)
             _put_own(out, first, split)
@@ -104,8 +104,8 @@ class Triplets:
         """Return the inner products of whole task matrices with the models, (len(matrices), N).
 
         Args:
-            matrices: each gives (start, rows) of one, (·, n) float64, some rows at a time.
-            wanted: (len(matrices), N) bool, the products to compute; the others are zeros.
+            matrices: for each matrix, a function that yields (start, rows) with some of its rows, (·, n) float64.
+            wanted: (len(matrices), N) bool, the products to compute; all others are zero.
         """
         out = np.zeros(wanted.shape)
         for models in self._tiles(0, len(self._ranks)):
@@ -124,12 +124,12 @@ class Triplets:
         return out
 
     def _tiles(self, first: int, last: int) -> list[range]:
-        """Return ranges of the models from `first` to `last` that fit in one tile, or single models that do not."""
+        """Return ranges of the models from `first` to `last`, each of which fits in one tile or is a single model."""
         tiles = _together(self._ranks[first:last], self._most)
         return [range(first + models.start, first + models.stop) for models in tiles]
 
     def _tile(self, name: str, models: range) -> _Tile:
-        """Load the triplets of some models; they overwrite those last loaded under the same name."""
+        """Load the triplets of some models. They overwrite the last tile with the same name."""
         starts = np.cumsum([0] + [self._ranks[model] for model in models])
         left, right = (
             _workspace.array(f"{name} {side}", (starts[-1], size))
@@ -146,7 +146,7 @@ def _padded(side: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _together(ranks: Sequence[int], most: int) -> Iterator[range]:
-    """Yield ranges of models with at most `most` vectors together, or single models with more.
+    """Yield ranges of models that have at most `most` vectors in total, or single models with more.
 
     >>> list(_together([2, 2, 3, 9, 1], 5))
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
@@ -162,7 +162,7 @@ def _together(ranks: Sequence[int], most: int) -> Iterator[range]:
 
 
 class _Tile(NamedTuple):
-    """The triplets of some models: all left vectors as rows, the values, all right vectors; where each model begins."""
+    """The triplets of some models: left vectors (rows), values, right vectors (rows), and the start of each model."""
 
     models: range
     starts: np.ndarray
@@ -187,6 +187,6 @@ def _put(out: np.ndarray, rows: _Tile, columns: _Tile) -> None:
 
 
 def _put_own(out: np.ndarray, tile: _Tile, split: int) -> None:
-    """Put the pairs within a tile; with a split, each model with itself alone."""
+    """Store the pairs within a tile, or, with a split, only those of each model with itself."""
     for part in [tile.only(model) for model in tile.models] if split else [tile]:
         _put(out, part, part)

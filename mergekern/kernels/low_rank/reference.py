@@ -1,4 +1,4 @@
-"""The float64 oracle of `low_rank`: the matrices themselves."""
+"""The float64 oracle of `low_rank`, which forms the task matrices."""
 
 from __future__ import annotations
 

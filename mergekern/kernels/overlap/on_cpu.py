@@ -7,20 +7,20 @@ import numpy as np
 from mergekern.kernels import lapack
 from mergekern.kernels.native import extension
 
-# Vectors in a tile of the NumPy path: its product, 2048 × N·k float64, is what lies in memory.
+# Number of vectors in a tile of the NumPy path. Its product, 2048 × N·k float64, must fit in memory.
 TILE_VECTORS = 2048
 
 
 def native(bases: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
-    """Return ‖B_iᵀ C_j‖_F² of all pairs by the C++ kernel, on this thread alone; see the package's docstring.
+    """Return ‖B_iᵀ C_j‖_F² of all pairs by the C++ kernel, on the calling thread only; see the package's docstring.
 
-    A pair depends on its own bases alone, to the last bit, and not on which of them is first.
+    The result for a pair depends on its own bases only, to the last bit, and not on their order.
     """
     return extension.overlap(np.ascontiguousarray(bases), None if others is None else np.ascontiguousarray(others))
 
 
 def numpy(bases: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
-    """Return the same by BLAS; the last bits of a pair depend on the number of models."""
+    """Return ‖B_iᵀ C_j‖_F² of all pairs by BLAS. The last bits of a pair depend on the number of models."""
     k = bases.shape[2]
     columns = _vectors(bases if others is None else others)
     every = np.ascontiguousarray(columns.reshape(-1, columns.shape[2]).T)
@@ -35,5 +35,5 @@ def numpy(bases: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
 
 
 def _vectors(bases: np.ndarray) -> np.ndarray:
-    """Return bases with the elements of a vector side by side, (models, k, d) float64."""
+    """Return bases with contiguous vectors, (models, k, d) float64."""
     return np.ascontiguousarray(bases.transpose(0, 2, 1), dtype=np.float64)

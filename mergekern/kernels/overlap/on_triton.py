@@ -1,16 +1,17 @@
-"""`overlap` by Triton: the products of all models' columns in tiles, squared and summed before they leave the chip.
+"""`overlap` by Triton: a tile of products of all models' columns is squared and summed on the chip.
 
-A program takes two groups of models of one stack, whose columns, padded to a power of two, fill the sides of a tile;
-columns of wider models fill several tiles, one after the other. Groups below the diagonal are left to their mirror
-image, so that the result is exactly symmetric. Products and sums are float64: errors are those of the float32 bases.
+A program handles two groups of models of one stack. Their columns, padded to a power of two, fill the sides of a tile;
+if a model has more columns, it takes several tiles in turn. Groups below the diagonal are copied from their mirror
+image, so that the result is exactly symmetric. Products and sums are float64, so that only the float32 bases contribute
+errors.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-# Columns of a side of a tile, whose sums take 64 registers of each of 128 threads. Rows of bases begin at any address,
-# so that loads are of single elements, and more of them in flight would spill registers.
+# Columns on each side of a tile. The sums take 64 registers of each of 128 threads. Rows of bases are not aligned, so
+# that elements are loaded one by one; larger tiles would spill registers.
 SIDE = 64
 INNER = 16
 WARPS = 4
@@ -18,7 +19,7 @@ STAGES = 2
 
 
 def overlap(bases: torch.Tensor) -> torch.Tensor:
-    """Return ‖B_iᵀ B_j‖_F² of all pairs of models of many stacks, (B, N, N) float64 on the device, without waiting.
+    """Return ‖B_iᵀ B_j‖_F² of all pairs of models, for many stacks, (B, N, N) float64 on the device, without waiting.
 
     Args:
         bases: (B, N, d, k) float32, contiguous.
@@ -56,7 +57,7 @@ def _overlap(bases, out, models, size, k, groups, SIDE: tl.constexpr, PADDED: tl
     second = tl.program_id(0) % groups * MODELS
     if second < first:
         return
-    # Offsets from the first model of a group fit 32 bits.
+    # Offsets relative to the first model of a group fit in 32 bits.
     left = bases + (stack * models + first) * size * k
     right = bases + (stack * models + second) * size * k
     side = tl.arange(0, SIDE)

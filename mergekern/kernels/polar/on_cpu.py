@@ -9,10 +9,11 @@ import numpy as np
 from mergekern.kernels.eigen import leading_eigen
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 
-# A float64 Gram matrix holds σ² to an error of 1e-16·σ₁². It resolves a singular value σ to 1e-16·(σ₁/σ)² of itself:
-# those above this share of the largest to 1e-8, those below worse.
+# A float64 Gram matrix has σ² with an error of 1e-16·σ₁², and so σ with a relative error of 1e-16·(σ₁/σ)². Values above
+# this share of the largest have a relative error below 1e-8.
 RESOLVED = 1e-4
-# Cosines below this count as zero in the inverse root of two blocks: their squares are lost beside 1 in float64.
+# Cosines below this count as zero in the inverse root of two blocks, since adding their squares to 1 has no effect in
+# float64.
 _NO_COSINE = 1e-8
 
 
@@ -31,7 +32,7 @@ def polar(matrix: np.ndarray) -> np.ndarray:
 def polar_product(left: Sequence[np.ndarray], weights: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
     """Return polar([L_1 … L_N])·diag(w_1 … w_N)·polar([R_1 … R_N])ᵀ.
 
-    The roots are as small as the number of columns; the longer side is multiplied once.
+    The roots have the size of the number of columns. There is one product over the longer side.
 
     Args:
         left, right: blocks (m, k_i) and (n, k_i), each with orthonormal columns.
@@ -43,14 +44,14 @@ def polar_product(left: Sequence[np.ndarray], weights: Sequence[np.ndarray], rig
     """
     columns, rows, spectrum = np.hstack(left), np.hstack(right).T, np.concatenate(weights)
     of_left, of_right = inverse_root_of_blocks(left), inverse_root_of_blocks(right)
-    # One root after the other, each with what it makes orthonormal: both can be as large as 1e7.
+    # Each root is multiplied first with the blocks that it makes orthonormal: a root can have a norm of 1e7.
     if columns.shape[0] <= rows.shape[1]:
         return (((columns @ of_left) * spectrum) @ of_right) @ rows
     return columns @ ((of_left * spectrum) @ (of_right @ rows))
 
 
 def inverse_root(columns: np.ndarray) -> np.ndarray:
-    """Return R = (XᵀX)^(−1/2) of X (m, p), so that X·R is the orthogonal factor of X; null directions stay at zero."""
+    """Return R = (XᵀX)^(−1/2) of X (m, p), for which X·R is the orthogonal factor of X. Null directions map to zero."""
     values, vectors = resolved_eigen(columns)
     rank = int((values > RANK_TOLERANCE * values.max(initial=0.0)).sum())
     half = vectors[:rank] / np.sqrt(values[:rank, None])
@@ -58,15 +59,16 @@ def inverse_root(columns: np.ndarray) -> np.ndarray:
 
 
 def inverse_root_of_blocks(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Return R = (XᵀX)^(−1/2) of X = [X_1 … X_N], where the columns of each block are orthonormal."""
+    """Return R = (XᵀX)^(−1/2) of X = [X_1 … X_N]. The columns of each block must be orthonormal."""
     return _inverse_root_of_pair(*blocks) if len(blocks) == 2 else inverse_root(np.hstack(blocks))
 
 
 def _inverse_root_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return R of two blocks, from the singular values c of C = X_1ᵀX_2, the cosines of the angles between them.
+    """Return R for two blocks, from the singular values c of C = X_1ᵀX_2, which are cosines of principal angles.
 
-    The Gram matrix [[I, C], [Cᵀ, I]] has the eigenvalues 1 ± c, so that a problem of half the size gives its root.
-    With C = X·diag(c)·Yᵀ, and even and odd the halves of the sum and difference of (1 + c)^(−1/2) and (1 − c)^(−1/2),
+    The Gram matrix [[I, C], [Cᵀ, I]] has the eigenvalues 1 ± c, so that a problem of half the size gives its root. Let
+    C = X·diag(c)·Yᵀ, and let even and odd be half the sum and half the difference of (1 + c)^(−1/2) and (1 − c)^(−1/2).
+    Then
 
         R = [[I + X·diag(even − 1)·Xᵀ, X·diag(odd)·Yᵀ], [Y·diag(odd)·Xᵀ, Y·diag(even)·Yᵀ]]
     """
@@ -75,15 +77,15 @@ def _inverse_root_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     squares = np.clip(squares, 0.0, 1.0)
     c = np.sqrt(squares)
     above, below = 1.0 + c, (1.0 - squares) / (1.0 + c)  # 1 − c without cancellation
-    # `below` holds squares of singular values of X, good to 1e-16. Those that are not resolved and may count take the
-    # long way; below half the tolerance they are zero, whatever the rounding.
+    # `below` has squared singular values of X, with an error of 1e-16. Values that are not resolved but may count need
+    # the general method. Values below half the tolerance are zero for any rounding.
     if ((below > 0.5 * RANK_TOLERANCE**2) & (below < RESOLVED**2)).any():
         return inverse_root(np.hstack([first, second]))
     plus = above**-0.5
     minus = np.where(below > RANK_TOLERANCE**2, below, np.inf) ** -0.5
     even, odd = 0.5 * (plus + minus), 0.5 * (plus - minus)
-    # Of C = X·diag(c)·Yᵀ only Y is known. X·diag(c) is C·Y, so that even − 1 and odd are divided by c² and c; for c of
-    # zero the limits are those of even = 1 + 3/8·c² + …, odd = −1/2·c − …
+    # Only Y of C = X·diag(c)·Yᵀ is known, and X·diag(c) = C·Y. Hence even − 1 is divided by c², and odd by c. The
+    # limits for c = 0 follow from even = 1 + 3/8·c² + …, odd = −1/2·c − …
     has_cosine = c > _NO_COSINE
     safe = np.where(has_cosine, c, 1.0)
     turned = cosines @ vectors.T
@@ -99,9 +101,9 @@ def _inverse_root_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def resolved_eigen(columns: np.ndarray, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the `count` largest singular values of X (m, p), descending, and the right singular vectors as rows.
 
-    They are eigenvectors of the Gram matrix XᵀX. Where that does not resolve all of them, X is deflated by the strong
-    ones, those that it resolves, and the rest, a few columns as a rule, is decomposed by itself. Values of at most
-    RANK_TOLERANCE of the largest are 0.
+    The vectors are eigenvectors of the Gram matrix XᵀX. If it does not resolve all of them, X is deflated by the
+    resolved (strong) ones, and the remainder, usually a few columns, is decomposed by itself. Values of at most
+    RANK_TOLERANCE of the largest are returned as 0.
     """
     gram = columns.T @ columns
     squares, vectors = leading_eigen(gram, count)
@@ -127,9 +129,9 @@ def resolved_eigen(columns: np.ndarray, count: int | None = None) -> tuple[np.nd
 def _decoupled(
     columns: np.ndarray, squares: np.ndarray, strong: np.ndarray, weak: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return strong and weak right singular vectors (rows) of X, corrected by one step of first order.
+    """Return strong and weak right singular vectors (rows) of X, corrected by one first-order step.
 
-    The angle between the two is off by 1e-16/RESOLVED² = 1e-8; after the step it is off by the square of that.
+    The angle between the two subspaces has an error of 1e-16/RESOLVED² = 1e-8. The step squares this error.
 
     Args:
         columns: X (m, p).

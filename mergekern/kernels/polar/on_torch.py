@@ -1,17 +1,18 @@
-"""`polar` by products of matrices alone, in float64, on any device that torch has, for batches of matrices.
+"""`polar` by matrix products only, in float64, on any torch device, for batches of matrices.
 
-An odd polynomial of degree 5 acts on the singular values alone, p(A) = U·p(Σ)·Vᵀ, and takes three products of matrices.
-Three stages take every singular value to 1 or to 0:
+An odd polynomial of degree 5 acts on singular values only, p(A) = U·p(Σ)·Vᵀ, and takes three matrix products. Three
+stages map every singular value to 1 or to 0:
 
-1. A is scaled, so that its singular values lie in [0, 1] and the largest is at least 1/p^(1/8), p the short side.
-2. Fifteen polynomials take [3e-8, 1] to 1, to the last bits. Each is the one that is nearest to 1 on the interval in
-   which the values are known to lie; no other composition of as many such polynomials comes nearer: Amsel, Persson,
-   Musco and Gower, "The Polar Express", arXiv 2505.16932.
-3. Smaller values have grown by a factor of 2e8 at most, the product of the fifteen slopes at 0. What rounding left of a
-   null space, 1e-16, is thus 2e-8 at most, and two steps that have 0 as a fixed point as well take it to 0.
+1. Scaling: the singular values of A are brought to [0, 1], the largest to at least 1/p^(1/8), where p is the short
+   side.
+2. Fifteen polynomials map [3e-8, 1] to 1, up to the last bits. Each is the best approximation of 1 on the interval that
+   contains the values. This composition is optimal: Amsel, Persson, Musco and Gower, "The Polar Express", arXiv
+   2505.16932.
+3. Smaller values grow by a factor of at most 2e8, the product of the fifteen slopes at 0. Rounding errors of 1e-16 in a
+   null space thus become at most 2e-8. Two further steps, which have 0 as a second fixed point, map them to 0.
 
-Singular values from 7e-10 to 1e-7 of the largest may come out anywhere from 0 to 1; the other implementations count
-them as zero.
+Singular values between 7e-10 and 1e-7 of the largest may become anything between 0 and 1. The other implementations
+count them as zero.
 """
 
 from __future__ import annotations
@@ -34,22 +35,23 @@ class Step(NamedTuple):
     c: float
 
 
-# The least scaled value that is taken to 1. The norm that scales is at most p^(1/8) times the largest singular value,
-# 2.3 times at p = 768 and 2.8 times at 4096, so that every value above RANK_TOLERANCE is taken to 1.
+# The smallest scaled value that is mapped to 1. The norm used for scaling is at most p^(1/8) times the largest singular
+# value (2.3 for p = 768, 2.8 for p = 4096), so that every value above RANK_TOLERANCE is mapped to 1.
 _FLOOR = RANK_TOLERANCE / 3
-# (5x³ − 3x⁵)/2, of slope 0 at both of its fixed points 0 and 1; the one between them, (2/3)^½ = 0.82, repels.
+# (5x³ − 3x⁵)/2 has slope 0 at its fixed points 0 and 1. The fixed point between them, (2/3)^½ = 0.82, is repelling.
 _TO_ZERO = Step(0.0, 2.5, -1.5)
-# The limit of the polynomials nearest to 1 as the interval shrinks to 1: takes 1 − ε to 1 − 5/2·ε³.
+# The limit of the best polynomials as the interval shrinks to 1. It maps 1 − ε to 1 − 5/2·ε³.
 _TO_ONE = Step(1.875, -1.25, 0.375)
-# The ε below which the last step is _TO_ONE: 5/2·ε³ is far below the last bit of 1. The equations for the nearest
-# polynomial become singular as the interval shrinks; at this ε they still give four digits of it (measured).
+# If ε is below this, the last step is _TO_ONE: 5/2·ε³ is far below the last bit of 1. The equations for the best
+# polynomial become singular as the interval shrinks. At this ε they still give it to four digits (measured).
 _NEARLY_ONE = 1e-7
-# Exchanges of extrema: after four the coefficients stand to the last bits, from [3e-8, 1] to [0.9, 1] (measured).
+# Number of exchange steps. After four the coefficients are exact to the last bits, from [3e-8, 1] to [0.9, 1]
+# (measured).
 _EXCHANGES = 8
 
 
 def polar(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the orthogonal factor, (..., m, n) float64, on the matrix's device, without waiting for the device.
+    """Return the orthogonal factor, (..., m, n) float64, on the matrix's device, without waiting for it.
 
     >>> polar(torch.tensor([[0.0, -2.0], [0.0, 0.0]]))
     tensor([[ 0., -1.],
@@ -79,8 +81,8 @@ def polar_product(
 
 
 def _scaled(columns: torch.Tensor) -> torch.Tensor:
-    """Return matrices (..., m, p) with their singular values in [0, 1], the largest at least 1/p^(1/8)."""
-    # First by the largest element, so that no power leaves the range of float64.
+    """Return matrices (..., m, p), scaled to singular values in [0, 1], the largest at least 1/p^(1/8)."""
+    # The first scaling is by the largest element, so that no power leaves the range of float64.
     columns = columns / _positive(columns.abs().amax((-2, -1), keepdim=True))
     # σ₁ ≤ (Σσ⁸)^(1/8) = ‖(AᵀA)²‖_F^(1/4) ≤ p^(1/8)·σ₁
     gram = columns.mT @ columns
@@ -88,12 +90,12 @@ def _scaled(columns: torch.Tensor) -> torch.Tensor:
 
 
 def _positive(norm: torch.Tensor) -> torch.Tensor:
-    """Return norms to divide by: 1 for zero matrices."""
+    """Return the norm, or 1 for zero matrices, so that dividing by it is defined."""
     return torch.where(norm > 0, norm, 1.0)
 
 
 def _applied(step: Step, columns: torch.Tensor) -> torch.Tensor:
-    """Return A·(a·I + b·AᵀA + c·(AᵀA)²), whose singular values are the polynomial of those of A."""
+    """Return A·(a·I + b·AᵀA + c·(AᵀA)²), which applies the polynomial to the singular values of A."""
     gram = columns.mT @ columns
     inner = step.b * gram + step.c * (gram @ gram)
     inner.diagonal(dim1=-2, dim2=-1).add_(step.a)
@@ -102,7 +104,7 @@ def _applied(step: Step, columns: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def steps_to_one(floor: float) -> tuple[Step, ...]:
-    """Return the polynomials that take [floor, 1] to 1, one after the other, to the last bits of float64.
+    """Return polynomials whose composition maps [floor, 1] to 1, up to the last bits of float64.
 
     >>> x = np.geomspace(1e-6, 1, 1000)
     >>> for a, b, c in steps_to_one(1e-6):
@@ -115,7 +117,7 @@ def steps_to_one(floor: float) -> tuple[Step, ...]:
     while low < (1.0 - _NEARLY_ONE) * high:
         a, b, c = _nearest_to_one(low / high)
         steps.append(Step(a / high, b / high**3, c / high**5))
-        # The polynomial is least at `low`, and as far below 1 there as it is above it elsewhere.
+        # The polynomial has its minimum at `low`. It is as far below 1 there as it is above 1 at its maximum.
         x = low / high
         low = a * x + b * x**3 + c * x**5
         high = 2.0 - low
@@ -123,10 +125,10 @@ def steps_to_one(floor: float) -> tuple[Step, ...]:
 
 
 def _nearest_to_one(low: float) -> Step:
-    """Return the odd polynomial of degree 5 that is nearest to 1 on [low, 1], by Remez' exchange of extrema.
+    """Return the best approximation of 1 on [low, 1] by an odd polynomial of degree 5, by the Remez exchange algorithm.
 
-    The error has the same size and alternating signs at four points: both ends, and two extrema between them, which
-    begin at a quarter and three quarters of the interval.
+    Its error has equal size and alternating signs at four points: both ends, and two extrema between them. The
+    iteration starts with the extrema at one quarter and three quarters of the interval.
     """
     extrema = np.array([3.0 * low + 1.0, low + 3.0]) / 4.0
     for _ in range(_EXCHANGES):

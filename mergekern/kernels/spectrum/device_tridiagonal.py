@@ -1,8 +1,8 @@
-"""The tridiagonal forms of many symmetric matrices on a GPU, their eigenvalues and some of their eigenvectors.
+"""Tridiagonal forms of many symmetric matrices on a GPU, with eigenvalues and selected eigenvectors.
 
-Dense to band by products of matrices, a panel of reflectors at a time; band to tridiagonal by one block of threads for
-each matrix, the band in shared memory; values by bisection, vectors by inverse iteration. Everything is queued on the
-current stream without waiting for it.
+The reduction from dense to band uses matrix products, one panel of reflectors at a time. For the reduction from band to
+tridiagonal, one block of threads handles each matrix, with the band in shared memory. Eigenvalues come from bisection,
+vectors from inverse iteration. All work is queued on the current stream, without waiting.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import torch
 
 from mergekern.kernels.cuda_module import CudaModule
 
-# As in csrc/cuda/common.cuh and chase.cu: half bandwidth, elements of a column of the band with room for the bulge,
-# threads of a warp.
+# These must equal csrc/cuda/common.cuh and chase.cu: half bandwidth, elements of a column of the band including the
+# bulge, threads of a warp.
 BAND = 16
 COLUMN = 2 * BAND + 1
 WARP = 32
-# Threads of a block: the bounds that the kernels are compiled for.
+# Threads of a block: the limits with which the kernels are compiled.
 FEW_THREADS, THREADS, MANY_THREADS, MOST_THREADS = 128, 256, 512, 1024
-# Warps of a block of the chase at most: sweeps that run at a time. Vectors that a block of `undo_chase` transforms.
+# The most warps of a block of the chase, each of which runs a sweep; the number of vectors of a block of `undo_chase`.
 CHASE_WARPS = 24
 UNDO_TILE = 8
-# The shifts of inverse iteration are this far apart, relative to the norm (as in LAPACK's dstein). Where eigenvalues
-# are closer than rounding, as all zeros of a rank-deficient matrix are, equal shifts would lead different starts to one
-# vector: of 360 such matrices 6 had vectors too dependent for Cholesky QR, and came out NaN.
+# Smallest distance between shifts of inverse iteration, relative to the norm (as in LAPACK's dstein). With equal
+# shifts, different starts would converge to one vector if eigenvalues agree up to rounding, as the zeros of a
+# rank-deficient matrix do. Without this, the vectors of 6 of 360 such matrices were too dependent for Cholesky QR,
+# which gave NaN.
 SEPARATION = 10 * 2.0**-53
 
 
 class DeviceTridiagonal:
     """The tridiagonal forms of symmetric matrices (batch, padded, padded), scaled to a norm of about 1.
 
-    Eigenvalues are given and returned in the scale of the original matrices.
+    All methods take and return eigenvalues in the scale of the original matrices.
     """
 
     def __init__(self, matrices: torch.Tensor, size: int, module: CudaModule) -> None:
@@ -63,7 +64,7 @@ class DeviceTridiagonal:
         self._low = ((diagonal - radius).amin(1, keepdim=True) * self._scale).contiguous()
         self._high = ((diagonal + radius).amax(1, keepdim=True) * self._scale).contiguous()
         self._diagonal, self._off_diagonal = diagonal * self._scale, off_diagonal * self._scale
-        # An off-diagonal zero would stop the recurrence; 1e-30 of the norm in its place moves no eigenvalue.
+        # A zero would break the recurrence. Replacing it by 1e-30 of the norm changes no eigenvalue.
         self._squares = torch.zeros_like(off_diagonal)
         self._squares[:, 1:] = self._off_diagonal[:, :-1].square().clamp(min=1e-60)
 
@@ -72,7 +73,7 @@ class DeviceTridiagonal:
         return (self.diagonal.square().sum(1) + 2 * self.off_diagonal.square().sum(1)).sqrt()
 
     def values(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return the eigenvalues (batch, count) at some positions; 0 is the smallest."""
+        """Return the eigenvalues (batch, count) at the given positions; 0 is the smallest."""
         values = torch.empty(self._batch, len(positions), dtype=torch.float64, device=self.diagonal.device)
         threads = min(FEW_THREADS, WARP * -(-len(positions) // WARP))
         self._module.launch(
@@ -84,7 +85,7 @@ class DeviceTridiagonal:
         return values / self._scale
 
     def count_below(self, bounds: torch.Tensor) -> torch.Tensor:
-        """Return how many eigenvalues lie below bounds (batch,)."""
+        """Return the number of eigenvalues below bounds (batch,)."""
         counts = torch.empty(self._batch, dtype=torch.int64, device=bounds.device)
         bounds = bounds * self._scale[:, 0]
         self._module.launch(
@@ -131,7 +132,7 @@ def _separated(values: torch.Tensor) -> torch.Tensor:
 
 
 class _Panels(NamedTuple):
-    """The reflectors of the reduction to a band, a panel each: V (batch, BAND, rows) and t (batch, BAND, BAND)."""
+    """The reflectors of the reduction to a band. Each panel has V (batch, BAND, rows) and t (batch, BAND, BAND)."""
 
     padded: int
     factors: list[tuple[torch.Tensor, torch.Tensor]]
@@ -144,7 +145,7 @@ class _Panels(NamedTuple):
 
 
 def _reduce_to_band(matrices: torch.Tensor, module: CudaModule) -> _Panels:
-    """Reduce symmetric matrices to a band of BAND on either side; it is left in the upper triangle.
+    """Reduce symmetric matrices to half bandwidth BAND, in place. The result is in the upper triangle.
 
     A becomes A − V·Zᵀ − Z·Vᵀ with Y = A·V·t, Z = Y − V·(tᵀ·Vᵀ·Y)/2 (Bischof, Lang and Sun, 2000).
     """
@@ -166,7 +167,7 @@ def _reduce_to_band(matrices: torch.Tensor, module: CudaModule) -> _Panels:
 
 
 def factor_panels(panels: torch.Tensor, module: CudaModule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor panels, given by columns (batch, columns, rows), in place: they become V; return r and t."""
+    """Factor panels, stored by columns (batch, columns, rows). They are replaced by V; return r and t."""
     batch, columns, rows = panels.shape
     triangle, factor = panels.new_empty(2, batch, columns, columns)
     needed = 8 * (columns + WARP)
@@ -183,7 +184,7 @@ def factor_panels(panels: torch.Tensor, module: CudaModule) -> tuple[torch.Tenso
 
 
 def _orthonormalise(vectors: torch.Tensor, module: CudaModule) -> torch.Tensor:
-    """Return orthonormal bases of the spans of independent vectors (batch, size, count): Cholesky QR, twice."""
+    """Return orthonormal bases of the spans of independent vectors (batch, size, count), by Cholesky QR, twice."""
     batch, _, count = vectors.shape
     shared = 16 * count * count
     in_shared = shared <= module.shared_limit
@@ -202,5 +203,5 @@ def _orthonormalise(vectors: torch.Tensor, module: CudaModule) -> torch.Tensor:
 
 
 def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
-    """Return 2^exponent, exactly, which torch.ldexp does not promise on every device."""
+    """Return 2^exponent, exactly. torch.ldexp does not guarantee this on every device."""
     return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)

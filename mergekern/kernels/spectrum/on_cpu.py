@@ -1,8 +1,8 @@
 """`spectrum` on the CPU: a partial eigensolver of the Gram matrix of the short side, in float64.
 
-The Gram matrix is reduced to tridiagonal form once. Only the eigenvalues and vectors that are wanted are computed and
-transformed back; the vectors of the long side come from a product with the matrix itself. A full SVD does many times
-the work.
+The Gram matrix is reduced to tridiagonal form once. Only the requested eigenvalues and vectors are computed and
+transformed back. The vectors of the long side come from a product with the matrix itself. A full SVD would need several
+times the work.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mergekern.kernels.spectrum import RANK_TOLERANCE, Spectrum, zero_spectrum
 from mergekern.kernels.tridiagonal import LapackTridiagonal, NativeTridiagonal, Tridiagonal
 from mergekern.kernels.workspace import Workspace
 
-# (axis, step) -> (start, base, tuned) of consecutive rows (axis 0) or columns (axis 1).
+# (axis, step) -> iterator over (start, base, tuned) of consecutive rows (axis 0) or columns (axis 1).
 Blocks = Callable[[int, int], Iterator[tuple[int, torch.Tensor, torch.Tensor]]]
 
-# Elements of the float64 block in memory: 32 MiB, which holds 3072 × 768 whole.
+# Elements of the float64 block in memory. It takes 32 MiB, which hold a whole matrix of 3072 × 768.
 BLOCK = 1 << 22
-# The Gram matrix perturbs its eigenvectors by about ε·λ₁/gap. Where that exceeds this, a subspace of
-# `WIDEN` × k vectors is taken, whose gap to the rest is wider, and resolved by an SVD of the matrix
-# restricted to it, which is accurate to ε·σ₁/gap.
+# Rounding of the Gram matrix perturbs its eigenvectors by about ε·λ₁/gap. If that exceeds this tolerance, a subspace of
+# `WIDEN` × k vectors is computed, which has a wider gap. An SVD of the matrix restricted to that subspace then gives
+# the vectors, with an error of ε·σ₁/gap.
 ACCURATE = 1e-7
 WIDEN = 4
 
@@ -42,13 +42,13 @@ def spectrum(
     """Return the spectrum of a task matrix that is read in blocks; see the package's docstring.
 
     Args:
-        blocks: gives the base and tuned matrix, some rows or columns at a time; called once or twice.
+        blocks: returns the base and the tuned matrix, some rows or columns at a time; called once or twice.
         shape: (m, n).
         top_k: size of the top and bottom subspaces.
         spectrum_k: number of leading values.
         tridiagonal: the implementation of the tridiagonal form.
     """
-    of_rows = shape[0] < shape[1]  # the Gram matrix is that of the short side
+    of_rows = shape[0] < shape[1]  # selects the Gram matrix of the short side
     short, long = min(shape), max(shape)
     k = min(top_k, short)
     deltas = _Deltas(blocks, shape, of_rows)
@@ -59,7 +59,7 @@ def spectrum(
     if not np.diagonal(gram).any():
         return zero_spectrum(shape, top_k, spectrum_k)
     form = tridiagonal(gram, short)
-    squares = np.full(short, np.nan)  # eigenvalues, ascending, as far as they are needed
+    squares = np.full(short, np.nan)  # eigenvalues, ascending; NaN where they are not needed
 
     def compute_squares(positions: np.ndarray) -> None:
         missing = positions[np.isnan(squares[positions])]
@@ -98,7 +98,7 @@ def native(blocks: Blocks, shape: tuple[int, int], top_k: int = 10, spectrum_k: 
 
 
 def workspace(shape: tuple[int, int], top_k: int) -> int:
-    """Return the bytes that one call allocates at most: difference and its operand, matrices, and vectors."""
+    """Return an upper bound for the bytes that one call allocates: difference, its operand, matrices and vectors."""
     short, long = min(shape), max(shape)
     vectors = min(2 * WIDEN * top_k, 2 * short)
     return 8 * (
@@ -107,7 +107,7 @@ def workspace(shape: tuple[int, int], top_k: int) -> int:
 
 
 def _subspace_size(squares: np.ndarray, k: int) -> int:
-    """Return how many vectors to compute so that the first k are accurate, from eigenvalues in either order."""
+    """Return the number of vectors to compute so that the first k are accurate; eigenvalues may be in either order."""
     if k == len(squares):
         return k
     gap = abs(squares[k] - squares[k - 1])
@@ -125,7 +125,7 @@ def _resolve(deltas: _Deltas, vectors: np.ndarray, long: int, end: str) -> tuple
 
 
 class _Deltas:
-    """tuned − base in float64, along the long side; kept in memory if it is a single block."""
+    """tuned − base in float64, in blocks along the long side. A single block is kept in memory."""
 
     def __init__(self, blocks: Blocks, shape: tuple[int, int], of_rows: bool) -> None:
         self.of_rows = of_rows

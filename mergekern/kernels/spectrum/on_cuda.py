@@ -1,14 +1,15 @@
-"""`spectrum` on a GPU: all matrices of one short side at once, by the same direct method as on the CPU.
+"""`spectrum` on a GPU: all matrices with one short side at once, by the same direct method as on the CPU.
 
-The Gram matrices of the short side go from dense to a band (products of matrices), to tridiagonal form (one block of
-threads each, the band in shared memory); bisection gives the eigenvalues, inverse iteration the vectors of a window of
-4·k at either end. Within a window the matrix itself is resolved: its product with the window, QR, one-sided Jacobi.
+The Gram matrices of the short side are reduced from dense to band form (by matrix products) and to tridiagonal form
+(one block of threads per matrix, the band in shared memory). Bisection gives the eigenvalues, and inverse iteration the
+vectors of a window of 4·k at each end. Within a window the matrix itself gives the vectors: its product with the
+window, QR, and one-sided Jacobi.
 
-A direct method does not depend on gaps in the spectrum, which the bottom vectors of noise do not have; and once it has
-been paid for, the leading values and vectors cost next to nothing, so that no Krylov iteration is run for them.
+A direct method does not depend on gaps in the spectrum, and the bottom of a noise spectrum has none. With the direct
+method done, the leading values and vectors are nearly free, so that a Krylov iteration for them would save nothing.
 
-Everything is queued on the current stream without waiting for it. Results are checked as they are made; those that fail
-are marked, and the caller redoes them on the CPU.
+All work is queued on the current stream, without waiting. Results are checked. Those that fail are marked, and the
+caller computes them again on the CPU.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ from mergekern.kernels.spectrum.device_tridiagonal import (
 )
 from mergekern.kernels.task_product.on_triton import task_product
 
-# The window of vectors that is resolved is this much larger than the subspace asked for, so that its gap to the rest is
-# wider than the error of a float64 Gram matrix (the CPU's WIDEN).
+# Size of a window relative to the requested subspace. The gap to the remaining vectors must exceed the error of a
+# float64 Gram matrix (the CPU's WIDEN).
 WIDEN = 4
-# Elements of float64 differences that are in memory at a time: 1 GiB.
+# Elements of float64 differences in memory at a time. They take 1 GiB.
 DELTA_BLOCK = 1 << 27
-# Sweeps of one-sided Jacobi at most. It ends with a sweep that rotates nothing; without one the values are NaN.
+# The most sweeps of one-sided Jacobi. It has converged if a sweep rotates nothing; otherwise the values are NaN.
 JACOBI_SWEEPS = 30
-# Largest error of a sound result, in orthogonality and in residuals relative to the norm of the Gram matrix; those of
-# healthy ones are about 1e-14.
+# Largest accepted error of a result, in orthogonality and in residuals relative to the norm of the Gram matrix. The
+# errors of correct results are about 1e-14.
 FAULT = 1e-11
 
 
 def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaModule) -> list[DeviceSpectra]:
-    """Return the spectra of stacks of matrices that all have the same short side, in their order."""
-    # Stacks of one shape side by side: they are resolved together.
+    """Return the spectra of stacks of matrices, in their order. All matrices must have the same short side."""
+    # Stacks of one shape are sorted together, since they are processed together.
     order = sorted(range(len(stacks)), key=lambda index: stacks[index].base.shape)
     stacks = [_widened(stacks[index]) for index in order]
     short = min(stacks[0].base.shape)
     k, window = min(top_k, short), min(WIDEN * top_k, short)
     grams = _gram_matrices(stacks, short)
     peak = grams.diagonal(dim1=1, dim2=2).amax(1)
-    # Powers of two, so that scaling is exact; reflectors square the elements.
+    # Powers of two make scaling exact. Scaling is needed since computing reflectors squares the elements.
     exponent = torch.frexp(peak).exponent
     grams *= power_of_two(-exponent)[:, None, None]
     trace = grams.diagonal(dim1=1, dim2=2).sum(1)
@@ -71,7 +72,7 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     bottom = form.vectors(squares_bottom)
     del form
 
-    # The matrices are scaled to a largest value of about 1 by scaling the vectors that they are multiplied with.
+    # Scaling the vectors instead of the matrices brings the largest value of the products to about 1.
     half, is_odd = exponent.div(2, rounding_mode="floor"), (exponent % 2 == 1)[:, None]
     values = squares_top[:, : min(spectrum_k, short)].clamp(min=0.0).sqrt()
     values = torch.where(is_odd, values * 2.0**0.5, values) * power_of_two(half)[:, None]
@@ -105,17 +106,17 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
 
 
 def workspace(shape: tuple[int, int], top_k: int) -> int:
-    """Return the bytes of a device that one matrix of a batch takes while it is factorised."""
+    """Return the bytes of device memory that one matrix of a batch needs while it is factorised."""
     short, long = min(shape), max(shape)
     padded, window = -(-short // BAND) * BAND, min(WIDEN * top_k, short)
-    # Its difference, Gram matrix and copy of the trailing part; panels, reflectors; room for the vectors of a window
-    # and its elimination; products, their reflectors and the resolved vectors of both windows.
+    # The difference, the Gram matrix and a copy of its trailing part; panels and reflectors; the vectors of a window
+    # with their elimination; products with both windows, their reflectors and the final vectors.
     matrices = min(short * long, DELTA_BLOCK) + 2 * padded**2 + 2 * (padded**2 // 2) + short * long // 64
     return 8 * (matrices + 8 * short * window + 8 * long * window + (short + BAND) * COLUMN)
 
 
 class _End(NamedTuple):
-    """Singular triplets at one end of the spectrum: (N, s, c), (N, l, c), (N, c), and the product Δ·short."""
+    """Singular triplets at one end of the spectrum, (N, s, c), (N, l, c) and (N, c), with the product Δ·short."""
 
     short: torch.Tensor
     long: torch.Tensor
@@ -146,7 +147,7 @@ def _resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -
     values, order = values.sort(dim=1, descending=True, stable=True)
     columns = columns.take_along_dim(order[:, :, None], dim=1)
     rotation = rotations.take_along_dim(order[:, :, None], dim=1).mT
-    # Another QR normalises the orthogonal columns, and completes them where a value is zero.
+    # A second QR normalises the orthogonal columns. If a value is zero, it also completes the basis.
     signs, inner = factor_panels(columns, module)
     left = torch.eye(count, dtype=values.dtype, device=values.device) - columns.mT @ (inner @ columns)
     left = left * torch.where(signs.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)[:, None, :]
@@ -157,14 +158,14 @@ def _resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -
 
 
 def _widened(stack: Stack) -> Stack:
-    """Return float8 as float32, since torch does not calculate with it."""
+    """Return float8 as float32, since torch has no arithmetic for float8."""
     if all(tensor.dtype.itemsize > 1 for tensor in (stack.base, *stack.tuned)):
         return stack
     return Stack(stack.base.to(torch.float32), [tuned.to(torch.float32) for tuned in stack.tuned])
 
 
 def _gram_matrices(stacks: Sequence[Stack], short: int) -> torch.Tensor:
-    """Return Δ·Δᵀ or Δᵀ·Δ of all matrices, the smaller, padded with zeros to whole panels."""
+    """Return the smaller of Δ·Δᵀ and Δᵀ·Δ for all matrices, padded with zeros to whole panels."""
     padded = -(-short // BAND) * BAND
     sizes = [len(stack.tuned) for stack in stacks]
     grams = torch.zeros(_count(stacks), padded, padded, dtype=torch.float64, device=stacks[0].base.device)
@@ -196,7 +197,7 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
 
 
 def _multiply(stacks: Sequence[Stack], vectors: torch.Tensor, to_long: bool) -> torch.Tensor:
-    """Return the products of matrices of one shape with vectors (N, short, c), or (N, long, c) of the long side."""
+    """Return the products of matrices of one shape with vectors (N, short, c) of the short side, or (N, long, c)."""
     rows, columns = stacks[0].base.shape
     pairs = [(stack.base, tuned) for stack in stacks for tuned in stack.tuned]
     return task_product(pairs, vectors.contiguous(), transpose=(rows < columns) == to_long)
@@ -208,14 +209,14 @@ def _orthonormal(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def _small(residual: torch.Tensor) -> torch.Tensor:
-    # NaN is not small.
+    # The comparison is written so that NaN fails.
     return residual.abs().amax((1, 2)) <= FAULT
 
 
 def _assemble(
     shape: tuple[int, int], top: _End, bottom: _End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
 ) -> DeviceSpectra:
-    """Sort sides into left and right; a zero matrix gets the columns of the identity, as in `zero_spectrum`."""
+    """Assign the sides to left and right. Zero matrices get columns of the identity, as in `zero_spectrum`."""
     rows, columns = shape
     k, short = top.short.shape[2], min(rows, columns)
     zero = (values[:, 0] == 0)[:, None, None]

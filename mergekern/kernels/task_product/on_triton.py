@@ -1,11 +1,11 @@
-"""`task_product` by Triton: one launch for all matrices; differences, and Ω, only ever in registers.
+"""`task_product` by Triton: one launch for all matrices. Differences and Ω exist in registers only.
 
-A program makes one tile of one result and walks the whole inner dimension, in order: nothing is added atomically, and
-the bits do not depend on the run or on the other matrices. Error of an entry of Y relative to Σ|τ_ik·V_kj|:
+A program computes one tile of one result, over the whole inner dimension in order. There are no atomic additions, and
+the bits depend neither on the run nor on other matrices. Errors of an entry of Y, relative to Σ|τ_ik·V_kj|:
 
-- float64 (default): exact difference, products and sums in float64 on tensor cores. About 1e-16.
-- tf32x3: difference and V rounded to float32, three TF32 products in place of one in float32, summed in float32 within
-  a tile and in float64 across tiles. At most 1e-6. Storage of at most 32 bits.
+- float64 (default): the difference is exact; products and sums are float64, on tensor cores. Error about 1e-16.
+- tf32x3: difference and V are rounded to float32, three TF32 products replace one in float32, sums are float32 within a
+  tile and float64 across tiles. Error at most 1e-6. Only for storage dtypes of at most 32 bits.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from mergekern.kernels.device_inputs import ALIGNMENT, STORAGE, addresses, in_on
 
 Precision = Literal["float64", "tf32x3"]
 
-# A tile of the result, of at most this many rows and columns, takes 64 registers of each of 128 threads for its sums.
+# The most rows and columns of a tile of the result. Its sums take 64 registers of each of 128 threads.
 ROWS = 64
 COLUMNS = 64
-# One line of memory of a row of float32 at a time; 136 registers and 64 KiB of shared memory, so that three programs
-# share a multiprocessor.
+# Inner elements per step: one line of memory of a float32 row. A program then takes 136 registers a thread and 64 KiB
+# of shared memory, so that three fit on a multiprocessor.
 INNER = 32
 WARPS = 4
 STAGES = 3
@@ -40,13 +40,13 @@ def task_product(
     seed: int = 0,
     precision: Precision = "float64",
 ) -> torch.Tensor:
-    """Return (tuned − base) V of every pair, or (tuned − base)ᵀ V, (B, m or n, q) float64 on their device.
+    """Return (tuned − base) V or (tuned − base)ᵀ V of every pair, (B, m or n, q) float64, without waiting.
 
-    Nothing waits for the device. Pairs of several storage dtypes are copied to float32 or float64 first.
+    If storage dtypes differ, pairs are first copied to float32 or float64.
 
     Args:
         pairs: (base or None for zero, tuned), contiguous matrices of one shape.
-        vectors: V, (B, n, q) float64, (B, m, q) for the transpose; None for Ω, as `omega` gives it.
+        vectors: V, (B, n, q) float64, or (B, m, q) for the transpose; None for Ω, the matrix that `omega` returns.
         transpose: multiply by the transpose.
         columns: width q of Ω.
         seed: seed of Ω.
@@ -144,7 +144,7 @@ def _task_product(
         tuned = tl.multiple_of(tuned, 16)
     has_base = tl.full((1, 1), base_address, tl.int64) != 0
     vectors += matrix * inner * width
-    # The transpose makes its tile lying down, as Vᵀ·τ: rows of τ are then read as they lie, by wide loads.
+    # The transpose is computed as Vᵀ·τ, a transposed tile: rows of τ are then contiguous, and wide loads possible.
     total = tl.full((COLUMNS, ROWS) if TRANSPOSE else (ROWS, COLUMNS), 0.0, tl.float64)
     for first in range(0, inner, INNER):
         upright = first + tl.arange(0, INNER)[:, None]
@@ -175,6 +175,6 @@ def _task_product(
 
 @triton.jit(do_not_specialize=["count", "seed"])
 def _omega(out, count, seed, TILE: tl.constexpr):
-    """Write normal numbers by their counters, which are the offsets in the matrix."""
+    """Write normal random numbers. The counter of a number is its offset in the matrix."""
     offset = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     tl.store(out + offset, tl.randn(seed, offset).to(tl.float64), mask=offset < count)

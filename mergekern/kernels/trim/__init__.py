@@ -5,15 +5,15 @@
 Inputs: blocks of base (or None for zero) and tuned, each in its own storage dtype; k from 1 to the number of elements.
 Output: a float64, one of the |τ_e|.
 
-Non-negative float64 numbers have the order of their bits. Each pass counts the values that agree with the digits found
-so far, by their next bits (16; 13 on a device); the counts tell in which bin the k-th lies. On the CPU the last few
-values are collected and selected from. Nothing is sorted and no index is kept. Each pass sees every value once, in
-blocks of any order and division, so that a vector need not be in memory.
+Non-negative float64 numbers are ordered like their bit patterns. Each pass counts the values that agree with the digits
+found so far, by their next digit (16 bits; 13 on a device). The counts determine the bin of the k-th largest value. On
+the CPU the last few values are collected, and the result is selected among them. Nothing is sorted, and no indices are
+stored. Each pass reads every value once, in blocks of any order and size, so that a vector need not fit in memory.
 
-Backends: `on_cpu`, counting by C++ or NumPy; `on_cuda`, all models of a tensor together.
+Backends: `on_cpu`, counting by C++ or NumPy; `on_cuda`, for all models of a tensor at once.
 
-Bytes: 2 or 3 reads of τ, on a device 5. Flops: one subtraction for each value of a read. Memory: 0.5 MB of counts a
-thread, and at most 32 MB of collected values; on a device 64 KB of counts a model.
+Bytes: 2 or 3 reads of τ, on a device 5. Flops: one subtraction per value and read. Memory: 0.5 MB of counts per thread
+and at most 32 MB of collected values; on a device 64 KB of counts per model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-# Gives (base, tuned) of all blocks, flat and in any order; called once a pass.
+# Returns an iterator over (base, tuned) of all blocks, flat and in any order. It is called once per pass.
 Blocks = Callable[[], Iterable[tuple[torch.Tensor | None, torch.Tensor]]]
-# The same with the tuned tensors of several models.
+# The same, with the tuned tensors of several models.
 ModelBlocks = Callable[[], Iterable[tuple[torch.Tensor | None, Sequence[torch.Tensor]]]]
 
 # (lowest bit, width) of each digit of a float64 without its sign.

@@ -10,8 +10,8 @@ import torch
 from mergekern.kernels.native import address, extension
 from mergekern.kernels.trim import DIGITS, Blocks
 
-# At most this many values are collected instead of counted once more. Before the first pass few: counting narrows them
-# to a few per cent for the price of one read. Later as many as 32 MB hold.
+# The most values that are collected instead of counted again. The limit is low before the first pass, since counting
+# reduces the values to a few per cent with one read. It is 32 MB later.
 _FEW = 1 << 14
 _MANY = 1 << 22
 # Elements of a block of the NumPy path: 8 MB of float64.
@@ -22,10 +22,10 @@ def kth_largest(blocks: Blocks, count: int, k: int, threads: int = 1) -> float:
     """Return the k-th largest magnitude of `count` values; see the package's docstring.
 
     Args:
-        blocks: gives (base or None, tuned), flat and contiguous.
+        blocks: returns (base or None, tuned) of all blocks, flat and contiguous.
         count: number of values in all blocks together.
         k: from 1 to count.
-        threads: number for the C++ kernel; the result does not depend on it.
+        threads: threads of the C++ kernel; the result does not depend on them.
 
     >>> kth_largest(lambda: [(None, torch.tensor([1.0, -3.0, 2.0, 3.0]))], 4, 3)
     2.0
@@ -40,7 +40,7 @@ def kth_largest(blocks: Blocks, count: int, k: int, threads: int = 1) -> float:
         counts = np.zeros(1 << width, dtype=np.int64)
         for base, tuned in blocks():
             counts += _counts(base, tuned, prefix, above, shift, width, threads)
-        larger = np.cumsum(counts[::-1])[::-1] - counts  # of each bin, the values in the bins above it
+        larger = np.cumsum(counts[::-1])[::-1] - counts  # for each bin, the number of values in higher bins
         at = int(np.flatnonzero((larger < k) & (k <= larger + counts))[0])
         k -= int(larger[at])
         left = int(counts[at])

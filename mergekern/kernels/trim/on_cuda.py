@@ -1,12 +1,11 @@
-"""`trim` by CUDA C++: radix select of all models of a tensor together, without waiting for the host.
+"""`trim` by CUDA C++: radix select for all models of a tensor at once, without waiting for the host.
 
-A block of threads keeps a histogram of 13 bits in shared memory, over all elements that it reads; five passes find the
-63 bits of a float64. The device itself picks the next digit from the counts, so that nothing waits. A Triton kernel
-would have a histogram for each tile, and so would have to write it out, or add it up in registers, every few thousand
-elements.
+Each block of threads has one histogram of 13 bits in shared memory, for all elements that it reads. Five passes find
+the 63 bits of a float64. The device itself selects the next digit from the counts, so that the host never waits. A
+Triton kernel would need a histogram per tile, and would have to write or add it every few thousand elements.
 
-Bytes: 5 reads of τ, the base once for all models where the cache holds it. Atomic additions are of integers, so that
-their order does not matter.
+Bytes: 5 reads of τ; the base is read once for all models if the cache holds it. Atomic additions add integers only, so
+that their order does not matter.
 """
 
 from __future__ import annotations
@@ -20,11 +19,13 @@ from mergekern.kernels.cuda_module import CudaModule
 from mergekern.kernels.device_inputs import LOADED, addresses, in_one_dtype, to_device
 from mergekern.kernels.trim import ModelBlocks
 
-# As in trim.cu: (lowest bit, width) of each digit of a float64 without its sign, and the number of counts of a digit.
+# These must equal trim.cu: (lowest bit, width) of each digit of a float64 without its sign; number of counts of a
+# digit.
 DIGITS = ((50, 13), (37, 13), (24, 13), (11, 13), (0, 11))
 BINS = 1 << 13
 THREADS = 256
-# Elements of a block, so many that clearing and adding up its counts is little beside them; most blocks of a model.
+# Elements of a block, enough that clearing and adding its counts takes little of the time; largest number of blocks of
+# a model.
 CHUNK = 1 << 14
 BLOCKS = 512
 
@@ -32,22 +33,22 @@ BLOCKS = 512
 def kth_largest(
     blocks: ModelBlocks, models: int, count: int, k: int, module: CudaModule, device: torch.device
 ) -> torch.Tensor:
-    """Return the k-th largest magnitude of every model, (models,) float64 on the device; nothing waits for it.
+    """Return the k-th largest magnitude of every model, (models,) float64 on the device, without waiting.
 
     Args:
-        blocks: gives (base or None, tuned), flat and contiguous, on the device.
+        blocks: returns (base or None, tuned) of all blocks, flat and contiguous, on the device.
         models: number of tuned tensors in a block.
         count: number of values of a model in all blocks together.
         k: from 1 to count.
         module: the CUDA C++ kernels.
-        device: place of the blocks.
+        device: device of the blocks.
     """
     if not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to {count}, not {k}")
     start = np.stack([np.zeros(models, dtype=np.int64), np.full(models, k)], axis=1)
     [states] = to_device([start], device)
     counts = torch.zeros(models, BINS, dtype=torch.int64, device=device)
-    tables: dict[tuple[int, ...], torch.Tensor] = {}  # blocks that stay in place share one through all passes
+    tables: dict[tuple[int, ...], torch.Tensor] = {}  # blocks that stay in place use one table in all passes
     for shift, width in DIGITS:
         for base, tuned in blocks():
             stored = _checked(base, tuned, models)

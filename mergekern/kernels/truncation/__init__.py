@@ -2,10 +2,10 @@
 
     τ ≈ left·diag(values)·rightᵀ,      left (m, k), values (k,) descending, right (n, k)
 
-There are fewer than k where the matrix has fewer singular values above `RANK_TOLERANCE`·σ₁: the directions of a null
-space are arbitrary, and nothing is gained by keeping them.
+If fewer than k singular values exceed `RANK_TOLERANCE`·σ₁, there are only as many triplets: the directions of a null
+space are arbitrary.
 
-Backends: `on_cpu`, LAPACK with the tridiagonal form by C++ where it was built; `on_torch`, any device.
+Backends: `on_cpu`, LAPACK, with the tridiagonal form by C++ if it was built; `on_torch`, any device.
 
 Bytes: τ read twice. Flops, with s = min(m, n), l = max(m, n): s²l for the Gram matrix of the short side,
 4/3 s³ for its tridiagonal form, 4s²k to transform back the k vectors, 2slk for those of the long side.

@@ -12,7 +12,7 @@ from mergekern.kernels.truncation import Triplets
 def leading(matrix: torch.Tensor, k: int) -> Triplets:
     """Return the k leading singular triplets of a matrix (m, n), on its device; see the package's docstring.
 
-    From an SVD where the Gram matrix does not resolve all of them.
+    If the Gram matrix does not resolve all of them, they come from an SVD.
 
     >>> leading(torch.diag(torch.tensor([1.0, 3.0, 2.0])), 2).values
     tensor([3., 2.], dtype=torch.float64)

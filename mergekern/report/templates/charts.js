@@ -1,11 +1,11 @@
 "use strict";
-// Plots: drawn when they come into sight, and again when what they show or the colours change.
+// Plots. Each is drawn when it first scrolls into view, and again when its data or the colour scheme change.
 
 const plots = new Map(); // id of the element -> { draw, drawn }
-const LABELS = 60; // more models than this in sight, and none is named at the axes
+const LABELS = 60; // axes name the models only if at most this many are in view
 const narrow = window.matchMedia("(max-width: 40rem)");
 
-// draw() gives { data, layout }; only what was drawn before is drawn again.
+// draw() returns { data, layout }. `redraw` skips plots that were never in view.
 function plot(id, draw, ready = () => {}) {
   plots.set(id, { draw, ready, drawn: false });
 }
@@ -23,7 +23,7 @@ function drawPlot(id) {
   entry.drawn = true;
 }
 
-// Called once plotly is there.
+// Called once Plotly has loaded.
 function drawPlots() {
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
@@ -35,7 +35,7 @@ function drawPlots() {
   for (const id of plots.keys()) observer.observe(byId(id));
 }
 
-// A colour of the style sheet, as the present scheme has it.
+// A colour of the style sheet, in the current colour scheme.
 function colour(name) {
   const probe = element("span", { style: `color: var(--${name}); display: none` });
   document.body.append(probe);
@@ -67,7 +67,7 @@ const BRIGHT_IS_HIGH = [
   [0, "rgb(0,32,76)"], [0.13, "rgb(0,45,110)"], [0.25, "rgb(55,68,108)"], [0.38, "rgb(86,91,109)"],
   [0.5, "rgb(117,117,117)"], [0.63, "rgb(148,142,119)"], [0.75, "rgb(183,169,112)"], [0.88, "rgb(220,199,94)"],
   [1, "rgb(253,231,55)"],
-]; // cividis, made to look alike to readers with and without colour-vision deficiency
+]; // cividis, which looks alike with and without colour-vision deficiency
 
 function extremes(values) {
   let low = Infinity, high = -Infinity;
@@ -83,7 +83,7 @@ function heatmapOrder() {
   return array(state.metric.orders).subarray(start, start + N);
 }
 
-// `x` and `y` are the ranges in sight, `drawn` says of what.
+// `x` and `y` are the visible ranges; `drawn` identifies the matrix that they belong to.
 const heatmap = { order: null, place: null, row: 0, column: 1, x: null, y: null, drawn: null };
 
 function drawHeatmap() {
@@ -114,13 +114,13 @@ function drawHeatmap() {
     yaxis: { ...axisColours(), ...modelTicks(order, heatmap.y), range: [...whole].reverse(), showgrid: false,
       zeroline: false, scaleanchor: "x", constrain: "domain" },
     shapes: selectedShapes(),
-    uirevision: what, // as long as it is the same, a zoom stays
+    uirevision: what, // Plotly keeps the zoom while this is unchanged
   };
   placeCursor();
   return { data: [trace], layout };
 }
 
-// The names of the models in sight, if they are few enough to be read.
+// The names of the visible models, if they are few enough to be read.
 function modelTicks(order, range) {
   const from = Math.max(0, Math.ceil(Math.min(...range)));
   const to = Math.min(N - 1, Math.floor(Math.max(...range)));
@@ -180,7 +180,7 @@ function selectCell(row, column) {
   if (row !== column) show({ a: heatmap.order[row], b: heatmap.order[column] });
 }
 
-// Arrow keys move { row, column } within a plot of cells.
+// Arrow keys move the cursor { row, column } within a plot of cells.
 function moveByKeys(target, cursor, rows, columns, moved, entered = () => {}) {
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   target.addEventListener("keydown", (event) => {
@@ -222,7 +222,7 @@ function drawLayers() {
   }
   const step = Math.ceil(count / (narrow.matches ? 12 : 40));
   const tickvals = x.filter((layer) => layer % step === 0);
-  // What tells tensors apart is at the end of their names.
+  // Names of tensors differ mostly at their ends.
   const ticktext = tickvals.map((layer) => plain(shortenedStart(page.tensors[metric.tensors[layer]])));
   return { data, layout: {
     xaxis: { ...axisColours(), tickvals, ticktext, tickangle: -90, tickfont: { size: 10 }, range: [-0.5, count - 0.5] },
@@ -240,7 +240,7 @@ function showLayers() {
   const has = metric.tensors.length > 0;
   const message = page.tensors.length
     ? `${metric.title} is not defined for single tensors.`
-    : "The table holds no values of single tensors; it would with per_layer=True (--per-layer).";
+    : "The table has no values of single tensors. Compute them with per_layer=True (--per-layer).";
   byId("layers-message").textContent = message;
   byId("layers-message").hidden = has;
   byId("layers-plot").hidden = !has;
@@ -281,7 +281,7 @@ for (const [id, which] of [["pair-a", "a"], ["pair-b", "b"]]) {
   fillSelect(byId(id), page.models);
   byId(id).addEventListener("change", ({ target }) => {
     const chosen = Number(target.value), other = which === "a" ? "b" : "a";
-    // A pair has two models: choosing the other one exchanges them.
+    // The models of a pair are distinct: choosing the other one exchanges the two.
     show(chosen === state[other] ? { a: state.b, b: state.a } : { [which]: chosen });
   });
 }

@@ -1,5 +1,5 @@
 "use strict";
-// What the page knows, and what of it is looked at. The scripts of this page share these names.
+// The data of the page, and the current selection. All scripts of this page share these names.
 
 const page = JSON.parse(document.getElementById("document").textContent);
 const N = page.models.length;
@@ -11,7 +11,7 @@ const byId = (id) => document.getElementById(id);
 const TYPES = { f4: Float32Array, f8: Float64Array, u2: Uint16Array, u4: Uint32Array };
 const decoded = new Map();
 
-// The numbers kept under a name, decoded when they are first asked for.
+// An array of numbers by its name, decoded at first use.
 function array(name) {
   if (!decoded.has(name)) {
     const element = document.querySelector(`script[data-array="${CSS.escape(name)}"]`);
@@ -23,7 +23,7 @@ function array(name) {
   return decoded.get(name);
 }
 
-// Pairs are numbered as the rows of the table: (0, 1), (0, 2), … (1, 2), …
+// Pairs are numbered like the rows of the table: (0, 1), (0, 2), … (1, 2), …
 function pairNumber(a, b) {
   if (a > b) [a, b] = [b, a];
   return a * N - (a * (a + 1)) / 2 + (b - a - 1);
@@ -38,7 +38,7 @@ for (let a = 0, pair = 0; a < N; a++) {
   }
 }
 
-// Values of all pairs: of the whole models (layer −1), or of the layer-th tensor of those the metric has.
+// Values of all pairs: for whole models (layer −1), or for one of the tensors for which the metric is defined.
 function pairValues(metric, layer) {
   if (layer < 0) return array(metric.values);
   return array(metric.layers).subarray(layer * PAIRS, (layer + 1) * PAIRS);
@@ -52,7 +52,7 @@ function format(value) {
   return size >= 9999.5 ? value.toFixed(0) : value.toPrecision(4);
 }
 
-// Plotly reads some HTML in its texts; names are shown as they are.
+// Plotly interprets some HTML in its texts; names must be shown literally.
 function plain(text) {
   return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
@@ -80,7 +80,7 @@ function fillSelect(select, texts, chosen = 0) {
   select.value = chosen;
 }
 
-// What is looked at; `show` changes it, and everything that depends on it follows.
+// The current selection. `show` changes it and calls all followers.
 const state = { metric: metrics.get(page.first), layer: -1, a: 0, b: 1, correlation: "pearson" };
 const followers = [];
 

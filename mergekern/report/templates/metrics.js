@@ -1,5 +1,5 @@
 "use strict";
-// How the metrics go together.
+// Correlations of the metrics.
 
 const correlations = { row: 0, column: 1 };
 

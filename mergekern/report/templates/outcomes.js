@@ -1,5 +1,5 @@
 "use strict";
-// What merges gave, beside what was predicted of them; on the page only where scores or a predictor were given.
+// Measured scores of merges beside predicted ones. Present only if scores or a predictor were given.
 
 const SERIES = 6;
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x"];
@@ -29,7 +29,7 @@ function drawAccuracy() {
   } };
 }
 
-// One row for each name; the series of a row side by side.
+// One row per name, with one mark per series.
 function rowsOfMarks(series, names) {
   const offset = (index) => (index - (series.length - 1) / 2) * Math.min(0.14, 0.7 / series.length);
   const data = series.map(({ method, values, spread }, index) => ({
@@ -64,7 +64,7 @@ const drawBudgets = () => ({
   },
 });
 
-// What is known of the selected pair, in words.
+// The predictions for the selected pair, with their reasons.
 function showSelected() {
   const pair = pairNumber(state.a, state.b);
   const value = (name) => format(array(name)[pair]);

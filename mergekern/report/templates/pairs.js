@@ -1,11 +1,11 @@
 "use strict";
-// The ranked table: one page of rows at a time, whatever the number of pairs.
+// The ranked table, one page of rows at a time: a zoo may have thousands of pairs.
 
 const ROWS = 25;
 const SHOWN_METRICS = 4;
 const ranking = { order: new Uint32Array(0), column: null, reversed: false, start: 0 };
 
-// Predictions and measurements before metrics; `low` and `high` are the ends of an interval, if there is one.
+// Predictions and measurements come before metrics. `low` and `high` are the ends of an interval, where there is one.
 const columns = [
   ...(page.outcomes ? page.outcomes.columns : []),
   ...page.metrics.map(({ title, category, about, better, values }) => ({ title, category, about, better, values })),
@@ -15,7 +15,7 @@ function chooseColumns() {
   const first = columns.findIndex((column) => column.values === state.metric.values);
   const outcomes = columns.length - page.metrics.length;
   columns.forEach((column, index) => (column.shown = index < outcomes || index === first));
-  // Beside the first metric one of each other category, as far as there is room.
+  // Beside the first metric, show one metric of each other category, up to SHOWN_METRICS.
   const categories = new Set([columns[first].category]);
   for (const column of columns.slice(outcomes)) {
     if (categories.size >= SHOWN_METRICS) break;
@@ -25,7 +25,7 @@ function chooseColumns() {
   ranking.column = page.outcomes ? columns[0] : columns[first];
 }
 
-// Sort so that pairs without a value come last, either way.
+// Pairs without a value come last in both directions.
 function rank() {
   const wanted = byId("filter").value.trim().toLowerCase();
   const matches = page.models.map((name) => name.toLowerCase().includes(wanted));
@@ -62,7 +62,7 @@ function drawHead() {
     return element("th", { scope: "col", class: "number", "aria-sort": direction }, button);
   });
   const fixed = ["#", "Model", "and model"].map((text) => element("th", { scope: "col" }, text));
-  // The heading that was pressed is made anew, and keeps the focus.
+  // The headings are replaced, so the pressed one would lose the keyboard focus.
   const focused = [...document.querySelectorAll("#ranking thead button")].indexOf(document.activeElement);
   document.querySelector("#ranking thead").replaceChildren(element("tr", {}, ...fixed, ...cells));
   if (focused >= 0) document.querySelectorAll("#ranking thead button")[focused]?.focus();
@@ -140,7 +140,7 @@ byId("filter").addEventListener("input", rank);
 followers.push(markSelected);
 
 chooseColumns();
-// The plots begin with the pair that is ranked first.
+// The plots start with the pair that is ranked first.
 rank();
 drawHead();
 drawColumnChoice();

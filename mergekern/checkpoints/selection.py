@@ -1,0 +1,82 @@
+"""Some tensors of a checkpoint, under other names and in another dtype, as if they were a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mergekern.checkpoints.checkpoint import Change, Checkpoint
+from mergekern.checkpoints.stored import StoredTensor
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A tensor that is selected.
+
+    Attributes:
+        name: its name in the checkpoint.
+        dtype: to which its values are cast when they are read; None for as they are.
+        rows: how many of its first rows; None for all.
+    """
+
+    name: str
+    dtype: torch.dtype | None = None
+    rows: int | None = None
+
+
+class Selection(Checkpoint):
+    """Some tensors of a checkpoint, under other names; nothing is copied.
+
+    Args:
+        inner: the checkpoint.
+        tensors: new name -> floating-point tensor, in the order of the new names.
+        buffers: new name -> name of an integer, bool or complex tensor.
+
+    >>> from mergekern.checkpoints import open_checkpoint
+    >>> held = open_checkpoint({"layers.3.w": torch.ones(3, 2)})
+    >>> Selection(held, {"layers.0.w": Selected("layers.3.w", torch.bfloat16, rows=1)}, {}).read("layers.0.w")
+    tensor([[1., 1.]], dtype=torch.bfloat16)
+    """
+
+    def __init__(self, inner: Checkpoint, tensors: Mapping[str, Selected], buffers: Mapping[str, str]) -> None:
+        super().__init__(inner.name, inner.source)
+        self.origin, self.location = inner.origin, inner.location
+        self.config, self.notes, self.files = inner.config, inner.notes, inner.files
+        self._inner, self._cast = inner, set[str]()
+        for name, selected in tensors.items():
+            stored = inner.tensors[selected.name]
+            dtype = selected.dtype or stored.read_dtype
+            shape = stored.shape if selected.rows is None else (selected.rows, *stored.shape[1:])
+            self.tensors[name] = StoredTensor(selected.name, shape, dtype, (stored.storage, dtype, shape))
+            if dtype != stored.dtype:
+                self._cast.add(selected.name)
+        self._stored_buffers = dict(buffers)
+        self.buffers = list(buffers)
+        self.order = [*tensors, *buffers]
+
+    def change(self, name: str) -> Change:
+        """See `Checkpoint`; what an adapter changes is read whole."""
+        return "whole"
+
+    def check_unchanged(self) -> None:
+        """See `Checkpoint`."""
+        self._inner.check_unchanged()
+
+    def rounded(self, name: str, values: torch.Tensor, start: int) -> torch.Tensor:
+        """See `Checkpoint`."""
+        tensor = self.tensors[name]
+        if tensor.name in self._cast:
+            return values.to(tensor.dtype)
+        return self._inner.rounded(tensor.name, values, start)
+
+    def read_buffer(self, name: str) -> torch.Tensor:
+        """See `Checkpoint`."""
+        return self._inner.read_buffer(self._stored_buffers[name])
+
+    def _read_range(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        return self._inner.read_range(tensor.name, start, stop).to(tensor.dtype)
+
+    def _read_columns(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+        return self._inner.read_columns(tensor.name, start, stop)[: tensor.shape[0]].to(tensor.dtype)

@@ -1,0 +1,49 @@
+"""What turns texts and images into inputs: given, or that in a folder of transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mergekern.checkpoints import Zoo
+from mergekern.checkpoints.folder_files import home
+from mergekern.errors import EvaluationError
+
+# A function like those of transformers, or the folder of one; None for that of the zoo.
+Processor = Callable[..., Any] | str | os.PathLike[str] | None
+
+
+def processor_of(zoo: Zoo, given: Processor, kind: str, what: str) -> Any:
+    """Return what was given, or what transformers reads in the folder of the base, or else of a model.
+
+    Args:
+        zoo: whose folders are tried.
+        given: what was given.
+        kind: name of the class of transformers that reads it, such as "AutoTokenizer".
+        what: its name in errors.
+
+    Raises:
+        EvaluationError: transformers is not installed, or no folder has one.
+    """
+    if callable(given):
+        return given
+    try:
+        import transformers
+    except ImportError as error:
+        raise EvaluationError(f"a {what} needs transformers ({error}): pip install transformers") from error
+    if given is not None:
+        folders = [Path(given)]
+    else:
+        folders = [folder for checkpoint in zoo.checkpoints if (folder := home(checkpoint)) is not None]
+    reasons = []
+    for folder in folders:
+        try:
+            return getattr(transformers, kind).from_pretrained(folder)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reasons.append(f"{folder}: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}")
+    raise EvaluationError(
+        f"no {what} is found in the folders of the models; give it (--processor, {what}=)"
+        + (f" ({reasons[0]})" if reasons else "")
+    )

@@ -1,0 +1,204 @@
+"""Slices of a recipe as zoos: the layers that each source gives to the result, under the result's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mergekern.checkpoints import Zoo
+from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.selection import Selected, Selection
+from mergekern.checkpoints.tying import is_head
+from mergekern.checkpoints.zoo import OnMismatch, align
+from mergekern.errors import MismatchError, OptionError
+from mergekern.merging.depth import InLayer, depth_of, depths, in_layer
+from mergekern.merging.recipes.configuration import layer_count
+from mergekern.merging.recipes.models import Model
+
+# Parts of the names of what stands before the layers; mergekit takes all that from the first slice, other tensors that
+# lie in no layer from the last.
+_BEFORE_LAYERS = ("embed", "wte", "wpe", "tok_", "cls_token")
+
+
+@dataclass(frozen=True)
+class SourceLayers:
+    """Layers of one model that go into a slice.
+
+    Attributes:
+        model: the model.
+        first: its first layer.
+    """
+
+    model: Model
+    first: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Layers of the result, and where they come from.
+
+    Attributes:
+        zoo: the base, or what stands in its place, and the models that are merged, under the names of the result.
+        sources: of the zoo's models, in its order, the source that each is.
+        base: the source that is the zoo's base.
+        start, count: the first layer in the result, and how many there are; 0 layers where models are merged whole.
+        stack: what comes before the numbers of layers in names; "" where models are merged whole.
+    """
+
+    zoo: Zoo
+    sources: tuple[SourceLayers, ...]
+    base: SourceLayers
+    start: int
+    count: int
+    stack: str
+
+    def depths(self) -> dict[str, float]:
+        """Return how deep each tensor lies in the slice, from 0 to 1."""
+        names = [tensor.name for tensor in self.zoo.tensors]
+        if not self.count:
+            return depths(names)
+        parts = {name: _of_stack(name, self.stack) for name in names}
+        return {name: depth_of(part.layer - self.start, self.count) if part else 0.0 for name, part in parts.items()}
+
+    def own_names(self, name: str) -> list[str]:
+        """Return the name of a tensor of the result in each of the sources."""
+        part = _of_stack(name, self.stack) if self.count else None
+        if part is None:
+            return [name] * len(self.sources)
+        return [part._replace(layer=part.layer - self.start + source.first).name for source in self.sources]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """How tensors are read: to which dtype, and how many rows of embeddings.
+
+    Attributes:
+        dtype: of all values; None for that of each tensor.
+        rows: rows of embeddings and heads, by the number that they have; others stay whole.
+    """
+
+    dtype: torch.dtype | None = None
+    rows: Mapping[int, int] | None = None
+
+    def selected(self, model: Model, name: str) -> Selected:
+        """Return a tensor of a model as it is read."""
+        stored = model.checkpoint.tensors[name]
+        rows = None
+        if self.rows and len(stored.shape) == 2 and (is_head(name) or is_before_layers(name)):
+            rows = self.rows.get(stored.shape[0])
+        return Selected(name, self.dtype, rows)
+
+
+def whole(base: Model, models: Sequence[Model], cast: Cast, on_mismatch: OnMismatch) -> Slice:
+    """Return models that are merged whole as one slice."""
+    views = [_view(model, {name: name for name in _names(model)}, cast) for model in (base, *models)]
+    zoo = align(views[0], views[1:], on_mismatch)
+    return Slice(zoo, tuple(SourceLayers(model, 0) for model in models), SourceLayers(base, 0), 0, 0, "")
+
+
+class Stack:
+    """Makes the slices of a result, one after the other.
+
+    Args:
+        donor: the model that the result is laid out like.
+        total: how many slices there are.
+        cast: how tensors are read.
+        on_mismatch: as for `open_zoo`.
+
+    Raises:
+        OptionError: it cannot be told which of its numbered tensors are the layers.
+    """
+
+    def __init__(self, donor: Model, total: int, cast: Cast, on_mismatch: OnMismatch) -> None:
+        self.name = stack_of(donor)
+        self._donor, self._total, self._cast, self._on_mismatch = donor.checkpoint, total, cast, on_mismatch
+        storages = {t.storage for name, t in self._donor.tensors.items() if self._is_first(name)}
+        self._tied_to_first = {name for name, tensor in self._donor.tensors.items() if tensor.storage in storages}
+        self._made = self._layers = 0
+
+    def add(self, base: SourceLayers, sources: Sequence[SourceLayers], count: int) -> Slice:
+        """Return the next slice.
+
+        Raises:
+            OptionError: a model has fewer layers.
+            MismatchError: the sources do not fit together.
+        """
+        start, self._layers = self._layers, self._layers + count
+        is_first, is_last = self._made == 0, self._made == self._total - 1
+        self._made += 1
+        views = []
+        for source in (base, *sources):
+            names = {}
+            for name in _names(source.model):
+                part = _of_stack(name, self.name)
+                if part and source.first <= part.layer < source.first + count:
+                    names[part._replace(layer=part.layer - source.first + start).name] = name
+                elif part is None and (is_first if self._is_first(name) or name in self._tied_to_first else is_last):
+                    names[name] = name
+            self._check_layers(source, count)
+            views.append(_view(source.model, dict(sorted(names.items(), key=self._place)), self._cast))
+        zoo = align(views[0], views[1:], self._on_mismatch)
+        return Slice(zoo, tuple(sources), base, start, count, self.name)
+
+    def _is_first(self, name: str) -> bool:
+        return _of_stack(name, self.name) is None and (is_before_layers(name) or in_layer(name) is not None)
+
+    def _place(self, names: tuple[str, str]) -> tuple[int, int]:
+        """Return where a tensor lies in the result, by its name there: before the layers, in one, or after them."""
+        part = _of_stack(names[0], self.name)
+        return (1, part.layer) if part else (0 if self._is_first(names[0]) else 2, 0)
+
+    def _check_layers(self, source: SourceLayers, count: int) -> None:
+        parts = (_of_stack(name, self.name) for name in source.model.checkpoint.tensors)
+        layers = 1 + max((part.layer for part in parts if part), default=-1)
+        if not layers:
+            raise MismatchError(f"{source.model.text}: has no tensor {self.name}0.…, as the first of the models has")
+        if source.first + count > layers:
+            raise OptionError(
+                f"{source.model.text}: layer_range [{source.first}, {source.first + count}] goes beyond its {layers} "
+                "layers"
+            )
+
+
+def _view(model: Model, names: Mapping[str, str], cast: Cast) -> Checkpoint:
+    held = model.checkpoint
+    tensors = {new: cast.selected(model, old) for new, old in names.items() if old in held.tensors}
+    return Selection(held, tensors, {new: old for new, old in names.items() if old not in held.tensors})
+
+
+def _names(model: Model) -> list[str]:
+    """Return the names of a model's tensors and buffers."""
+    return [*model.checkpoint.tensors, *model.checkpoint.buffers]
+
+
+def _of_stack(name: str, stack: str) -> InLayer | None:
+    part = in_layer(name)
+    return part if part and part.stack == stack else None
+
+
+def is_before_layers(name: str) -> bool:
+    """Tell whether a tensor that lies in no layer stands before them, as embeddings do, by its name."""
+    return not is_head(name) and any(part in name for part in _BEFORE_LAYERS)
+
+
+def stack_of(model: Model) -> str:
+    """Return what comes before the numbers of a model's layers in the names of its tensors.
+
+    Raises:
+        OptionError: it cannot be told.
+    """
+    counts: dict[str, int] = {}
+    for name in model.checkpoint.tensors:
+        if part := in_layer(name):
+            counts[part.stack] = max(counts.get(part.stack, 0), part.layer + 1)
+    named = layer_count(model.checkpoint.config)
+    found = [stack for stack, count in counts.items() if count == named] or list(counts)
+    if len(found) != 1:
+        seen = ", ".join(f"{stack}0 to {count - 1}" for stack, count in counts.items()) or "none"
+        raise OptionError(
+            f"{model.text}: it cannot be told which of its numbered tensors are the layers ({seen}); merge such models "
+            "whole, with `models`"
+        )
+    return found[0]
