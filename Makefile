@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# Compilers of kernels, of the versions that the machines with GPUs have.
+TRITON ?= 3.6.0
+NVRTC ?= 13.0.88
+PTX := build/ptx-$(TRITON)
 
-.PHONY: demo test quick test-processors fuzz bench gpu-check sanitize lint readme docs clean
+.PHONY: demo test quick test-processors fuzz ptx bench gpu-check sanitize lint readme docs clean
 
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
@@ -33,6 +37,11 @@ test-processors: $(VENV)/.installed
 fuzz: $(VENV)/.installed
 	$(RUN) -m tests.fuzz $(INPUTS)
 	MERGEKERN_KILLS=20 $(RUN) -m pytest -p no:benchmark tests/fuzz/test_killed.py
+
+# Every kernel for GPUs as the compilers make it, executed on the processor: the tests of tests/ptx say what this sees.
+# TRITON=3.9.0 for another compiler than that of the machines with GPUs.
+ptx: $(VENV)/.installed $(PTX)/.installed
+	PYTHONPATH=$(PTX) MERGEKERN_TEST_DEVICE=ptx $(RUN) -m pytest --numprocesses auto -p no:benchmark @tests/ptx/kernels.txt
 
 # Correctness first, then every suite side by side (about 70 minutes, 40 of them running models); adds rows, and draws
 # them.
@@ -68,6 +77,10 @@ docs: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml setup.py requirements-dev.txt $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(PTX)/.installed:
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(PTX) triton==$(TRITON) nvidia-cuda-nvrtc==$(NVRTC)
 	touch $@
 
 clean:

@@ -13,8 +13,12 @@ import torch
 # A failed assertion in tests/support shows the values that differ, as one in a test does.
 pytest.register_assert_rewrite("tests.support")
 
-# Triton reads this when it is imported. Without a GPU its kernels are interpreted, on CPU tensors.
-if not torch.cuda.is_available():
+# Triton reads this when it is imported. Without a GPU its kernels are interpreted, on CPU tensors, or their PTX is.
+if os.environ.get("MERGEKERN_TEST_DEVICE") == "ptx":
+    from tests.ptx import triton_driver
+
+    triton_driver.install()
+elif not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

@@ -6,8 +6,7 @@ import torch
 
 from mergekern.kernels.spectrum import Spectrum, Stack, device_tridiagonal, on_cuda, reference
 from tests.kernels.test_spectrum import SPECTRA, assert_spectrum, sine, with_values
-from tests.support.cuda_on_host import ORDERS
-from tests.support.device import DEVICE, TRITON, module
+from tests.support.device import DEVICE, ORDERS, TRITON, module
 from tests.support.tolerances import SUBSPACE_SINE
 
 pytestmark = TRITON

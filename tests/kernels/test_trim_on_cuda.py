@@ -6,8 +6,7 @@ import torch
 from mergekern.kernels.trim import reference
 from tests.kernels.test_trim import CASES, DTYPES, ranks
 from tests.support.checkpoint_files import draw
-from tests.support.cuda_on_host import ORDERS
-from tests.support.device import DEVICE, TRITON, module, needs_gpu, there
+from tests.support.device import DEVICE, ORDERS, TRITON, module, needs_gpu, there
 
 on_cuda = pytest.importorskip("mergekern.kernels.trim.on_cuda", exc_type=ImportError)
 pytestmark = [*TRITON, pytest.mark.usefixtures("poisoned_memory")]

@@ -190,7 +190,7 @@ def changed(name, change):
 
 WRONG = {
     "an error below 0": changed("error.values", lambda a: a - 1),
-    "a sine above 1": changed("error.vectors", lambda a: a + 1),
+    "a sine above 1": changed("error.vectors", lambda a: a + 1.5),
     "an error that is no number": changed("error.values", lambda a: a * np.nan),
     "errors of fewer values": changed("error.values", lambda a: a[:, :-1]),
     "errors of fewer models": changed("error.vectors", lambda a: a[:-1]),

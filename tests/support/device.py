@@ -1,20 +1,28 @@
-"""The device that tests of device code run on: a GPU, or the processor with interpreted Triton and emulated CUDA."""
+"""The device that tests of device code run on: a GPU, or the processor.
+
+The processor interprets Triton and emulates CUDA, or, where MERGEKERN_TEST_DEVICE is "ptx", executes what the compilers
+make of both for an H100.
+"""
 
 import copy
 import importlib.util
+import os
 
 import pytest
 import torch
 
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
-from tests.support.cuda_on_host import HostCudaModule
+from tests.support import cuda_on_host
 
+ON_PTX = os.environ.get("MERGEKERN_TEST_DEVICE") == "ptx"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TRITON = [
     pytest.mark.gpu,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux only"),
 ]
+# Orders in which the threads of emulated CUDA run; elsewhere there is one.
+ORDERS = ("any",) if ON_PTX or DEVICE.type == "cuda" else cuda_on_host.ORDERS
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -27,7 +35,15 @@ def backend(**options):
     """Return the kernels of the device. The options are those of HostCudaModule, and a GPU ignores them."""
     if DEVICE.type == "cuda":
         return dispatch.choose("cuda")
-    return DeviceBackend("emulated", "the processor", DEVICE, 2, HostCudaModule(**options))
+    return DeviceBackend("emulated", "the processor", DEVICE, 2, _module_on_cpu(**options))
+
+
+def _module_on_cpu(**options):
+    if not ON_PTX:
+        return cuda_on_host.HostCudaModule(**options)
+    from tests.ptx.cuda_ptx import PtxCudaModule
+
+    return PtxCudaModule(**options)
 
 
 def module(**options):

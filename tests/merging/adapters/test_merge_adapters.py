@@ -233,6 +233,25 @@ def test_shapes_names_and_values_that_do_not_fit(folders, tmp_path, monkeypatch)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["svd", "ties_svd"])
+def test_sums_that_are_too_large_are_refused(name, tmp_path):
+    a = write(tmp_path / "a", dtype=torch.float64, lora_alpha=1e307)
+    with pytest.raises(OptionError, match=r"'layers.0.q': the sum of its products is too large for float64"):
+        mergekern.merge_adapters(a, name, **options_of(name), output=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_biases_of_b_beside_an_embedding_are_refused(tmp_path):
+    bias = {f"{PREFIX}layers.0.q.lora_B.bias": torch.ones(6)}
+    a = write(tmp_path / "a", modules=["layers.0.q"], extra=bias, lora_bias=True)
+    factors = {
+        f"{PREFIX}embed.lora_embedding_{side}": torch.ones(shape) for side, shape in (("A", (2, 9)), ("B", (6, 2)))
+    }
+    b = write(tmp_path / "b", extra=factors)
+    with pytest.raises(OptionError, match=r"'embed' is an embedding, and other modules have biases of B"):
+        mergekern.merge_adapters([a, b], "cat")
+
+
 def test_adapters_without_a_common_module_are_merged_with_a_note(tmp_path):
     a, b = write(tmp_path / "a", modules=["layers.0.q"]), write(tmp_path / "b", modules=["layers.0.up"])
     assert "adapters that share no module with another: a, b" in mergekern.merge_adapters([a, b], "cat").notes
