@@ -93,7 +93,8 @@ def encoders(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["file", "module"])
-def test_metrics_that_run_models(encoders, how):
+def test_metrics_that_run_models(encoders, how, monkeypatch):
+    monkeypatch.setattr("mergekern.cli.display.SECONDS", 0.0)  # between lines of progress
     folder, case = encoders
     model = f"{folder / 'encoder.py'}:build" if how == "file" else "tests.support.encoders:Transformer"
     given = ["--calibration", folder / "samples", "--model-fn", model]

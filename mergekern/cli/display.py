@@ -93,19 +93,15 @@ def is_quiet() -> bool:
 
 
 class ProgressLines:
-    """Prints lines of progress on standard error, off a terminal: the first, the last, and one in five seconds.
+    """Prints lines of progress on standard error, off a terminal: the first, the last, and one in five seconds."""
 
-    Args:
-        seconds: between two lines.
-    """
-
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self._seconds, self._last = seconds, -math.inf
+    def __init__(self) -> None:
+        self._last = -math.inf
 
     def show(self, line: str, is_last: bool) -> None:
         """Print a line, unless one was printed just now."""
         now = time.monotonic()
-        if is_last or now - self._last >= self._seconds:
+        if is_last or now - self._last >= SECONDS:
             self._last = now
             say(line, err=True)
 
