@@ -136,6 +136,13 @@ def _of_model(given: Any, name: str, zoo: Zoo, what: str) -> Any:
 def _accepted(module: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the inputs that a model takes."""
     known = inspect.signature(module.forward).parameters
+    said = (getattr(module.config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+    start = next((token for token in said if token is not None), None)
+    if "decoder_input_ids" in known and "decoder_input_ids" not in inputs and start is not None:
+        # Classifiers give the decoder the text itself, one token later; the body of T5 alone does not.
+        decoder = torch.full_like(inputs["input_ids"], start)
+        decoder[:, 1:] = inputs["input_ids"][:, :-1]
+        inputs = {**inputs, "decoder_input_ids": decoder}
     return {name: values for name, values in inputs.items() if name in known}
 
 
