@@ -56,6 +56,7 @@ import mergekern
 from mergekern._internal.files import write_atomically
 from mergekern.cli.parameters import parse_methods
 from mergekern.prediction import MergePredictor, budget_curve, model_scores, read_scores
+from mergekern.prediction.pairs import pair_key
 from mergekern.report import write_report
 from study.analysis import analyse
 from study.comparison import compare, draw, means
@@ -163,9 +164,11 @@ def budget_curves(out: Path, scores: pd.DataFrame, target: str = TARGET) -> pd.D
     """Return, and write as CSV, what is known of each method's scores after so many measured merges."""
     alone = pd.read_csv(out / "alone.csv", dtype={"model": str})
     known = alone.rename(columns={"accuracy": "own_accuracy"})
+    of_pairs = model_scores(known["model"], known)
+    of_pairs.index = of_pairs.index.map(pair_key)  # scores may name the models of a pair the other way round
     curves = {}
     for method, y in scores_by_method(scores, target).items():
-        X = model_scores(known["model"], known).reindex(y.index)
+        X = of_pairs.reindex(y.index.map(pair_key)).set_axis(y.index)
         curves[method] = budget_curve(X, y, target=target)
     found = pd.concat(curves, names=["method"])
     write_atomically(out / "budget.csv", found.to_csv().encode())

@@ -125,7 +125,7 @@ def is_zoo_folder(given: Any) -> bool:
 def _from_folder(folder: Path, base: Any) -> Given:
     try:
         if not folder.is_dir():
-            what = "a file, not a folder of checkpoints" if folder.exists() else "there is no such file or folder"
+            what = "not a folder of checkpoints, but a file" if folder.exists() else "there is no such file or folder"
             raise CheckpointError(f"{folder}: {what}")
         own = folders.own_weights(folder)
         if own and own.folder != folder:

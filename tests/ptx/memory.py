@@ -79,7 +79,7 @@ def living_tensors() -> list[tuple[int, int]]:
     """Return the spans of memory of all CPU tensors, in their order, none of which overlap."""
     spans = set()
     for each in gc.get_objects():
-        if type(each) in (torch.Tensor, torch.nn.Parameter) and each.device.type == "cpu":
+        if type(each) in (torch.Tensor, torch.nn.Parameter) and each.layout == torch.strided and each.is_cpu:
             storage = each.untyped_storage()
             spans.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
     joined: list[tuple[int, int]] = []
