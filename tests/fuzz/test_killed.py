@@ -10,7 +10,7 @@ from tests.fuzz.killing import WRITING, contents, copy_world, finish, kill
 from tests.fuzz.world import make_world
 
 # Of each command; 20 by hand.
-KILLS = int(os.environ.get("MERGEKERN_KILLS", "2"))
+KILLS = int(os.environ.get("MERGEKERN_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
