@@ -73,13 +73,15 @@ def calibrate(
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
-    """Raise OutputError unless a calibration may be written to a folder."""
+    """Raise OutputError unless a folder is new, or its writing was stopped, or it may be replaced."""
+    from mergekern.functional.calibration.folder import is_unfinished
+
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; a calibration is a folder")
     if out.is_dir() and any(out.iterdir()):
         if not (out / "calibration.json").is_file():
             raise OutputError(f"{out}: is there and is no calibration; give another folder")
-        if not overwrite:
+        if not overwrite and not is_unfinished(out):
             raise OutputError(f"{out}: is there already; --overwrite replaces it")
 
 

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mergekern import Calibration, CalibrationError, MergekernError, OptionError
+from mergekern import Calibration, CalibrationError, MergekernError, OptionError, OutputError
+from mergekern._internal.files import write_atomically
+from mergekern.cli.calibration import _check_output
 from tests.support.encoders import make_case
 
 INPUTS, LABELS = torch.ones(6, 4), torch.arange(6) % 3
@@ -145,6 +147,28 @@ def test_a_loss_is_not_in_the_folder(tmp_path):
     with pytest.raises(CalibrationError, match="give loss="):
         Calibration.from_folder(tmp_path, model)
     assert Calibration.from_folder(tmp_path, model, loss=nn.functional.mse_loss).batch_size == 8
+
+
+def test_a_save_that_is_stopped_is_known_to_be(tmp_path, monkeypatch):
+    case = make_case("text")
+    written = []
+
+    def stopped(path, content):
+        written.append(path)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    monkeypatch.setattr("mergekern.functional.calibration.write_atomically", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        case.calibration().save(tmp_path / "s")
+    with pytest.raises(CalibrationError, match="s: the calibration was not written to its end"):
+        Calibration.from_folder(tmp_path / "s", case.make)
+    _check_output(tmp_path / "s", overwrite=False)
+    case.calibration().save(tmp_path / "s")
+    with pytest.raises(OutputError, match="is there already"):
+        _check_output(tmp_path / "s", overwrite=False)
+    assert Calibration.from_folder(tmp_path / "s", case.make).tasks.keys() == case.tasks.keys()
 
 
 def test_what_cannot_be_saved(tmp_path):

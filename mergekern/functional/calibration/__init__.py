@@ -315,6 +315,8 @@ class Calibration:
             options |= {"kind": self.model.kind, "config": plain_configuration(self.model.config)}
             options["configs"] = {name: plain_configuration(head.config) for name, head in heads.items()}
         folder.mkdir(parents=True, exist_ok=True)
+        # Killed from here on, the folder says so, and is written anew by the next run.
+        write_atomically(folder / OPTIONS_FILE, b'{"unfinished": true}\n')
         for name, content in contents.items():
             write_atomically(folder / f"{name}.safetensors", content)
         write_atomically(folder / OPTIONS_FILE, f"{json.dumps(options, indent=2)}\n".encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,9 @@ from mergekern.functional.calibration.architectures import KINDS, Logits, OwnHea
 from mergekern.functional.calibration.losses import LOSSES
 from mergekern.functional.calibration.tasks import Task, tensors_of_head
 
+if TYPE_CHECKING:
+    from mergekern.functional.calibration.schemas import OptionsDocument
+
 OPTIONS_FILE = "calibration.json"
 _PARTS = ("inputs", "labels", "head.weight", "head.bias")
 # What calibration.json may say, and `Calibration.from_folder` may be given instead.
@@ -22,22 +25,28 @@ HEAD_OPTIONS = {"normalize_features": False, "logit_scale": 1.0}  # said where t
 SAVED_OPTIONS = ("layer", "input_layer", "batch_size", "activation_batch_size", "batch_weighting", "token_dim", "dtype")
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Tell whether a folder is a calibration whose writing was stopped.
+
+    Raises:
+        CalibrationError: its calibration.json is damaged, or says something else.
+    """
+    path = folder / OPTIONS_FILE
+    return path.exists() and _document(path).unfinished
+
+
 def read_options(path: Path) -> dict[str, Any]:
     """Return what a calibration.json says, nothing if there is none.
 
     Raises:
-        CalibrationError: it is damaged, or says something else.
+        CalibrationError: it is damaged, says something else, or was not written to its end.
     """
     if not path.exists():
         return {}
-    from mergekern._internal.documents import read_document
-    from mergekern.functional.calibration.schemas import OptionsDocument
-
-    try:
-        said = read_document(path, OptionsDocument)
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: not readable options ({error})") from error
-    options = said.model_dump(exclude_unset=True)
+    said = _document(path)
+    if said.unfinished:
+        raise CalibrationError(f"{path.parent}: the calibration was not written to its end; write it again")
+    options = said.model_dump(exclude_unset=True, exclude={"unfinished"})
     if said.dtype is not None:
         options["dtype"] = getattr(torch, said.dtype)
     if said.loss is not None:
@@ -45,6 +54,16 @@ def read_options(path: Path) -> dict[str, Any]:
     if (said.kind is None) != (said.config is None):
         raise CalibrationError(f"{path}: kind and config belong together")
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _document(path: Path) -> OptionsDocument:
+    from mergekern._internal.documents import read_document
+    from mergekern.functional.calibration.schemas import OptionsDocument
+
+    try:
+        return read_document(path, OptionsDocument)
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: not readable options ({error})") from error
 
 
 def read_task(path: Path, kind: str | None, config: Mapping[str, Any] | None) -> tuple[Any, Any, Any]:

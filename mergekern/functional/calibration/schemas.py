@@ -16,6 +16,7 @@ class OptionsDocument(Document):
     """Options of a calibration; what is not said has the default of `Calibration`, or is given by the caller."""
 
     model_config = ConfigDict(extra="forbid")
+    unfinished: bool = False  # while the files beside it are written
     layer: str | None = None
     input_layer: str | None = None
     batch_size: Size | None = None
