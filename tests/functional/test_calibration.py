@@ -159,7 +159,7 @@ def test_a_save_that_is_stopped_is_known_to_be(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write_atomically(path, content)
 
-    monkeypatch.setattr("mergekern.functional.calibration.write_atomically", stopped)
+    monkeypatch.setattr("mergekern.functional.calibration.folder.write_atomically", stopped)
     with pytest.raises(KeyboardInterrupt):
         case.calibration().save(tmp_path / "s")
     with pytest.raises(CalibrationError, match="s: the calibration was not written to its end"):

@@ -14,7 +14,6 @@ import torch
 import xxhash
 from torch import nn
 
-from mergekern._internal.files import write_atomically
 from mergekern._internal.validation import positive_integer
 from mergekern.errors import CalibrationError, OptionError, did_you_mean
 from mergekern.functional.calibration.architectures import (
@@ -30,6 +29,7 @@ from mergekern.functional.calibration.folder import (
     content_of_task,
     read_options,
     read_task,
+    write_folder,
 )
 from mergekern.functional.calibration.from_models import calibration_parts
 from mergekern.functional.calibration.identity import describe_code, describe_module, update, update_by_task
@@ -302,7 +302,6 @@ class Calibration:
             CalibrationError: a head is a module other than a plain `nn.Linear` (a subclass, or one with hooks, is code
                 too), or a name cannot be that of a file.
         """
-        folder = Path(folder)
         contents = {name: content_of_task(name, task) for name, task in self.tasks.items()}
         loss = name_of(self.loss)
         options = {key: getattr(self, key) for key in SAVED_OPTIONS} | {"own_loss": loss is None}
@@ -314,12 +313,7 @@ class Calibration:
             heads = {name: task.head for name, task in self.tasks.items() if isinstance(task.head, OwnHead)}
             options |= {"kind": self.model.kind, "config": plain_configuration(self.model.config)}
             options["configs"] = {name: plain_configuration(head.config) for name, head in heads.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        # Killed from here on, the folder says so, and is written anew by the next run.
-        write_atomically(folder / OPTIONS_FILE, b'{"unfinished": true}\n')
-        for name, content in contents.items():
-            write_atomically(folder / f"{name}.safetensors", content)
-        write_atomically(folder / OPTIONS_FILE, f"{json.dumps(options, indent=2)}\n".encode())
+        write_folder(Path(folder), contents, options)
 
     def __repr__(self) -> str:
         """Return what it is in a line."""

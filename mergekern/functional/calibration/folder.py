@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from mergekern._internal.files import write_atomically
 from mergekern.errors import CalibrationError
 from mergekern.functional.calibration.architectures import KINDS, Logits, OwnHead
 from mergekern.functional.calibration.losses import LOSSES
@@ -33,6 +35,18 @@ def is_unfinished(folder: Path) -> bool:
     """
     path = folder / OPTIONS_FILE
     return path.exists() and _document(path).unfinished
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes], options: Mapping[str, Any]) -> None:
+    """Write the files of tasks, by name, and a calibration.json, to a folder that is made.
+
+    While it is written the folder says so: a run that is killed leaves what the next one writes anew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / OPTIONS_FILE, b'{"unfinished": true}\n')
+    for name, content in contents.items():
+        write_atomically(folder / f"{name}.safetensors", content)
+    write_atomically(folder / OPTIONS_FILE, f"{json.dumps(options, indent=2)}\n".encode())
 
 
 def read_options(path: Path) -> dict[str, Any]:
