@@ -165,7 +165,8 @@ def budget_curves(out: Path, scores: pd.DataFrame, target: str = TARGET) -> pd.D
     known = alone.rename(columns={"accuracy": "own_accuracy"})
     curves = {}
     for method, y in scores_by_method(scores, target).items():
-        X = model_scores(known["model"], known).reindex(y.index)
+        models = dict.fromkeys(name for pair in y.index for name in pair)  # in the order of the pairs
+        X = model_scores(models, known).reindex(y.index)
         curves[method] = budget_curve(X, y, target=target)
     found = pd.concat(curves, names=["method"])
     write_atomically(out / "budget.csv", found.to_csv().encode())
