@@ -1,6 +1,6 @@
 """How often conformal intervals of predicted merges cover what was measured, by prediction and by size of the zoo.
 
-    python python/interval_coverage.py FOLDER [--draws 100] [--page docs/prediction.md]
+    python python/interval_coverage.py FOLDER [--draws 100] [--kind additive] [--page docs/prediction.md]
 
 FOLDER holds the study's accuracy_vit_b16.csv and models_vit_b16.csv (arXiv 2601.22285). Zoos are drawn from the study's
 20 models and four methods, and simulated: once with errors that grow with what a merge loses, once with errors that do
@@ -151,11 +151,12 @@ def with_table(page: str, table: str) -> str:
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--draws", default=100, show_default=True, type=click.IntRange(min=1))
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), default=KINDS[:1], show_default=True)
 @click.option("--page", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def main(folder: Path, draws: int, page: Path | None) -> None:
+def main(folder: Path, draws: int, kinds: tuple[str, ...], page: Path | None) -> None:
     """Print the table; see the module's docstring."""
     with threadpool_limits(1):  # these matrices are too small to share
-        found = coverage(folder, draws)
+        found = coverage(folder, draws, kinds)
     Console().print(as_markdown(found), soft_wrap=True)
     if page is not None:
         write_atomically(page, with_table(page.read_text("utf-8"), as_markdown(found)).encode())
