@@ -15,12 +15,11 @@ from tests.merging.test_stopped import make_zoo
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """Leave levels of logs and quietness as they were."""
+    """Leave the level of notes as it was."""
     notes = logging.getLogger("mergekern.notes")
     level = notes.level
     yield
     notes.setLevel(level)
-    display.be_quiet(False)
 
 
 @pytest.fixture(scope="module")

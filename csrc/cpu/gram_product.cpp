@@ -7,10 +7,6 @@
 
 #include "instruction_set.hpp"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #define KERNEL "gram_product_kernel.hpp"
 #include "for_each_instruction_set.hpp"
 

@@ -35,17 +35,24 @@ def read_configuration(folder: Path) -> Mapping[str, Any]:
         CheckpointError: it is not a JSON object.
     """
     path = folder / CONFIG
+    return read_json_object(path) if path.exists() else {}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the content of a file of configuration.
+
+    Raises:
+        CheckpointError: it is not a JSON object.
+    """
     try:
         if path.exists() and not path.is_file():  # Reading a pipe would wait for ever.
             raise TypeError("not a file")
-        config = json.loads(path.read_text("utf-8"))
-        if not isinstance(config, dict):
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
             raise TypeError("not a JSON object")
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
-    return config
+    return content
 
 
 def configuration_of_result(

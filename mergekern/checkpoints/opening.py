@@ -11,7 +11,7 @@ from typing import Any
 
 from mergekern.checkpoints import adapter, folders, hub
 from mergekern.checkpoints.checkpoint import Checkpoint, FileState
-from mergekern.checkpoints.configuration import read_configuration
+from mergekern.checkpoints.configuration import read_configuration, read_json_object
 from mergekern.checkpoints.folder_files import notes_on_submodels
 from mergekern.checkpoints.no_model import GGUF, POINTER, describe_file, describe_folder
 from mergekern.checkpoints.safetensors_file import SafetensorsFile
@@ -165,12 +165,7 @@ def _open_adapter(folder: Path, name: str, io: IO) -> adapter.Adapter:
     found = next((folder / file for file in folders.ADAPTER_FILES if (folder / file).is_file()), None)
     if found is None:
         raise CheckpointError(f"{folder}: a PEFT adapter without its weights, {' or '.join(folders.ADAPTER_FILES)}")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError("not a JSON object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
+    config = read_json_object(path)
     inner = _open_file(found, name, io)
     opened = adapter.Adapter(inner, config, name, str(folder))
     opened.notes += inner.notes

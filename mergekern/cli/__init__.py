@@ -8,7 +8,7 @@ import click
 
 from mergekern.cli.adapters import merge_adapters
 from mergekern.cli.calibration import calibrate
-from mergekern.cli.display import Lines, be_quiet, say
+from mergekern.cli.display import Lines, say
 from mergekern.cli.evaluation import best, measure
 from mergekern.cli.group import EPILOG, Commands
 from mergekern.cli.merging import merge, merge_all
@@ -45,7 +45,6 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def main(quiet: bool, verbose: bool) -> None:
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other")
-    be_quiet(quiet)
     handler = logging.StreamHandler()
     handler.setFormatter(Lines("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, handlers=[handler])

@@ -78,18 +78,10 @@ def plain_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=None if stream.isatty() else WIDEST)
 
 
-_quiet = False
-
-
-def be_quiet(quiet: bool) -> None:
-    """Show no progress from here on, or show it again."""
-    global _quiet
-    _quiet = quiet
-
-
 def is_quiet() -> bool:
-    """Tell whether no progress is to be shown."""
-    return _quiet
+    """Tell whether the command line says that no progress is to be shown."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("quiet"))
 
 
 class ProgressLines:

@@ -73,7 +73,7 @@ class OutputPlan:
 
         Args:
             zoo: the base and the models that are merged.
-            position: of the owner, among `Zoo.checkpoints`.
+            position: where the owner is among `Zoo.checkpoints`.
             dtype: dtype of all float tensors; None for that of each in the base.
 
         Raises:

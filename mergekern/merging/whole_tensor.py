@@ -121,7 +121,7 @@ class WholeTensor(ABC):
         """Return the merge of elements of task vectors by the kernel `combine`, without the base, float64.
 
         Args:
-            deltas: of one shape, float64.
+            deltas: tensors of one shape, float64.
             rule: how they are merged.
             start: index of the first element in the tensor.
         """

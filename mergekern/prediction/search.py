@@ -109,7 +109,7 @@ class _Process:
         merges: all of them, for each pair by each method.
         methods: their names.
         metrics: (pairs, metrics) scaled values.
-        prior: of each merge.
+        prior: expected score of each merge.
     """
 
     def __init__(self, merges: Sequence[Merge], methods: Sequence[str], metrics: np.ndarray, prior: np.ndarray) -> None:

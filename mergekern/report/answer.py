@@ -12,7 +12,7 @@ class Answer:
 
     Attributes:
         sentences: the answer, and what it rests on.
-        headers: of a table below.
+        headers: headers of a table below.
         rows: its cells.
         caption: what the table is of.
     """

@@ -16,6 +16,7 @@ import torch
 
 from mergekern.cli import main
 from tests.fuzz.running import silent
+from tests.fuzz.targets import BEST
 from tests.support.faults import context
 
 # Every command that writes. What is there before it is the world.
@@ -35,21 +36,7 @@ WRITING: Sequence[tuple[str, ...]] = (
     ("merge-all", "zoo", "--methods", "weight_average,ties", "--out", "merged"),
     ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score"),
     ("measure", "n.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--methods", "ties", "--models", "m.csv"),
-    (
-        "best",
-        "zoo",
-        "--evaluate",
-        "evaluator.py:score",
-        "--budget",
-        "3",
-        "--methods",
-        "ties,tsv",
-        "--metrics",
-        "stable_rank",
-        "--no-page",
-        "--out",
-        "found",
-    ),
+    (*BEST, "--budget", "3"),
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("sketch", "adapters/x", "--base", "zoo/base.safetensors", "--out", "sketches.safetensors"),
     ("compare", "sketches.safetensors", "--out", "out.csv"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+BEST = (
+    "best", "zoo", "--evaluate", "evaluator.py:score", "--methods", "ties,tsv", "--metrics", "stable_rank", "--no-page",
+    "--out", "found",
+)  # fmt: skip
 MEASURE = ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--device", "cpu")
 CALIBRATED = ("--calibration", "calibration", "--model-fn", "model.py:build", "--metrics", "activation,gradient")
 WEIGHTS: Sequence[tuple[str, ...]] = (
@@ -16,21 +20,7 @@ WEIGHTS: Sequence[tuple[str, ...]] = (
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("screen", "zoo", "--rows", "3", "--out", "screened.parquet"),
     MEASURE,
-    (
-        "best",
-        "zoo",
-        "--evaluate",
-        "evaluator.py:score",
-        "--budget",
-        "2",
-        "--methods",
-        "ties,tsv",
-        "--metrics",
-        "stable_rank",
-        "--no-page",
-        "--out",
-        "found",
-    ),
+    (*BEST, "--budget", "2"),
 )
 ADAPTERS: Sequence[tuple[str, ...]] = (
     ("info", "adapters", "--base", "zoo/base.safetensors"),

@@ -212,7 +212,7 @@ def _last_layer(module: Any) -> str:
 
 
 def _embedding(module: Any) -> str | None:
-    """Return the name of the embedding of tokens: of the encoder's, where a decoder has its own."""
+    """Return the name of the embedding of tokens: the encoder's, where a decoder has its own."""
     encoder = module.get_encoder() if getattr(module.config, "is_encoder_decoder", False) else module
     embedding = encoder.get_input_embeddings()
     return next((name for name, part in module.named_modules(remove_duplicate=False) if part is embedding), None)

@@ -288,7 +288,7 @@ def _of_vectors(ritz: _Ritz, squares: np.ndarray, residuals: np.ndarray, roundin
     """Return the estimated sines of the leading vectors with the true span; see the package's docstring.
 
     Args:
-        ritz: of the subspace.
+        ritz: Ritz values and vectors of the subspace.
         squares, residuals: (k,) θ² and ρ of the leading vectors.
         rounding: (k,) sines by rounding alone.
     """

@@ -49,7 +49,7 @@ class Spectrum(NamedTuple):
         left_top: (m, k) float32, orthonormal columns.
         right_top: (n, k) float32.
         right_bottom: (n, k) float32; (n, 0) where they were not computed.
-        estimates: of the errors; None where these are rounding alone.
+        estimates: estimated errors; None where these are rounding alone.
     """
 
     values: np.ndarray

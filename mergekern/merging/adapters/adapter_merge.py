@@ -40,9 +40,9 @@ class AdapterMerge:
 
     Attributes:
         adapters: what is merged.
-        name: of the combination.
+        name: the combination's name.
         options: those that it takes, checked.
-        weights: of each adapter.
+        weights: what each adapter weighs.
         modules: the modules of the result.
         whole: its tensors that are held whole.
         config: its configuration.

@@ -18,7 +18,7 @@ class Elements:
     Attributes:
         density: share of the elements that are kept, 0 < density ≤ 1.
         is_random: whether they are drawn, and what is kept divided by the density, or the largest are kept.
-        elect: how the sign is elected: of the sum, or by the number of signs; None adds up all.
+        elect: how the sign is elected: by the sum, or by the number of signs; None adds up all.
         seed: seed of what is drawn.
     """
 

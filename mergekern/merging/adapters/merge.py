@@ -83,7 +83,7 @@ def merge_adapters(
         density: share of the elements that are kept, above 0 and at most 1; needed by ties, dare and magnitude_prune.
         svd_rank: largest rank of a module of the result, for "svd" and the forms in _svd; by default the largest of the
             adapters.
-        majority_sign: how ties elects a sign: of the sum ("total"), or by the number of signs ("frequency").
+        majority_sign: how ties elects a sign: by the sum ("total"), or by the number of signs ("frequency").
         seed: seed of the random masks of dare.
         output: a folder to be written, which PEFT loads; None returns the tensors.
         overwrite: whether an `output` that mergekern wrote is replaced.

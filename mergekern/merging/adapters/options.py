@@ -17,7 +17,7 @@ def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a combination takes.
 
     Args:
-        name: of the combination.
+        name: the combination's name.
         given: values of all options, with their defaults.
 
     Raises:

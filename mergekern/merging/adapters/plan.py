@@ -30,7 +30,7 @@ class ModuleOutput:
 
     Attributes:
         module: what the adapters hold of it.
-        rank: of the result; 1 of a bias.
+        rank: rank of the result; 1 for a bias.
         a, b: the tensors that are written; `a` is None for a bias.
     """
 

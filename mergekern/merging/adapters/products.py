@@ -24,7 +24,7 @@ class Update(NamedTuple):
     Attributes:
         b, a: factors (m, r) and (r, n), float64.
         scale: s of the adapter.
-        weight: of the adapter in the merge.
+        weight: what the adapter weighs in the merge.
         content: hash of module and factors, of which random masks are functions.
     """
 

@@ -26,7 +26,7 @@ class Module:
     """A module, or the bias of one, that at least one adapter changes by factors.
 
     Attributes:
-        name: of the module in the base.
+        name: the module's name in the base.
         is_bias: whether it is the bias of the module, to which each adapter adds s·b.
         held: what the adapters' files hold, by the position of the adapter; those that leave it as it is are missing.
     """

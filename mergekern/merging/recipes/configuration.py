@@ -35,7 +35,7 @@ def with_layers(config: Mapping[str, Any], layers: Sequence[tuple[Mapping[str, A
 
     Args:
         config: that of the model whose configuration the result has.
-        layers: of each layer of the result, the configuration of its source and its number there.
+        layers: configuration of the source of each layer of the result, and the layer's number there.
 
     >>> of_source = {"num_hidden_layers": 2, "layer_types": ["full", "sliding"]}
     >>> with_layers(of_source, [(of_source, 0), (of_source, 1), (of_source, 1)])

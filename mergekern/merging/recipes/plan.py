@@ -44,7 +44,7 @@ class Plan:
         method: how tensors are merged.
         donor: the model that the result is laid out like, and whose other files it gets.
         slices: in the order of the result.
-        tokenizer: of the result.
+        tokenizer: that of the result.
         models: all models of the recipe.
         notes: what has no effect.
     """

@@ -118,7 +118,7 @@ class Result:
         Args:
             device: what merges.
             notes: what took no part.
-            hashes: of each slice, content hashes of the base and of each model; empty until they are known, which
+            hashes: content hashes of the base and of each model, for each slice; empty until they are known, which
                 changes no length.
         """
         texts = {source.model.text for planned in self.plan.slices for source in planned.slice.sources}

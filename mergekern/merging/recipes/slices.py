@@ -41,7 +41,7 @@ class Slice:
 
     Attributes:
         zoo: the base, or what stands in its place, and the models that are merged, under the names of the result.
-        sources: of the zoo's models, in its order, the source that each is.
+        sources: the source that each model of the zoo is, in its order.
         base: the source that is the zoo's base.
         start, count: the first layer in the result, and how many there are; 0 layers where models are merged whole.
         stack: what comes before the numbers of layers in names; "" where models are merged whole.
@@ -75,7 +75,7 @@ class Cast:
     """How tensors are read: to which dtype, and how many rows of embeddings.
 
     Attributes:
-        dtype: of all values; None for that of each tensor.
+        dtype: that of all values; None for each tensor's own.
         rows: rows of embeddings and heads, by the number that they have; others stay whole.
     """
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from mergekern.checkpoints.configuration import read_json_object
 from mergekern.checkpoints.tying import is_head
 from mergekern.errors import CheckpointError, OptionError, did_you_mean
 from mergekern.merging.recipes.models import Model, Models
@@ -56,7 +56,7 @@ class Tokenizer:
             found[_TEMPLATE] = self.template.encode()
             path = found.get(_CONFIG)
             if isinstance(path, Path):
-                config = {name: value for name, value in _read(path).items() if name != "chat_template"}
+                config = {name: value for name, value in read_json_object(path).items() if name != "chat_template"}
                 # Where programs of before 2025 look for it.
                 config["chat_template"] = self.template
                 found[_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
@@ -128,7 +128,7 @@ def vocabulary_of(model: Model) -> dict[str, int]:
     """
     folder = model.folder
     if folder is not None and (folder / "tokenizer.json").is_file():
-        content = _read(folder / "tokenizer.json")
+        content = read_json_object(folder / "tokenizer.json")
         vocabulary = content.get("model", {}).get("vocab")
         if isinstance(vocabulary, list):  # Unigram: pairs of token and score.
             vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
@@ -137,7 +137,10 @@ def vocabulary_of(model: Model) -> dict[str, int]:
             return {**vocabulary, **added}
     if folder is not None and (folder / "vocab.json").is_file():
         added_tokens = folder / "added_tokens.json"
-        return {**_read(folder / "vocab.json"), **(_read(added_tokens) if added_tokens.is_file() else {})}
+        return {
+            **read_json_object(folder / "vocab.json"),
+            **(read_json_object(added_tokens) if added_tokens.is_file() else {}),
+        }
     if folder is not None and (folder / "vocab.txt").is_file():
         lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
         return {token: number for number, token in enumerate(lines)}
@@ -169,16 +172,6 @@ def _own_template(folder: Path) -> str | None:
     if (folder / _TEMPLATE).is_file():
         return (folder / _TEMPLATE).read_text("utf-8").strip()
     if (folder / _CONFIG).is_file():
-        found = _read(folder / _CONFIG).get("chat_template")
+        found = read_json_object(folder / _CONFIG).get("chat_template")
         return found.strip() if isinstance(found, str) else None
     return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("not a JSON object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be used ({type(error).__name__}: {error})") from error
-    return content
