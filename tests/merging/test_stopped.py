@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import mergekern
 from mergekern import cli
+from mergekern._internal import claims
 from mergekern._internal.claims import workspace
 from mergekern.checkpoints import writer
 from mergekern.errors import CheckpointError, OutputError
@@ -132,6 +133,22 @@ def test_one_merge_that_is_killed_and_made_again(tmp_path):
     mergekern.merge(zoo, method="ties", output=out / "m.safetensors")
     assert sorted(path.name for path in out.iterdir()) == ["m.mergekern.json", "m.safetensors"]
     assert (out / "m.safetensors").read_bytes() == expected
+
+
+def killed_at_the_end(zoo, out):
+    """Merge, and be killed when the result is in place and the workspace is not yet removed."""
+    claims._remove = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+    mergekern.merge(zoo, method="ties", output=out / "m.safetensors")
+
+
+def test_what_a_finished_merge_left_behind_is_removed_though_its_result_is_there(tmp_path):
+    zoo, out = make_zoo(tmp_path / "zoo", models=2), tmp_path / "out"
+    out.mkdir()
+    assert in_a_process(killed_at_the_end, zoo, out) == -signal.SIGKILL
+    assert ".mergekern-" in {path.name[:11] for path in out.iterdir()}
+    with pytest.raises(mergekern.OutputError, match="is there already"):
+        mergekern.merge(zoo, method="ties", output=out / "m.safetensors")
+    assert sorted(path.name for path in out.iterdir()) == ["m.mergekern.json", "m.safetensors"]
 
 
 def killed_alone(zoo, out, step):
