@@ -175,6 +175,7 @@ def stopped(zoo, out, number):
     def display():
         yield lambda p: p.tensors_done == 1 and os.kill(os.getpid(), number)
 
+    signal.signal(number, signal.SIG_DFL)  # under nohup a hang-up is ignored, and stays so
     cli.merging.progress_display = display
     cli.main(["merge", str(zoo), "--method", "ties", "--out", str(out / "m.safetensors")])
 
