@@ -7,7 +7,7 @@ TRITON ?= 3.6.0
 NVRTC ?= 13.0.88
 PTX := build/ptx-$(TRITON)
 
-.PHONY: demo test quick test-processors fuzz ptx bench gpu-check sanitize lint readme docs clean
+.PHONY: demo test quick test-processors fuzz ptx bench gpu-check sanitize lint readme docs dist clean
 
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
@@ -74,6 +74,11 @@ docs: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
 
+# The archives of a release, in dist/: built, checked, and tried in new environments, one of which finds no compiler.
+dist: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dist.txt
+	$(RUN) python/make_dist.py dist
+
 $(VENV)/.installed: pyproject.toml setup.py requirements-dev.txt $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
@@ -84,4 +89,4 @@ $(PTX)/.installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info mergekern/*.so
+	rm -rf $(VENV) build dist *.egg-info mergekern/*.so
