@@ -267,9 +267,7 @@ def choose_measurement(options: MeasureOptions, *, with_bases: bool) -> Measurem
         "threads": torch.get_num_threads(), "max_memory": options.max_memory, "with_bases": with_bases,
     }  # fmt: skip
     if options.svd == "randomized" and options.with_spectrum:
-        if isinstance(backend, DeviceBackend):
-            logger.warning("svd='randomized' has no kernels for %s; measuring on the CPU", backend.description)
-        return CpuMeasurement(**how, backend=dispatch.backends()[0], svd_tolerance=options.svd_tolerance)
+        how["svd_tolerance"] = options.svd_tolerance
     if isinstance(backend, DeviceBackend):
         fallback = CpuMeasurement(**how, backend=dispatch.backends()[0])
         return DeviceMeasurement(**how, backend=backend, fallback=fallback)

@@ -95,3 +95,6 @@ class Measurement(ABC):
             NonFiniteError: a checkpoint holds NaN or infinite values in this tensor. Where only the results show them,
                 the function that is returned raises it.
         """
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to give up)
+        """Give up what is begun and not finished, and wait until nothing runs any more."""
