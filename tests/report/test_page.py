@@ -10,7 +10,7 @@ from mergekern import MetricTable, OptionError
 from mergekern.cli import main
 from mergekern.errors import OutputError
 from mergekern.metrics import CATALOGUE
-from mergekern.report import contents, page, write_report
+from mergekern.report import contents, document, page, write_report
 from mergekern.report.contents import QUANTILES, gather
 from mergekern.report.page import number, render
 from tests.report.parsed import Page
@@ -106,9 +106,10 @@ def test_tensors_that_are_too_many_are_noted(monkeypatch):
 
 
 def test_large_tables_keep_seven_digits(monkeypatch):
-    monkeypatch.setattr(page, "EXACT_PAIRS", 14)
+    monkeypatch.setattr(document, "EXACT_PAIRS", 14)
     table = make_table(6, 0)
     found = Page(render(gather(table), "t"))
+    assert page.TOO_MANY_PAIRS in "".join(found.text)
     values = found.arrays["values/stable_rank"]
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, table.to_pandas()["stable_rank"].to_numpy(np.float32))
@@ -167,9 +168,9 @@ def test_errors_of_the_function(tmp_path):
 
 
 def test_a_missing_extra_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.delitem(sys.modules, "mergekern.report.page")
-    with pytest.raises(OptionError, match=r"plotly.*mergekern\[report\]"):
+    with pytest.raises(OptionError, match=r"jinja2.*mergekern\[report\]"):
         write_report(make_table(2, 0), tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
 
