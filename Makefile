@@ -38,7 +38,8 @@ fuzz: $(VENV)/.installed
 	$(RUN) -m tests.fuzz $(INPUTS)
 	MERGEKERN_KILLS=20 $(RUN) -m pytest -p no:benchmark tests/fuzz/test_killed.py
 
-# Every kernel for GPUs as the compilers make it, executed on the processor: the tests of tests/ptx say what this sees.
+# Every kernel for GPUs as the compilers make it, executed on the processor (about 2 minutes): the tests of tests/ptx say
+# what this sees.
 # TRITON=3.9.0 for another compiler than that of the machines with GPUs.
 ptx: $(VENV)/.installed $(PTX)/.installed
 	PYTHONPATH=$(PTX) MERGEKERN_TEST_DEVICE=ptx $(RUN) -m pytest --numprocesses auto -p no:benchmark @tests/ptx/kernels.txt
