@@ -12,14 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg.lapack import dpotri
-from scipy.optimize import brentq, minimize
+from scipy.optimize import brentq
 
 # Bounds of the ratio γ of a group's variance to the residual's; at these a group explains nothing, or everything.
 RATIOS = (1e-6, 1e4)
 # Below this share of the residual in the variance, y counts as explained exactly.
 EXACT = 1e-12
+# Newton's method ends where the deviance changes by less than this with every log γ. Its steps are no longer than
+# LONGEST, and are halved so often where the deviance does not fall.
+FLAT = 1e-6
+LONGEST, HALVINGS, MOST_STEPS = 3.0, 8, 100
 # Logarithms of γ between which the minima of the deviance of a single group are told apart.
-GRID = np.linspace(*np.log(RATIOS), 48)
+GRID = np.linspace(np.log(RATIOS[0]), np.log(RATIOS[1]), 48)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class _Equations:
         self.dof = max(len(y) - 1, 1)
         self.groups = groups
         self.sizes = np.bincount(groups)
+        self.in_group = np.eye(len(self.sizes))[groups]
 
     def solve(self, ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Return C⁻¹, (μ, u), σ² and log |C|."""
@@ -144,24 +149,53 @@ class _Equations:
         residual = max((self.squares - float(solution @ self.right)) / self.dof, EXACT)
         return inverse, solution, residual, 2 * float(np.log(np.diagonal(factor)).sum())
 
-    def deviance(self, log_ratios: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return −2 log restricted likelihood, up to a constant, and its gradient."""
+    def deviance(self, log_ratios: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return −2 log restricted likelihood, up to a constant, its gradient and its Hessian.
+
+        By log γ_g, with P = C⁻¹ and R the penalised sum of squares: dR = −|u_g|²/γ_g, d log |C| = −tr P_gg/γ_g,
+        du = P_·g u_g/γ_g and dP = P_·g P_g·/γ_g.
+        """
         ratios = np.exp(log_ratios)
         inverse, solution, residual, determinant = self.solve(ratios)
-        squares = np.diagonal(inverse)[1:] + solution[1:] ** 2 / residual
-        sums = np.bincount(self.groups, weights=squares, minlength=len(ratios))
         value = self.dof * float(np.log(residual)) + float(self.sizes @ log_ratios) + determinant
-        return value, self.sizes - sums / ratios
+        u, inner = solution[1:], inverse[1:, 1:]
+        squares = self.in_group.T @ u**2
+        explained = (squares / residual + self.in_group.T @ np.diagonal(inner)) / ratios
+        products = self.in_group.T @ (inner * (2 / residual * np.outer(u, u) + inner)) @ self.in_group
+        products += np.outer(squares, squares) / (self.dof * residual**2)
+        return value, self.sizes - explained, np.diag(explained) - products / np.outer(ratios, ratios)
 
     def most_likely(self, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """Return the most likely γ and its deviance. Without a start, two are tried: there may be two modes."""
         if len(self.sizes) == 0:
             return np.zeros(0), self.deviance(np.zeros(0))[0]
         starts = [np.full(len(self.sizes), at) for at in (0.0, -3.0)] if start is None else [np.log(start)]
-        bounds = [tuple(np.log(RATIOS))] * len(self.sizes)
-        found = [minimize(self.deviance, at, jac=True, method="L-BFGS-B", bounds=bounds) for at in starts]
-        best = min(found, key=lambda result: result.fun)
-        return np.exp(best.x), float(best.fun)
+        best, value = min((self._descend(at) for at in starts), key=lambda found: found[1])
+        return np.exp(best), value
+
+    def _descend(self, at: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the minimum of the deviance that Newton steps within the bounds lead to, and its value."""
+        low, high = np.log(RATIOS)
+        value, gradient, hessian = self.deviance(at)
+        for _ in range(MOST_STEPS):
+            free = np.flatnonzero(~(((at <= low) & (gradient > 0)) | ((at >= high) & (gradient < 0))))
+            if np.abs(gradient[free]).max(initial=0.0) < FLAT:
+                break
+            curvature, axes = np.linalg.eigh(hessian[np.ix_(free, free)])
+            step = np.zeros(len(at))
+            # Where the deviance curves downwards, the size of the curvature still tells a sensible length.
+            step[free] = axes @ (-axes.T @ gradient[free] / np.maximum(np.abs(curvature), FLAT))
+            step *= min(1.0, LONGEST / np.abs(step).max())
+            for _ in range(HALVINGS):
+                there = np.clip(at + step, low, high)
+                found = self.deviance(there)
+                if found[0] < value:
+                    break
+                step /= 2
+            else:
+                break
+            at, (value, gradient, hessian) = there, found
+        return at, value
 
 
 class _OneGroup:

@@ -10,6 +10,11 @@ import pandas as pd
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
+from mergekern.prediction.additive import TaskEffectsRegressor
+from mergekern.prediction.forest import ForestRegressor
+from mergekern.prediction.linear import LinearMetricRegressor
+from mergekern.prediction.pearson import PearsonRegressor
+
 
 class Refits:
     """Fits of an estimator to parts of some pairs, with what each predicts for all of them.
@@ -26,7 +31,8 @@ class Refits:
 
     def __init__(self, estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> None:
         self.estimator = estimator
-        self.X = X
+        # scikit-learn checks a frame six times as long as an array; see `reads_columns`.
+        self.X = X if reads_columns(estimator) else X.to_numpy(dtype=np.float64)
         self.y = y
         self.pairs = pairs
         self._fitted: dict[bytes, Any] = {}
@@ -38,7 +44,7 @@ class Refits:
         key = train.tobytes()
         if key not in self._fitted:
             self._fitted[key] = fit_estimator(
-                clone(self.estimator), self.X.iloc[train], self.y[train], self.pairs[train]
+                clone(self.estimator), _rows(self.X, train), self.y[train], self.pairs[train]
             )
         return self._fitted[key]
 
@@ -55,6 +61,15 @@ class Refits:
         if key not in self._sd:
             self._sd[key] = predicted_sd(self.fitted(train), self.X, self.pairs)
         return self._sd[key]
+
+
+def reads_columns(estimator: Any) -> bool:
+    """Tell whether an estimator may look for columns by their names, or for pairs in the index of X."""
+    return not isinstance(estimator, (TaskEffectsRegressor, LinearMetricRegressor, ForestRegressor, PearsonRegressor))
+
+
+def _rows(X: Any, rows: np.ndarray) -> Any:
+    return X.iloc[rows] if isinstance(X, pd.DataFrame) else X[rows]
 
 
 def fit_estimator(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> Any:

@@ -173,6 +173,8 @@ def cross_validate_pairs(
     if n_permutations < 0 or n_resamples < 0:
         raise PredictionError(f"n_permutations and n_resamples are at least 0, not {n_permutations} and {n_resamples}")
     beside = {"additive": TaskEffectsRegressor(), "constant": DummyRegressor()} if baselines else {}
+    # They read no metric.
+    bare = dataclasses.replace(data, X=data.X.iloc[:, :0].assign(no_metric=0.0))
     validation = _validate(estimator, data, splitter)
     return dataclasses.replace(
         validation,
@@ -181,7 +183,7 @@ def cross_validate_pairs(
         ),
         intervals=_intervals(validation, n_resamples, random_state),
         baselines={
-            name: validation if _alike(baseline, estimator) else _validate(baseline, data, splitter)
+            name: validation if _alike(baseline, estimator) else _validate(baseline, bare, splitter)
             for name, baseline in beside.items()
         },
     )

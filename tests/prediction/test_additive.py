@@ -47,20 +47,21 @@ def equations(n=25, sizes=(6,), seed=6):
 
 
 @pytest.mark.parametrize("sizes", [(6,), (4, 5)])
-def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(sizes):
+def test_the_derivatives_of_the_likelihood_are_those_of_finite_differences(sizes):
     found, h = equations(sizes=sizes), 1e-5
     for at in np.random.default_rng(0).uniform(-4, 4, (4, len(sizes))):
-        _, gradient = found.deviance(at)
+        _, gradient, hessian = found.deviance(at)
         for group, unit in enumerate(h * np.eye(len(sizes))):
-            difference = (found.deviance(at + unit)[0] - found.deviance(at - unit)[0]) / (2 * h)
-            assert gradient[group] == pytest.approx(difference, rel=1e-6, abs=1e-6)
+            up, down = found.deviance(at + unit), found.deviance(at - unit)
+            assert gradient[group] == pytest.approx((up[0] - down[0]) / (2 * h), rel=1e-6, abs=1e-6)
+            np.testing.assert_allclose(hessian[group], (up[1] - down[1]) / (2 * h), rtol=1e-6, atol=1e-6)
 
 
 def test_one_decomposition_gives_the_deviance_of_every_ratio():
     found = equations()
     one = _OneGroup(found)
     for at in np.linspace(-6, 6, 7):
-        deviance, gradient = found.deviance(np.array([at]))
+        deviance, gradient, _ = found.deviance(np.array([at]))
         assert one.deviance(np.array([at]))[0] == pytest.approx(deviance, rel=1e-10)
         assert one.slope(at) == pytest.approx(gradient[0], rel=1e-8, abs=1e-8)
 
