@@ -195,6 +195,20 @@ Array magnitudes(const Address& base, const Address& tuned, std::size_t count, s
   return values;
 }
 
+// Returns the values between two magnitudes, and how many are above the upper one, equal to it, and to the lower one.
+py::tuple magnitudes_between(const Address& base, const Address& tuned, std::size_t count, double low, double high,
+                             int threads) {
+  std::vector<double> found;
+  mergekern::Window window;
+  {
+    py::gil_scoped_release release;
+    found = mergekern::magnitudes_between(view(base), view(tuned), count, low, high, threads, &window);
+  }
+  Array values(static_cast<py::ssize_t>(found.size()));
+  std::copy(found.begin(), found.end(), values.mutable_data());
+  return py::make_tuple(values, window.above, window.at_high, window.at_low);
+}
+
 using Bases = py::array_t<float, py::array::c_style>;
 
 py::array_t<double> overlap(const Bases& bases, const std::optional<Bases>& others) {
@@ -246,6 +260,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("dropped_below"), py::arg("majority"), py::arg("share"), py::arg("needed"), py::arg("by_count"));
   module.def("magnitude_counts", &magnitude_counts, py::arg("base"), py::arg("tuned"), py::arg("count"),
              py::arg("prefix"), py::arg("above"), py::arg("shift"), py::arg("width"), py::arg("threads"));
+  module.def("magnitudes_between", &magnitudes_between, py::arg("base"), py::arg("tuned"), py::arg("count"),
+             py::arg("low"), py::arg("high"), py::arg("threads"));
   module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),
              py::arg("above"), py::arg("threads"));
   module.def("overlap", &overlap, py::arg("bases").noconvert(), py::arg("others").noconvert());

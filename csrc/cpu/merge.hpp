@@ -29,6 +29,11 @@ struct Tally {
   long long signs = 0, undecided = 0, non_finite = 0;
 };
 
+// Counts of magnitudes: above the upper end of a window, and equal to its ends.
+struct Window {
+  long long above = 0, at_high = 0, at_low = 0;
+};
+
 // Writes the merged elements to `out` (float32 or float64). A base of nullptr stands for zero. `start` is the index of
 // the first element in its tensor. All numbers of threads and all instruction sets give the same bits.
 Tally combine(const TensorView& base, const std::vector<TensorView>& tuned, const TensorView& out, std::size_t count,
@@ -42,5 +47,9 @@ void magnitude_counts(const TensorView& base, const TensorView& tuned, std::size
 // Returns the values |tuned − base| whose bits from `above` on equal `prefix`, in the order of the elements.
 std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, std::size_t count,
                                std::uint64_t prefix, int above, int threads);
+
+// Returns the values |tuned − base| between `low` and `high`, in the order of the elements, and counts the others.
+std::vector<double> magnitudes_between(const TensorView& base, const TensorView& tuned, std::size_t count, double low,
+                                       double high, int threads, Window* window);
 
 }  // namespace mergekern

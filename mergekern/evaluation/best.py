@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mergekern._internal.extras import needs
 from mergekern._internal.files import write_atomically
 from mergekern._internal.locks import locked
 from mergekern._internal.validation import positive_integer
@@ -344,6 +345,4 @@ def _check_page() -> None:
     try:
         import_module("mergekern.report.page")
     except ImportError as error:
-        raise OptionError(
-            f'{error}; the page needs more packages: pip install "mergekern[report]", or page=False (--no-page)'
-        ) from error
+        raise OptionError(f"{needs('the page', 'report', error)}, or take none: page=False (--no-page)") from error

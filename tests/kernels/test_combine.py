@@ -14,7 +14,7 @@ from tests.support.checkpoint_files import draw
 
 IMPLEMENTATIONS = [on_cpu.numpy] + ([on_cpu.native] if on_cpu.combine is on_cpu.native else [])
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
-SIZES = [1, 7, 63, 511, 512, 513, (1 << 17) + 3]
+SIZES = [1, 7, 63, 127, 128, 129, 513, (1 << 17) + 3]
 MODELS = 3
 
 

@@ -15,10 +15,10 @@ import xxhash
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from mergekern import CATALOGUE
 from mergekern._internal.files import write_atomically
 from mergekern._internal.versions import versions
 from mergekern.errors import PredictionError
+from mergekern.metrics import CATALOGUE
 from mergekern.prediction import (
     IncompletePairsWarning,
     LeaveOneTaskOut,

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from threadpoolctl import threadpool_limits
 
 import group_study
-import mergeability_study
 import mergekern
 import regularized_finetuning
+from mergekern.cli import main
 from mergekern.prediction import MergePredictor, model, read_scores
-from study import analysis, comparison, findings, probing, scoring
-from zoos import making
+from mergekern.study import analysis, comparison, probing, scoring, stages
+from mergekern.study.zoos import making
 
 METHODS = ["weight_average", "tsv"]
 CANDIDATES = {
@@ -68,7 +68,7 @@ def run(command, *arguments):
 
 def study(out, *options):
     arguments = ("--architecture", "mlp", "--tasks", len(TASKS), "--methods", ",".join(METHODS), *options)
-    return run(mergeability_study.main, out, *arguments)
+    return run(main, "study", out, *arguments)
 
 
 def contents(out):
@@ -94,9 +94,7 @@ def copied(finished, tmp_path):
     return tmp_path / "copy"
 
 
-@pytest.mark.parametrize(
-    "module", [scoring, analysis, comparison, probing, findings, regularized_finetuning, group_study]
-)
+@pytest.mark.parametrize("module", [regularized_finetuning, group_study])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -207,10 +205,10 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
     killed = click.ClickException("killed")
     with monkeypatch.context() as patch:
         places = {
-            "fine-tuning": (making, "learn"), "metrics": (mergeability_study.mergekern, "compute_all"),
-            "merging": (scoring.mergekern, "merge_all"), "measuring": (scoring._Scores, "add"),
-            "probing": (probing.mergekern, "merge_probes"), "timing": (probing, "score_merges"),
-            "validating": (analysis, "analyse_method"), "fitting": (mergeability_study.MergePredictor, "fit"),
+            "fine-tuning": (making, "learn"), "metrics": (stages, "compute_all"),
+            "merging": (scoring, "merge_all"), "measuring": (scoring._Scores, "add"),
+            "probing": (probing, "merge_probes"), "timing": (probing, "score_merges"),
+            "validating": (analysis, "analyse_method"), "fitting": (stages.MergePredictor, "fit"),
         }  # fmt: skip
         owner, name = places[stage]
         real, calls = getattr(owner, name), []
@@ -239,7 +237,7 @@ def test_killed_at_any_stage_it_ends_with_the_same_files(copied, stage, monkeypa
 
 def test_probes_are_those_of_the_models_on_samples_that_give_no_scores(finished):
     zoo = finished / "zoo"
-    calibration = mergeability_study.read_calibration(finished, equal=False)
+    calibration = stages.read_calibration(finished, equal=False)
     for name, task in calibration.tasks.items():
         data = load_file(zoo / "calibration" / f"{name}.safetensors")
         assert task.size == 10
@@ -341,7 +339,7 @@ def test_other_options_need_force(finished):
 
 
 def test_unknown_methods_are_named(tmp_path):
-    result = run(mergeability_study.main, tmp_path / "new", "--methods", "tsv,tis")
+    result = run(main, "study", tmp_path / "new", "--methods", "tsv,tis")
     assert result.exit_code == 2
     assert "no method 'tis'" in result.output
     assert not (tmp_path / "new").exists()

@@ -12,11 +12,13 @@ from typing import Any
 import pandas as pd
 from rich.progress import Progress
 
-import mergekern
 from mergekern._internal.files import write_atomically
+from mergekern.functional.calibration import Calibration
+from mergekern.functional.merge_probes import merge_probes
 from mergekern.prediction import plan_measurements
-from study.analysis import DIRECT, METRICS, SOLO
-from study.scoring import score_merges
+from mergekern.study.analysis import DIRECT, METRICS, SOLO
+from mergekern.study.scoring import score_merges
+from mergekern.tables.metric_table import MetricTable
 
 MERGES = "merges"
 # Merges whose measurement is timed, for each method.
@@ -58,7 +60,7 @@ class Timings:
 
 
 def probe_merges(
-    zoo: Path, calibration: mergekern.Calibration, methods: Sequence[str], out: Path, timings: Timings, bar: Progress
+    zoo: Path, calibration: Calibration, methods: Sequence[str], out: Path, timings: Timings, bar: Progress
 ) -> pd.DataFrame:
     """Return the merge probes of all pairs, a file for each method, and keep how long they took.
 
@@ -78,18 +80,18 @@ def probe_merges(
             # Both from nothing: the second continues from the statistics of the first.
             with TemporaryDirectory() as folder:
                 how: dict[str, Any] = {"calibration": calibration, "methods": method, "statistics": folder}
-                probe = partial(mergekern.merge_probes, zoo, device="cpu", **how)
+                probe = partial(merge_probes, zoo, device="cpu", **how)
                 models = len(calibration.tasks)
                 timings.measure(SOLO, method, models, probe)
                 table = timings.measure(DIRECT, method, models * (models - 1) // 2, partial(probe, direct=True))
             table.save(path)
             timings.save()
-        frames.append(mergekern.MetricTable.load(path).to_pandas())
+        frames.append(MetricTable.load(path).to_pandas())
     return pd.concat(frames, axis=1)
 
 
 def time_others(
-    zoo: Path, compute: Callable[[], mergekern.MetricTable], methods: Sequence[str], alone: pd.Series,
+    zoo: Path, compute: Callable[[], MetricTable], methods: Sequence[str], alone: pd.Series,
     timings: Timings, bar: Progress,
 ) -> None:  # fmt: skip
     """Measure how long all metrics take, and measuring `TIMED_MERGES` merges by each method; once.

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
-from zoos.tasks import Domain, Task, relabelled, transformed
+from mergekern.study.zoos.tasks import Domain, Task, relabelled, transformed
 
 
 def load() -> tuple[Tensor, Tensor]:

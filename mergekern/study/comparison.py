@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from study.analysis import CANDIDATES, Candidate
-from study.probing import MERGES, Timings
+from mergekern.study.analysis import CANDIDATES, Candidate
+from mergekern.study.probing import MERGES, Timings
 
 REGIMES = {"partner known": "r_partner_known", "both unseen": "r_both_unseen"}
 COLOURS = {"metrics": "#0072b2", "probes": "#d55e00", "metrics and probes": "#cc79a7", "merges": "#009e73"}

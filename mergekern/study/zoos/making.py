@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
@@ -21,13 +20,14 @@ from sklearn.model_selection import train_test_split
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mergekern import regularizers
 from mergekern._internal.files import write_atomically
+from mergekern.errors import MergekernError, OutputError
 from mergekern.functional.calibration import OPTIONS_FILE
-from zoos.digits import DIGITS
-from zoos.encoders import CONFIGS, build, initialise
-from zoos.tasks import Domain, Task
-from zoos.texts import TEXTS
+from mergekern.study.zoos.digits import DIGITS
+from mergekern.study.zoos.encoders import CONFIGS, build, initialise
+from mergekern.study.zoos.tasks import Domain, Task
+from mergekern.study.zoos.texts import TEXTS
+from mergekern.training import regularizers
 
 CALIBRATION_SAMPLES = 10
 DOMAINS: dict[str, Domain] = {"vit": DIGITS, "cnn": DIGITS, "mlp": DIGITS, "text": TEXTS}
@@ -79,7 +79,7 @@ def learn(
         The calibration data to be saved, and the entry of model.json.
 
     Raises:
-        click.ClickException: held-out accuracy, without regularizers, is not even halfway from the share of the most
+        MergekernError: held-out accuracy, without regularizers, is not even halfway from the share of the most
             frequent class to 1.
     """
     # Each task has its own stream of random numbers, so that it comes out the same whichever others are made.
@@ -103,7 +103,7 @@ def learn(
     chance = labels[test].bincount().max().item() / len(test)
     # A regularizer that is too strong is a finding, not a mistake.
     if accuracy < (1 + chance) / 2 and not recipe.get("regularizers"):
-        raise click.ClickException(
+        raise MergekernError(
             f"{task.name} was not learned: held-out accuracy is {accuracy:.3f}, where the most frequent class has a "
             f"share of {chance:.3f}; try another --random-state"
         )
@@ -158,7 +158,7 @@ def take_over(out: Path, options: Mapping[str, Any], force: bool) -> dict[str, A
     """Return the entries, by name, that an earlier run finished; remove its files if they cannot be kept.
 
     Raises:
-        click.ClickException: the earlier run had other options, and `force` is not set.
+        OutputError: the earlier run had other options, and `force` is not set.
     """
     try:
         # What zoos did not say before there was a choice.
@@ -170,7 +170,7 @@ def take_over(out: Path, options: Mapping[str, Any], force: bool) -> dict[str, A
     present = [path for name in names for path in files(out, name) if path.exists()]
     differing = [key for key, value in options.items() if found.get(key) != value]
     if present and differing and not force:
-        raise click.ClickException(
+        raise OutputError(
             f"{present[0]} was made with other options ({', '.join(differing)}); "
             "give another folder, or --force to replace the zoo"
         )
@@ -201,7 +201,8 @@ def make_zoo(
         The entries of model.json, of "base" and of each task.
 
     Raises:
-        click.ClickException: a zoo made with other options is there; a task was not learned.
+        OutputError: a zoo made with other options is there.
+        MergekernError: a task was not learned.
     """
     domain = DOMAINS[options["encoder"]]
     options = {"random_state": random_state, **options}

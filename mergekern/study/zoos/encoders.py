@@ -1,6 +1,6 @@
 """Small encoders of four kinds, from a batch of inputs to features (batch, dim).
 
-`--model-fn python/zoos/encoders.py:cnn` builds them for the commands of mergekern.
+`--model-fn mergekern.study.zoos.encoders:cnn` builds them for the commands of mergekern.
 """
 
 from __future__ import annotations

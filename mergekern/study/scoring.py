@@ -16,9 +16,9 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import mergekern
 from mergekern._internal.files import write_atomically
-from zoos.encoders import build
+from mergekern.merging.merge import merge_all
+from mergekern.study.zoos.encoders import build
 
 # What a run that is killed may lose: merges made in one pass over the zoo, and scores not yet written.
 MERGED_BYTES = 128 << 20
@@ -137,7 +137,7 @@ def score_merges(
                 while len(waiting) > 16:
                     record_first()
 
-            mergekern.merge_all(zoo, methods=methods, groups=missing, callback=measure, merged_memory=MERGED_BYTES)
+            merge_all(zoo, methods=methods, groups=missing, callback=measure, merged_memory=MERGED_BYTES)
             while waiting:
                 record_first()
     scores.save()

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from zoos.encoders import CONFIGS
-from zoos.tasks import Domain, Task, relabelled, transformed
+from mergekern.study.zoos.encoders import CONFIGS
+from mergekern.study.zoos.tasks import Domain, Task, relabelled, transformed
 
 PACKAGES = (
     "asyncio", "email", "http", "importlib", "logging", "multiprocessing", "pydoc_data", "unittest", "urllib", "xml",
