@@ -12,6 +12,7 @@
     task_product    task matrices times thin matrices
     trim            the k-th largest magnitude of a task vector
     truncation      leading singular triplets of a task matrix
+    variation       how task vectors differ from each other, element by element
 
 Start in `dispatch`: its table names every implementation, and `choose` returns the backend of a device.
 `device_backend` is the backend of a GPU. `native` gives access to the C++ extension, `cuda_module` to the kernels of

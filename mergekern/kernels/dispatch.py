@@ -56,6 +56,7 @@ KERNELS = {
     "task_product": Support(None, None, "task_product.on_triton.task_product"),
     "trim": Support("trim.on_cpu.kth_largest", "trim.on_cpu.kth_largest", "trim.on_cuda.kth_largest"),
     "truncation": Support("truncation.on_cpu.leading", "truncation.on_cpu.leading", "truncation.on_torch.leading"),
+    "variation": Support("variation.on_cpu.variances", "variation.on_cpu.variances", "variation.on_torch.variances"),
 }
 
 
