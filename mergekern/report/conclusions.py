@@ -155,9 +155,7 @@ def _methods(outcomes: Outcomes) -> Methods | None:
 
 
 def _steps(outcomes: Outcomes, a: str, b: str, method: str) -> list[Step]:
-    steps = [Step("Make this merge.", merge_command(a, b, method))]
-    if method not in METHODS:
-        steps = [Step(f"Make this merge by the program that has the method {method}; mergekern has none of this name.")]
+    steps = [merge_step("Make this merge", a, b, method)]
     if outcomes.recommended is None:
         most = max(outcomes.methods, key=lambda outcome: outcome.measured.count()).method
         command = (
@@ -230,26 +228,24 @@ def _ranked(values: pd.Series, title: str, sentences: list[str], a: str, b: str)
             "Measure some merges by an evaluation of yours; this finds the best merge within the budget.",
             "mergekern best ZOO --evaluate my_eval.py:accuracy --budget 20 --out found",
         ),
-        Step(
-            "Or merge the first pair now, by the method that needs no setting.", merge_command(a, b, "weight_average")
-        ),
+        merge_step("Or merge the first pair now, by a method without settings", a, b, "weight_average"),
     ]
     headers = ["Model", "and model", title[0].upper() + title[1:]]
     return Answer(sentences, headers, rows, caption, steps=steps, pair=(a, b))
 
 
-def merge_command(a: str, b: str, method: str) -> str:
-    """Return the command that merges a pair.
+def merge_step(text: str, a: str, b: str, method: str) -> Step:
+    """Return the step that merges a pair, with its command unless names keep it from being written.
 
-    >>> merge_command("cars", "my birds", "tsv")
+    >>> merge_step("Make this merge", "cars", "my birds", "tsv").command
     "mergekern merge-all ZOO --methods tsv --group 'cars+my birds' --out merged"
-    >>> merge_command("c++", "b", "tsv")
-    'mergekern merge ZOO/c++ ZOO/b --base ZOO/base --method tsv --out merged'
     """
-    if "+" in a + b:  # which separates the names of a group
-        models = " ".join(shlex.quote(f"ZOO/{name}") for name in (a, b))
-        return f"mergekern merge {models} --base ZOO/base --method {shlex.quote(method)} --out merged"
-    return f"mergekern merge-all ZOO --methods {shlex.quote(method)} --group {shlex.quote(f'{a}+{b}')} --out merged"
+    if method not in METHODS:
+        return Step(f"{text} by the program that has the method {method}; mergekern has none of this name.")
+    if "+" in a + b:
+        return Step(f"{text} by `mergekern merge` with both files: a + in a name separates the models of a group.")
+    group = shlex.quote(f"{a}+{b}")
+    return Step(f"{text}.", f"mergekern merge-all ZOO --methods {shlex.quote(method)} --group {group} --out merged")
 
 
 def _names(pair: Any) -> tuple[str, str]:

@@ -7,19 +7,9 @@ from mergekern.prediction import MergePredictor
 from mergekern.report import write_report
 from mergekern.report.contents import leaf_order
 from mergekern.report.words import number
-from tests.support import browser as chromium
 from tests.support.report_tables import HOSTILE, make_scores, make_table
 
-pytestmark = pytest.mark.skipif(not (chromium.CHROMIUM and chromium.DRIVER), reason=chromium.MISSING)
-
 PLOT = "const plot = document.getElementById(arguments[0]); "
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = chromium.Browser()
-    yield found
-    found.driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -199,20 +189,6 @@ def test_colours_of_plots_and_page_go_together(page, scheme):
     assert page.run("return document.getElementById('heatmap-plot').layout.font.color") == ink
     dark = sum(int(part) for part in ink[4:-1].split(",")) > 380
     assert dark == (scheme == "dark")
-
-
-def test_a_narrow_window_needs_no_sideways_scrolling(browser, path):
-    browser.driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
-    )
-    try:
-        browser.open(path)
-        for plot in ("heatmap-plot", "correlations-plot"):
-            drawn(browser, plot)
-        assert browser.run("return document.documentElement.scrollWidth") == 360
-        assert browser.messages() == []
-    finally:
-        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_outcomes(browser, tmp_path):

@@ -25,10 +25,10 @@ function markSection(id) {
   byId("here").textContent = links.get(id).textContent;
 }
 
-// The section that crosses a line near the top of the window is the one that is read.
+// The section that crosses the middle of the window is the one that is read.
 const reader = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) if (isIntersecting) markSection(target.id);
-}, { rootMargin: "-25% 0px -74% 0px" });
+}, { rootMargin: "-49% 0px -50% 0px" });
 for (const id of links.keys()) reader.observe(byId(id));
 markSection("answer");
 

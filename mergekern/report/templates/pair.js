@@ -84,8 +84,9 @@ function showScores(pair) {
   const kept = [...names.keys()].filter((at) => at < 2 || rows.some(([, cells]) => cells[at] !== "—"));
   const heads = ["Method", ...kept.map((at) => names[at])].map((text) => element("th", { scope: "col" }, text));
   const body = rows.map(([method, cells]) => element("tr", {}, element("th", { scope: "row" }, method),
-    ...kept.map((at) => element("td", {}, ...[cells[at]].flat()))));
-  const caption = element("caption", {}, `${page.outcomes.target} of ${page.models[state.a]} and ${page.models[state.b]}`);
+    ...kept.map((at) => element("td", { class: at > 1 ? "words" : null }, ...[cells[at]].flat()))));
+  const target = page.outcomes.target.replace(/^./, (letter) => letter.toUpperCase());
+  const caption = element("caption", {}, `${target} of ${page.models[state.a]} and ${page.models[state.b]}`);
   byId("selected").replaceChildren(element("table", {}, caption, element("thead", {}, element("tr", {}, ...heads)),
     element("tbody", {}, ...body)));
   byId("selected").hidden = false;
