@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +14,19 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mergekern._internal.extras import needs
 from mergekern._internal.files import write_atomically
 from mergekern.cli.display import is_quiet, say
 from mergekern.cli.parameters import parse_methods
+from mergekern.errors import OptionError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from mergekern.study.findings import Finding
 
+# They need packages of the extra "report".
+DRAWING = ("mergekern.study.comparison", "mergekern.report.page")
 ARCHITECTURES = ("vit", "cnn", "mlp", "text")
 TASKS, QUICK_TASKS = 20, 10
 
@@ -63,6 +68,15 @@ def show(
     console.print(table)
 
 
+def _check_installed() -> None:
+    """Raise OptionError, before anything is computed, where figures cannot be drawn."""
+    try:
+        for name in DRAWING:
+            import_module(name)
+    except ImportError as error:
+        raise OptionError(needs("the study", "report", error)) from error
+
+
 @click.command(
     help="""\
 Study which pairs of a zoo merge well, and what predicts it, in the folder OUT.
@@ -87,6 +101,7 @@ def study(
 ) -> None:  # fmt: skip
     from threadpoolctl import threadpool_limits
 
+    _check_installed()
     from mergekern.prediction import read_scores
     from mergekern.report import write_report
     from mergekern.study import stages

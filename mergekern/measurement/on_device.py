@@ -34,6 +34,7 @@ from mergekern.kernels.transfer import Uploader
 from mergekern.measurement import Measurement, Pending
 from mergekern.measurement.device_spectra import Factorisation, Factorised, Part
 from mergekern.measurement.on_cpu import CpuMeasurement
+from mergekern.measurement.spectra import triplets_of
 from mergekern.statistics import Bases, LayerStatistics, SpectrumErrors, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class _Results(NamedTuple):
         inner: inner products (N, N).
         spectra: (values, rank, good) of all models; None where nothing is factorised.
         overlaps: (N, N) of each kind of subspace.
-        bases: the singular vectors, by kind; empty where they are not wanted.
+        vectors: the singular vectors that are wanted, by kind.
         factorised: the factorisation, still on the device: one that fails its check is looked at there.
         fetched: the event behind the copies.
     """
@@ -83,7 +84,7 @@ class _Results(NamedTuple):
     inner: torch.Tensor
     spectra: tuple[torch.Tensor, ...] | None
     overlaps: dict[str, torch.Tensor]
-    bases: dict[str, torch.Tensor]
+    vectors: dict[str, torch.Tensor]
     factorised: Factorised | None
     fetched: Event
 
@@ -129,7 +130,8 @@ class DeviceMeasurement(Measurement):
         """Return "device", "backend", and how many factorisations failed their check and were redone on the CPU."""
         of_fallback = self.fallback.provenance()
         svd = {"svd": of_fallback["svd"]} if "svd" in of_fallback else {}
-        return {"device": self.backend.description, "backend": self.backend.name, "redone_on_cpu": self._redone, **svd}
+        said = {"device": self.backend.description, "backend": self.backend.name, "redone_on_cpu": self._redone}
+        return {**said, **svd, **self.said_of_extras}
 
     def hashes(
         self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, models: Sequence[int] | None = None
@@ -149,14 +151,14 @@ class DeviceMeasurement(Measurement):
             results: Future[dict[DeviceLayer, _Results]] = Future()
             results.set_result({begun: self._in_blocks(begun, pool)})
             self._launched[begun] = results
-            return partial(self._finish, begun)
-        there = self._upload(layer.tensors(self.backend.device), pool, layer.tensor.name)
-        layer.release()
-        with self._state:
-            self._waiting[begun] = there
-            if self._is_full():
-                self._launch()
-        return partial(self._finish, begun)
+        else:
+            there = self._upload(layer.tensors(self.backend.device), pool, layer.tensor.name)
+            layer.release()
+            with self._state:
+                self._waiting[begun] = there
+                if self._is_full():
+                    self._launch()
+        return self.with_coordinates(partial(self._finish, begun), layer, pool, split)
 
     def close(self) -> None:
         """See `Measurement`; nothing can be begun afterwards."""
@@ -223,6 +225,9 @@ class DeviceMeasurement(Measurement):
         streams = self._streams
         streams.wait("results", streams.record("kernels"))
         fetched: dict[DeviceLayer, tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, dict, dict]] = {}
+        wanted = (
+            Bases._fields if self.with_bases else ("left_top", "right_top") if "interference" in self.extras else ()
+        )
         with streams.on("results", what):
 
             def to_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -238,7 +243,7 @@ class DeviceMeasurement(Measurement):
                     to_host(inner),
                     tuple(to_host(each) for each in (spectra.values, spectra.rank, spectra.good)),
                     {side: to_host(each) for side, each in factorised.overlaps.items()},
-                    {side: to_host(getattr(spectra, side)) for side in Bases._fields} if self.with_bases else {},
+                    {side: to_host(getattr(spectra, side)) for side in wanted},
                 )
         event = streams.record("results")
         return {begun: _Results(*parts, given[begun][1], event) for begun, parts in fetched.items()}
@@ -298,10 +303,22 @@ class DeviceMeasurement(Measurement):
         left_top, right_top, right_bottom = (
             results.overlaps[side].numpy() if side in results.overlaps else missing for side in Bases._fields
         )
-        bases = Bases(*(results.bases[side].numpy() for side in Bases._fields)) if self.with_bases else None
-        errors = None if factorised.estimates is None else SpectrumErrors(*factorised.estimates)
-        k = factorised.spectra.left_top.shape[2]
-        return SpectrumStatistics(values, rank, left_top, right_top, right_bottom, k, bases, errors)
+        vectors = {side: each.numpy() for side, each in results.vectors.items()}
+        interference = None
+        if "interference" in self.extras:
+            triplets = triplets_of(values, vectors["left_top"], vectors["right_top"])
+            interference = self.fallback.backend.interference(triplets)
+        return SpectrumStatistics(
+            values,
+            rank,
+            left_top,
+            right_top,
+            right_bottom,
+            k=factorised.spectra.left_top.shape[2],
+            bases=Bases(**vectors) if self.with_bases else None,
+            errors=None if factorised.estimates is None else SpectrumErrors(*factorised.estimates),
+            interference=interference,
+        )
 
     def _redo(self, layer: Layer, factorised: Factorised) -> list[Spectrum]:
         """Return the spectra of all models on the host, those that failed their check factorised again."""

@@ -29,7 +29,7 @@ singular values are within 1e-75 to 1e75. Orthogonalisation and small problems a
 
 Matrices with s ≤ `DIRECT` are factorised by `spectrum` itself, which takes less time there.
 
-Backends: `on_cpu`, one matrix at a time; `on_cuda`, all matrices of one shape at once. `signs` draws Ω, and `estimates`
+Backends: `on_cpu`, one matrix at a time; `on_cuda`, all matrices of one shape at once. `start` draws Ω, and `estimates`
 has the formulas above.
 
 Bytes: passes·m·n·(itemsize of tuned + itemsize of base). Flops of c passes: 4·m·n·(c·b + k), and O(s·(cb)²) float64.

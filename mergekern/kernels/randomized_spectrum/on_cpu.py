@@ -24,7 +24,7 @@ from mergekern.kernels.randomized_spectrum import (
 )
 from mergekern.kernels.randomized_spectrum.estimates import ROUNDING, Leading, Ritz, by_rounding, conclude, is_good
 from mergekern.kernels.randomized_spectrum.products import CHUNK, TaskMatrix
-from mergekern.kernels.randomized_spectrum.signs import Signs
+from mergekern.kernels.randomized_spectrum.start import Start
 from mergekern.kernels.spectrum import Spectrum, zero_spectrum
 from mergekern.kernels.spectrum import on_cpu as direct
 from mergekern.kernels.spectrum.on_cpu import Blocks
@@ -57,7 +57,7 @@ def spectrum(
         factorise = direct.spectrum if extension is None else direct.native
         return from_direct(factorise(blocks, shape, top_k, max(spectrum_k, top_k + 1)), spectrum_k)
     matrix = TaskMatrix(blocks, shape)
-    start = Signs(name, short)
+    start = Start(name, short)
     krylov = _Krylov(matrix, np.dtype(np.float32), start, k, leading, tolerance)
     if not krylov.run(start.signs(BLOCK), max(FEWEST_PASSES, most - MOST_PASSES + FEWEST_PASSES), most):
         return from_direct(zero_spectrum(shape, top_k, spectrum_k), spectrum_k)
@@ -82,7 +82,7 @@ class _Krylov:
     """A block Krylov subspace of one matrix, and its Ritz pairs."""
 
     def __init__(
-        self, matrix: TaskMatrix, dtype: np.dtype, start: Signs, k: int, leading: int, tolerance: float
+        self, matrix: TaskMatrix, dtype: np.dtype, start: Start, k: int, leading: int, tolerance: float
     ) -> None:
         self._matrix, self._dtype, self._start = matrix, dtype, start
         self._k, self._leading, self._tolerance = k, leading, tolerance

@@ -34,7 +34,7 @@ from mergekern.kernels.randomized_spectrum import (
     most_vectors,
 )
 from mergekern.kernels.randomized_spectrum.estimates import Leading, Ritz, conclude, is_good
-from mergekern.kernels.randomized_spectrum.signs import Signs
+from mergekern.kernels.randomized_spectrum.start import Start
 from mergekern.kernels.spectrum import DeviceSpectra, Estimates, Spectrum, Stack, on_cuda, zero_spectrum
 from mergekern.kernels.spectrum.device_tridiagonal import (
     BAND,
@@ -187,7 +187,7 @@ def _iterated(
     short = min(shape)
     pairs = [(stack.base, tuned) for stack in stacks for tuned in stack.tuned]
     layers = [layer for layer, stack in enumerate(stacks) for _ in stack.tuned]
-    omega = [Signs(name, short) for name in names]
+    omega = [Start(name, short) for name in names]
     spaces = _Subspaces(
         list(range(len(pairs))), pairs, layers,
         torch.empty(len(pairs), short, 0, dtype=torch.float64, device=device),
@@ -219,7 +219,7 @@ def _iterated(
     return [_together([found[i] for i in range(start, end)]) for start, end in itertools.pairwise(ends)]
 
 
-def _drawn(omega: Sequence[Signs], layers: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
+def _drawn(omega: Sequence[Start], layers: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
     """Return the next random signs of each matrix, (B, s, count): those of its tensor."""
     drawn = {layer: omega[layer].signs(count).T for layer in dict.fromkeys(layers)}
     place = {layer: position for position, layer in enumerate(drawn)}
@@ -251,7 +251,7 @@ def _following(
     rest: torch.Tensor,
     triangle: torch.Tensor,
     longest: torch.Tensor,
-    omega: Sequence[Signs],
+    omega: Sequence[Start],
     module: CudaModule,
 ) -> torch.Tensor:
     """Return the next blocks: what is left of the images of the newest, and `FRESH` random vectors.

@@ -12,7 +12,7 @@ function drawCorrelations() {
   const ticks = { tickvals: titles.map((_, index) => index), ticktext: narrow.matches ? titles.map(() => "") : titles };
   const trace = {
     type: "heatmap", z, zmin: -1, zmax: 1, hoverinfo: "none",
-    colorscale: [[0, colour("low")], [0.5, colour("middle")], [1, colour("high")]],
+    colorscale: aroundZero(),
     colorbar: { orientation: "h", thickness: 12, y: 1, yanchor: "bottom", len: 1, ypad: 6, outlinewidth: 0 },
   };
   const whole = [-0.5, count - 0.5];
@@ -43,12 +43,12 @@ function followCorrelations(target) {
   });
 }
 
-byId("correlation-kind").addEventListener("change", ({ target }) => {
-  state.correlation = target.value;
-  readCorrelation();
-  redraw("correlations-plot");
-});
 if (page.metrics.length > 1) {
+  byId("correlation-kind").addEventListener("change", ({ target }) => {
+    state.correlation = target.value;
+    readCorrelation();
+    redraw("correlations-plot");
+  });
   plot("correlations-plot", drawCorrelations, followCorrelations);
   readCorrelation();
 }

@@ -8,7 +8,7 @@ import xxhash
 from mergekern.kernels.randomized_spectrum import SEED
 
 
-class Signs:
+class Start:
     """The random signs of one tensor, a new draw each time that they are asked for."""
 
     def __init__(self, name: str, size: int) -> None:

@@ -8,7 +8,8 @@ const ranking = { order: new Uint32Array(0), column: null, reversed: false, star
 // Predictions and measurements come before metrics. `low` and `high` are the ends of an interval, where there is one.
 const columns = [
   ...(page.outcomes ? page.outcomes.columns : []),
-  ...page.metrics.map(({ title, category, about, better, values }) => ({ title, category, about, better, values })),
+  ...page.metrics.map(({ name, title, category, about, better, values, errors }) => (
+    { name, title, category, about, better, values, errors })),
 ];
 
 function chooseColumns() {
@@ -22,7 +23,13 @@ function chooseColumns() {
     if (!categories.has(column.category)) column.shown = true;
     categories.add(column.category);
   }
-  ranking.column = page.outcomes ? columns[0] : columns[first];
+  ranking.column = page.outcomes ? columnOfAnswer() : columns[first];
+}
+
+// The scores of the method of the answer: predicted ones, if there are any of some method.
+function columnOfAnswer() {
+  const alike = columns.filter((column) => column.method && Boolean(column.low) === Boolean(columns[0].low));
+  return alike.find((column) => column.method === page.method) ?? columns[0];
 }
 
 // Pairs without a value come last in both directions.
@@ -93,12 +100,31 @@ function drawRows() {
 }
 
 function valueCell(column, pair) {
-  const cell = element("td", { class: "number" }, format(array(column.values)[pair]));
-  if (column.low && Number.isFinite(array(column.low)[pair])) {
-    const interval = `${format(array(column.low)[pair])} – ${format(array(column.high)[pair])}`;
-    cell.append(element("small", {}, interval));
-  }
+  const value = array(column.values)[pair];
+  const cell = element("td", { class: "number" }, format(value));
+  if (column.low && Number.isFinite(array(column.low)[pair])) cell.append(element("small", {}, interval(column, pair)));
+  if (column.errors && Number.isFinite(value)) cell.append(element("small", {}, `± ${format(array(column.errors)[pair])}`));
   return cell;
+}
+
+const interval = (column, pair) => `${format(array(column.low)[pair])} – ${format(array(column.high)[pair])}`;
+
+// All pairs of the filter in their order, with every column, also those that are not shown.
+function* rankingRows() {
+  const sources = [], names = [];
+  for (const { name, method, values, low, high, errors } of columns) {
+    names.push(name ?? `${low ? "predicted" : "measured"}[${method}]`);
+    sources.push(array(values));
+    const beside = errors ? { error: errors } : low ? { low, high } : {};
+    for (const [what, source] of Object.entries(beside)) {
+      names.push(`${what}[${name ?? method}]`);
+      sources.push(array(source));
+    }
+  }
+  yield ["model_a", "model_b", ...names];
+  for (const pair of ranking.order) {
+    yield [page.models[firstOf[pair]], page.models[secondOf[pair]], ...sources.map((source) => source[pair])];
+  }
 }
 
 function markSelected() {
@@ -138,12 +164,12 @@ byId("page-next").addEventListener("click", () => turnTo(ranking.start + ROWS));
 byId("page-last").addEventListener("click", () => turnTo(lastStart()));
 byId("filter").addEventListener("input", rank);
 followers.push(markSelected);
+csvSources.set("ranking", rankingRows);
 
 chooseColumns();
-// The plots start with the pair that is ranked first.
 rank();
 drawHead();
 drawColumnChoice();
-state.a = firstOf[ranking.order[0]];
-state.b = secondOf[ranking.order[0]];
+// The page starts with the pair of the answer, else with the one that is ranked first.
+[state.a, state.b] = page.pair ?? [firstOf[ranking.order[0]], secondOf[ranking.order[0]]];
 markSelected();
