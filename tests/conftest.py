@@ -29,7 +29,7 @@ elif not torch.cuda.is_available():
 
 
 # Files of few tests that take long: begun last, they leave one process at work and the others idle.
-LONG = {"test_cluster.py", "test_mergeability_study.py", "test_native.py", "test_reproduce_study.py"}
+LONG = {"test_cluster.py", "test_study.py", "test_native.py", "test_reproduce_study.py"}
 
 
 def pytest_collection_modifyitems(items):

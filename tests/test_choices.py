@@ -15,6 +15,7 @@ from mergekern.cli import main
 from mergekern.functional.calibration.architectures import KINDS
 from mergekern.merging.registry import methods_for
 from mergekern.prediction import PREDICTORS, MergePredictor
+from mergekern.study.zoos.encoders import CLASSES
 
 OF_MERGE_ADAPTERS = typing.get_type_hints(mergekern.merge_adapters)
 OF_COMPUTE_ALL = typing.get_type_hints(mergekern.compute_all)
@@ -26,6 +27,7 @@ ACCEPTED = {
     "io": typing.get_args(OF_COMPUTE_ALL["io"]),
     "svd": typing.get_args(OF_COMPUTE_ALL["svd"]),
     "batch_weighting": typing.get_args(typing.get_type_hints(mergekern.Calibration)["batch_weighting"]),
+    "architecture": tuple(CLASSES),
     "kind": tuple(PREDICTORS),
     "task": tuple(KINDS),
     "combination": tuple(mergekern.COMBINATIONS),

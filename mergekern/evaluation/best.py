@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mergekern._internal.extras import needs
 from mergekern._internal.files import write_atomically
 from mergekern._internal.locks import locked
 from mergekern._internal.validation import positive_integer
@@ -38,7 +39,7 @@ from mergekern.prediction.prior import BASE_WEIGHT, OWN_WEIGHT
 from mergekern.prediction.search import LIKENESS, Merge, next_merges
 from mergekern.progress import Progress
 from mergekern.report import write_report
-from mergekern.report.answer import Answer
+from mergekern.report.answer import Answer, Step
 from mergekern.tables.metric_table import MetricTable
 
 # What the study merges by, but for one that is like another.
@@ -159,9 +160,10 @@ def best_merge(
             zoo, methods=best.method, groups=[best.models], options=_options_of(best.method, options),
             output=search.folder / MERGED, device=device, max_memory=max_memory,
         )  # fmt: skip
+        best = replace(best, path=path)
         if page:
             search.write_page(table, found, best)
-    return replace(best, path=path)
+    return best
 
 
 @dataclass
@@ -270,6 +272,17 @@ class _Search:
             str(best["method"]), pair, float(best[self.target]), self.folder, scores, sentences, found.failures
         )
 
+    def _steps(self, found: MeasuredMerges, best: BestMerge) -> list[Step]:
+        """Return what to do next."""
+        steps = [
+            Step(f"Take the merge: it is made, and lies beside this page as {os.path.relpath(best.path, self.folder)}.")
+        ]
+        left = len(self.pairs) * len(self.methods) - len(found.scores)
+        if left:
+            text = f"Give the same command a larger --budget to search on: {left} merges were not measured."
+            steps.append(Step(text))
+        return steps
+
     def write_page(self, table: MetricTable, found: MeasuredMerges, best: BestMerge) -> None:
         """Fit a predictor to the scores of the best method, and write the page."""
         by_pair = best.scores.set_index(["model_a", "model_b"])
@@ -289,9 +302,12 @@ class _Search:
         caption = f"The {len(rows)} best of the {len(best.scores)} measured merges"
         if predictors and predictors[0].metrics and not set(predictors[0].metrics) <= set(table.metrics):
             table = table.join(model_scores(table.models, found.models))
+        answer = Answer(
+            sentences, [name.replace("_", " ") for name in headers], rows, caption,
+            steps=self._steps(found, best), pair=best.models, method=best.method,
+        )  # fmt: skip
         write_report(
-            table, self.folder / PAGE, scores=scores, predictors=predictors,
-            answer=Answer(sentences, [name.replace("_", " ") for name in headers], rows, caption),
+            table, self.folder / PAGE, scores=scores, predictors=predictors, answer=answer,
             title=f"The best merge of two of {len(table.models)} models",
         )  # fmt: skip
 
@@ -344,6 +360,4 @@ def _check_page() -> None:
     try:
         import_module("mergekern.report.page")
     except ImportError as error:
-        raise OptionError(
-            f'{error}; the page needs more packages: pip install "mergekern[report]", or page=False (--no-page)'
-        ) from error
+        raise OptionError(f"{needs('the page', 'report', error)}, or take none: page=False (--no-page)") from error

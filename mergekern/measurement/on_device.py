@@ -28,6 +28,7 @@ from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
 from mergekern.kernels.transfer import Uploader, on_stream
 from mergekern.measurement import Measurement, Pending
 from mergekern.measurement.on_cpu import CpuMeasurement
+from mergekern.measurement.spectra import triplets_of
 from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,8 @@ class DeviceMeasurement(Measurement):
 
     def provenance(self) -> dict[str, object]:
         """Return "device", "backend", and how many factorisations failed their check and were redone on the CPU."""
-        return {"device": self.backend.description, "backend": self.backend.name, "redone_on_cpu": self._redone}
+        said = {"device": self.backend.description, "backend": self.backend.name, "redone_on_cpu": self._redone}
+        return {**said, **self.said_of_extras}
 
     def hashes(
         self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, models: Sequence[int] | None = None
@@ -134,7 +136,7 @@ class DeviceMeasurement(Measurement):
                 layer.release()
                 if self._is_full():
                     self._launch()
-        return partial(self._finish, begun)
+        return self.with_coordinates(partial(self._finish, begun), layer, pool, split)
 
     def _finish(self, begun: DeviceLayer) -> LayerStatistics:
         """Wait for the batch of a layer, and return the statistics of that layer."""
@@ -265,6 +267,10 @@ class DeviceMeasurement(Measurement):
             return self.fallback.overlaps(self._redo(layer, spectra))
         left_top, right_top, right_bottom = (factorised.overlaps[side].cpu().numpy() for side in Bases._fields)
         bases = Bases(*(getattr(spectra, side).cpu().numpy() for side in Bases._fields)) if self.with_bases else None
+        interference = None
+        if "interference" in self.extras:
+            triplets = (getattr(spectra, part).cpu().numpy() for part in ("values", "left_top", "right_top"))
+            interference = self.fallback.backend.interference(triplets_of(*triplets))
         return SpectrumStatistics(
             spectra.values.cpu().numpy(),
             spectra.rank.cpu().numpy(),
@@ -273,6 +279,7 @@ class DeviceMeasurement(Measurement):
             right_bottom,
             k=spectra.left_top.shape[2],
             bases=bases,
+            interference=interference,
         )
 
     def _redo(self, layer: Layer, spectra: DeviceSpectra) -> list[Spectrum]:

@@ -129,6 +129,9 @@ class GroupMerge:
             rule = Rule("sum", combination.coefficients)
             self._combine(shared, order, rule, from_zero=combination.of_models)
             return
+        if isinstance(combination, Rule):
+            self._combine(shared, order, combination)
+            return
         for block in tensor.blocks(combination.of_rows):
             self._write(shared, combination.combine(block).reshape(-1), block.start)
 

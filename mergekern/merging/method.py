@@ -18,7 +18,7 @@ from mergekern.merging.elementwise import Elementwise, mask_key
 from mergekern.merging.matrices import Matrices
 from mergekern.merging.mergekit_names import Mergekit
 from mergekern.merging.option_checks import Check, plain
-from mergekern.merging.whole_tensor import Blockwise, TensorInMemory, WeightedSum, lost_norms, merge_in_memory
+from mergekern.merging.whole_tensor import Combination, TensorInMemory, lost_norms, merge_in_memory
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Method:
     defaults: Mapping[str, Any]
     elements: Callable[..., Elementwise] | None = None
     matrix: Callable[..., Any] | None = None
-    tensor: Callable[..., WeightedSum | Blockwise] | None = None
+    tensor: Callable[..., Combination] | None = None
     any_weight: bool | Callable[..., bool] = False
     least: int = 2
     most: int | None = None

@@ -72,6 +72,7 @@ def cases(storage):
     integers = ["first_tile", "count", "start", "models", "needed"]
     constants = {"STORAGE": storage, "ALIGNED": True, "WHOLE": True, "TILE": combine.TILE, "MASKED": storage == "fp32"}
     constants |= {"LIMITED": storage == "fp32", "COUNTED": storage == "fp32", "FROM_ZERO": storage != "fp32"}
+    constants |= dict.fromkeys(["BALLOTS", "FLOOR", "SPREAD"], storage != "fp32")
     constants |= {"CONSENSUS": "elect" if storage == "fp32" else "mean"}
     options = {"num_warps": combine.WARPS, "enable_fp_fusion": False}
     yield f"combine {storage}", combine._combine, merged, integers, constants, options

@@ -24,7 +24,7 @@ from mergekern.prediction import (
     normalized_accuracy,
 )
 from mergekern.prediction.correlation import pearson_r
-from mergekern.prediction.validation import fit_estimator, predict_pairs
+from mergekern.prediction.refits import fit_estimator, predict_pairs
 from mergekern.tables.metric_table import MetricTable
 from tests.support.measurements import METHODS, PUBLISHED, make_table, needs_published, write_scores
 
