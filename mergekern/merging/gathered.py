@@ -90,31 +90,35 @@ def run_for(
     raise OptionError(f"calibration must be a mergekern.Calibration, not a {type(samples).__name__}")
 
 
+def check_samples(methods: Iterable[Method], samples: Any) -> None:
+    """Raise OptionError where samples are needed and not given, or given and not needed."""
+    methods = list(methods)
+    needing = [method.name for method in methods if method.needs is not None]
+    if needing and samples is None:
+        raise OptionError(
+            f"{needing[0]} needs samples of each model's task; give calibration= (--calibration FOLDER, which "
+            "`mergekern calibrate` writes)"
+        )
+    if samples is not None and not needing:
+        raise OptionError(
+            f"{', '.join(method.name for method in methods)}: takes weights alone; give no calibration, or a method "
+            "that runs the models, such as regmean"
+        )
+
+
 def gather(
     methods: Iterable[Method], zoo: Zoo, samples: Any, device: str | torch.device,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Gathered | None:  # fmt: skip
     """Return what methods need of the models of a zoo; None where they need nothing but weights.
 
     Raises:
-        OptionError: samples are needed and not given, or given and not needed.
+        OptionError: as `check_samples`.
     """
     methods = list(methods)
-    needing = [method for method in methods if method.needs is not None]
-    if not needing:
-        if samples is not None:
-            raise OptionError(
-                f"{', '.join(method.name for method in methods)}: takes weights alone; give no calibration, or a "
-                "method that runs the models, such as regmean"
-            )
-        return None
-    if samples is None:
-        raise OptionError(
-            f"{needing[0].name} needs samples of each model's task; give calibration= (--calibration FOLDER, which "
-            "`mergekern calibrate` writes)"
-        )
-    needs = frozenset(method.needs for method in needing if method.needs is not None)
-    return run_for(samples, zoo, needs, device, progress)
+    check_samples(methods, samples)
+    needs = frozenset(method.needs for method in methods if method.needs is not None)
+    return run_for(samples, zoo, needs, device, progress) if needs else None
 
 
 def with_notes(zoo: Zoo, methods: Iterable[Method], gathered: Gathered | None) -> Zoo:

@@ -225,3 +225,21 @@ def test_command_record_and_probes(zoo, calibration, tmp_path):
     table = mergekern.merge_probes(tuned, base, calibration=calibration, methods=["regmean", "fisher"], direct=True)
     frame = table.to_pandas()
     assert np.isfinite(frame[["direct_loss_mean[regmean]", "solo_loss_mean[fisher]"]]).all().all()
+
+
+def test_measured_and_best(zoo, calibration, tmp_path):
+    base, tuned = zoo
+    merged = mergekern.merge({n: tuned[n] for n in ("b", "c")}, base, "regmean", calibration=calibration)
+
+    def near(state, task):
+        return float(1 / (1 + (state["first.weight"] - merged["first.weight"]).abs().max()))
+
+    how = {"evaluate": near, "calibration": calibration, "device": "cpu"}
+    found = mergekern.measure_merges(tuned, base, methods=["regmean", "ties"], pairs=[("b", "c")], **how)
+    assert dict(zip(found.scores["method"], found.scores["accuracy"], strict=True))["regmean"] == 1.0
+    best = mergekern.best_merge(tuned, base, out=tmp_path, budget=6, methods=["regmean", "ties"], page=False, **how)
+    assert (best.method, best.models, best.score) == ("regmean", ("b", "c"), 1.0)
+    assert torch.equal(load_file(best.path)["first.weight"], merged["first.weight"])
+    with pytest.raises(OptionError, match="needs samples"):
+        mergekern.best_merge(tuned, base, evaluate=near, out=tmp_path / "new", methods=["fisher"], page=False)
+    assert not (tmp_path / "new").exists()
