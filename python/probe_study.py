@@ -62,7 +62,7 @@ def unseen_r(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.DataFra
     found: dict[str, list[float]] = {}
     for method, y in scores.items():
         solo, direct = (
-            table[[name for name in table if name.startswith(kind) and name.endswith(f"[{method}]")]]
+            table[[name for name in map(str, table) if name.startswith(kind) and name.endswith(f"[{method}]")]]
             for kind in ("solo", "direct")
         )
         metrics = table[[name for name in table if name in mergekern.CATALOGUE]]
