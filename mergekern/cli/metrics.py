@@ -25,7 +25,7 @@ from mergekern.cli.parameters import (
     with_options,
 )
 from mergekern.errors import OutputError
-from mergekern.metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES, RANKED_BY, Metric, metric_of
+from mergekern.metrics import ADDITIONAL, CATALOGUE, MERGE_PROBES, MODEL_SCORES, RANKED_BY, Metric, metric_of
 from mergekern.tables.cells import to_csv
 from mergekern.tables.files import check_suffix
 from mergekern.tables.metric_table import MetricTable
@@ -292,7 +292,7 @@ def info(
 def show_catalogue() -> None:
     """Print every metric with its formula, range, and the direction that is more mergeable."""
     table = NameTable("metric", "category", "formula", "range", "more mergeable")
-    for metric in (*CATALOGUE.values(), *MODEL_SCORES.values(), *MERGE_PROBES.values()):
+    for metric in (*CATALOGUE.values(), *ADDITIONAL.values(), *MODEL_SCORES.values(), *MERGE_PROBES.values()):
         table.add_texts(metric.name, metric.category, metric.formula, _range(metric), metric.more_mergeable)
     show(table)
 

@@ -24,8 +24,10 @@ from mergekern.errors import MergekernError, StatisticsError
 from mergekern.functional.binding import Binding
 from mergekern.functional.calibration import Calibration
 from mergekern.functional.forward import Forward, Outcome
+from mergekern.functional.gathering import gather
 from mergekern.functional.known_scores import FILE, KnownRun, finite_loss, samples_note
 from mergekern.kernels import dispatch
+from mergekern.merging.gathered import Gathered, Need, run_for
 from mergekern.merging.merge import MERGED_BYTES, merge_all
 from mergekern.merging.method import Method
 from mergekern.merging.output import StateDict
@@ -74,7 +76,8 @@ def merge_probes(
     Args:
         checkpoints, base, on_mismatch, io, rename: as for `compute_all`.
         calibration: the model, samples and heads that merges are measured with.
-        methods: one merge method or several, of `mergekern.METHODS`; none with `model_scores`, if you like.
+        methods: one merge method or several, of `mergekern.METHODS`; also "regmean" and "fisher", for which the base of
+            a solo probe is run on the samples of all tasks. None with `model_scores`, if you like.
         direct: also merge and measure every pair.
         model_scores: also measure each model, and the base on each model's task with that model's head, once for all
             methods. The table then has the columns of `mergekern.MODEL_SCORES`, which the predictor "prior" reads.
@@ -234,6 +237,7 @@ class _ProbeRun:
         self._with_base = align(zoo.base, (*zoo.models, zoo.base), "skip" if zoo.skipped else "error")
         self._tensors_of_merge = len(self._with_base.tensors)
         self._bytes_of_merge = sum(tensor.nbytes for tensor in zoo.base.tensors.values())
+        self._samples = _Once(binding, device)
         self._total, self._done = sum(map(len, self._lacking.values())), 0
         self._start = self._last_saved = time.perf_counter()
 
@@ -273,6 +277,7 @@ class _ProbeRun:
             self._with_base, methods=methods, callback=self._measure_merge, **how,
             groups=[group if len(group) > 1 else (*group, BASE) for group in names],
             options={method: self._by_method[method].options for method in methods},
+            calibration=self._samples if any(self._by_method[method].method.needs for method in methods) else None,
         )  # fmt: skip
 
     def _measure_merge(self, group: tuple[str, ...], method: str, merged: StateDict) -> None:
@@ -304,6 +309,27 @@ class _ProbeRun:
             tensors, size, done, total = self._tensors_of_merge, self._bytes_of_merge, self._done, self._total
             seconds = time.perf_counter() - self._start
             self._progress(Progress("", done * tensors, total * tensors, done * size, total * size, seconds, what))
+
+
+class _Once:
+    """Gathers what merges need of runs of the models, once for all merges; of the base on the samples of all tasks."""
+
+    def __init__(self, binding: Binding, device: torch.device) -> None:
+        self._binding, self._device = binding, device
+        self._found: dict[frozenset[Need], Gathered] = {}
+
+    def gather(self, needs: frozenset[Need], progress: Callable[[Progress], None] | None) -> Gathered:
+        """Return what is needed of the models and the base."""
+        if needs not in self._found:
+            self._found[needs] = gather(self._binding, needs, self._device, base=BASE, progress=progress)
+        return self._found[needs]
+
+
+@run_for.register(_Once)
+def _(
+    samples: _Once, zoo: Any, needs: frozenset[Need], device: Any, progress: Callable[[Progress], None] | None
+) -> Gathered:
+    return samples.gather(needs, progress)
 
 
 def _by_groups(lacking: Mapping[str, Sequence[Group]]) -> list[tuple[tuple[Group, ...], list[str]]]:
