@@ -29,7 +29,7 @@ from .merging.merge import merge, merge_all
 from .merging.mergekit import mergekit_config
 from .merging.recipes.merge_recipe import merge_recipe
 from .merging.registry import METHODS
-from .metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
+from .metrics import ADDITIONAL, CATALOGUE, MERGE_PROBES, MODEL_SCORES
 from .prediction.model_scores import model_scores
 from .progress import Progress
 from .sketches.measure import sketch
@@ -41,6 +41,7 @@ from .tables.metric_table import MetricTable
 from .training import regularizers
 
 __all__ = [
+    "ADDITIONAL",
     "CATALOGUE",
     "COMBINATIONS",
     "MERGE_PROBES",

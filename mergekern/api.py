@@ -64,7 +64,8 @@ def compute_all(
 ) -> MetricTable:
     """Compute the pairwise mergeability metrics of N models fine-tuned from one base, for all pairs.
 
-    The metrics are those of "Demystifying Mergeability" (arXiv 2601.22285); `mergekern.CATALOGUE` lists them.
+    The metrics are those of "Demystifying Mergeability" (arXiv 2601.22285), `mergekern.CATALOGUE`, and a few more that
+    are asked for by name, `mergekern.ADDITIONAL`.
 
     Args:
         checkpoints: a folder of checkpoints (the one named `base.*` is the base), a sequence of paths, or a mapping
@@ -73,8 +74,8 @@ def compute_all(
             `torch.nn.Module`. Or a `Zoo` that is open already, whose base and whose way of reading then hold.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one, or all are LoRA adapters
             and no models are run.
-        metrics: "all" that the inputs allow (with `calibration` also those that run models), or names of metrics or
-            of categories.
+        metrics: "all" of the study that the inputs allow (with `calibration` also those that run models), or names of
+            metrics or of categories, also of `mergekern.ADDITIONAL`.
         calibration: the model, samples and heads that the activation and gradient metrics are computed with. Models
             run only if such a metric is asked for.
         top_k: dimension of the top and bottom singular subspaces.
@@ -265,11 +266,10 @@ def choose_measurement(options: MeasureOptions, *, with_bases: bool) -> Measurem
     how: dict[str, Any] = {
         "with_spectrum": options.with_spectrum, "top_k": options.top_k, "spectrum_k": options.spectrum_k,
         "threads": torch.get_num_threads(), "max_memory": options.max_memory, "with_bases": with_bases,
+        "extras": options.extras,
     }  # fmt: skip
-    if options.svd == "randomized" and options.with_spectrum:
-        if isinstance(backend, DeviceBackend):
-            logger.warning("svd='randomized' has no kernels for %s; measuring on the CPU", backend.description)
-        return CpuMeasurement(**how, backend=dispatch.backends()[0], svd_tolerance=options.svd_tolerance)
+    if options.is_randomized:
+        how["svd_tolerance"] = options.svd_tolerance
     if isinstance(backend, DeviceBackend):
         fallback = CpuMeasurement(**how, backend=dispatch.backends()[0])
         return DeviceMeasurement(**how, backend=backend, fallback=fallback)

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of 
 
 from benchmarks import rows
 from mergekern import METHODS
-from mergekern.metrics import CATALOGUE, MERGE_PROBES, MODEL_SCORES
+from mergekern.merging.registry import SAMPLED_METHODS
+from mergekern.metrics import ADDITIONAL, CATALOGUE, MERGE_PROBES, MODEL_SCORES
 from mergekern.metrics.catalogue import NOTATION, Metric
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ KERNELS = [
 def metric_tables() -> str:
     """Return the catalogue as Markdown: the notation, and a section with a table for each category."""
     categories: dict[str, list[Metric]] = {}
-    for metric in (*CATALOGUE.values(), *MODEL_SCORES.values(), *MERGE_PROBES.values()):
+    for metric in (*CATALOGUE.values(), *ADDITIONAL.values(), *MODEL_SCORES.values(), *MERGE_PROBES.values()):
         categories.setdefault(metric.category, []).append(metric)
     lines = [NOTATION.replace("\n", " ")]
     for category, metrics in categories.items():
@@ -71,7 +72,7 @@ def _escaped(text: str) -> str:
 def method_table() -> str:
     """Return the merge methods as a Markdown table."""
     lines = ["| method | result | options | from |", "|---|---|---|---|"]
-    for method in METHODS.values():
+    for method in (*METHODS.values(), *SAMPLED_METHODS.values()):
         options = ", ".join(f"`{name}={value!r}`" for name, value in method.defaults.items())
         lines.append(f"| `{method.name}` | {method.summary} | {options} | {method.paper} |")
     return "\n".join(lines)

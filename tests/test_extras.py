@@ -67,11 +67,10 @@ BEST = ("{folder}/zoo", "--evaluate", f"{__file__}:score", "--out", "{folder}/fo
 # extra, the module that is missing, what asks for it
 CASES = [
     ("report", "jinja2", command("report", *PAGE)),
-    ("report", "plotly", command("report", *PAGE)),
     ("report", "matplotlib", command("report", *FIGURES, "--static")),
     ("report", "jinja2", command("best", *BEST)),
     ("report", "matplotlib", command("study", "{folder}/study", "--quick")),
-    ("report", "plotly", command("study", "{folder}/study", "--quick")),
+    ("report", "jinja2", command("study", "{folder}/study", "--quick")),
     ("ray", "ray", lambda folder: measure_on_cluster(folder / "zoo", statistics=folder / "statistics")),
     ("hub", "huggingface_hub", command("merge", *MERGE)),
     ("hub", "huggingface_hub", lambda folder: mergekern.compute_all(["org/one", "org/two"], "org/base")),

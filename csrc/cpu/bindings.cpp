@@ -11,6 +11,7 @@
 #include "mapped_range.hpp"
 #include "merge.hpp"
 #include "overlap.hpp"
+#include "signs.hpp"
 #include "task_vector.hpp"
 #include "tridiagonal.hpp"
 
@@ -36,12 +37,25 @@ std::vector<TensorView> views(const std::vector<Address>& addresses) {
 using Array = py::array_t<double, py::array::c_style>;
 
 void add_gram(const Address& base, const std::vector<Address>& tuned, std::size_t count, std::size_t split,
-              int threads, Array& sums) {
+              int threads, Array& sums, bool absolute) {
   if (sums.ndim() != 2 || sums.shape(0) != sums.shape(1) || static_cast<std::size_t>(sums.shape(0)) != tuned.size())
     throw py::value_error("sums must be a matrix of all pairs");
   double* data = sums.mutable_data();
   py::gil_scoped_release release;
-  mergekern::add_gram(view(base), views(tuned), count, split, threads, data);
+  mergekern::add_gram(view(base), views(tuned), count, split, threads, data, absolute);
+}
+
+void add_sign_counts(const Address& base, const std::vector<Address>& tuned, std::size_t count, std::size_t split,
+                     const std::vector<double>& thresholds, int threads,
+                     py::array_t<long long, py::array::c_style>& counts, Array& sums) {
+  const py::ssize_t n = static_cast<py::ssize_t>(tuned.size());
+  if (counts.ndim() != 3 || counts.shape(0) != static_cast<py::ssize_t>(mergekern::kSignCounts) ||
+      counts.shape(1) != n || counts.shape(2) != n || sums.size() != n || thresholds.size() != tuned.size())
+    throw py::value_error("counts must be of all pairs, thresholds and sums of all tensors");
+  long long* found = counts.mutable_data();
+  double* data = sums.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::add_sign_counts(view(base), views(tuned), count, split, thresholds.data(), threads, found, data);
 }
 
 void add_squared_distances(const std::vector<Address>& tensors, const std::vector<std::pair<int, int>>& pairs,
@@ -152,16 +166,19 @@ py::tuple combine(const Address& base, const std::vector<Address>& tuned, const 
                   const std::vector<double>& divisors, double total_weight, double factor,
                   const std::vector<double>& thresholds, const std::vector<double>& limits,
                   const std::vector<std::uint64_t>& keys, const std::vector<std::uint64_t>& dropped_below, int majority,
-                  double share, long long needed, bool by_count) {
+                  double share, long long needed, bool by_count, const std::vector<double>& ballots,
+                  const std::vector<double>& alone, double floor, double spread) {
   const std::size_t n = tuned.size();
   const auto is_for_all = [n](const auto& values) { return values.empty() || values.size() == n; };
   if (weights.size() != n || divisors.size() != n || !is_for_all(thresholds) || !is_for_all(limits) ||
-      !is_for_all(keys) || dropped_below.size() != keys.size())
-    throw py::value_error("a rule has a weight, a divisor, a threshold, a limit, a key and a share for each model");
+      !is_for_all(keys) || dropped_below.size() != keys.size() || !is_for_all(ballots) || !is_for_all(alone))
+    throw py::value_error("a rule has one number of each kind for each model");
   const mergekern::Rule rule{static_cast<mergekern::Consensus>(consensus), weights.data(), divisors.data(),
                              total_weight, factor, thresholds.empty() ? nullptr : thresholds.data(),
                              limits.empty() ? nullptr : limits.data(), keys.empty() ? nullptr : keys.data(),
-                             dropped_below.data(), static_cast<double>(majority), share, needed, by_count};
+                             dropped_below.data(), static_cast<double>(majority), share, needed, by_count,
+                             ballots.empty() ? nullptr : ballots.data(), alone.empty() ? nullptr : alone.data(), floor,
+                             spread};
   mergekern::Tally tally;
   {
     py::gil_scoped_release release;
@@ -209,6 +226,26 @@ py::tuple magnitudes_between(const Address& base, const Address& tuned, std::siz
   return py::make_tuple(values, window.above, window.at_high, window.at_low);
 }
 
+Array variances(const Address& base, const std::vector<Address>& tuned, std::size_t count, int threads) {
+  Array out(static_cast<py::ssize_t>(count));
+  double* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::variances(view(base), views(tuned), count, threads, data);
+  return out;
+}
+
+std::vector<double> energies(const Address& base, const std::vector<Address>& tuned, std::size_t count, double least,
+                             int threads) {
+  py::gil_scoped_release release;
+  return mergekern::energies(view(base), views(tuned), count, least, threads);
+}
+
+std::vector<long long> changes(const Address& base, const std::vector<Address>& tuned, std::size_t count,
+                               double epsilon, int threads) {
+  py::gil_scoped_release release;
+  return mergekern::changes(view(base), views(tuned), count, epsilon, threads);
+}
+
 using Bases = py::array_t<float, py::array::c_style>;
 
 py::array_t<double> overlap(const Bases& bases, const std::optional<Bases>& others) {
@@ -225,15 +262,30 @@ py::array_t<double> overlap(const Bases& bases, const std::optional<Bases>& othe
   return out;
 }
 
+py::array_t<double> basis_products(const Bases& bases, const Bases& others) {
+  if (bases.ndim() != 3 || bases.size() == 0 || others.ndim() != 3 || bases.shape(1) != others.shape(1) ||
+      bases.shape(2) != others.shape(2))
+    throw py::value_error("bases must be (models, length, k), both of one length and one k");
+  const std::size_t models = bases.shape(0), length = bases.shape(1), k = bases.shape(2), other_models = others.shape(0);
+  py::array_t<double> out({models, other_models, k, k});
+  const float *first = bases.data(), *second = others.data();
+  double* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::basis_products(first, models, second, other_models, length, k, data);
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "C++ kernels of mergekern; use them through mergekern.kernels";
   module.attr("SEGMENT") = mergekern::kSegment;
   module.def("add_gram", &add_gram, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("split"),
-             py::arg("threads"), py::arg("sums").noconvert());
+             py::arg("threads"), py::arg("sums").noconvert(), py::arg("absolute") = false);
   module.def("add_squared_distances", &add_squared_distances, py::arg("tensors"), py::arg("pairs"), py::arg("count"),
              py::arg("threads"), py::arg("sums").noconvert());
+  module.def("add_sign_counts", &add_sign_counts, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("split"),
+             py::arg("thresholds"), py::arg("threads"), py::arg("counts").noconvert(), py::arg("sums").noconvert());
   module.def("difference", &difference, py::arg("base"), py::arg("base_stride"), py::arg("tuned"),
              py::arg("tuned_stride"), py::arg("out").noconvert());
   module.attr("VECTOR_GROUP") = mergekern::kVectorGroup;
@@ -257,14 +309,21 @@ PYBIND11_MODULE(_native, module) {
   module.def("combine", &combine, py::arg("base"), py::arg("tuned"), py::arg("out"), py::arg("count"),
              py::arg("start"), py::arg("threads"), py::arg("consensus"), py::arg("weights"), py::arg("divisors"),
              py::arg("total_weight"), py::arg("factor"), py::arg("thresholds"), py::arg("limits"), py::arg("keys"),
-             py::arg("dropped_below"), py::arg("majority"), py::arg("share"), py::arg("needed"), py::arg("by_count"));
+             py::arg("dropped_below"), py::arg("majority"), py::arg("share"), py::arg("needed"), py::arg("by_count"),
+             py::arg("ballots"), py::arg("alone"), py::arg("floor"), py::arg("spread"));
   module.def("magnitude_counts", &magnitude_counts, py::arg("base"), py::arg("tuned"), py::arg("count"),
              py::arg("prefix"), py::arg("above"), py::arg("shift"), py::arg("width"), py::arg("threads"));
+  module.def("variances", &variances, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("threads"));
+  module.def("energies", &energies, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("least"),
+             py::arg("threads"));
+  module.def("changes", &changes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("epsilon"),
+             py::arg("threads"));
   module.def("magnitudes_between", &magnitudes_between, py::arg("base"), py::arg("tuned"), py::arg("count"),
              py::arg("low"), py::arg("high"), py::arg("threads"));
   module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),
              py::arg("above"), py::arg("threads"));
   module.def("overlap", &overlap, py::arg("bases").noconvert(), py::arg("others").noconvert());
+  module.def("basis_products", &basis_products, py::arg("bases").noconvert(), py::arg("others").noconvert());
   module.def("guard", &mergekern::guard, py::arg("begin"), py::arg("size"));
   module.def("unguard", &mergekern::unguard, py::arg("number"));
   module.def("instruction_set", &mergekern::instruction_set_name);

@@ -18,10 +18,16 @@ struct Kernels {
   decltype(&generic::count_segment) count_segment;
   decltype(&generic::collect_segment) collect_segment;
   decltype(&generic::window_segment) window_segment;
+  decltype(&generic::variance_segment) variance_segment;
+  decltype(&generic::energy_segment) energy_segment;
+  decltype(&generic::change_segment) change_segment;
 };
 
-#define MERGEKERN_KERNELS(set) \
-  Kernels { set::combine_segment, set::count_segment, set::collect_segment, set::window_segment }
+#define MERGEKERN_KERNELS(set)                                                                                    \
+  Kernels {                                                                                                       \
+    set::combine_segment, set::count_segment, set::collect_segment, set::window_segment, set::variance_segment,   \
+        set::energy_segment, set::change_segment                                                                  \
+  }
 
 const Kernels& kernels() {
   static const Kernels chosen = MERGEKERN_CHOOSE(MERGEKERN_KERNELS);
@@ -140,6 +146,47 @@ std::vector<double> magnitudes_between(const TensorView& base, const TensorView&
     window->at_low += part.at_low;
   }
   return found;
+}
+
+void variances(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, int threads,
+               double* out) {
+  for (const TensorView& view : tuned) check(view, count, "tuned");
+  threads = threads_for(count, threads);
+  const std::size_t size = (tuned.size() + 3) * generic::kRow;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    kernels().variance_segment(base, tuned.data(), tuned.size(), first, last, scratch.get() + thread * size, out);
+  });
+}
+
+std::vector<double> energies(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
+                             double least, int threads) {
+  for (const TensorView& view : tuned) check(view, count, "tuned");
+  threads = threads_for(count, threads);
+  const std::size_t n = tuned.size(), size = (n + 4) * generic::kRow, segments = (count + kSegment - 1) / kSegment;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  std::vector<double> parts(segments * n), sums(n);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    kernels().energy_segment(base, tuned.data(), n, first, last, least, scratch.get() + thread * size,
+                             parts.data() + first / kSegment * n);
+  });
+  for (std::size_t part = 0; part < parts.size(); ++part) sums[part % n] += parts[part];
+  return sums;
+}
+
+std::vector<long long> changes(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
+                               double epsilon, int threads) {
+  for (const TensorView& view : tuned) check(view, count, "tuned");
+  threads = threads_for(count, threads);
+  const std::size_t n = tuned.size(), size = (n + 2) * generic::kRow;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  std::vector<long long> counts(threads * 2 * n), sums(2 * n);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    kernels().change_segment(base, tuned.data(), n, first, last, epsilon, scratch.get() + thread * size,
+                             counts.data() + thread * 2 * n);
+  });
+  for (std::size_t part = 0; part < counts.size(); ++part) sums[part % (2 * n)] += counts[part];
+  return sums;
 }
 
 }  // namespace mergekern

@@ -50,6 +50,30 @@ class Tile {
   // models, and only the diagonal and the elements above it are written.
   void overlap(Side rows, Side columns, bool among, double* out, std::size_t stride) {
     const Kernels& run = kernels();
+    multiply(rows, columns, among);
+    each_block(rows, columns, among, [&](std::size_t r, std::size_t c, const double* sums) {
+      run.squares(sums, width_, squares_.data() + r * width_ + c);
+    });
+    for (std::size_t i = 0; i < rows.models; ++i)
+      for (std::size_t j = among ? i : 0; j < columns.models; ++j)
+        out[i * stride + j] = block_sum(squares_.data() + i * k_ * width_ + j * k_);
+  }
+
+  // Writes the products themselves, k × k for each pair, to out, whose rows of pairs have a stride of `stride`.
+  void products(Side rows, Side columns, double* out, std::size_t stride) {
+    const std::size_t height = kernels().rows, width = kernels().columns;
+    multiply(rows, columns, false);
+    each_block(rows, columns, false, [&](std::size_t r, std::size_t c, const double* sums) {
+      for (std::size_t i = r; i < std::min(r + height, rows.models * k_); ++i)
+        for (std::size_t j = c; j < std::min(c + width, columns.models * k_); ++j)
+          out[((i / k_ * stride + j / k_) * k_ + i % k_) * k_ + j % k_] = sums[(i - r) * width + j - c];
+    });
+  }
+
+ private:
+  // Computes the inner products of the vectors of all pairs, block by block.
+  void multiply(Side rows, Side columns, bool among) {
+    const Kernels& run = kernels();
     std::fill(sums_.begin(), sums_.end(), 0.0);
     for (std::size_t at = 0; at < length_; at += kChunk) {
       const std::size_t count = std::min(kChunk, length_ - at);
@@ -59,15 +83,8 @@ class Tile {
         run.add_products(rows_.data() + r * count, columns_.data() + c * count, count, sums);
       });
     }
-    each_block(rows, columns, among, [&](std::size_t r, std::size_t c, const double* sums) {
-      run.squares(sums, width_, squares_.data() + r * width_ + c);
-    });
-    for (std::size_t i = 0; i < rows.models; ++i)
-      for (std::size_t j = among ? i : 0; j < columns.models; ++j)
-        out[i * stride + j] = block_sum(squares_.data() + i * k_ * width_ + j * k_);
   }
 
- private:
   template <typename Block>
   void each_block(Side rows, Side columns, bool among, Block block) {
     const std::size_t height = kernels().rows, width = kernels().columns;
@@ -110,6 +127,16 @@ void overlap(const float* bases, std::size_t models, const float* others, std::s
   if (among)
     for (std::size_t i = 0; i < models; ++i)
       for (std::size_t j = 0; j < i; ++j) out[i * models + j] = out[j * models + i];
+}
+
+void basis_products(const float* bases, std::size_t models, const float* others, std::size_t other_models,
+                    std::size_t length, std::size_t k, double* out) {
+  const std::size_t step = std::max<std::size_t>(1, kSide / k), size = length * k;
+  Tile tile(std::min(step, std::max(models, other_models)), length, k);
+  for (std::size_t i = 0; i < models; i += step)
+    for (std::size_t j = 0; j < other_models; j += step)
+      tile.products({bases + i * size, std::min(step, models - i)}, {others + j * size, std::min(step, other_models - j)},
+                    out + (i * other_models + j) * k * k, other_models);
 }
 
 }  // namespace mergekern

@@ -11,4 +11,9 @@ namespace mergekern {
 void overlap(const float* bases, std::size_t models, const float* others, std::size_t other_models, std::size_t length,
              std::size_t k, double* out);
 
+// Writes the products B_iᵀ C_j of all bases with all others to out (models × other_models × k × k). An element depends,
+// to the last bit, on its two vectors only, and not on their order.
+void basis_products(const float* bases, std::size_t models, const float* others, std::size_t other_models,
+                    std::size_t length, std::size_t k, double* out);
+
 }  // namespace mergekern

@@ -134,7 +134,7 @@ const Float8Tables& float8_tables() {
 }
 
 void add_gram(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, std::size_t split,
-              int threads, double* sums) {
+              int threads, double* sums, bool absolute) {
   const std::size_t n = tuned.size();
   if (base.data) check(base, count, "base");
   for (const TensorView& view : tuned) check(view, count, "tuned");
@@ -144,7 +144,7 @@ void add_gram(const TensorView& base, const std::vector<TensorView>& tuned, std:
   over_segments(
       count, threads, (n + 1) * generic::row_stride(kChunk), tiles.size() * run.tile_sums,
       [&](std::size_t start, std::size_t stop, double* scratch, double* partial) {
-        run.gram_segment(base, tuned.data(), n, tiles, start, stop, kChunk, scratch, partial);
+        run.gram_segment(base, tuned.data(), n, tiles, start, stop, kChunk, absolute, scratch, partial);
       },
       [&](const double* partial) { run.gram_add(partial, tiles, n, sums); });
 }

@@ -16,9 +16,9 @@ constexpr std::size_t kSegment = 1 << 17;
 // 0 all pairs are computed, with split > 0 only those with i < split ≤ j and i = j. A base of nullptr stands for zero.
 // The result for a pair depends on its two tensors and the base only, to the last bit: not on other tensors, their
 // order, or the number of threads. Calls for consecutive ranges give the same bits if ranges end at multiples of
-// kSegment.
+// kSegment. With `absolute`, each τ is replaced by the absolute values of its elements.
 void add_gram(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, std::size_t split,
-              int threads, double* sums);
+              int threads, double* sums, bool absolute = false);
 
 // Adds ‖a_p − b_p‖² to sums[p] for each pair p of `tensors`. Its results are as reproducible as those of add_gram.
 void add_squared_distances(const std::vector<TensorView>& tensors, const std::vector<std::pair<int, int>>& pairs,

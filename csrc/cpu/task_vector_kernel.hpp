@@ -104,7 +104,8 @@ inline std::size_t row_stride(std::size_t chunk_length) { return chunk_length + 
 // Adds the inner products of elements [start, stop) of n tensors to `sums`, kTileSums for each tile (see gram_add).
 // `chunk` holds n + 1 rows.
 void gram_segment(const TensorView& base, const TensorView* tuned, std::size_t n, const std::vector<Tile>& tiles,
-                  std::size_t start, std::size_t stop, std::size_t chunk_length, double* chunk, double* sums) {
+                  std::size_t start, std::size_t stop, std::size_t chunk_length, bool absolute, double* chunk,
+                  double* sums) {
   const std::size_t stride = row_stride(chunk_length);
   double* base_row = chunk + n * stride;
   for (std::size_t at = start; at < stop; at += chunk_length) {
@@ -115,6 +116,7 @@ void gram_segment(const TensorView& base, const TensorView* tuned, std::size_t n
       double* row = chunk + i * stride;
       subtract(tuned[i], at, count, base.data ? base_row : nullptr, row);
       for (std::size_t e = count; e < length; ++e) row[e] = 0.0;
+      for (std::size_t e = 0; absolute && e < count; ++e) row[e] = row[e] < 0.0 ? -row[e] : row[e];
     }
     const std::size_t next = at + chunk_length, after = next + chunk_length < stop ? next + chunk_length : stop;
     ReadAhead ahead(&base, tuned, n, next, after);

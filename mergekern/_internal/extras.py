@@ -11,7 +11,7 @@ def needs(what: str, extra: str, error: ImportError) -> str:
         extra: name of the extra.
         error: the error of the import.
 
-    >>> needs("a report", "report", ImportError("No module named 'plotly'"))
-    'a report needs more packages (No module named \'plotly\'): pip install "mergekern[report]"'
+    >>> needs("a report", "report", ImportError("No module named 'jinja2'"))
+    'a report needs more packages (No module named \'jinja2\'): pip install "mergekern[report]"'
     """
     return f'{what} needs more packages ({error}): pip install "mergekern[{extra}]"'

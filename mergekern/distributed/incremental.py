@@ -18,6 +18,7 @@ from mergekern.checkpoints.zoo_sources import named_sources
 from mergekern.errors import OptionError, StatisticsError
 from mergekern.functional.calibration import Calibration
 from mergekern.measurement.options import MeasureOptions
+from mergekern.metrics import ADDITIONAL
 from mergekern.progress import Progress
 from mergekern.statistics import ZooStatistics
 from mergekern.statistics.layer_block import LayerBlock
@@ -78,7 +79,7 @@ def add_models(
                 "give the calibration data to keep them", store.path,
             )  # fmt: skip
         options = MeasureOptions(
-            metrics="all" if _has_spectra(store.path, before) else ["task-vector geometry", "effective rank"],
+            metrics=_metrics_of(store.path, before),
             top_k=before.top_k,
             spectrum_k=before.spectrum_k,
             device=device,
@@ -145,6 +146,13 @@ def _with_needed_blocks(folder: Path, entry: LayerEntry) -> LayerEntry:
                 continue
         needed.append(key)
     return dataclasses.replace(entry, blocks=tuple(needed))
+
+
+def _metrics_of(folder: Path, manifest: Manifest) -> list[str]:
+    """Return what a folder's statistics are for: "all", or what needs no factorisation, and metrics beyond those."""
+    names = ["all"] if _has_spectra(folder, manifest) else ["task-vector geometry", "effective rank"]
+    extras = {*(manifest.provenance or {}).get("extras", []), *manifest.functional}
+    return names + [name for name, metric in ADDITIONAL.items() if metric.needs in extras]
 
 
 def _has_spectra(folder: Path, manifest: Manifest) -> bool:

@@ -17,7 +17,7 @@ from mergekern.api import choose_measurement, content_hashes, manifest_of, prove
 from mergekern.checkpoints import LayerStream, open_zoo
 from mergekern.checkpoints.sources import CheckpointLike, ZooLike
 from mergekern.errors import CheckpointError, OptionError, StatisticsError
-from mergekern.measurement.destinations import ShareInStore, with_overlaps
+from mergekern.measurement.destinations import ShareInStore, with_interference, with_overlaps
 from mergekern.measurement.layer_pass import LayerPass
 from mergekern.measurement.options import MeasureOptions
 from mergekern.measurement.tiles import BLOCK_SIZE, cost, share, tiles
@@ -213,11 +213,11 @@ def _combine_layer(
     entries = [manifest.layers[index] for manifest in manifests]
     name, shape = entries[0].name, entries[0].shape
     hashes = _agreed_hashes(name, paths, manifests, entries)
-    blocks: dict[BlockKey, bool] = {}  # whether they have overlaps
+    blocks: dict[BlockKey, tuple[bool, bool]] = {}  # whether they have overlaps, and interference
     for path, manifest, entry in zip(paths, manifests, entries, strict=True):
         for key in entry.blocks:
             block = _brought(store, path, key, manifest.part)
-            blocks[block.key] = block.has_spectra
+            blocks[block.key] = block.has_spectra, block.has(["interference"])
             if block.key.is_diagonal and len(shape) == 2:
                 factorised.setdefault(block.has_spectra, path)
     if len(factorised) == 2:
@@ -225,10 +225,10 @@ def _combine_layer(
             f"{factorised[False]}: measured for metrics that need no singular values, which {factorised[True]} has; "
             "run all shards with the same metrics"
         )
-    if any(blocks.values()):
-        for of, is_joined in blocks.items():
-            if not is_joined:
-                store.put(with_overlaps(LayerBlock.read(store.path, of.file_name), list(blocks), store))
+    for join, kind in ((with_overlaps, 0), (with_interference, 1)):
+        if any(has[kind] for has in blocks.values()):
+            for of in (key for key, has in blocks.items() if not has[kind]):
+                store.put(join(LayerBlock.read(store.path, of.file_name), list(blocks), store))
     coverage = Coverage(hashes[1:])
     for of in blocks:
         coverage.add(of)

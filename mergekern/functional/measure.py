@@ -54,7 +54,7 @@ def measure_functional(
         binding.zoo.check_unchanged()  # or what was run is not what was hashed
         if store is not None:
             store.put_functional(measured, keys)
-        found = dataclasses.replace(found, **measured.kinds)  # type: ignore[arg-type]
+        found = dataclasses.replace(found, **measured.kinds)
     return found, {kind: keys[kind] for kind in found.kinds if kind in keys}
 
 

@@ -21,6 +21,7 @@ from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
 from mergekern.kernels.gram import Blocks, Gram, whole
 from mergekern.statistics import (
+    ActivationKernelStatistics,
     ActivationStatistics,
     EncoderGradientStatistics,
     FunctionalStatistics,
@@ -49,6 +50,7 @@ class ModelRuns:
     def measure(self) -> FunctionalStatistics:
         names = self.binding.zoo.model_names
         means: list[np.ndarray] = []
+        kernels: list[Kept] = []
         of_encoder: list[Kept] = []
         of_inputs: list[Kept] = []
         shapes: list[tuple[int, ...]] = []
@@ -57,9 +59,12 @@ class ModelRuns:
             for index, (name, checkpoint) in enumerate(zip(names, self.binding.zoo.models, strict=True)):
                 with self.forward.undisturbed():
                     parameters, buffers = self.binding.tensors(checkpoint, self.device)
-                    if "activations" in self.kinds:
+                    if self.kinds & {"activations", "activation_kernels"}:
                         self._report(f"activations of {name}")
-                        means.append(self._mean_activation(name, {**parameters, **buffers}))
+                        mean, kernel = self._activation(name, {**parameters, **buffers})
+                        means.append(mean)
+                        if kernel is not None:
+                            kernels.append(keeper.keep({"kernel": kernel}, f"kernel_{index}"))
                     if self.kinds & {"encoder_gradients", "input_gradients"}:
                         self._report(f"gradients of {name}")
                         encoder, inputs = self._gradients(name, parameters, buffers)
@@ -74,6 +79,7 @@ class ModelRuns:
                 self._activations(means) if "activations" in self.kinds else None,
                 self._encoder_gradients(keeper, of_encoder) if "encoder_gradients" in self.kinds else None,
                 self._input_gradients(keeper, of_inputs, shapes) if "input_gradients" in self.kinds else None,
+                self._activation_kernels(keeper, kernels) if "activation_kernels" in self.kinds else None,
             )
 
     def _report(self, what: str) -> None:
@@ -83,9 +89,13 @@ class ModelRuns:
     # --- activations
 
     @torch.no_grad()
-    def _mean_activation(self, name: str, tensors: Mapping[str, Tensor]) -> np.ndarray:
-        """Return the mean over the samples of all tasks of the layer's output, (h,) float64."""
+    def _activation(self, name: str, tensors: Mapping[str, Tensor]) -> tuple[np.ndarray, Tensor | None]:
+        """Return what the layer gives for the n samples of all tasks: its mean (h,), and its kernel if that is wanted.
+
+        Both are float64; the kernel (n, n) is centred.
+        """
         total: Tensor | None = None
+        every: list[Tensor] = []
         # Sorted, so that the order in which models or tasks are given has no part in the last bits.
         tasks = [task for _, task in sorted(self.calibration.tasks.items())]
         for parts in batches([task.inputs for task in tasks], self.calibration.activation_batch_size):
@@ -105,11 +115,13 @@ class ModelRuns:
                     f"{values.shape[1]} for others, so that they have no mean"
                 )
             total = values.sum(dim=0) + (0.0 if total is None else total)
+            if "activation_kernels" in self.kinds:
+                every.append(values)
         assert total is not None
         mean = total / sum(task.size for task in tasks)
         if not mean.isfinite().all():
             raise NonFiniteError(f"model {name!r}: the output of layer {self.calibration.layer!r} is NaN or infinite")
-        return mean.cpu().numpy()
+        return mean.cpu().numpy(), _centred_kernel(torch.cat(every)) if every else None
 
     def _per_sample(self, output: Tensor) -> Tensor:
         """Return activations as (n, h): 3-D ones averaged over the tokens, others flattened."""
@@ -121,6 +133,10 @@ class ModelRuns:
         gram = self._gram_of(whole(None, [torch.from_numpy(mean) for mean in means]))
         count = sum(task.size for task in self.calibration.tasks.values())
         return ActivationStatistics(np.stack(means), gram.inner, gram.squared_distance, count)
+
+    def _activation_kernels(self, keeper: GradientKeeper, kept: Sequence[Kept]) -> ActivationKernelStatistics:
+        (layer,) = keeper.compare(kept)
+        return ActivationKernelStatistics(layer.inner, layer.squared_distance, layer.shape[0])
 
     # --- gradients
 
@@ -201,3 +217,14 @@ class ModelRuns:
 
     def _gram_of(self, blocks: Blocks) -> Gram:
         return self.backend.gram(blocks, self.threads, 0)
+
+
+def _centred_kernel(activations: Tensor) -> Tensor:
+    """Return the inner products of activations (n, h) less their mean: the kernel, centred along both sides.
+
+    >>> _centred_kernel(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+    tensor([[ 1., -1.],
+            [-1.,  1.]])
+    """
+    centred = activations - activations.mean(dim=0)
+    return centred @ centred.T

@@ -3,20 +3,23 @@
     combine         merges task vectors element by element
     count_sketch    projects a task vector onto a few numbers
     gram            inner products and squared distances of task vectors
+    interference    how leading singular triplets of all pairs of models stand in each other's way
     low_rank        inner products, distances and spectra of task matrices given by thin factors
     overlap         overlaps of the subspaces of all pairs of models
     polar           orthogonal factors
     randomized_spectrum
                     leading singular values and vectors by block Krylov iteration, with estimates of their errors
+    signs           where task vectors agree in sign, for all pairs of models
     spectrum        leading singular values and vectors of a task matrix
     task_product    task matrices times thin matrices
     trim            the k-th largest magnitude of a task vector
     truncation      leading singular triplets of a task matrix
+    variation       how task vectors differ from each other, element by element
 
 Start in `dispatch`: its table names every implementation, and `choose` returns the backend of a device.
 `device_backend` is the backend of a GPU. `native` gives access to the C++ extension, `cuda_module` to the kernels of
 csrc/cuda. CPU kernels share `lapack`, `tridiagonal`, `eigen`, `vectors` and `workspace`. Device kernels share
-`device_inputs` and `transfer`.
+`device_inputs` and `transfer`; `streams` orders copies, kernels and results.
 
 To add a kernel:
 

@@ -19,8 +19,11 @@ from mergekern.kernels import native
 from mergekern.kernels.device_backend import DeviceBackend, cuda_backend
 from mergekern.kernels.gram import Blocks, Gram
 from mergekern.kernels.gram import on_cpu as gram_on_cpu
+from mergekern.kernels.interference import on_cpu as interference_on_cpu
 from mergekern.kernels.overlap import on_cpu as overlap_on_cpu
 from mergekern.kernels.randomized_spectrum import on_cpu as randomized_spectrum_on_cpu
+from mergekern.kernels.signs import Signs
+from mergekern.kernels.signs import on_cpu as signs_on_cpu
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
 
@@ -41,21 +44,28 @@ class Support(NamedTuple):
     device: str | None
 
 
-# Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters), count_sketch and
-# randomized_spectrum exist for the CPU only, task_product for devices only. If native and numpy name the same function,
-# it selects its inner loops itself.
+# Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters), count_sketch,
+# interference and signs exist for the CPU only, task_product for devices only. If native and numpy name the same
+# function, it selects its inner loops itself.
 KERNELS = {
     "combine": Support("combine.on_cpu.native", "combine.on_cpu.numpy", "combine.on_triton.combine"),
     "count_sketch": Support("count_sketch.on_cpu.CountSketch", "count_sketch.on_cpu.CountSketch", None),
     "gram": Support("gram.on_cpu.native", "gram.on_cpu.numpy", "gram.on_triton.gram"),
+    "interference": Support("interference.on_cpu.native", "interference.on_cpu.numpy", None),
     "low_rank": Support("low_rank.on_cpu.Triplets", "low_rank.on_cpu.Triplets", None),
     "overlap": Support("overlap.on_cpu.native", "overlap.on_cpu.numpy", "overlap.on_triton.overlap"),
     "polar": Support("polar.on_cpu.polar", "polar.on_cpu.polar", "polar.on_torch.polar"),
-    "randomized_spectrum": Support("randomized_spectrum.on_cpu.spectrum", "randomized_spectrum.on_cpu.spectrum", None),
+    "randomized_spectrum": Support(
+        "randomized_spectrum.on_cpu.spectrum",
+        "randomized_spectrum.on_cpu.spectrum",
+        "randomized_spectrum.on_cuda.spectra",
+    ),
+    "signs": Support("signs.on_cpu.native", "signs.on_cpu.numpy", None),
     "spectrum": Support("spectrum.on_cpu.native", "spectrum.on_cpu.spectrum", "spectrum.on_cuda.spectra"),
     "task_product": Support(None, None, "task_product.on_triton.task_product"),
     "trim": Support("trim.on_cpu.kth_largest", "trim.on_cpu.kth_largest", "trim.on_cuda.kth_largest"),
     "truncation": Support("truncation.on_cpu.leading", "truncation.on_cpu.leading", "truncation.on_torch.leading"),
+    "variation": Support("variation.on_cpu.variances", "variation.on_cpu.variances", "variation.on_torch.variances"),
 }
 
 
@@ -71,6 +81,8 @@ class Backend:
         gram: (blocks, threads, split) -> Gram.
         spectrum: (blocks, shape, top_k, spectrum_k) -> Spectrum.
         overlap: (bases, others or None) -> (N, N), or (N, M) for the pairs of two sets.
+        signs: (blocks, thresholds, threads, split) -> Signs.
+        interference: (triplets, others or None) -> (N, N), or (N, M) for the pairs of two sets.
         randomized_spectrum: (blocks, shape, name, top_k, spectrum_k, tolerance) -> Spectrum.
     """
 
@@ -78,6 +90,8 @@ class Backend:
     gram: Callable[[Blocks, int, int], Gram]
     spectrum: Callable[[spectrum_on_cpu.Blocks, tuple[int, int], int, int], Spectrum]
     overlap: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    signs: Callable[..., Signs]
+    interference: Callable[..., np.ndarray]
     randomized_spectrum: RandomizedSpectrum = randomized_spectrum_on_cpu.spectrum
 
     @property
@@ -86,7 +100,10 @@ class Backend:
         return torch.device("cpu")
 
 
-NUMPY = Backend("numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on_cpu.numpy)
+NUMPY = Backend(
+    "numpy", gram_on_cpu.numpy, spectrum_on_cpu.spectrum, overlap_on_cpu.numpy, signs_on_cpu.numpy,
+    interference_on_cpu.numpy,
+)  # fmt: skip
 
 
 def backends() -> list[Backend]:
@@ -94,7 +111,10 @@ def backends() -> list[Backend]:
     if native.extension is None:
         return [NUMPY]
     instructions = native.extension.instruction_set()
-    best = Backend(f"native ({instructions})", gram_on_cpu.native, spectrum_on_cpu.native, overlap_on_cpu.native)
+    best = Backend(
+        f"native ({instructions})", gram_on_cpu.native, spectrum_on_cpu.native, overlap_on_cpu.native,
+        signs_on_cpu.native, interference_on_cpu.native,
+    )  # fmt: skip
     return [best, NUMPY]
 
 

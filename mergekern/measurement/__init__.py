@@ -2,8 +2,8 @@
 
 `Measurement` turns one tensor of all models into its statistics. `on_cpu` does so layer by layer, `on_device` on a GPU
 in batches, `factored` for tensors of which some models hold factors. `spectra` turns the spectra of all models into
-statistics. `layer_pass` takes all tensors of a zoo through a measurement, and `tiles` says which models are measured
-together.
+statistics, and `coordinates` measures single coordinates. `layer_pass` takes all tensors of a zoo through a
+measurement, and `tiles` says which models are measured together.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mergekern.checkpoints import FactoredLayer, Layer, Zoo
+from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.dispatch import Backend
+from mergekern.measurement.coordinates import coordinate_statistics
 from mergekern.statistics import LayerStatistics
+from mergekern.statistics.coordinates import CoordinateStatistics
 
 # What a layer is while it is measured: waits for the kernels, and returns the statistics.
 Pending = Callable[[], LayerStatistics]
@@ -37,6 +41,7 @@ class Measurement(ABC):
         backend: the kernels.
         with_bases: whether singular vectors are kept; they take 0.3 GB for 20 models of ViT-B/16.
         svd_tolerance: estimated error at which a randomised factorisation ends; None for exact factorisations.
+        extras: what else is measured, "coordinates" and "interference" (`Metric.needs`).
     """
 
     with_spectrum: bool
@@ -47,6 +52,7 @@ class Measurement(ABC):
     backend: Backend | DeviceBackend
     with_bases: bool
     svd_tolerance: float | None = field(default=None, kw_only=True)
+    extras: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     @property
     @abstractmethod
@@ -62,6 +68,11 @@ class Measurement(ABC):
     @abstractmethod
     def layers_ahead(self) -> int:
         """Largest number of layers in flight; the memory budget may allow fewer."""
+
+    @property
+    def said_of_extras(self) -> dict[str, object]:
+        """What the provenance of a table says of what else was measured."""
+        return {"extras": sorted(self.extras)} if self.extras else {}
 
     @abstractmethod
     def provenance(self) -> dict[str, object]:
@@ -95,3 +106,29 @@ class Measurement(ABC):
             NonFiniteError: a checkpoint holds NaN or infinite values in this tensor. Where only the results show them,
                 the function that is returned raises it.
         """
+
+    def begin_coordinates(
+        self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, split: int = 0
+    ) -> Callable[[], CoordinateStatistics]:
+        """Begin to measure the coordinates of one tensor on the processor, and return what waits for them.
+
+        Args:
+            layer, pool, split: as for `begin`.
+        """
+        measure = partial(coordinate_statistics, layer, dispatch.backends()[0].signs)
+        if isinstance(layer, Layer) and layer.is_split:  # its blocks take the budget of memory
+            found = measure(self.threads, split)
+            return lambda: found
+        return pool.submit(measure, 1, split).result
+
+    def with_coordinates(
+        self, pending: Pending, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, split: int
+    ) -> Pending:
+        """Return what waits for the statistics of a tensor and, if they are wanted, those of its coordinates."""
+        if "coordinates" not in self.extras:
+            return pending
+        coordinates = self.begin_coordinates(layer, pool, split)
+        return lambda: replace(pending(), coordinates=coordinates())
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to give up)
+        """Give up what is begun and not finished, and wait until nothing runs any more."""

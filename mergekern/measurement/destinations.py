@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,9 +15,11 @@ from mergekern._internal.versions import package_version
 from mergekern.checkpoints import FactoredLayer, Layer, LayerStream
 from mergekern.kernels import dispatch
 from mergekern.measurement import Measurement, Pending
+from mergekern.measurement.spectra import triplets_of
 from mergekern.measurement.tiles import BLOCK_SIZE, Item, Tile, tiles
 from mergekern.statistics import LayerStatistics
 from mergekern.statistics.assembly import Coverage
+from mergekern.statistics.coordinates import CoordinateStatistics
 from mergekern.statistics.keys import BlockKey
 from mergekern.statistics.layer_block import LayerBlock, Overlaps
 from mergekern.statistics.manifest import LayerEntry
@@ -84,10 +87,18 @@ class _MeasuredTile(NamedTuple):
 
 
 class _StoredTile(NamedTuple):
-    """A tile whose block an earlier run left in the store; its overlaps may still be missing."""
+    """A tile whose block an earlier run left in the store; its overlaps may still be missing, and its interference.
+
+    Attributes:
+        key: key of the block.
+        has_spectra, has_interference: whether the block has them.
+        coordinates: statistics of coordinates that are being measured, and the block lacks; None otherwise.
+    """
 
     key: BlockKey
     has_spectra: bool
+    has_interference: bool
+    coordinates: Callable[[], CoordinateStatistics] | None
 
 
 class _LayerInStore(NamedTuple):
@@ -152,10 +163,14 @@ class InStore(Destination[_LayerInStore]):
         key = BlockKey.from_tile(tensor.name, tensor.shape, self._how, hashes, tile.rows, tile.columns)
         self.store.borrow(key.file_name)
         stored = self.store.get(key.file_name, is_factorised)
-        if stored is not None and (not is_factorised or tile.columns or self.store.has_bases(key)):
-            return _StoredTile(key, stored.has_spectra)
-        part = self._select(layer, tile.models)
         split = len(tile.rows) if tile.columns else 0
+        if stored is not None and (not is_factorised or tile.columns or self.store.has_bases(key)):
+            coordinates = None
+            if "coordinates" in self._measurement.extras and stored.coordinates is None:
+                part = self._select(layer, tile.models)
+                coordinates = self._measurement.begin_coordinates(part, pool, split)
+            return _StoredTile(key, stored.has_spectra, stored.interference is not None, coordinates)
+        part = self._select(layer, tile.models)
         rounding = part.rounding() if key.is_diagonal else None
         return _MeasuredTile(key, rounding, self._measurement.begin(part, part.zoo, pool, split=split), split)
 
@@ -168,11 +183,15 @@ class InStore(Destination[_LayerInStore]):
     def _is_factorised(self, layer: Layer | FactoredLayer) -> bool:
         return self._measurement.with_spectrum and layer.tensor.is_matrix
 
+    def _extras(self, layer: Layer | FactoredLayer) -> frozenset[str]:
+        """Return what else the blocks of a layer have, where all of its models meet."""
+        return self._measurement.extras if self._is_factorised(layer) else self._measurement.extras - {"interference"}
+
     def _known(self, layer: Layer | FactoredLayer, hashes: list[str]) -> tuple[list[BlockKey], list[int]]:
         """Return the keys of an earlier run's blocks that are of use, and the models all of whose pairs they have."""
         base, *models = hashes
         is_factorised = self._is_factorised(layer)
-        keys = self.store.found(layer.tensor.name, base, self._how, is_factorised)
+        keys = self.store.found(layer.tensor.name, base, self._how, is_factorised, self._extras(layer))
         known = _covered(models, keys)
         if not is_factorised or len(known) == len(models):
             return keys, known
@@ -184,14 +203,25 @@ class InStore(Destination[_LayerInStore]):
         self, layer: Layer | FactoredLayer, tile: _MeasuredTile | _StoredTile, before: Sequence[BlockKey]
     ) -> None:
         """Put the block of a tile into the store; `before` are the keys of its tensor's blocks that are there."""
-        lacks_overlaps = self._is_factorised(layer) and not tile.key.is_diagonal and self._has_all_models
+        can_be_joined = self._is_factorised(layer) and (tile.key.is_diagonal or self._has_all_models)
+        lacks_overlaps, lacks_interference = can_be_joined, can_be_joined and "interference" in self._extras(layer)
         if isinstance(tile, _StoredTile):
-            if tile.has_spectra or not lacks_overlaps:
+            lacks_overlaps &= not tile.has_spectra
+            lacks_interference &= not tile.has_interference
+            if not (lacks_overlaps or lacks_interference or tile.coordinates):
                 return
             block = LayerBlock.read(self.store.path, tile.key.file_name)
+            if tile.coordinates is not None:
+                block = replace(block, coordinates=tile.coordinates())
+                layer.zoo.check_unchanged()
         else:
             block = self._measured(layer, tile)
-        self.store.put(with_overlaps(block, before, self.store) if lacks_overlaps else block)
+            lacks_overlaps &= not block.has_spectra
+            lacks_interference &= block.interference is None
+        keys = [*before, tile.key]
+        if lacks_overlaps:
+            block = with_overlaps(block, keys, self.store)
+        self.store.put(with_interference(block, keys, self.store) if lacks_interference else block)
 
     def _measured(self, layer: Layer | FactoredLayer, tile: _MeasuredTile) -> LayerBlock:
         measured = tile.pending()
@@ -199,7 +229,8 @@ class InStore(Destination[_LayerInStore]):
         if tile.key.is_diagonal:
             return LayerBlock.from_layer(tile.key, measured.with_rounding(tile.rounding))
         pairs = slice(None, tile.split), slice(tile.split, None)
-        return LayerBlock(tile.key, measured.inner[pairs], measured.squared_distance[pairs])
+        coordinates = None if measured.coordinates is None else measured.coordinates.between(tile.split)
+        return LayerBlock(tile.key, measured.inner[pairs], measured.squared_distance[pairs], coordinates=coordinates)
 
 
 class ShareInStore(InStore):
@@ -260,6 +291,19 @@ def with_overlaps(block: LayerBlock, keys: Sequence[BlockKey], store: Store) -> 
     return block.with_overlaps(
         Overlaps(*(overlap(rows, columns) if rows.shape[2] else undefined for rows, columns in every))
     )
+
+
+def with_interference(block: LayerBlock, keys: Sequence[BlockKey], store: Store) -> LayerBlock:
+    """Return a block with the singular task interference of its pairs, from what the store has of their models.
+
+    Args:
+        block, keys, store: as for `with_overlaps`; the block may be a diagonal one.
+
+    Raises:
+        StatisticsError: singular values or vectors are missing or damaged.
+    """
+    triplets = (store.triplets(side, keys) for side in (block.key.rows, block.key.columns) if side)
+    return replace(block, interference=dispatch.backends()[0].interference(*(triplets_of(*each) for each in triplets)))
 
 
 def _covered(models: Sequence[str], keys: Sequence[BlockKey]) -> list[int]:

@@ -45,7 +45,7 @@ class CpuMeasurement(Measurement):
     def provenance(self) -> dict[str, object]:
         """Return "device" and "backend", and "svd" where it is not exact."""
         svd = {} if self.svd_tolerance is None else {"svd": {"kind": "randomized", "tolerance": self.svd_tolerance}}
-        return {"device": "cpu", "backend": self.backend.name, **svd}
+        return {"device": "cpu", "backend": self.backend.name, **svd, **self.said_of_extras}
 
     def begin(self, layer: Layer | FactoredLayer, zoo: Zoo, pool: ThreadPoolExecutor, *, split: int = 0) -> Pending:
         """Measure the Gram of one tensor, and submit its factorisations to the pool, one task a model.
@@ -53,8 +53,10 @@ class CpuMeasurement(Measurement):
         A layer with factors is one task as a whole.
         """
         if isinstance(layer, FactoredLayer):
-            return pool.submit(self._factored(layer, pool, split).measure).result
-        return partial(self.finished, self._begin_stored(layer, zoo, pool, split))
+            pending: Pending = pool.submit(self._factored(layer, pool, split).measure).result
+        else:
+            pending = partial(self.finished, self._begin_stored(layer, zoo, pool, split))
+        return self.with_coordinates(pending, layer, pool, split)
 
     def _factored(self, layer: FactoredLayer, pool: ThreadPoolExecutor, split: int) -> FactoredMeasurement:
         stored = None
@@ -115,4 +117,5 @@ class CpuMeasurement(Measurement):
         if self.svd_tolerance is not None:
             # Unchanged tensors and products of factors were not factorised by iteration.
             spectra = [s if s.estimates is not None else from_direct(s, self.spectrum_k) for s in spectra]
-        return spectrum_statistics(spectra, self.backend.overlap, self.with_bases)
+        interference = self.backend.interference if "interference" in self.extras else None
+        return spectrum_statistics(spectra, self.backend.overlap, self.with_bases, interference)

@@ -11,7 +11,7 @@ from mergekern.checkpoints.names import check_rename
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError
-from mergekern.metrics import BOTTOM, Metric, as_names, select
+from mergekern.metrics import EXACT_ONLY, OF_MATRICES, Metric, as_names, select, why_exact_only
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,8 @@ class MeasureOptions:
     """What is measured of a zoo, and how.
 
     Attributes:
-        metrics: "all" that the inputs allow, or names of metrics or of categories; a tuple once it is checked.
+        metrics: "all" of the study that the inputs allow, or names of metrics or of categories; a tuple once it is
+            checked.
         top_k: dimension of the top and bottom singular subspaces.
         spectrum_k: number of leading singular values that are compared.
         device: "cpu", a CUDA device such as "cuda:1", or "auto": the current CUDA device if its kernels can be had.
@@ -72,21 +73,31 @@ class MeasureOptions:
         check_rename(self.rename)
         one_of("svd", self.svd, ("exact", "randomized"))
         object.__setattr__(self, "svd_tolerance", share("svd_tolerance", self.svd_tolerance))
-        if self.svd == "randomized" and (undefined := [name for name in self.metrics if name in BOTTOM]):
+        if self.svd == "randomized" and (undefined := [name for name in self.metrics if name in EXACT_ONLY]):
             raise OptionError(
-                f"{', '.join(undefined)}: svd='randomized' finds leading singular vectors only; use svd='exact', or "
+                f"{', '.join(undefined)}: svd='randomized' {why_exact_only(undefined[0])}; use svd='exact', or "
                 "leave the metric out"
             )
 
     @property
     def chosen(self) -> list[Metric]:
         """The metrics that are asked for and that the kind of factorisation defines, in catalogue order."""
-        return [metric for metric in select(self.metrics) if self.svd == "exact" or metric.name not in BOTTOM]
+        return [metric for metric in select(self.metrics) if self.svd == "exact" or metric.name not in EXACT_ONLY]
 
     @property
     def with_spectrum(self) -> bool:
         """Whether a metric needs matrices factorised."""
-        return any(metric.needs == "spectra" for metric in self.chosen)
+        return any(metric.needs in OF_MATRICES for metric in self.chosen)
+
+    @property
+    def is_randomized(self) -> bool:
+        """Whether what is measured depends on randomised factorisations, if only in what they leave out."""
+        return self.svd == "randomized" and any(metric.needs in OF_MATRICES for metric in select(self.metrics))
+
+    @property
+    def extras(self) -> frozenset[str]:
+        """What is measured for metrics beyond those of the study."""
+        return frozenset(metric.needs for metric in self.chosen) & {"coordinates", "interference"}
 
     @property
     def functional_kinds(self) -> frozenset[str]:

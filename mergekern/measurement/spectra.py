@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mergekern.kernels.interference import Triplets
 from mergekern.kernels.spectrum import Spectrum
 from mergekern.statistics import Bases, SpectrumErrors, SpectrumStatistics
 
 
 def spectrum_statistics(
-    spectra: Sequence[Spectrum], overlap: Callable[[np.ndarray, None], np.ndarray], with_bases: bool
+    spectra: Sequence[Spectrum],
+    overlap: Callable[[np.ndarray, None], np.ndarray],
+    with_bases: bool,
+    interference: Callable[[Triplets], np.ndarray] | None = None,
 ) -> SpectrumStatistics:
     """Return the statistics of the spectra of one tensor of all models.
 
@@ -19,10 +23,11 @@ def spectrum_statistics(
         spectra: one for each model; missing bottom vectors are zeros. All or none have estimates of their errors.
         overlap: the kernel `overlap` of a backend.
         with_bases: whether the singular vectors are kept.
+        interference: the kernel `interference`; None where no metric needs it.
     """
-    left_top_overlap, right_top_overlap = (
-        overlap(_stack([getattr(s, side) for s in spectra]), None) for side in ("left_top", "right_top")
-    )
+    values = np.stack([s.values for s in spectra])
+    left_top, right_top = (_stack([getattr(s, side) for s in spectra]) for side in ("left_top", "right_top"))
+    left_top_overlap, right_top_overlap = (overlap(side, None) for side in (left_top, right_top))
     errors = _errors(spectra)
     right_bottom_overlap = np.full_like(right_top_overlap, 0.0 if errors is None else np.nan)
     with_bottom = [i for i, s in enumerate(spectra) if s.right_bottom.any()]
@@ -33,7 +38,7 @@ def spectrum_statistics(
     if with_bases:
         bases = Bases(*(_stack([getattr(s, side) for s in spectra]) for side in Bases._fields))
     return SpectrumStatistics(
-        np.stack([s.values for s in spectra]),
+        values,
         np.array([s.rank for s in spectra]),
         left_top_overlap,
         right_top_overlap,
@@ -41,7 +46,14 @@ def spectrum_statistics(
         k=spectra[0].left_top.shape[1],
         bases=bases,
         errors=errors,
+        interference=None if interference is None else interference(triplets_of(values, left_top, right_top)),
     )
+
+
+def triplets_of(values: np.ndarray, left_top: np.ndarray, right_top: np.ndarray) -> Triplets:
+    """Return leading singular triplets, as many as there are values and vectors."""
+    k = min(values.shape[1], left_top.shape[2])
+    return Triplets(values[:, :k], left_top[..., :k], right_top[..., :k])
 
 
 def _errors(spectra: Sequence[Spectrum]) -> SpectrumErrors | None:

@@ -1,6 +1,7 @@
 """Activation: lengths and angles of the models' mean activations.
 
-a_i is the mean, over the calibration samples of all tasks, of the output of one layer of model i.
+a_i is the mean, over the calibration samples of all tasks, of the output of one layer of model i. Linear CKA compares
+the outputs sample by sample.
 """
 
 from __future__ import annotations
@@ -34,3 +35,13 @@ def activation_magnitude_ratio(statistics: ZooStatistics) -> np.ndarray:
 def activation_dot_product(statistics: ZooStatistics) -> np.ndarray:
     """<a_i, a_j>."""
     return _geometry(statistics).inner.copy()
+
+
+def activation_linear_cka(statistics: ZooStatistics) -> np.ndarray:
+    """Linear CKA of activations (Kornblith et al., arXiv 1905.00414, equation 3, with the biased estimate of HSIC).
+
+    <K_i, K_j> / ‖K_i‖‖K_j‖ of the centred kernels of the samples; NaN where all samples have one activation.
+    """
+    kernels = statistics.functional.activation_kernels
+    assert kernels is not None
+    return Geometry.from_statistics(kernels).cosine

@@ -8,27 +8,24 @@ docstring, which `python -OO` strips.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mergekern.errors import OptionError
 from mergekern.metrics import (
     activation,
     effective_rank,
     geometry,
     gradient,
+    interference,
     merge_probes,
     model_scores,
     subspace,
-    subspace_errors,
 )
+from mergekern.metrics.metric import Category, Metric, Needs
 from mergekern.metrics.remarks import REMARKS
-from mergekern.statistics import FUNCTIONAL, EncoderGradientStatistics, FunctionalStatistics, ZooStatistics
 
 # What the symbols of the formulas stand for.
 NOTATION = """\
@@ -37,142 +34,10 @@ s₁ ≥ s₂ the singular values of the 2×D stack [τ_i; τ_j] and p = s/Σs; 
 task matrix, k = 10; a_i the mean activation of model i over the calibration samples of all tasks, e_i and x_i the
 gradients of its loss on its own task's samples with respect to the parameters of the encoder and to the inputs; ℓ_i and
 A_i mean loss and accuracy on these samples, and M(τ_i, τ_j) the merge of two models by a method; own_i the accuracy of
-model i on its task, and base_i that of the base."""
-
-Category = Literal[
-    "task-vector geometry", "effective rank", "subspace overlap", "activation", "gradient", "merge probes",
-    "model scores",
-]  # fmt: skip
-# Activations and gradients come from running the models, and are attributes of FunctionalStatistics; merges come from
-# running merged models.
-Needs = Literal[
-    "inner products", "spectra", "activations", "encoder_gradients", "input_gradients", "merges", "accuracies"
-]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A pairwise metric.
-
-    Attributes:
-        name: the published name; merge probes and model scores have names of ours.
-        category: one of the five of the study, merge probes, or model scores.
-        formula: in the symbols of `NOTATION`.
-        range: smallest and largest value.
-        more_mergeable: whether higher or lower values promise a better merge, as the study's authors expect.
-        needs: the statistics it is computed from.
-        undefined: why a pair can be without a value.
-        explanation: what the metrics of its category measure, in a sentence.
-        function: statistics -> (N, N) matrix, NaN where undefined. Metrics of spectra also take `frozen` and
-            `small_tensors`; merge probes take `MergeStatistics`, and model scores `KnownAccuracies`.
-        remark: what a reader of its values must know; "" without one.
-        symmetric: whether a pair has the same value in both orders. A table has one row for each unordered pair, so
-            it holds no other metrics.
-    """
-
-    name: str
-    category: Category
-    formula: str
-    range: tuple[float, float]
-    more_mergeable: Literal["higher", "lower"]
-    needs: Needs
-    undefined: str
-    explanation: str
-    function: Callable[..., np.ndarray]
-    remark: str = ""
-    symmetric: bool = True
-
-    def compute(
-        self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude",
-        small_tensors: subspace.SmallTensors = "include",
-    ) -> np.ndarray:  # fmt: skip
-        """Return the (N, N) values of all pairs; the diagonal compares each model with itself.
-
-        They lie in `range`: what rounding carries beyond it, by a few units in the last place, is cut off.
-
-        Raises:
-            OptionError: the statistics do not hold what the metric needs of running models.
-        """
-        self._check_functional(statistics)
-        options = {"frozen": frozen, "small_tensors": small_tensors} if self.needs == "spectra" else {}
-        values = self.function(statistics, **options)
-        return values if self.range == (-math.inf, math.inf) else np.clip(values, *self.range)
-
-    def compute_layers(
-        self,
-        statistics: ZooStatistics,
-        frozen: subspace.Frozen = "exclude",
-        small_tensors: subspace.SmallTensors = "include",
-    ) -> dict[str, np.ndarray]:
-        """Return the values of each tensor alone, name -> (N, N), where the metric is defined for it.
-
-        Raises:
-            OptionError: as for `compute`.
-        """
-        self._check_functional(statistics)
-        if self.needs == "encoder_gradients":
-            assert statistics.functional.encoder_gradients is not None
-            alone = {
-                layer.name: FunctionalStatistics(encoder_gradients=EncoderGradientStatistics((layer,)))
-                for layer in statistics.functional.encoder_gradients.layers
-            }
-            return {
-                name: self.compute(dataclasses.replace(statistics, functional=part)) for name, part in alone.items()
-            }
-        if self.runs_models:
-            return {}
-        return {
-            layer.name: self.compute(statistics.only(layer), frozen, small_tensors)
-            for layer in statistics.layers
-            if layer.is_matrix or self.needs != "spectra"
-        }
-
-    def compute_error(
-        self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude",
-        small_tensors: subspace.SmallTensors = "include",
-    ) -> np.ndarray:  # fmt: skip
-        """Return the estimated errors (N, N) of the values of all pairs; zeros where they are rounding alone."""
-        if not self.is_estimated(statistics):
-            return np.zeros((len(statistics.models),) * 2)
-        return subspace_errors.ERRORS[self.name](statistics, frozen=frozen, small_tensors=small_tensors)
-
-    def compute_layer_errors(
-        self, statistics: ZooStatistics, frozen: subspace.Frozen = "exclude",
-        small_tensors: subspace.SmallTensors = "include",
-    ) -> dict[str, np.ndarray]:  # fmt: skip
-        """Return the estimated errors of `compute_layers`, name -> (N, N); empty where all are rounding alone."""
-        layers = [layer for layer in statistics.layers if layer.is_matrix and self.is_estimated(statistics)]
-        return {layer.name: self.compute_error(statistics.only(layer), frozen, small_tensors) for layer in layers}
-
-    def _check_functional(self, statistics: ZooStatistics) -> None:
-        if self.needs in FUNCTIONAL and not self.is_possible(statistics):
-            raise OptionError(
-                f"{self.name}: these statistics were measured without {self.needs.replace('_', ' ')}; measure them "
-                "again with this metric, and with calibration="
-            )
-
-    @property
-    def runs_models(self) -> bool:
-        """Whether it needs models to be run on calibration data."""
-        return self.needs in (*FUNCTIONAL, "merges")
-
-    @property
-    def every_tensor(self) -> bool:
-        """Whether it is defined for each tensor alone, and not for matrices only."""
-        return self.needs == "inner products"
-
-    def is_estimated(self, statistics: ZooStatistics) -> bool:
-        """Tell whether its values are estimates, from randomised factorisations."""
-        return self.name in subspace_errors.ERRORS and statistics.is_randomized
-
-    def is_possible(self, statistics: ZooStatistics) -> bool:
-        """Tell whether the statistics hold what it needs."""
-        if self.runs_models:
-            return getattr(statistics.functional, self.needs) is not None
-        if self.name in BOTTOM and statistics.is_randomized:
-            return False
-        return self.needs != "spectra" or statistics.has_spectra
-
+model i on its task, and base_i that of the base. |·| of a set is its number of elements; C_i are the coordinates e with
+τ_i[e] ≠ 0, T_i those of them that trimming keeps, the 20 % of each tensor with the largest |τ_i[e]|, and O_ij those
+with τ_i[e]·τ_j[e] < 0; τ̄_i is the mean element of τ_i; K_i are the inner products of the activations of model i for
+all pairs of samples, centred along both sides."""
 
 # Name, formula, range, direction and function of a metric.
 _Entry = tuple[str, str, tuple[float, float], Literal["higher", "lower"], Callable[..., np.ndarray]]
@@ -223,6 +88,23 @@ _INPUT_GRADIENT = _Kind(
     undefined="a gradient is zero, or the tasks differ in the number or the shape of their samples",
     explanation="Lengths and angles between the gradients of two models, each on its own task's samples.",
 )
+_SIGNS = _Kind(
+    "interference",
+    "coordinates",
+    undefined="no coordinate differs from the base in both models",
+    explanation="Where two models change the same weights in opposite ways: counts of coordinates, and of directions.",
+)
+_TRIMMED = _SIGNS._replace(undefined=_GEOMETRY.undefined)
+_CORRELATION = _SIGNS._replace(undefined="a task vector has the same value in all coordinates")
+_SINGULAR = _SIGNS._replace(
+    needs="interference", undefined="no matrix differs from the base in both models with a rank of at least k"
+)
+_REPRESENTATION = _Kind(
+    "representation",
+    "activation_kernels",
+    undefined="a model gives the same activation for all samples",
+    explanation="Whether two models place the same samples alike, sample by sample.",
+)
 _MERGE_PROBE = _Kind(
     "merge probes",
     "merges",
@@ -232,8 +114,8 @@ _MERGE_PROBE = _Kind(
 _MODEL_SCORE = _Kind(
     "model scores",
     "accuracies",
-    undefined="the accuracy of one of the models, or of the base on its task, is not known",
-    explanation="What is known of each model without any merge: its accuracy on its own task, and the base's there.",
+    undefined="the score of one of the models, or of the base on its task, is not known",
+    explanation="What is known of each model without any merge: how it does on its task, and how the base does there.",
 )
 
 
@@ -326,10 +208,41 @@ CATALOGUE: dict[str, Metric] = {
     )
 }  # fmt: skip
 
-# The metrics of bottom-k subspaces, which a randomised SVD does not define.
-BOTTOM = ("right_subspace_overlap_bottom_k", "interaction_matrix_overlap_bottom_k")
+# Metrics beyond those of the study: "all" does not stand for them, their names and those of their categories do.
+ADDITIONAL: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *_metrics(
+            _SIGNS,
+            ("task_vector_sign_disagreement", "|C_i ∩ C_j ∩ O_ij| / |C_i ∩ C_j|", (0, 1), "lower",
+             interference.task_vector_sign_disagreement),
+            ("task_vector_weighted_sign_disagreement", "Σ_{e∈O_ij} |τ_i τ_j| / Σ_e |τ_i τ_j|", (0, 1), "lower",
+             interference.task_vector_weighted_sign_disagreement),
+        ),
+        *_metrics(
+            _TRIMMED,
+            ("ties_interference", "|T_i ∩ T_j ∩ O_ij| / |T_i ∪ T_j|", (0, 1), "lower", interference.ties_interference),
+        ),
+        *_metrics(
+            _CORRELATION,
+            ("task_vector_pearson_correlation", "cos(τ_i − τ̄_i, τ_j − τ̄_j)", (-1, 1), "higher",
+             interference.task_vector_pearson_correlation),
+        ),
+        *_metrics(
+            _SINGULAR,
+            ("singular_task_interference",
+             "mean_l ‖(UᵀU − I) Σ (VᵀV − I)‖₁, U = [U_i U_j], Σ = diag(σ_i, σ_j), V = [V_i V_j], top k", (0, math.inf),
+             "lower", interference.singular_task_interference),
+        ),
+        *_metrics(
+            _REPRESENTATION,
+            ("activation_linear_cka", "<K_i, K_j> / ‖K_i‖_F‖K_j‖_F", (0, 1), "higher",
+             activation.activation_linear_cka),
+        ),
+    )
+}  # fmt: skip
 
-_ADDED_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
+_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
 _KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "higher"
 # A table has one column of each for every merge method, which it names: solo_loss_mean[tsv].
 MERGE_PROBES: dict[str, Metric] = {
@@ -337,17 +250,17 @@ MERGE_PROBES: dict[str, Metric] = {
     for metric in (
         *_metrics(
             _MERGE_PROBE,
-            ("solo_loss_mean", "mean over i, j of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i)", *_ADDED_LOSS,
+            ("solo_loss_mean", "mean over i, j of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i)", *_LOSS,
              merge_probes.solo_loss_mean),
-            ("solo_loss_worst", "larger of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS,
+            ("solo_loss_worst", "larger of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i) over i, j", *_LOSS,
              merge_probes.solo_loss_worst),
             ("solo_accuracy_mean", "mean over i, j of A_i(M(τ_i, 0)) / A_i(θ_i)", *_KEPT_ACCURACY,
              merge_probes.solo_accuracy_mean),
             ("solo_accuracy_worst", "smaller of A_i(M(τ_i, 0)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY,
              merge_probes.solo_accuracy_worst),
-            ("direct_loss_mean", "mean over i, j of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i)", *_ADDED_LOSS,
+            ("direct_loss_mean", "mean over i, j of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i)", *_LOSS,
              merge_probes.direct_loss_mean),
-            ("direct_loss_worst", "larger of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS,
+            ("direct_loss_worst", "larger of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i) over i, j", *_LOSS,
              merge_probes.direct_loss_worst),
             ("direct_accuracy_mean", "mean over i, j of A_i(M(τ_i, τ_j)) / A_i(θ_i)", *_KEPT_ACCURACY,
              merge_probes.direct_accuracy_mean),
@@ -357,7 +270,8 @@ MERGE_PROBES: dict[str, Metric] = {
     )
 }  # fmt: skip
 
-# What `prediction.model_scores` makes of a list of models; not among the metrics that "all" stands for.
+# What `prediction.model_scores` makes of a list of models, and `merge_probes` measures if asked to; not among the
+# metrics that "all" stands for.
 MODEL_SCORES: dict[str, Metric] = {
     metric.name: metric
     for metric in _metrics(
@@ -366,6 +280,10 @@ MODEL_SCORES: dict[str, Metric] = {
         ("own_accuracy_min", "min(own_i, own_j)", (0, 1), "higher", model_scores.own_accuracy_min),
         ("base_accuracy_mean", "(base_i + base_j) / 2", (0, 1), "higher", model_scores.base_accuracy_mean),
         ("base_accuracy_min", "min(base_i, base_j)", (0, 1), "higher", model_scores.base_accuracy_min),
+        ("own_loss_mean", "(own ℓ_i + own ℓ_j) / 2", *_LOSS, model_scores.own_loss_mean),
+        ("own_loss_max", "max(own ℓ_i, own ℓ_j)", *_LOSS, model_scores.own_loss_max),
+        ("base_loss_mean", "(base ℓ_i + base ℓ_j) / 2", *_LOSS, model_scores.base_loss_mean),
+        ("base_loss_max", "max(base ℓ_i, base ℓ_j)", *_LOSS, model_scores.base_loss_max),
     )
 }
 

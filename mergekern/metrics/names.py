@@ -6,7 +6,12 @@ import dataclasses
 from collections.abc import Iterable
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics.catalogue import CATALOGUE, MERGE_PROBES, MODEL_SCORES, Metric
+from mergekern.metrics.catalogue import ADDITIONAL, CATALOGUE, MERGE_PROBES, MODEL_SCORES
+from mergekern.metrics.metric import BOTTOM, Metric
+
+# Metrics that are computed from statistics, and all whose names are those of columns.
+_OF_STATISTICS = {**CATALOGUE, **ADDITIONAL}
+_COLUMNS = {**_OF_STATISTICS, **MODEL_SCORES}
 
 
 def is_metric(column: str) -> bool:
@@ -16,8 +21,7 @@ def is_metric(column: str) -> bool:
     [True, True, False, False]
     """
     probe, bracket, method = column.partition("[")
-    known = column in CATALOGUE or column in MODEL_SCORES
-    return known or (probe in MERGE_PROBES and bracket == "[" and method.endswith("]"))
+    return column in _COLUMNS or (probe in MERGE_PROBES and bracket == "[" and method.endswith("]"))
 
 
 def metric_of(column: str) -> Metric:
@@ -29,10 +33,10 @@ def metric_of(column: str) -> Metric:
     >>> metric_of("solo_loss_mean[tsv]").more_mergeable
     'lower'
     """
-    if column in CATALOGUE or column in MODEL_SCORES:
-        return CATALOGUE.get(column) or MODEL_SCORES[column]
+    if column in _COLUMNS:
+        return _COLUMNS[column]
     if not is_metric(column):
-        raise OptionError(f"no metric {column!r}{did_you_mean(column, [*CATALOGUE, *MODEL_SCORES, *MERGE_PROBES])}")
+        raise OptionError(f"no metric {column!r}{did_you_mean(column, [*_COLUMNS, *MERGE_PROBES])}")
     return dataclasses.replace(MERGE_PROBES[column.partition("[")[0]], name=column)
 
 
@@ -42,7 +46,7 @@ def in_order(columns: Iterable[str]) -> list[str]:
     >>> in_order(["solo_loss_mean[tsv]", "accuracy", "stable_rank", "effective_rank"])
     ['effective_rank', 'stable_rank', 'solo_loss_mean[tsv]']
     """
-    places = {name: place for place, name in enumerate((*CATALOGUE, *MODEL_SCORES, *MERGE_PROBES))}
+    places = {name: place for place, name in enumerate((*_COLUMNS, *MERGE_PROBES))}
     return sorted(filter(is_metric, columns), key=lambda column: places[column.partition("[")[0]])
 
 
@@ -67,7 +71,7 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
     """Return the metrics of these names, in catalogue order.
 
     Args:
-        metrics: "all", one name, or several; a category's name stands for all metrics of it.
+        metrics: "all" (those of the study), one name, or several; a category's name stands for all metrics of it.
 
     Raises:
         OptionError: an unknown name, or none at all.
@@ -77,7 +81,8 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
     """
     wanted = set()
     for name in as_names(metrics):
-        matching = {m.name for m in CATALOGUE.values() if name in ("all", m.name, m.category)}
+        matching = {m.name for m in _OF_STATISTICS.values() if name in (m.name, m.category)}
+        matching |= set(CATALOGUE) if name == "all" else set()
         if any(name in (m.name, m.category) for m in MERGE_PROBES.values()):
             raise OptionError(
                 f"{name}: merge probes are measured by mergekern.merge_probes (--merge-probes on the command line)"
@@ -86,9 +91,18 @@ def select(metrics: str | Iterable[str] = "all") -> list[Metric]:
             raise OptionError(f"{name}: model scores come from a list of models, by mergekern.model_scores")
         if not matching:
             raise OptionError(
-                f"unknown metric {name!r}{did_you_mean(name, CATALOGUE)}; `mergekern metrics --list` lists them all"
+                f"unknown metric {name!r}{did_you_mean(name, _OF_STATISTICS)}; `mergekern metrics --list` lists all"
             )
         wanted |= matching
     if not wanted:
         raise OptionError("no metrics asked for; give names, or 'all'")
-    return [metric for metric in CATALOGUE.values() if metric.name in wanted]
+    return [metric for metric in _OF_STATISTICS.values() if metric.name in wanted]
+
+
+def why_exact_only(name: str) -> str:
+    """Return what svd="randomized" lacks for a metric of `EXACT_ONLY`.
+
+    >>> why_exact_only("singular_task_interference")
+    'does not tell how far single singular vectors are off'
+    """
+    return "finds leading vectors only" if name in BOTTOM else "does not tell how far single singular vectors are off"

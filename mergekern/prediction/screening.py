@@ -17,7 +17,7 @@ import numpy as np
 from mergekern._internal.files import check_output, not_written, replacing
 from mergekern._internal.validation import positive_integer
 from mergekern.errors import OptionError, OutputError, PredictionError, StatisticsError
-from mergekern.metrics import CATALOGUE, RANKED_BY, select
+from mergekern.metrics import RANKED_BY, is_metric, metric_of, select
 from mergekern.metrics.subspace import Frozen
 from mergekern.prediction import MergePredictor, recommend
 from mergekern.prediction.screening_notes import ScreeningNotes
@@ -170,7 +170,7 @@ def _between(frame: pd.DataFrame, rows: Sequence[str], columns: Sequence[str]) -
 
 def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
     by = "score" if "score" in frame else RANKED_BY if RANKED_BY in frame else frame.columns[0]
-    ascending = by in CATALOGUE and CATALOGUE[by].more_mergeable == "lower"
+    ascending = is_metric(by) and metric_of(by).more_mergeable == "lower"
     return frame.sort_values(by, ascending=ascending, kind="stable", na_position="last")
 
 

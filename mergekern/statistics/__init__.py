@@ -6,7 +6,7 @@ The records, which the metrics read, are names of the room:
 - `LayerStatistics`: one tensor of N models, with its `SpectrumStatistics`, their `SpectrumErrors` where the
   factorisation was a randomised one, and, while these are measured, its `Bases`.
 - `FunctionalStatistics`: what needs models run; the kinds are in `FUNCTIONAL`: `ActivationStatistics`,
-  `EncoderGradientStatistics`, `InputGradientStatistics`.
+  `EncoderGradientStatistics`, `InputGradientStatistics`, `ActivationKernelStatistics`.
 
 On disk the statistics of a zoo are a folder of blocks. Rooms that fill or check such a folder import its modules:
 
@@ -21,6 +21,7 @@ On disk the statistics of a zoo are a folder of blocks. Rooms that fill or check
 
 from mergekern.statistics.functional import (
     FUNCTIONAL,
+    ActivationKernelStatistics,
     ActivationStatistics,
     EncoderGradientStatistics,
     FunctionalStatistics,
@@ -31,6 +32,7 @@ from mergekern.statistics.zoo import ZooStatistics
 
 __all__ = [
     "FUNCTIONAL",
+    "ActivationKernelStatistics",
     "ActivationStatistics",
     "Bases",
     "EncoderGradientStatistics",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mergekern.errors import StatisticsError
+from mergekern.statistics.coordinates import OF_PAIRS, CoordinateStatistics
 from mergekern.statistics.keys import BlockKey
 from mergekern.statistics.layer_block import LayerBlock, Overlaps, Spectra
 from mergekern.statistics.layers import LayerStatistics, SpectrumErrors, SpectrumStatistics
@@ -25,12 +26,21 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
         StatisticsError: no block has some pair.
     """
     products, overlaps = _PairMatrices(2, models), _PairMatrices(len(Overlaps._fields), models)
+    interference, coordinates = _PairMatrices(1, models), _PairMatrices(len(OF_PAIRS), models)
+    sums = np.zeros(len(models))
     spectra: list[tuple[np.ndarray, Spectra]] = []
     rounding: np.ndarray | None = None
     for block in blocks:
         placement = products.add(block.key, (block.inner, block.squared_distance))
         if block.overlaps is not None:
             overlaps.add(block.key, block.overlaps)
+        if block.interference is not None:
+            interference.add(block.key, [block.interference])
+        if block.coordinates is not None:
+            coordinates.add(block.key, block.coordinates.of_pairs)
+            if block.key.is_diagonal:
+                here = placement.rows >= 0
+                sums[here] = block.coordinates.sums[placement.rows[here]]
         if block.spectra is not None:
             spectra.append((placement.rows, block.spectra))
         if (block.key.name, block.key.shape) != (name, shape):
@@ -48,9 +58,12 @@ def assemble(name: str, shape: tuple[int, ...], blocks: Iterable[LayerBlock], mo
         every = Overlaps(*overlaps.matrices)
         if found.errors is None and np.isnan(every.right_bottom_overlap).any():
             raise StatisticsError("a block has no overlaps of bottom vectors")
-        spectrum = SpectrumStatistics(found.values, found.rank, *every, found.k, errors=found.errors)
+        spectrum = SpectrumStatistics(
+            found.values, found.rank, *every, found.k, errors=found.errors, interference=interference.complete(0)
+        )
     inner, squared_distance = products.matrices
-    return LayerStatistics(name, shape, inner, squared_distance, spectrum, rounding)
+    signs = CoordinateStatistics(sums, *coordinates.matrices) if coordinates.coverage.is_complete else None
+    return LayerStatistics(name, shape, inner, squared_distance, spectrum, rounding, signs)
 
 
 class Placement(NamedTuple):
@@ -125,15 +138,22 @@ class _PairMatrices:
     """(N, N) matrices that are filled with the values of blocks, and the pairs that have been filled so far."""
 
     def __init__(self, count: int, models: Sequence[str]) -> None:
-        self.matrices = [np.empty((len(models), len(models))) for _ in range(count)]
+        self.matrices: list[np.ndarray] = []  # made with the first values: of most kinds there are none
         self.coverage = Coverage(models)
+        self._count = count
 
     def add(self, key: BlockKey, parts: Iterable[np.ndarray]) -> Placement:
         """Copy the values of a block, one (R, C) array for each matrix, and return where the models are in it."""
         placement = self.coverage.add(key)
+        if not self.matrices:
+            self.matrices = [np.empty((len(self.coverage.models),) * 2) for _ in range(self._count)]
         for part, matrix in zip(parts, self.matrices, strict=True):
             placement.copy(part, matrix)
         return placement
+
+    def complete(self, index: int) -> np.ndarray | None:
+        """Return one of the matrices, or None where pairs are missing."""
+        return self.matrices[index] if self.coverage.is_complete else None
 
 
 def _gathered(parts: Sequence[tuple[np.ndarray, Spectra]], models: int) -> Spectra:

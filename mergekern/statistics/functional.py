@@ -61,6 +61,50 @@ class ActivationStatistics:
 
 
 @dataclass(frozen=True)
+class ActivationKernelStatistics:
+    """Geometry of the centred kernels of N models over the same samples, which linear CKA compares.
+
+    The kernel of a model has the inner products of its activations for all pairs of samples; it is centred along both
+    sides, and taken as one vector.
+
+    Attributes:
+        inner, squared_distance: (N, N) float64 inner products of the kernels, and squared distances between them.
+        samples: number of samples.
+    """
+
+    inner: np.ndarray
+    squared_distance: np.ndarray
+    samples: int
+
+    @property
+    def count(self) -> int:
+        """Number of models, N."""
+        return len(self.inner)
+
+    def select(self, models: Sequence[int]) -> ActivationKernelStatistics:
+        """Return the statistics of some of the models, in this order."""
+        pairs = np.ix_(models, models)
+        return ActivationKernelStatistics(self.inner[pairs], self.squared_distance[pairs], self.samples)
+
+    def write(self, path: Path) -> None:
+        """Write the statistics to a file."""
+        arrays = {"inner": self.inner, "squared_distance": self.squared_distance}
+        write_block(path, arrays, {"samples": self.samples})
+
+    @staticmethod
+    def read(path: Path) -> ActivationKernelStatistics:
+        """Read the statistics from a file.
+
+        Raises:
+            StatisticsError: the file is missing, is damaged or holds something else.
+        """
+        with _block(path, "ActivationDescription") as (arrays, said):
+            check_arrays(arrays, _pairs(_models(arrays, "inner", dimensions=2)))
+            check_gram(arrays["inner"], arrays["squared_distance"], is_diagonal=True)
+            return ActivationKernelStatistics(arrays["inner"], arrays["squared_distance"], said.samples)
+
+
+@dataclass(frozen=True)
 class EncoderGradientStatistics(LayerSums):
     """Geometry of the gradients of N models with respect to their parameters, each model on its own task.
 
@@ -158,20 +202,22 @@ class FunctionalStatistics:
         activations: statistics of the mean activations.
         encoder_gradients: statistics of the gradients with respect to the parameters.
         input_gradients: statistics of the gradients with respect to the inputs.
+        activation_kernels: statistics of the kernels of the activations.
     """
 
     activations: ActivationStatistics | None = None
     encoder_gradients: EncoderGradientStatistics | None = None
     input_gradients: InputGradientStatistics | None = None
+    activation_kernels: ActivationKernelStatistics | None = None
 
     @property
-    def kinds(self) -> dict[str, ActivationStatistics | EncoderGradientStatistics | InputGradientStatistics]:
+    def kinds(self) -> dict[str, Any]:
         """The statistics that are not None, by the names of their attributes."""
         return {name: part for name in FUNCTIONAL if (part := getattr(self, name)) is not None}
 
     def select(self, models: Sequence[int]) -> FunctionalStatistics:
         """Return the statistics of some of the models; means are still over the samples of all tasks."""
-        return FunctionalStatistics(**{kind: part.select(models) for kind, part in self.kinds.items()})  # type: ignore[arg-type]
+        return FunctionalStatistics(**{kind: part.select(models) for kind, part in self.kinds.items()})
 
 
 # Class of each attribute of FunctionalStatistics.
@@ -179,6 +225,7 @@ FUNCTIONAL: dict[str, Any] = {
     "activations": ActivationStatistics,
     "encoder_gradients": EncoderGradientStatistics,
     "input_gradients": InputGradientStatistics,
+    "activation_kernels": ActivationKernelStatistics,
 }
 
 

@@ -8,7 +8,7 @@ blocks that have its pairs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from mergekern.statistics.contents import (
     check_overlaps,
     check_spectra,
 )
+from mergekern.statistics.coordinates import OF_PAIRS, CoordinateStatistics
 from mergekern.statistics.keys import BlockKey, bases_path, block_path
 from mergekern.statistics.layers import Bases, LayerStatistics, SpectrumErrors
 
@@ -40,6 +41,8 @@ class Overlaps(NamedTuple):
 # Names of these arrays in a file: they are the format, and stay as they are when an attribute gets another name.
 OVERLAPS_IN_FILE = ("overlap.left_top", "overlap.right_top", "overlap.right_bottom")
 ERRORS_IN_FILE = ("error.values", "error.vectors")
+INTERFERENCE_IN_FILE = "interference"
+COORDINATE = "coordinate."
 
 
 class Spectra(NamedTuple):
@@ -71,6 +74,8 @@ class LayerBlock:
             until `with_overlaps` adds those of their bases.
         spectra: spectra of the models of a diagonal block; it has them where it has overlaps.
         rounding: (R,) float64 of the models of a diagonal block, as in `LayerStatistics`; None where it is nothing.
+        coordinates: statistics of single coordinates; None where no metric needs them.
+        interference: singular task interference of the pairs; None where no metric needs it, and as `overlaps` is.
     """
 
     key: BlockKey
@@ -79,21 +84,29 @@ class LayerBlock:
     overlaps: Overlaps | None = None
     spectra: Spectra | None = None
     rounding: np.ndarray | None = None
+    coordinates: CoordinateStatistics | None = None
+    interference: np.ndarray | None = None
 
     @staticmethod
     def from_layer(key: BlockKey, layer: LayerStatistics) -> LayerBlock:
         """Return the block of models among themselves, from the statistics of a tensor of these models."""
-        block = LayerBlock(key, layer.inner, layer.squared_distance, rounding=layer.rounding)
+        block = LayerBlock(
+            key, layer.inner, layer.squared_distance, rounding=layer.rounding, coordinates=layer.coordinates
+        )
         if (spectrum := layer.spectrum) is None:
             return block
         overlaps = Overlaps(spectrum.left_top_overlap, spectrum.right_top_overlap, spectrum.right_bottom_overlap)
         spectra = Spectra(spectrum.values, spectrum.rank, spectrum.k, spectrum.bases, spectrum.errors)
-        return dataclasses.replace(block, overlaps=overlaps, spectra=spectra)
+        return dataclasses.replace(block, overlaps=overlaps, spectra=spectra, interference=spectrum.interference)
 
     @property
     def has_spectra(self) -> bool:
         """Whether the block has everything that the metrics of spectra and subspaces read."""
         return self.overlaps is not None
+
+    def has(self, extras: Collection[str]) -> bool:
+        """Whether the block has these of its optional parts, given by the names of their attributes."""
+        return all(getattr(self, name) is not None for name in extras)
 
     def with_overlaps(self, overlaps: Overlaps) -> LayerBlock:
         """Return the same block with overlaps."""
@@ -109,6 +122,10 @@ class LayerBlock:
             arrays |= dict(zip(OVERLAPS_IN_FILE, self.overlaps, strict=True))
         if self.rounding is not None:
             arrays["rounding"] = self.rounding
+        if self.interference is not None:
+            arrays[INTERFERENCE_IN_FILE] = self.interference
+        if self.coordinates is not None:
+            arrays |= {f"{COORDINATE}{name}": getattr(self.coordinates, name) for name in ("sums", *OF_PAIRS)}
         if self.spectra is not None:
             arrays |= {"values": self.spectra.values, "rank": self.spectra.rank}
             if self.spectra.errors is not None:
@@ -141,14 +158,17 @@ class LayerBlock:
         check_gram(arrays["inner"], arrays["squared_distance"], key.is_diagonal)
         if "rounding" in arrays:
             check_arrays(arrays, {"rounding": (len(key.rows),)})
-        block = LayerBlock(key, arrays["inner"], arrays["squared_distance"], rounding=arrays.get("rounding"))
+        block = LayerBlock(
+            key, arrays["inner"], arrays["squared_distance"], rounding=arrays.get("rounding"),
+            coordinates=_coordinates(arrays, pairs, key.is_diagonal),
+        )  # fmt: skip
         if OVERLAPS_IN_FILE[0] not in arrays:
             return block
         if len(key.shape) != 2:
             raise ValueError(f"overlaps of a tensor of shape {key.shape}")
         overlaps = _overlaps(arrays, pairs)
         check_overlaps(overlaps, k if key.is_diagonal else min(key.shape))
-        block = block.with_overlaps(overlaps)
+        block = dataclasses.replace(block, overlaps=overlaps, interference=_interference(arrays, pairs))
         if not key.is_diagonal:
             return block
         models = len(key.rows)
@@ -170,6 +190,29 @@ def _overlaps(arrays: Mapping[str, np.ndarray], pairs: tuple[int, int]) -> Overl
     is_undefined = bottom in arrays and arrays[bottom].dtype.kind == "f" and bool(np.isnan(arrays[bottom]).all())
     check_arrays({bottom: np.zeros(arrays[bottom].shape)} if is_undefined else arrays, {bottom: pairs})
     return Overlaps(*(arrays[name] for name in OVERLAPS_IN_FILE))
+
+
+def _interference(arrays: Mapping[str, np.ndarray], pairs: tuple[int, int]) -> np.ndarray | None:
+    """Return the singular task interference in a file, checked; None where there is none."""
+    if (found := arrays.get(INTERFERENCE_IN_FILE)) is None:
+        return None
+    check_arrays(arrays, {INTERFERENCE_IN_FILE: pairs})
+    if (found < 0).any():
+        raise ValueError("a singular task interference is negative")
+    return found
+
+
+def _coordinates(
+    arrays: Mapping[str, np.ndarray], pairs: tuple[int, int], is_diagonal: bool
+) -> CoordinateStatistics | None:
+    """Return the statistics of coordinates in a file, checked; None where there are none."""
+    if not any(name.startswith(COORDINATE) for name in arrays):
+        return None
+    check_arrays(arrays, {f"{COORDINATE}{name}": pairs for name in OF_PAIRS})
+    check_arrays(arrays, {f"{COORDINATE}sums": pairs[:1] if is_diagonal else (0,)})
+    found = CoordinateStatistics(*(arrays[f"{COORDINATE}{name}"] for name in ("sums", *OF_PAIRS)))
+    found.check()
+    return found
 
 
 def _errors(arrays: Mapping[str, np.ndarray], k: int) -> SpectrumErrors | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mergekern.errors import NonFiniteError
+from mergekern.statistics.coordinates import CoordinateStatistics
 
 
 class Bases(NamedTuple):
@@ -56,6 +57,7 @@ class SpectrumStatistics:
         k: dimension of the subspaces.
         bases: the singular vectors; None where they are not wanted, and once they are in a file.
         errors: None for exact factorisations.
+        interference: (N, N) singular task interference of the k leading triplets; None where no metric needs it.
     """
 
     values: np.ndarray
@@ -66,13 +68,17 @@ class SpectrumStatistics:
     k: int
     bases: Bases | None = None
     errors: SpectrumErrors | None = None
+    interference: np.ndarray | None = None
 
     def select(self, models: Sequence[int]) -> SpectrumStatistics:
         """Return the statistics of some of the models, in this order, without singular vectors."""
         pairs = np.ix_(models, models)
         overlaps = self.left_top_overlap[pairs], self.right_top_overlap[pairs], self.right_bottom_overlap[pairs]
         errors = None if self.errors is None else self.errors.select(models)
-        return SpectrumStatistics(self.values[models], self.rank[models], *overlaps, self.k, errors=errors)
+        interference = None if self.interference is None else self.interference[pairs]
+        return SpectrumStatistics(
+            self.values[models], self.rank[models], *overlaps, self.k, errors=errors, interference=interference
+        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class LayerStatistics:
         spectrum: None for tensors that are not matrices, and where no metric needs it.
         rounding: (N,) float64, how much of each squared length can be rounding to a narrower dtype, at most all of it;
             None where that is nothing.
+        coordinates: where the task vectors agree in sign; None where no metric needs it.
     """
 
     name: str
@@ -94,6 +101,7 @@ class LayerStatistics:
     squared_distance: np.ndarray
     spectrum: SpectrumStatistics | None = None
     rounding: np.ndarray | None = None
+    coordinates: CoordinateStatistics | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -110,8 +118,9 @@ class LayerStatistics:
         pairs = np.ix_(models, models)
         spectrum = None if self.spectrum is None else self.spectrum.select(models)
         rounding = None if self.rounding is None else self.rounding[models]
+        coordinates = None if self.coordinates is None else self.coordinates.select(models)
         return LayerStatistics(
-            self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum, rounding
+            self.name, self.shape, self.inner[pairs], self.squared_distance[pairs], spectrum, rounding, coordinates
         )
 
     def with_rounding(self, energy: np.ndarray | None) -> LayerStatistics:

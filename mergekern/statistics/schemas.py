@@ -40,6 +40,7 @@ class ProvenanceDocument(Document):
     dtypes: Annotated[dict[str, list[str]], Field(default_factory=dict)]
     origins: Annotated[dict[str, str], Field(default_factory=dict)]
     svd: SvdDocument | None = None
+    extras: Annotated[list[Literal["coordinates", "interference"]], Field(default_factory=list)]
 
 
 class ManifestDocument(Document):

@@ -56,24 +56,27 @@ class Store:
             self.manifest = self._attempt(Manifest.read, path)
         self._entries = {} if self.manifest is None else {entry.name: entry for entry in self.manifest.layers}
 
-    def found(self, name: str, base: str, how: str, with_spectrum: bool) -> list[BlockKey]:
+    def found(
+        self, name: str, base: str, how: str, with_spectrum: bool, extras: Collection[str] = ()
+    ) -> list[BlockKey]:
         """Return the keys of the blocks of one tensor that an earlier run left in the folder and that are of use.
 
-        A block is of use if it is whole, was measured in the same way against the same base, and has spectra where
-        they are needed.
+        A block is of use if it is whole, was measured in the same way against the same base, and has spectra and extras
+        where they are needed.
 
         Args:
             name: the tensor.
             base: content hash of the tensor in the base.
             how: as in `BlockKey`.
             with_spectrum: whether spectra are needed.
+            extras: names of the optional parts of a block that are needed.
         """
         keys = []
         for file_name in self._entries[name].blocks if name in self._entries else ():
             block = self.get(file_name, with_spectrum)
             if block is None or (block.key.base, block.key.how) != (base, how):
                 continue
-            if block.has_spectra or not with_spectrum:
+            if (block.has_spectra or not with_spectrum) and block.has(extras):
                 keys.append(block.key)
         return keys
 
@@ -135,6 +138,23 @@ class Store:
         if left:
             raise StatisticsError(f"{self.path}: no singular vectors of {len(left)} models")
         return Bases(*(np.stack(side) for side in zip(*(parts[i] for i in range(len(models))), strict=True)))
+
+    def triplets(self, models: Sequence[str], blocks: Sequence[BlockKey]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return singular values (N, s) and the leading vectors of both sides of one tensor of some models.
+
+        Args:
+            models, blocks: as for `bases`.
+
+        Raises:
+            StatisticsError: as for `bases`, or a block is damaged.
+        """
+        vectors = self.bases(models, blocks)
+        values: dict[str, np.ndarray] = {}
+        for key in (key for key in blocks if key.is_diagonal and not values.keys() >= set(models)):
+            spectra = LayerBlock.read(self.path, key.file_name).spectra
+            if spectra is not None:
+                values = {**dict(zip(key.rows, spectra.values, strict=True)), **values}
+        return np.stack([values[model] for model in models]), vectors.left_top, vectors.right_top
 
     def put(self, block: LayerBlock) -> None:
         """Write a block; it replaces a block of the same key.

@@ -53,6 +53,17 @@ class ZooStatistics(LayerSums):
         return all(layer.spectrum is not None for layer in self.layers if layer.is_matrix)
 
     @property
+    def has_coordinates(self) -> bool:
+        """Whether every tensor has the statistics of its coordinates."""
+        return all(layer.coordinates is not None for layer in self.layers)
+
+    @property
+    def has_interference(self) -> bool:
+        """Whether every matrix has the singular task interference of its models."""
+        spectra = [layer.spectrum for layer in self.layers if layer.is_matrix]
+        return all(spectrum is not None and spectrum.interference is not None for spectrum in spectra)
+
+    @property
     def is_randomized(self) -> bool:
         """Whether a matrix was factorised by a randomised SVD: without bottom vectors, with estimated errors."""
         is_said = "svd" in (self.provenance or {})

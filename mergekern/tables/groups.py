@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import metric_of
 from mergekern.metrics.effective_rank import (
     gap_of_values,
     layerwise_rank,
@@ -132,7 +132,7 @@ def _pair_columns(table: MetricTable, groups: np.ndarray) -> dict[str, np.ndarra
     found: dict[str, np.ndarray] = {}
     for name in table.metrics:
         values = table.matrix(name)[groups[:, i], groups[:, j]]
-        worst = values.min if CATALOGUE[name].more_mergeable == "higher" else values.max
+        worst = values.min if metric_of(name).more_mergeable == "higher" else values.max
         found |= {f"mean_{name}": values.mean(axis=1), f"worst_{name}": worst(axis=1)}
         found[f"spread_{name}"] = values.std(axis=1)
     return found

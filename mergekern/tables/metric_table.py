@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.metrics import BOTTOM, as_names, in_order, is_metric, metric_of, select
+from mergekern.metrics import EXACT_ONLY, as_names, in_order, is_metric, metric_of, select, why_exact_only
 from mergekern.metrics.subspace import Frozen, SmallTensors
 from mergekern.statistics import ZooStatistics
 from mergekern.tables.files import TableContent, read_table, write_table
@@ -88,11 +88,11 @@ class MetricTable:
         metrics = as_names(metrics)
         chosen = select(metrics)
         lacking = [metric for metric in chosen if not metric.is_possible(statistics)]
-        undefined = [m for m in lacking if m.name in BOTTOM and statistics.is_randomized]
+        undefined = [m for m in lacking if m.name in EXACT_ONLY and statistics.is_randomized]
         if named := [metric.name for metric in undefined if metric.name in metrics]:
             raise OptionError(
-                f"{', '.join(named)}: these statistics are of svd='randomized', which finds leading singular vectors "
-                "only; measure them with svd='exact', or leave the metric out"
+                f"{', '.join(named)}: these statistics are of svd='randomized', which {why_exact_only(named[0])}; "
+                "measure them with svd='exact', or leave the metric out"
             )
         chosen = [metric for metric in chosen if metric not in undefined]
         lacking = [metric for metric in lacking if metric not in undefined]
@@ -118,9 +118,10 @@ class MetricTable:
             options["small_tensors"] = small_tensors
         provenance = {**(statistics.provenance or {}), "options": options}
         notes = notes_of(statistics, values, frozen, small_tensors)
-        if undefined:
-            names = " and ".join(metric.name for metric in undefined)
-            notes.append(f"{names} are left out: svd='randomized' finds leading vectors only; svd='exact' defines them")
+        for why in dict.fromkeys(why_exact_only(metric.name) for metric in undefined):
+            these = [metric.name for metric in undefined if why_exact_only(metric.name) == why]
+            are, them = ("are", "them") if len(these) > 1 else ("is", "it")
+            notes.append(f"{' and '.join(these)} {are} left out: svd='randomized' {why}; svd='exact' defines {them}")
         return MetricTable(statistics.models, values, layers, notes, provenance, errors, layer_errors)
 
     @property

@@ -36,6 +36,8 @@ def notes_of(
         notes += _constant_notes(statistics, values, small_tensors)
         if statistics.is_randomized:
             notes.append("singular values and vectors are of svd='randomized'; the table has the error of every value")
+    elif "interference" in needs:
+        notes += worded_by_models(left_out_by_rank(statistics, "exclude"), statistics.models)
     if "input_gradients" in needs:
         notes += _input_notes(statistics)
     return notes + notes_of_missing(statistics.models, values)

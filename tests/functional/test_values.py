@@ -165,3 +165,37 @@ def test_tables_with_layers_are_read_back(tmp_path, suffix):
         if suffix == "csv":  # CSV does not record which layers have a value
             layers = layers.loc[:, layers.notna().any()] if name in OF_RUNS else layers
         pd.testing.assert_frame_equal(again.per_layer(name), layers, check_exact=True)
+
+
+def linear_cka(one, other):
+    """Return the linear CKA of activations (n, h) as a ratio of norms of products of features."""
+    one, other = (activations - activations.mean(axis=0) for activations in (one, other))
+    return np.square(other.T @ one).sum() / (np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_cka_compares_the_samples_one_by_one(kind, tmp_path):
+    case = make_case(kind, dtype=torch.float64)
+    seen = {name: [] for name in case.models}
+    for name, activations in seen.items():
+        module = case.module(name, torch.float64).eval()
+        module.get_submodule(case.layer).register_forward_hook(lambda _, __, output, to=activations: to.append(output))
+        with torch.no_grad():
+            for inputs, _, _ in (task for _, task in sorted(case.tasks.items())):
+                module(**inputs) if isinstance(inputs, dict) else module(inputs)
+    flat = {
+        name: torch.cat([output.mean(dim=1) if output.dim() == 3 else output.flatten(1) for output in outputs]).numpy()
+        for name, outputs in seen.items()
+    }
+    metrics = ["activation", "activation_linear_cka"]
+    table = run(case, dtype=torch.float64, metrics=metrics, statistics=tmp_path / "s", activation_batch_size=7)
+    for a, b in itertools.combinations(case.models, 2):
+        found = table.to_pandas().loc[(a, b), "activation_linear_cka"]
+        assert found == pytest.approx(linear_cka(flat[a], flat[b]), rel=1e-9)
+    np.testing.assert_allclose(np.diagonal(table.matrix("activation_linear_cka")), 1.0, rtol=1e-12)
+    again = mergekern.MetricTable.from_statistics(mergekern.ZooStatistics.load(tmp_path / "s"), metrics)
+    pd.testing.assert_frame_equal(again.to_pandas(), table.to_pandas(), check_exact=True)
+    alone = run(case, dtype=torch.float64, metrics=metrics[:1], activation_batch_size=7)
+    pd.testing.assert_frame_equal(alone.to_pandas(), table.to_pandas()[list(alone.metrics)], check_exact=True)
+    few = run(case, dtype=torch.float64, metrics=metrics[1:], max_memory=4096, activation_batch_size=7)  # in files
+    pd.testing.assert_series_equal(few.to_pandas()[metrics[1]], table.to_pandas()[metrics[1]], rtol=1e-12)
