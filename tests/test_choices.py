@@ -109,7 +109,11 @@ def test_every_merge_method_can_be_asked_for(method, files, tmp_path):
 @pytest.mark.parametrize(("command", "option"), [("merge", "method"), ("merge-all", "methods")])
 def test_help_names_every_merge_method(command, option):
     (parameter,) = (each for each in main.commands[command].params if each.name == option)
-    assert re.search(r"of (.*)\.", parameter.help, re.IGNORECASE)[1].split(", ") == list(mergekern.METHODS)
+    assert re.search(r"of (.*)\.", parameter.help, re.IGNORECASE)[1].split(", ") == [
+        *mergekern.METHODS,
+        "regmean",
+        "fisher",
+    ]
 
 
 def test_merge_probes_can_be_asked_for_by_every_method():

@@ -31,6 +31,7 @@ from mergekern.evaluation.measurement import Measurement
 from mergekern.evaluation.models import ModelLike
 from mergekern.evaluation.pace import Measuring
 from mergekern.evaluation.rows import MERGE, normalized
+from mergekern.merging.gathered import check_samples
 from mergekern.merging.merge import merge_all
 from mergekern.merging.registry import find_methods
 from mergekern.prediction.model import MergePredictor
@@ -94,6 +95,7 @@ def best_merge(
     progress: Callable[[Progress | Measuring], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    calibration: Any = None,
 ) -> BestMerge:
     """Find the best merge of two models of a zoo, measuring some of all merges, and make it.
 
@@ -116,6 +118,8 @@ def best_merge(
             two of the task-vector geometry, which are always among them.
         page: whether report.html and predictor.json are written.
         progress: called with a `Progress` for each tensor and a `Measuring` for each model and merge.
+        calibration: samples of the task of each model, a `mergekern.Calibration`, for regmean and fisher among the
+            methods.
 
     Raises:
         EvaluationError: as for `measure_merges`; no merge could be measured.
@@ -135,7 +139,9 @@ def best_merge(
     """
     budget = positive_integer("budget", budget)
     evaluator = as_evaluator(evaluate)
-    names = [method.name for method, _ in find_methods(methods, options)]
+    chosen = [method for method, _ in find_methods(methods, options)]
+    check_samples(chosen, calibration)
+    names = [method.name for method in chosen]
     target = target or evaluator.score
     if target not in (evaluator.score, normalized(evaluator.score)):
         raise OptionError(f"target is {evaluator.score!r} or {normalized(evaluator.score)!r}, not {target!r}")
@@ -149,16 +155,20 @@ def best_merge(
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
     of_model = tasks_of(zoo.model_names, tasks, evaluator)
     how: dict[str, Any] = {"evaluate": evaluator, "tasks": of_model, "model": model, "options": options}
-    how |= {"device": device, "max_memory": max_memory}
+    how |= {"device": device, "max_memory": max_memory, "calibration": calibration}
     search = _Search(zoo, Path(out), names, target, budget, how, progress)
     with locked(Path(out)):
         table = search.metrics_of(checkpoints, base, metrics, on_mismatch, io, rename)
-        search.check_same({"evaluator": evaluator.name, "tasks": of_model, "options": options or {}}, table)
+        asked = {"evaluator": evaluator.name, "tasks": of_model, "options": options or {}}
+        if calibration is not None:
+            asked["calibration"] = calibration.content_hash(calibration.build())
+        search.check_same(asked, table)
         found = search.run(table.to_pandas())
         best = search.answer(found)
         (path,) = merge_all(
             zoo, methods=best.method, groups=[best.models], options=_options_of(best.method, options),
             output=search.folder / MERGED, device=device, max_memory=max_memory,
+            calibration=calibration if find_methods(best.method, None)[0][0].needs else None,
         )  # fmt: skip
         best = replace(best, path=path)
         if page:
@@ -221,7 +231,7 @@ class _Search:
         files = Files(self.folder / SCORES, self.folder / MODELS, evaluator.score, self.zoo.model_names)
         measurement = Measurement(
             self.zoo, files, evaluator, self.how["tasks"], self.how["model"], device=self.how["device"],
-            max_memory=self.how["max_memory"], progress=self.progress,
+            max_memory=self.how["max_memory"], progress=self.progress, calibration=self.how["calibration"],
         )  # fmt: skip
         measurement.expect(min(self.budget, len(self.pairs) * len(self.methods)))
         measurement.measure_models()

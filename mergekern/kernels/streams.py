@@ -27,6 +27,9 @@ class Event(Protocol):
 class Streams(Protocol):
     """Three queues of one device."""
 
+    def stream(self, queue: Queue) -> torch.cuda.Stream | None:
+        """Return the CUDA stream of a queue; None if it is none."""
+
     def on(self, queue: Queue, what: str) -> AbstractContextManager[None]:
         """Put what this thread does meanwhile into a queue, and name it in a profile."""
 
@@ -53,6 +56,10 @@ class HostStreams:
     >>> streams.fetch(total)
     tensor(2.)
     """
+
+    def stream(self, queue: Queue) -> torch.cuda.Stream | None:
+        """See `Streams`."""
+        return None
 
     def on(self, queue: Queue, what: str) -> AbstractContextManager[None]:
         """See `Streams`."""
@@ -96,7 +103,7 @@ class CudaStreams:
             stream.wait_event(before)
 
     def stream(self, queue: Queue) -> torch.cuda.Stream:
-        """Return the stream of a queue."""
+        """See `Streams`."""
         return self._streams[queue]
 
     @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Method:
         per_model: names of the options of which each model may have its own value.
         checks: option -> what raises OptionError for a value that is out of range.
         mergekit: the method as mergekit has it; None where it has no such method.
+        needs: what runs of the models on samples must give, see `gathered`; None where weights are enough.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Method:
     per_model: tuple[str, ...] = ()
     checks: Mapping[str, Check] = field(default_factory=dict)
     mergekit: Mergekit | None = None
+    needs: Literal["inputs", "fisher"] | None = None
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options, checked. Where each model may have its own value, a mapping or a tuple has them.

@@ -22,6 +22,7 @@ import xxhash
 from mergekern.kernels.combine import Rule, reference
 from mergekern.kernels.variation import reference as variation
 from mergekern.merging.elementwise import mask_key
+from mergekern.merging.of_tensor import OfTensor
 
 # Elements of a block: with a few models its float64 values stay in the processor's cache.
 BLOCK = 1 << 15
@@ -88,9 +89,11 @@ class WholeTensor(ABC):
 
     Attributes:
         shape: its shape.
+        gathered: what runs of the models gave of the tensor, for methods that need it.
     """
 
     shape: tuple[int, ...]
+    gathered: OfTensor | None = None
 
     @property
     def count(self) -> int:

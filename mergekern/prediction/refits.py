@@ -72,7 +72,7 @@ def _rows(X: Any, rows: np.ndarray) -> Any:
     return X.iloc[rows] if isinstance(X, pd.DataFrame) else X[rows]
 
 
-def fit_estimator(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> Any:
+def fit_estimator(estimator: Any, X: pd.DataFrame | np.ndarray, y: np.ndarray, pairs: np.ndarray) -> Any:
     """Fit an estimator, with the names of the pairs where its `fit` (or that of a pipeline's last step) takes them."""
     if not _knows_pairs(estimator):
         return estimator.fit(X, y)
@@ -81,13 +81,13 @@ def fit_estimator(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndar
     return estimator.fit(X, y, pairs=pairs)
 
 
-def predict_pairs(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
+def predict_pairs(estimator: Any, X: pd.DataFrame | np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Return (n,) predictions of what `fit_estimator` fitted."""
     found = estimator.predict(X, pairs=pairs) if _knows_pairs(estimator) else estimator.predict(X)
     return np.asarray(found, dtype=np.float64)
 
 
-def predicted_sd(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
+def predicted_sd(estimator: Any, X: pd.DataFrame | np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Return (n,) standard deviations about the predictions; 1 if the estimator predicts no standard deviations."""
     if not hasattr(estimator, "predict_sd"):
         return np.ones(len(X))

@@ -71,16 +71,18 @@ def _from_outcomes(contents: Contents, outcomes: Outcomes, best: pd.DataFrame) -
         sentences.append(f"{which} is that of {c} and {d} by {other['method']}: {_score(other, outcomes)}.")
     sentences += [*_about_methods(outcomes), _rests_on(contents, outcomes)]
     shown = best.head(BEST)
-    ends = [(row["low"], row["score"], row["high"]) for _, row in shown.iterrows()]
+    ends = [
+        tuple(row[["low", "score", "high"]]) if _has_interval(row) else (row["score"],) * 3
+        for _, row in shown.iterrows()
+    ]
     return Answer(
         sentences,
-        headers=["Model", "and model", "Method", target.capitalize(), "Known how"],
+        headers=["Model", "and model", "Method", target.capitalize(), f"{_level(outcomes):.0%} interval"],
         rows=[
-            [*_names(pair), str(row["method"]), number(row["score"]), _known_how(row, outcomes)]
-            for pair, row in shown.iterrows()
+            [*_names(pair), str(row["method"]), number(row["score"]), _interval(row)] for pair, row in shown.iterrows()
         ],
         caption=f"The best {count(len(shown), 'pair')}, of {len(best):,} with a score",
-        bars=bars_between([end if np.isfinite(end).all() else (end[1],) * 3 for end in ends]),
+        bars=bars_between(ends),
         methods=_methods(outcomes),
         steps=_steps(outcomes, a, b, str(first["method"])),
         pair=(a, b),
@@ -90,15 +92,22 @@ def _from_outcomes(contents: Contents, outcomes: Outcomes, best: pd.DataFrame) -
 
 
 def _score(row: pd.Series, outcomes: Outcomes) -> str:
-    return f"{number(row['score'])}, {_known_how(row, outcomes)}"
+    score = number(row["score"])
+    if row["measured"]:
+        return f"{score}, measured"
+    if not _has_interval(row):
+        return f"{score}, predicted"
+    return f"{score}, predicted ({_level(outcomes):.0%} interval {_interval(row)})"
 
 
-def _known_how(row: pd.Series, outcomes: Outcomes) -> str:
+def _interval(row: pd.Series) -> str:
     if row["measured"]:
         return "measured"
-    if not np.isfinite([row["low"], row["high"]]).all():
-        return "predicted"
-    return f"predicted ({_level(outcomes):.0%} interval {number(row['low'])} to {number(row['high'])})"
+    return f"{number(row['low'])} to {number(row['high'])}" if _has_interval(row) else "not known"
+
+
+def _has_interval(row: pd.Series) -> bool:
+    return bool(np.isfinite(row["low"]) and np.isfinite(row["high"]))
 
 
 def _level(outcomes: Outcomes) -> float:

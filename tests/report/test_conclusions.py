@@ -151,7 +151,9 @@ def test_intervals_of_accuracies_end_at_0_and_1(contents):
     assert set(predicted["low"]) == {0.0}
     assert set(predicted["high"]) == {1.0}
     answer = conclude(beyond)
-    assert any("80% interval 0 to 1.000" in cell for row in answer.rows for cell in row)
+    assert answer.headers[4] == "80% interval"
+    assert {row[4] for row in answer.rows} <= {"measured", "0 to 1.000"}
+    assert "predicted (80% interval 0 to 1.000)" in " ".join(answer.sentences)
     for bar in answer.bars:
         assert 0 <= bar.start <= bar.at <= bar.start + bar.width + 0.01 <= 100.02
     shown = 100 * advised[["score", "low", "high"]]

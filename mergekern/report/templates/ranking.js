@@ -5,11 +5,13 @@ const ROWS = 25;
 const SHOWN_METRICS = 4;
 const ranking = { order: new Uint32Array(0), column: null, reversed: false, start: 0 };
 
-// Predictions and measurements come before metrics. `low` and `high` are the ends of an interval, where there is one.
+// Predictions and measurements come before metrics, and the first metric before the others. `low` and `high` are the ends
+// of an interval, where there is one.
 const columns = [
   ...(page.outcomes ? page.outcomes.columns : []),
-  ...page.metrics.map(({ name, title, category, about, better, values, errors }) => (
-    { name, title, category, about, better, values, errors })),
+  ...[...page.metrics].sort((one, other) => (other.name === page.first) - (one.name === page.first)).map(
+    ({ name, title, category, about, better, values, errors }) => (
+      { name, title, category, about, better, values, errors })),
 ];
 
 function chooseColumns() {
