@@ -20,11 +20,11 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
+from mergeability_study import TARGET, read_calibration, scores_by_method
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 import mergekern
-from mergeability_study import TARGET, read_calibration, scores_by_method
 from mergekern._internal.files import write_atomically
 from mergekern.prediction import (
     ConformalIntervals,
