@@ -20,7 +20,6 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from mergeability_study import TARGET, read_calibration, scores_by_method
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
@@ -37,6 +36,7 @@ from mergekern.prediction import (
     recommend,
 )
 from mergekern.prediction.correlation import pearson_r
+from mergekern.study.stages import TARGET, read_calibration, scores_by_method
 
 HALVES = LeaveTasksOut(n_repeats=40)
 BUDGETS, DRAWS = (10, 20, 40), 10
