@@ -19,6 +19,7 @@ demo: $(VENV)/.installed
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
+	$(RUN) -m compileall -q mergekern tests # processes that tests start need not, also where Python may write no bytecode
 	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -p no:benchmark
 
 # What catches most mistakes, in under a minute.

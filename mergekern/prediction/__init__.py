@@ -25,6 +25,7 @@ from mergekern.prediction.pearson import PearsonRegressor, fit_exact
 from mergekern.prediction.planning import plan_measurements
 from mergekern.prediction.predictors import PREDICTORS, AutoRegressor, available_kind, make_predictor
 from mergekern.prediction.prior import PriorRegressor, normalized_accuracy
+from mergekern.prediction.probe_sum import ProbeSumRegressor
 from mergekern.prediction.published import fit_published
 from mergekern.prediction.recommendation import recommend
 from mergekern.prediction.scalers import RankNormalScaler
@@ -69,6 +70,7 @@ __all__ = [
     "PairValidation",
     "PearsonRegressor",
     "PriorRegressor",
+    "ProbeSumRegressor",
     "RankNormalScaler",
     "Selection",
     "TaskEffectsRegressor",

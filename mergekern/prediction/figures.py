@@ -13,6 +13,7 @@ from mergekern.metrics import MODEL_SCORES, RANKED_BY
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs, pair_key
 from mergekern.prediction.predictors import PredictorKind
 from mergekern.prediction.prior import OWN, PRIOR_COLUMNS
+from mergekern.prediction.probe_sum import probe_weights
 from mergekern.prediction.scores import align_scores
 from mergekern.prediction.validation import cross_validate_pairs
 from mergekern.tables.metric_table import MetricTable
@@ -30,7 +31,7 @@ def training_pairs(table: MetricTable, scores: pd.Series, method: str, kind: Pre
     target = align_scores(scores, frame.index, table.models)
     scored = target.notna()
     fewest = 0 if kind.uses_model_scores else FEWEST_PAIRS
-    frame = read_columns(frame, kind)
+    frame = read_columns(frame, kind, method)
     if scored.sum() < fewest:
         raise PredictionError(f"{int(scored.sum())} scores of {method} are too few: at least {fewest}")
     if not scored.any():
@@ -46,12 +47,20 @@ def training_pairs(table: MetricTable, scores: pd.Series, method: str, kind: Pre
     return data
 
 
-def read_columns(frame: pd.DataFrame, kind: PredictorKind) -> pd.DataFrame:
-    """Return the columns of a table's frame that a predictor reads: metrics, model scores, or a column of zeros.
+def read_columns(frame: pd.DataFrame, kind: PredictorKind, method: str | None = None) -> pd.DataFrame:
+    """Return the columns of a table's frame that a predictor reads: metrics, model scores, probes, or zeros.
 
     Raises:
-        PredictionError: it reads model scores, and there are none.
+        PredictionError: it reads model scores or probes by the method, and there are none.
     """
+    if kind.uses_probes:
+        columns = list(probe_weights(map(str, frame), method))
+        if not any("[" in name for name in columns):
+            raise PredictionError(
+                f"the table has no probes by {method}: join mergekern.merge_probes(..., methods={method!r}) "
+                f"(--merge-probes {method} of mergekern metrics)"
+            )
+        return frame[columns]
     if kind.uses_model_scores:
         if OWN not in frame:
             raise PredictionError(

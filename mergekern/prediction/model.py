@@ -120,11 +120,14 @@ class MergePredictor:
         entry = predictor_kind(kind)
         if entry.uses_model_scores and "target" not in (options or {}):
             options = {**(options or {}), "target": target}
+        if entry.uses_probes and "method" not in (options or {}):
+            options = {**(options or {}), "method": method}
         estimator = make_predictor(kind, options)
         data = training_pairs(table, scores, method, entry)
         beside = table.to_pandas().loc[data.X.index]
         validated = {name: validate(estimator, data.X, data.y, splitter, beside) for name, splitter in REGIMES.items()}
-        metrics = data.X if entry.uses_metrics or entry.uses_model_scores else data.X[[]]
+        reads_values = entry.uses_metrics or entry.uses_model_scores or entry.uses_probes
+        metrics = data.X if reads_values else data.X[[]]
         return MergePredictor(
             kind=kind,
             method=method,

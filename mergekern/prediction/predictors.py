@@ -18,6 +18,7 @@ from mergekern.prediction.linear import LinearMetricRegressor
 from mergekern.prediction.pairs import find_pairs
 from mergekern.prediction.pearson import PearsonRegressor
 from mergekern.prediction.prior import OWN, PriorRegressor
+from mergekern.prediction.probe_sum import ProbeSumRegressor
 from mergekern.prediction.published import scale_to
 
 
@@ -31,6 +32,7 @@ class PredictorKind:
         defaults: options that differ from the estimator's own defaults.
         uses_metrics: whether a pair needs a value of every metric.
         uses_model_scores: whether a pair needs model scores, which are no metrics.
+        uses_probes: whether a pair needs merge probes by the method.
     """
 
     description: str
@@ -38,6 +40,7 @@ class PredictorKind:
     defaults: dict[str, Any]
     uses_metrics: bool = True
     uses_model_scores: bool = False
+    uses_probes: bool = False
 
 
 def available_kind(columns: Iterable[str], measured: int, target: str = "accuracy") -> str:
@@ -146,6 +149,13 @@ PREDICTORS = {
         uses_metrics=False,
         uses_model_scores=True,
     ),
+    "probes": PredictorKind(
+        "merge probes, summed with fixed weights",
+        ProbeSumRegressor,
+        {},
+        uses_metrics=False,
+        uses_probes=True,
+    ),
     "auto": PredictorKind("what suits the things known: prior, effects, metrics", AutoRegressor, {}),
 }
 
@@ -171,9 +181,9 @@ def make_predictor(kind: str, options: Mapping[str, Any] | None = None, *, targe
 
     "dense" and "sparse" are the study's fits (`PearsonRegressor`), "linear" and "forest" predict from metrics alone,
     "additive" from the names of the models alone, "additive+metrics" from both. "prior" predicts from `model_scores`
-    without any measured merge, "prior+additive" corrects that by measured merges, and "auto" takes what suits the
-    columns and scores given. The names are given as `pairs` to `fit` and `predict`, or are the index of X, as in
-    `MetricTable.to_pandas()`.
+    without any measured merge, "prior+additive" corrects that by measured merges, "probes" sums merge probes with fixed
+    weights, and "auto" takes what suits the columns and scores given. The names are given as `pairs` to `fit` and
+    `predict`, or are the index of X, as in `MetricTable.to_pandas()`.
 
     Args:
         kind: one of `PREDICTORS`.

@@ -171,8 +171,12 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
             kind = available_kind(frame.columns, outcome.measured.count(), target)
             outcome = replace(outcome, kind=kind)
         entry = PREDICTORS[outcome.kind]
-        estimator = make_predictor(outcome.kind, target=target if entry.uses_model_scores else None)
-        validation = _validate(read_columns(frame, entry), outcome.measured, estimator)
+        estimator = make_predictor(
+            outcome.kind,
+            {"method": method} if entry.uses_probes else None,
+            target=target if entry.uses_model_scores else None,
+        )
+        validation = _validate(read_columns(frame, entry, method), outcome.measured, estimator)
         of_metrics = read_columns(frame, PREDICTORS[METRICS_ALONE])
         metrics_alone = _validate(of_metrics, outcome.measured, make_predictor(METRICS_ALONE, {"solver": "exact"}))
         variance = variance_components(outcome.measured)

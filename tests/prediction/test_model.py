@@ -39,6 +39,13 @@ def accuracies(table, seed=0):
     return pd.DataFrame({"own_accuracy": own, "base_accuracy": base}, index=list(table.models))
 
 
+def probes(table):
+    """Return made-up losses of merge probes by tsv, and of the base."""
+    index = table.to_pandas().index
+    losses = np.random.default_rng(1).uniform(0, 1, (len(index), 2))
+    return pd.DataFrame(losses, index, ["solo_loss_mean[tsv]", "base_loss_mean"])
+
+
 @pytest.fixture(scope="module")
 def fitted(table, scores):
     found = {kind: MergePredictor.fit(table, scores, "tsv", kind) for kind in VALIDATED}
@@ -177,6 +184,7 @@ def test_too_few_scores_are_refused_and_three_suffice(table, scores):
 @pytest.mark.parametrize("kind", PREDICTORS)
 def test_every_predictor_can_be_fitted_to_three_pairs_of_three_models(kind, table, scores):
     table = table.join(model_scores(table.models, accuracies(table))) if PREDICTORS[kind].uses_model_scores else table
+    table = table.join(probes(table)) if PREDICTORS[kind].uses_probes else table
     three = scores[[set(pair) <= {"task0", "task1", "task2"} for pair in scores.index]]
     assert MergePredictor.fit(table, three, "tsv", kind).predict(table)["prediction"].notna().all()
 
