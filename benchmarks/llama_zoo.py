@@ -1,8 +1,8 @@
-"""Make checkpoints of TinyLlama's shapes (1.1 G parameters with all 22 layers, bfloat16) to measure merges on.
+"""Make checkpoints of TinyLlama's shapes (1.1 G parameters with all 22 layers, bfloat16) to measure on.
 
-Deterministic on one machine. Each tensor of a model is the base with noise of a fiftieth of its size, rounded to
-bfloat16, as fine-tunes in bfloat16 are: task vectors lie on the grid of the base's exponents, and many elements of them
-are equal, or zero.
+Deterministic on one machine. Each tensor of a model is the base with noise of a hundredth of its size, and each matrix
+has 200 directions of power-law strength besides. It is rounded to bfloat16, as fine-tunes in bfloat16 are: task vectors
+lie on the grid of the base's exponents, and many elements of them are equal, or zero.
 
     python benchmarks/llama_zoo.py FOLDER --models 3 --layers 6
 """
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 WIDTH, INNER, LAYERS, TOKENS, KEYS = 2048, 5632, 22, 32_000, 256
+DIRECTIONS = 200
 
 
 def llama_shapes(layers: int = LAYERS, width: int = WIDTH) -> dict[str, tuple[int, ...]]:
@@ -49,9 +50,18 @@ def make_model(shapes: dict[str, tuple[int, ...]], model: int | None, dtype: tor
     for index, (name, shape) in enumerate(shapes.items()):
         values = 0.02 * torch.randn(shape, generator=_generator(index, 0))
         if model is not None:
-            values += 4e-4 * torch.randn(shape, generator=_generator(index, 1 + model))
+            values += _task_tensor(shape, _generator(index, 1 + model))
         out[name] = values.to(dtype)
     return out
+
+
+def _task_tensor(shape: tuple[int, ...], draw: torch.Generator) -> torch.Tensor:
+    noise = 2e-4 * torch.randn(shape, generator=draw)
+    if len(shape) == 1:
+        return noise
+    strengths = 0.02 * torch.arange(1, DIRECTIONS + 1) ** -0.7 / DIRECTIONS
+    left, right = (torch.randn(size, DIRECTIONS, generator=draw) for size in shape)
+    return noise.addmm_(left * strengths, right.T)
 
 
 def _generator(index: int, stream: int) -> torch.Generator:
