@@ -7,7 +7,7 @@ TRITON ?= 3.6.0
 NVRTC ?= 13.0.88
 PTX := build/ptx-$(TRITON)
 
-.PHONY: demo test quick test-processors fuzz ptx bench gpu-check sanitize lint readme docs clean
+.PHONY: demo test quick test-processors fuzz ptx bench gpu-check sanitize lint readme docs dist clean
 
 # The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
 demo: $(VENV)/.installed
@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model-fn python/make_digits_zoo.py:build_model \
 		--per-layer --summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
 	$(VENV)/bin/mergekern report zoo/metrics.parquet --title "20 tasks on handwritten digits" --out zoo/report.html
-	$(RUN) python/mergeability_study.py demo --quick --methods weight_average,task_arithmetic,ties,tsv,isotropic
+	$(VENV)/bin/mergekern study demo --quick --methods weight_average,task_arithmetic,ties,tsv,isotropic
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
@@ -38,7 +38,8 @@ fuzz: $(VENV)/.installed
 	$(RUN) -m tests.fuzz $(INPUTS)
 	MERGEKERN_KILLS=20 $(RUN) -m pytest -p no:benchmark tests/fuzz/test_killed.py
 
-# Every kernel for GPUs as the compilers make it, executed on the processor: the tests of tests/ptx say what this sees.
+# Every kernel for GPUs as the compilers make it, executed on the processor (about 2 minutes): the tests of tests/ptx say
+# what this sees.
 # TRITON=3.9.0 for another compiler than that of the machines with GPUs.
 ptx: $(VENV)/.installed $(PTX)/.installed
 	PYTHONPATH=$(PTX) MERGEKERN_TEST_DEVICE=ptx $(RUN) -m pytest --numprocesses auto -p no:benchmark @tests/ptx/kernels.txt
@@ -74,6 +75,11 @@ docs: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
 
+# The archives of a release, in dist/: built, checked, and tried in new environments, one of which finds no compiler.
+dist: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dist.txt
+	$(RUN) python/make_dist.py dist
+
 $(VENV)/.installed: pyproject.toml setup.py requirements-dev.txt $(wildcard csrc/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
@@ -84,4 +90,4 @@ $(PTX)/.installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info mergekern/*.so
+	rm -rf $(VENV) build dist *.egg-info mergekern/*.so

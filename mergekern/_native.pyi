@@ -42,7 +42,8 @@ def combine(
     base: tuple[int, int], tuned: list[tuple[int, int]], out: tuple[int, int], count: int, start: int, threads: int,
     consensus: int, weights: Sequence[float], divisors: Sequence[float], total_weight: float, factor: float,
     thresholds: Sequence[float], limits: Sequence[float], keys: Sequence[int], dropped_below: Sequence[int],
-    majority: int, share: float, needed: int, by_count: bool,
+    majority: int, share: float, needed: int, by_count: bool, ballots: Sequence[float], alone: Sequence[float],
+    floor: float, spread: float,
 ) -> tuple[int, int, int]: ...  # fmt: skip
 def magnitude_counts(
     base: tuple[int, int], tuned: tuple[int, int], count: int, prefix: int, above: int, shift: int, width: int,
@@ -51,6 +52,16 @@ def magnitude_counts(
 def magnitudes(
     base: tuple[int, int], tuned: tuple[int, int], count: int, prefix: int, above: int, threads: int
 ) -> np.ndarray: ...
+def variances(base: tuple[int, int], tuned: list[tuple[int, int]], count: int, threads: int) -> np.ndarray: ...
+def energies(
+    base: tuple[int, int], tuned: list[tuple[int, int]], count: int, least: float, threads: int
+) -> list[float]: ...
+def changes(
+    base: tuple[int, int], tuned: list[tuple[int, int]], count: int, epsilon: float, threads: int
+) -> list[int]: ...
+def magnitudes_between(
+    base: tuple[int, int], tuned: tuple[int, int], count: int, low: float, high: float, threads: int
+) -> tuple[np.ndarray, int, int, int]: ...
 def overlap(bases: np.ndarray, others: np.ndarray | None) -> np.ndarray: ...
 def basis_products(bases: np.ndarray, others: np.ndarray) -> np.ndarray: ...
 def guard(begin: int, size: int) -> int: ...

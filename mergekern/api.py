@@ -269,9 +269,7 @@ def choose_measurement(options: MeasureOptions, *, with_bases: bool) -> Measurem
         "extras": options.extras,
     }  # fmt: skip
     if options.is_randomized:
-        if isinstance(backend, DeviceBackend):
-            logger.warning("svd='randomized' has no kernels for %s; measuring on the CPU", backend.description)
-        return CpuMeasurement(**how, backend=dispatch.backends()[0], svd_tolerance=options.svd_tolerance)
+        how["svd_tolerance"] = options.svd_tolerance
     if isinstance(backend, DeviceBackend):
         fallback = CpuMeasurement(**how, backend=dispatch.backends()[0])
         return DeviceMeasurement(**how, backend=backend, fallback=fallback)

@@ -2,8 +2,8 @@
 
 The paper (arXiv 2601.22285) leaves that open.
 
-    python python/mergeability_study.py study
-    python python/group_study.py study
+    mergekern study out
+    python python/group_study.py out
 
 For n = 2 to 8, groups are drawn from the zoo of a study, merged by every method and measured on the held-out data of
 all n tasks; `mergekern.group_metrics` gives their metrics from the study's statistics, without reading a weight. The
@@ -31,11 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 import mergekern
-from mergeability_study import TARGET, progress_bar, scores_by_method
 from mergekern._internal.files import write_atomically
+from mergekern.cli.group import Program
 from mergekern.cli.parameters import parse_methods
+from mergekern.cli.study import progress_bar
 from mergekern.prediction import variance_components
-from study.scoring import score_merges
+from mergekern.study.scoring import score_merges
+from mergekern.study.stages import TARGET, scores_by_method
 
 EFFECTS = "model effects"
 METHODS = "weight_average,task_arithmetic,ties,tsv,isotropic"
@@ -95,7 +97,7 @@ def show(scores: pd.DataFrame, correlations: pd.DataFrame) -> None:
     console.print(table)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", metavar="STUDY", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--largest", type=click.IntRange(3), default=8, show_default=True, help="n goes from 2 to this.")
 @click.option("--groups", "count", type=click.IntRange(3), default=40, show_default=True, help="Of each n.")

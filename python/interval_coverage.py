@@ -24,8 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from mergekern._internal.files import write_atomically
 from mergekern.prediction import conformal_intervals, make_predictor, model_scores
-from mergekern.prediction.intervals import predicted_sd
-from mergekern.prediction.validation import fit_estimator, predict_pairs
+from mergekern.prediction.refits import fit_estimator, predict_pairs, predicted_sd
 
 # (models, measured merges)
 SIZES = ((8, 10), (12, 20), (20, 20), (20, 40))

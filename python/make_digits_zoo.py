@@ -5,7 +5,7 @@
 
 The digits are the 1,797 images of 8×8 pixels that come with scikit-learn, so nothing is downloaded. `--architecture`
 makes other encoders of the same digits (cnn, mlp), or one of text, on passages of Python's own standard library;
-`--model-fn python/zoos/encoders.py:cnn` builds them. A run that was stopped continues where it was. The folder gets
+`--model-fn mergekern.study.zoos.encoders:cnn` builds them. A run that was stopped continues. The folder gets
 
     base.safetensors, TASK.safetensors   encoders, with the same tensors in each
     calibration/TASK.safetensors         inputs, labels: a few held-out examples; test.inputs, test.labels: all
@@ -16,7 +16,6 @@ makes other encoders of the same digits (cnn, mlp), or one of text, on passages 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,10 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-# A program finds what is beside it; one that another program loads by its path, as --model-fn does, must say so.
-if (here := str(Path(__file__).parent)) not in sys.path:
-    sys.path.append(here)
-
-from zoos import encoders
-from zoos.digits import TASKS
-from zoos.making import default_options, make_zoo
+from mergekern.cli.group import Program
+from mergekern.study.zoos import encoders
+from mergekern.study.zoos.digits import TASKS
+from mergekern.study.zoos.making import default_options, make_zoo
 
 OPTIONS = default_options("vit")
 
@@ -51,7 +47,7 @@ def build_model(config: Mapping[str, Any] = OPTIONS) -> nn.Module:
     return encoders.build(config["encoder"], config["architecture"])
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--architecture", type=click.Choice(list(encoders.CLASSES)), default="vit", show_default=True)
 @click.option("--tasks", "count", type=click.IntRange(2, len(TASKS)), default=len(TASKS), show_default=True,

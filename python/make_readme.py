@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no part of 
 
 from benchmarks import rows
 from mergekern import METHODS
+from mergekern.merging.registry import SAMPLED_METHODS
 from mergekern.metrics import ADDITIONAL, CATALOGUE, MERGE_PROBES, MODEL_SCORES
 from mergekern.metrics.catalogue import NOTATION, Metric
 
@@ -71,7 +72,7 @@ def _escaped(text: str) -> str:
 def method_table() -> str:
     """Return the merge methods as a Markdown table."""
     lines = ["| method | result | options | from |", "|---|---|---|---|"]
-    for method in METHODS.values():
+    for method in (*METHODS.values(), *SAMPLED_METHODS.values()):
         options = ", ".join(f"`{name}={value!r}`" for name, value in method.defaults.items())
         lines.append(f"| `{method.name}` | {method.summary} | {options} | {method.paper} |")
     return "\n".join(lines)

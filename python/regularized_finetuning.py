@@ -5,7 +5,7 @@
 
 For every weight λ the same tasks are fine-tuned from the same base with λ times one of `mergekern.regularizers` in the
 loss, and all pairs merged by every method. The paper (arXiv 2601.22285) found 0.55 points of normalised accuracy
-at λ = 1. The folder gets a study for each λ (see mergeability_study.py), and
+at λ = 1. The folder gets a study for each λ (see `mergekern study`), and
 
     accuracy.csv    method, weight, normalized_accuracy (mean over the pairs), gain (in points, over the smallest λ),
                     alone (mean accuracy of the single models), merged (that of the merges, not normalised)
@@ -26,11 +26,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from mergeability_study import QUICK_TASKS, TARGET, TASKS, check_options, progress_bar, run_study
 from mergekern._internal.files import write_atomically
+from mergekern.cli.group import Program
 from mergekern.cli.parameters import parse_methods
-from zoos.encoders import CLASSES
-from zoos.making import REGULARIZERS, default_options
+from mergekern.cli.study import QUICK_TASKS, TASKS, progress_bar
+from mergekern.study.stages import TARGET, check_options, run_study
+from mergekern.study.zoos.encoders import CLASSES
+from mergekern.study.zoos.making import REGULARIZERS, default_options
 
 METHODS = "weight_average,task_arithmetic,ties,tsv,isotropic"
 WEIGHTS = "0,0.001,0.01,0.1,1"
@@ -99,7 +101,7 @@ def parse_weights(ctx: click.Context, param: click.Parameter, value: str) -> lis
     return weights
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--regularizer", type=click.Choice(list(REGULARIZERS)), default="distance_from_base", show_default=True)
 @click.option("--weights", default=WEIGHTS, callback=parse_weights, show_default=True, help="λ, several.")

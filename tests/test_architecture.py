@@ -12,7 +12,7 @@ PACKAGE = Path(mergekern.__file__).parent
 # From the top down. A module imports from its own room and from rooms below, never from above: not in functions, and
 # not for types either.
 ROOMS = [
-    "cli", "evaluation", "distributed", "api", "report", "measurement", "functional", "prediction", "sketches",
+    "cli", "study", "evaluation", "distributed", "api", "report", "measurement", "functional", "prediction", "sketches",
     "tables", "merging", "metrics", "statistics", "kernels", "checkpoints", "training", "progress", "_internal",
     "errors",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from mergekern.cli import main
 from mergekern.functional.calibration.architectures import KINDS
 from mergekern.merging.registry import methods_for
 from mergekern.prediction import PREDICTORS, MergePredictor
+from mergekern.study.zoos.encoders import CLASSES
 
 OF_MERGE_ADAPTERS = typing.get_type_hints(mergekern.merge_adapters)
 OF_COMPUTE_ALL = typing.get_type_hints(mergekern.compute_all)
@@ -26,6 +27,7 @@ ACCEPTED = {
     "io": typing.get_args(OF_COMPUTE_ALL["io"]),
     "svd": typing.get_args(OF_COMPUTE_ALL["svd"]),
     "batch_weighting": typing.get_args(typing.get_type_hints(mergekern.Calibration)["batch_weighting"]),
+    "architecture": tuple(CLASSES),
     "kind": tuple(PREDICTORS),
     "task": tuple(KINDS),
     "combination": tuple(mergekern.COMBINATIONS),
@@ -107,7 +109,11 @@ def test_every_merge_method_can_be_asked_for(method, files, tmp_path):
 @pytest.mark.parametrize(("command", "option"), [("merge", "method"), ("merge-all", "methods")])
 def test_help_names_every_merge_method(command, option):
     (parameter,) = (each for each in main.commands[command].params if each.name == option)
-    assert re.search(r"of (.*)\.", parameter.help, re.IGNORECASE)[1].split(", ") == list(mergekern.METHODS)
+    assert re.search(r"of (.*)\.", parameter.help, re.IGNORECASE)[1].split(", ") == [
+        *mergekern.METHODS,
+        "regmean",
+        "fisher",
+    ]
 
 
 def test_merge_probes_can_be_asked_for_by_every_method():

@@ -166,16 +166,19 @@ py::tuple combine(const Address& base, const std::vector<Address>& tuned, const 
                   const std::vector<double>& divisors, double total_weight, double factor,
                   const std::vector<double>& thresholds, const std::vector<double>& limits,
                   const std::vector<std::uint64_t>& keys, const std::vector<std::uint64_t>& dropped_below, int majority,
-                  double share, long long needed, bool by_count) {
+                  double share, long long needed, bool by_count, const std::vector<double>& ballots,
+                  const std::vector<double>& alone, double floor, double spread) {
   const std::size_t n = tuned.size();
   const auto is_for_all = [n](const auto& values) { return values.empty() || values.size() == n; };
   if (weights.size() != n || divisors.size() != n || !is_for_all(thresholds) || !is_for_all(limits) ||
-      !is_for_all(keys) || dropped_below.size() != keys.size())
-    throw py::value_error("a rule has a weight, a divisor, a threshold, a limit, a key and a share for each model");
+      !is_for_all(keys) || dropped_below.size() != keys.size() || !is_for_all(ballots) || !is_for_all(alone))
+    throw py::value_error("a rule has one number of each kind for each model");
   const mergekern::Rule rule{static_cast<mergekern::Consensus>(consensus), weights.data(), divisors.data(),
                              total_weight, factor, thresholds.empty() ? nullptr : thresholds.data(),
                              limits.empty() ? nullptr : limits.data(), keys.empty() ? nullptr : keys.data(),
-                             dropped_below.data(), static_cast<double>(majority), share, needed, by_count};
+                             dropped_below.data(), static_cast<double>(majority), share, needed, by_count,
+                             ballots.empty() ? nullptr : ballots.data(), alone.empty() ? nullptr : alone.data(), floor,
+                             spread};
   mergekern::Tally tally;
   {
     py::gil_scoped_release release;
@@ -207,6 +210,40 @@ Array magnitudes(const Address& base, const Address& tuned, std::size_t count, s
   Array values(static_cast<py::ssize_t>(found.size()));
   std::copy(found.begin(), found.end(), values.mutable_data());
   return values;
+}
+
+// Returns the values between two magnitudes, and how many are above the upper one, equal to it, and to the lower one.
+py::tuple magnitudes_between(const Address& base, const Address& tuned, std::size_t count, double low, double high,
+                             int threads) {
+  std::vector<double> found;
+  mergekern::Window window;
+  {
+    py::gil_scoped_release release;
+    found = mergekern::magnitudes_between(view(base), view(tuned), count, low, high, threads, &window);
+  }
+  Array values(static_cast<py::ssize_t>(found.size()));
+  std::copy(found.begin(), found.end(), values.mutable_data());
+  return py::make_tuple(values, window.above, window.at_high, window.at_low);
+}
+
+Array variances(const Address& base, const std::vector<Address>& tuned, std::size_t count, int threads) {
+  Array out(static_cast<py::ssize_t>(count));
+  double* data = out.mutable_data();
+  py::gil_scoped_release release;
+  mergekern::variances(view(base), views(tuned), count, threads, data);
+  return out;
+}
+
+std::vector<double> energies(const Address& base, const std::vector<Address>& tuned, std::size_t count, double least,
+                             int threads) {
+  py::gil_scoped_release release;
+  return mergekern::energies(view(base), views(tuned), count, least, threads);
+}
+
+std::vector<long long> changes(const Address& base, const std::vector<Address>& tuned, std::size_t count,
+                               double epsilon, int threads) {
+  py::gil_scoped_release release;
+  return mergekern::changes(view(base), views(tuned), count, epsilon, threads);
 }
 
 using Bases = py::array_t<float, py::array::c_style>;
@@ -272,9 +309,17 @@ PYBIND11_MODULE(_native, module) {
   module.def("combine", &combine, py::arg("base"), py::arg("tuned"), py::arg("out"), py::arg("count"),
              py::arg("start"), py::arg("threads"), py::arg("consensus"), py::arg("weights"), py::arg("divisors"),
              py::arg("total_weight"), py::arg("factor"), py::arg("thresholds"), py::arg("limits"), py::arg("keys"),
-             py::arg("dropped_below"), py::arg("majority"), py::arg("share"), py::arg("needed"), py::arg("by_count"));
+             py::arg("dropped_below"), py::arg("majority"), py::arg("share"), py::arg("needed"), py::arg("by_count"),
+             py::arg("ballots"), py::arg("alone"), py::arg("floor"), py::arg("spread"));
   module.def("magnitude_counts", &magnitude_counts, py::arg("base"), py::arg("tuned"), py::arg("count"),
              py::arg("prefix"), py::arg("above"), py::arg("shift"), py::arg("width"), py::arg("threads"));
+  module.def("variances", &variances, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("threads"));
+  module.def("energies", &energies, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("least"),
+             py::arg("threads"));
+  module.def("changes", &changes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("epsilon"),
+             py::arg("threads"));
+  module.def("magnitudes_between", &magnitudes_between, py::arg("base"), py::arg("tuned"), py::arg("count"),
+             py::arg("low"), py::arg("high"), py::arg("threads"));
   module.def("magnitudes", &magnitudes, py::arg("base"), py::arg("tuned"), py::arg("count"), py::arg("prefix"),
              py::arg("above"), py::arg("threads"));
   module.def("overlap", &overlap, py::arg("bases").noconvert(), py::arg("others").noconvert());

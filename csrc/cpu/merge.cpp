@@ -17,10 +17,17 @@ struct Kernels {
   decltype(&generic::combine_segment) combine_segment;
   decltype(&generic::count_segment) count_segment;
   decltype(&generic::collect_segment) collect_segment;
+  decltype(&generic::window_segment) window_segment;
+  decltype(&generic::variance_segment) variance_segment;
+  decltype(&generic::energy_segment) energy_segment;
+  decltype(&generic::change_segment) change_segment;
 };
 
-#define MERGEKERN_KERNELS(set) \
-  Kernels { set::combine_segment, set::count_segment, set::collect_segment }
+#define MERGEKERN_KERNELS(set)                                                                                    \
+  Kernels {                                                                                                       \
+    set::combine_segment, set::count_segment, set::collect_segment, set::window_segment, set::variance_segment,   \
+        set::energy_segment, set::change_segment                                                                  \
+  }
 
 const Kernels& kernels() {
   static const Kernels chosen = MERGEKERN_CHOOSE(MERGEKERN_KERNELS);
@@ -45,6 +52,26 @@ void over_segments(std::size_t count, int threads, Segment segment) {
 
 int threads_for(std::size_t count, int threads) {
   return std::max(1, std::min<int>(threads, static_cast<int>((count + kSegment - 1) / kSegment)));
+}
+
+constexpr std::size_t kMostLanes = 8;
+
+// Returns what segment(thread, start, stop, rows, values) writes to `values`, in the order of the segments: it returns
+// how many they are, and may write up to `more` elements behind a segment's. `rows` are two.
+template <typename Segment>
+std::vector<double> collected(std::size_t count, int threads, std::size_t more, Segment segment) {
+  threads = threads_for(count, threads);
+  const std::size_t size = 2 * generic::kRow + kSegment + more;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  std::vector<std::vector<double>> found((count + kSegment - 1) / kSegment);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    double *rows = scratch.get() + thread * size, *values = rows + 2 * generic::kRow;
+    const std::size_t kept = segment(thread, first, last, rows, values);
+    found[first / kSegment].assign(values, values + kept);
+  });
+  std::vector<double> all;
+  for (const std::vector<double>& part : found) all.insert(all.end(), part.begin(), part.end());
+  return all;
 }
 
 }  // namespace
@@ -99,19 +126,67 @@ void magnitude_counts(const TensorView& base, const TensorView& tuned, std::size
 std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, std::size_t count,
                                std::uint64_t prefix, int above, int threads) {
   check(tuned, count, "tuned");
-  threads = threads_for(count, threads);
   // One element longer than a segment: each value is written first, and overwritten by the next if it is not kept.
-  const std::size_t size = 2 * generic::kRow + kSegment + 1;
-  std::unique_ptr<double[]> scratch(new double[threads * size]);
-  std::vector<std::vector<double>> found((count + kSegment - 1) / kSegment);
-  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
-    double *rows = scratch.get() + thread * size, *values = rows + 2 * generic::kRow;
-    const std::size_t kept = kernels().collect_segment(base, tuned, first, last, prefix, above, rows, values);
-    found[first / kSegment].assign(values, values + kept);
+  return collected(count, threads, 1, [&](int, std::size_t first, std::size_t last, double* rows, double* values) {
+    return kernels().collect_segment(base, tuned, first, last, prefix, above, rows, values);
   });
-  std::vector<double> all;
-  for (const std::vector<double>& part : found) all.insert(all.end(), part.begin(), part.end());
-  return all;
+}
+
+std::vector<double> magnitudes_between(const TensorView& base, const TensorView& tuned, std::size_t count, double low,
+                                       double high, int threads, Window* window) {
+  check(tuned, count, "tuned");
+  std::vector<Window> windows(threads_for(count, threads));
+  std::vector<double> found = collected(
+      count, threads, kMostLanes, [&](int thread, std::size_t first, std::size_t last, double* rows, double* values) {
+        return kernels().window_segment(base, tuned, first, last, low, high, rows, values, &windows[thread]);
+      });
+  for (const Window& part : windows) {
+    window->above += part.above;
+    window->at_high += part.at_high;
+    window->at_low += part.at_low;
+  }
+  return found;
+}
+
+void variances(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, int threads,
+               double* out) {
+  for (const TensorView& view : tuned) check(view, count, "tuned");
+  threads = threads_for(count, threads);
+  const std::size_t size = (tuned.size() + 3) * generic::kRow;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    kernels().variance_segment(base, tuned.data(), tuned.size(), first, last, scratch.get() + thread * size, out);
+  });
+}
+
+std::vector<double> energies(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
+                             double least, int threads) {
+  for (const TensorView& view : tuned) check(view, count, "tuned");
+  threads = threads_for(count, threads);
+  const std::size_t n = tuned.size(), size = (n + 4) * generic::kRow, segments = (count + kSegment - 1) / kSegment;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  std::vector<double> parts(segments * n), sums(n);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    kernels().energy_segment(base, tuned.data(), n, first, last, least, scratch.get() + thread * size,
+                             parts.data() + first / kSegment * n);
+  });
+  for (std::size_t part = 0; part < parts.size(); ++part) sums[part % n] += parts[part];
+  return sums;
+}
+
+std::vector<long long> changes(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
+                               double epsilon, int threads) {
+  for (const TensorView& view : tuned) check(view, count, "tuned");
+  threads = threads_for(count, threads);
+  const std::size_t n = tuned.size(), size = (n + 2) * generic::kRow;
+  std::unique_ptr<double[]> scratch(new double[threads * size]);
+  std::vector<long long> counts(threads * 2 * n), sums(2 * n);
+  over_segments(count, threads, [&](int thread, std::size_t first, std::size_t last) {
+    kernels().change_segment(base, tuned.data(), n, first, last, epsilon, scratch.get() + thread * size,
+                             counts.data() + thread * 2 * n);
+  });
+  for (std::size_t part = 0; part < counts.size(); ++part) sums[part % (2 * n)] += counts[part];
+  return sums;
 }
 
 }  // namespace mergekern

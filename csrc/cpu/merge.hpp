@@ -9,11 +9,12 @@
 
 namespace mergekern {
 
-enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3, elect_sum = 4, elect_max = 5 };
-constexpr Consensus kLastConsensus = Consensus::elect_max;
+enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3, elect_sum = 4, elect_max = 5, held = 6 };
+constexpr Consensus kLastConsensus = Consensus::held;
 
 // How the task vectors of one tensor are merged; fields are as in mergekern/kernels/combine/__init__.py. Each array has
-// one value per model. If thresholds or limits is nullptr they trim nothing, and if keys is nullptr nothing is dropped.
+// one value per model. If thresholds or limits is nullptr they trim nothing, and if keys is nullptr nothing is dropped;
+// if ballots is nullptr the weights vote, and if alone is nullptr nothing is multiplied. A spread or floor of 0 is none.
 struct Rule {
   Consensus consensus;
   const double *weights, *divisors;
@@ -23,10 +24,17 @@ struct Rule {
   double majority, share;
   long long needed;
   bool by_count;
+  const double *ballots, *alone;
+  double floor, spread;
 };
 
 struct Tally {
   long long signs = 0, undecided = 0, non_finite = 0;
+};
+
+// Counts of magnitudes: above the upper end of a window, and equal to its ends.
+struct Window {
+  long long above = 0, at_high = 0, at_low = 0;
 };
 
 // Writes the merged elements to `out` (float32 or float64). A base of nullptr stands for zero. `start` is the index of
@@ -42,5 +50,21 @@ void magnitude_counts(const TensorView& base, const TensorView& tuned, std::size
 // Returns the values |tuned − base| whose bits from `above` on equal `prefix`, in the order of the elements.
 std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, std::size_t count,
                                std::uint64_t prefix, int above, int threads);
+
+// Returns the values |tuned − base| between `low` and `high`, in the order of the elements, and counts the others.
+std::vector<double> magnitudes_between(const TensorView& base, const TensorView& tuned, std::size_t count, double low,
+                                       double high, int threads, Window* window);
+
+// Writes the variance of each element over the differences of n models to out[count].
+void variances(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, int threads,
+               double* out);
+
+// Returns the sum of squares of the differences of each model, of elements whose variance is at least `least`.
+std::vector<double> energies(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
+                             double least, int threads);
+
+// Returns how many elements each model moves by more than `epsilon` together with others, and then how many alone.
+std::vector<long long> changes(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
+                               double epsilon, int threads);
 
 }  // namespace mergekern

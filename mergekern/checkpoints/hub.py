@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mergekern._internal.extras import needs
 from mergekern.errors import CheckpointError
 
 _ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -43,8 +44,7 @@ def fetch(identifier: str) -> tuple[Path, str]:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise CheckpointError(
-            f"{identifier}: no such file or folder; if it is a model of the Hugging Face Hub, run "
-            "pip install 'mergekern[hub]'"
+            f"{identifier}: no such file or folder; {needs('a model of the Hugging Face Hub', 'hub', error)}"
         ) from error
     folder = Path()
     try:

@@ -17,6 +17,7 @@ from mergekern.cli.prediction import fit, plan, predict, recommend
 from mergekern.cli.report import report
 from mergekern.cli.sketches import compare, sketch
 from mergekern.cli.statistics import add, combine, remove, screen, table, verify
+from mergekern.cli.study import study
 from mergekern.cli.versions import version_lines
 
 
@@ -54,6 +55,6 @@ def main(quiet: bool, verbose: bool) -> None:
 
 for command in (
     metrics, info, calibrate, merge, merge_all, merge_adapters, measure, best, fit, predict, recommend, plan, screen,
-    report, table, add, remove, combine, verify, sketch, compare,
+    report, table, add, remove, combine, verify, sketch, compare, study,
 ):  # fmt: skip
     main.add_command(command)

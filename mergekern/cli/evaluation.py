@@ -107,6 +107,11 @@ def parse_options_of_methods(
     return found
 
 
+def samples_of(folder: Path | None, model_fn: Callable | None) -> Any:
+    """Return the calibration in a folder, of models that a function builds; None where no folder is given."""
+    return None if folder is None else mergekern.Calibration.from_folder(folder, model_fn)
+
+
 # How models are evaluated, and how they are read.
 evaluation_options = with_options(
     click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from [default: base.* in a "
@@ -134,6 +139,8 @@ evaluation_options = with_options(
                  "2/5 of its free memory]."),
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
+    click.option("--calibration", type=path_type, help="A folder of samples, for regmean and fisher, which run the "
+                 "models; mergekern calibrate writes one."),
     io_option,
     rename_option,
 )  # fmt: skip
@@ -167,7 +174,8 @@ def measure(
     scores: Path, zoo: tuple[NamedPath, ...], base: Path | None, evaluate: Any, data: Path | None, texts: Path | None,
     processor: Path | None, batch_size: int | None, tasks: Any, model_fn: Callable | None, state_dict: bool,
     options: dict[str, dict[str, Any]], methods: list[str], pairs: Path | None, models: Path | None, score: str | None,
-    device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO, rename: Mapping[str, str] | None,
+    device: str, max_memory: int | None, on_mismatch: OnMismatch,
+    calibration: Path | None, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     if scores.suffix != ".csv":
         raise click.BadParameter(f"{scores}: scores are written as .csv", param_hint="SCORES")
@@ -179,6 +187,7 @@ def measure(
             checkpoints, base, evaluate=evaluator, methods=methods or None, pairs=pairs, scores=scores, models=models,
             tasks=tasks, model=model_of(model_fn, state_dict), options=options, score=score, device=device,
             max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
+            calibration=samples_of(calibration, model_fn),
         )  # fmt: skip
     say(f"wrote {scores}")
     end_with_failures(found.failures)
@@ -212,8 +221,8 @@ def best(
     zoo: tuple[NamedPath, ...], out: Path, budget: int, base: Path | None, evaluate: Any, data: Path | None,
     texts: Path | None, processor: Path | None, batch_size: int | None, tasks: Any, model_fn: Callable | None,
     state_dict: bool, options: dict[str, dict[str, Any]], methods: list[str], target: str | None, metrics: str,
-    no_page: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, io: IO,
-    rename: Mapping[str, str] | None,
+    no_page: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch,
+    calibration: Path | None, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     evaluator = evaluator_of(evaluate, data, texts, processor, batch_size)
     checkpoints = models_of(zoo, base)
@@ -224,7 +233,7 @@ def best(
             checkpoints, base, evaluate=evaluator, out=out, budget=budget, options=options, target=target,
             metrics=[name.strip() for name in metrics.split(",")], tasks=tasks, model=model_of(model_fn, state_dict),
             page=not no_page, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-            rename=rename, **chosen,
+            rename=rename, calibration=samples_of(calibration, model_fn), **chosen,
         )  # fmt: skip
     for sentence in found.answer:
         say(sentence)

@@ -25,6 +25,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         "predict",
         "recommend",
     ),
+    "See on models made here what the metrics tell": ("study",),
     "Large zoos": ("screen", "add", "remove", "table", "combine", "verify", "sketch", "compare"),
 }
 EPILOG = """\
@@ -74,6 +75,15 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        with _in_words(), stopping_cleanly():
+            return super().invoke(ctx)
+
+
+class Program(click.Command):
+    """A command by itself, such as the programs of python/. It ends as those of the group do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the program."""
         with _in_words(), stopping_cleanly():
             return super().invoke(ctx)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,16 @@ from mergekern.cli.display import progress_display, say
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
     ByteSize,
+    Function,
     ModelPath,
+    calibration_of,
     io_option,
     parse_options,
     parse_weights,
     rename_option,
     with_options,
 )
+from mergekern.merging.registry import EVERY_METHOD
 
 if TYPE_CHECKING:
     from mergekern.checkpoints.checkpoint import Checkpoint
@@ -44,6 +47,10 @@ merge_options = with_options(
                  "configuration and tokenizer of NAME, of the base, or one result for each model."),
     click.option("--head-tensors", multiple=True, metavar="PATTERN", help="Names of the heads' tensors, such as "
                  "classifier.*; may be repeated [default: what is no part of the body]."),
+    click.option("--calibration", type=click.Path(path_type=Path), help="A folder of samples, for regmean and fisher, "
+                 "which run the models; mergekern calibrate writes one."),
+    click.option("--model-fn", type=Function(), help="What builds the model, as for mergekern metrics. Its code is "
+                 "run."),
     io_option,
     rename_option,
 )  # fmt: skip
@@ -63,7 +70,7 @@ With --config, merge what a recipe of mergekit says instead.
     type=click.Path(path_type=Path),
     help="A YAML recipe of mergekit, in place of MODELS and of how they are merged.",
 )
-@click.option("--method", help=f"One of {', '.join(mergekern.METHODS)}.")
+@click.option("--method", help=f"One of {', '.join(EVERY_METHOD)}.")
 @click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
               help="Of the method, such as density=0.2; may be repeated.")  # fmt: skip
 @click.option("--weights", callback=parse_weights, help="Comma-separated, in the order of MODELS; or JSON, where a "
@@ -78,13 +85,15 @@ def merge(
     models: tuple[NamedPath, ...], base: Path | None, out: Path, config: Path | None, method: str | None,
     options: dict[str, Any], weights: Any, only: tuple[str, ...], exclude: tuple[str, ...], mergekit_config: bool,
     overwrite: bool, dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch,
-    heads: str | None, head_tensors: tuple[str, ...], io: IO, rename: Mapping[str, str] | None,
+    heads: str | None, head_tensors: tuple[str, ...], calibration: Path | None, model_fn: Callable | None, io: IO,
+    rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     if config is not None:
         said = {
             "MODELS": models, "--base": base, "--method": method, "--option": options, "--weights": weights,
             "--mergekit-config": mergekit_config, "--dtype": dtype, "--rename": rename, "--heads": heads,
-            "--head-tensors": head_tensors, "--only": only, "--exclude": exclude,
+            "--head-tensors": head_tensors, "--only": only, "--exclude": exclude, "--calibration": calibration,
+            "--model-fn": model_fn,
         }  # fmt: skip
         if given := next((name for name, value in said.items() if value), None):
             raise click.UsageError(f"{given} and --config exclude each other: the recipe says what is merged, and how")
@@ -107,13 +116,16 @@ def merge(
             raise click.BadParameter(f"{out} is there already; --overwrite replaces it", param_hint="--out")
         if only or exclude:
             raise click.UsageError("mergekit merges all tensors: --only and --exclude cannot be written for it")
+        if calibration is not None:
+            raise click.UsageError("--calibration is not what a mergekit configuration can say; merge without it")
         _write_mergekit_config(out, checkpoints, base, rename, method, options, weights, dtype)
     else:
+        samples = calibration_of(calibration, model_fn)
         with progress_display() as progress:
             mergekern.merge(
                 checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=weights,
                 dtype=dtype, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-                rename=rename, only=only, exclude=exclude, heads=heads, head_tensors=head_tensors,
+                rename=rename, only=only, exclude=exclude, heads=heads, head_tensors=head_tensors, calibration=samples,
             )  # fmt: skip
     say(f"wrote {out}")
 
@@ -128,7 +140,7 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
 )
 @click.argument("zoo", type=ModelPath(), nargs=-1, required=True)
 @merge_options
-@click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(mergekern.METHODS)}.")
+@click.option("--methods", required=True, help=f"Comma-separated, of {', '.join(EVERY_METHOD)}.")
 @click.option("--group", "groups", multiple=True, help="Models of one merge, as a+b+c; may be repeated "
               "[default: every pair].")  # fmt: skip
 @click.option("--pairs", type=click.Path(path_type=Path), help="Merge the pairs in this CSV file, with the columns "
@@ -136,8 +148,10 @@ In place of ZOO several models may be given, as PATH or NAME=PATH.
 def merge_all(
     zoo: tuple[NamedPath, ...], base: Path | None, out: Path, methods: str, groups: tuple[str, ...], pairs: Path | None,
     overwrite: bool, dtype: str | None, device: str, max_memory: int | None, on_mismatch: OnMismatch,
-    heads: str | None, head_tensors: tuple[str, ...], io: IO, rename: Mapping[str, str] | None,
+    heads: str | None, head_tensors: tuple[str, ...], calibration: Path | None, model_fn: Callable | None, io: IO,
+    rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
+    samples = calibration_of(calibration, model_fn)
     models = models_of(zoo, base)
     say_what_is_left_out(models, base)
     names = [name.strip() for name in methods.split(",")]
@@ -150,7 +164,7 @@ def merge_all(
         paths = mergekern.merge_all(
             models, base, names, groups=chosen or None, output=out, overwrite=overwrite, dtype=dtype, device=device,
             max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename, heads=heads,
-            head_tensors=head_tensors,
+            head_tensors=head_tensors, calibration=samples,
         )  # fmt: skip
     say(f"wrote {len(paths)} merged checkpoints to {out}")
 

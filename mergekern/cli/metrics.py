@@ -101,6 +101,8 @@ that builds the model.
 @click.option("--merge-probes", callback=parse_methods, help="Comma-separated merge methods, or all: also merge every "
               "model with the base and measure it on its samples; needs --calibration.")  # fmt: skip
 @click.option("--direct-probes", is_flag=True, help="Also merge and measure every pair, by these methods.")
+@click.option("--model-scores", is_flag=True, help="Also measure each model, and the base on each model's task: what "
+              "fit and predict start from; needs --calibration.")  # fmt: skip
 @click.option("--summary", is_flag=True, help="Also show the spread of every metric and its most mergeable pair.")
 @click.option("--sort-by", help=f"Rank the pairs by this metric [default: {RANKED_BY}].")
 @click.option("--rows", default=20, show_default=True, help="Pairs shown; 0 shows all.")
@@ -109,8 +111,8 @@ def metrics(
     ctx: click.Context, zoo: tuple[NamedPath, ...], base: Path | None, metrics: str, list_metrics: bool,
     out: Path | None, sort_by: str | None, rows: int, summary: bool, calibration: Path | None,
     model_fn: Callable | None, layer: str | None, input_layer: str | None, batch_weighting: BatchWeighting | None,
-    shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, top_k: int, spectrum_k: int,
-    per_layer: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen,
+    shard: tuple[int, int] | None, merge_probes: list[str], direct_probes: bool, model_scores: bool, top_k: int,
+    spectrum_k: int, per_layer: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, frozen: Frozen,
     small_tensors: SmallTensors, statistics: Path | None, io: IO, rename: Mapping[str, str] | None, svd: Svd,
     svd_tolerance: float,
 ) -> None:  # fmt: skip
@@ -126,7 +128,7 @@ def metrics(
     )
     if shard is not None:
         unused: dict[str, Any] = {"--calibration": calibration, "--model-fn": model_fn, "--out": out}
-        unused |= {"--per-layer": per_layer, "--merge-probes": merge_probes}
+        unused |= {"--per-layer": per_layer, "--merge-probes": merge_probes, "--model-scores": model_scores}
         if given := [name for name, value in unused.items() if value]:
             raise click.UsageError(f"{given[0]} is of use once the shards are combined", ctx)
         if statistics is None:
@@ -134,8 +136,10 @@ def metrics(
         measure_one_shard(models, base, shard, statistics, measuring)
         return
     how_run = {"layer": layer, "input_layer": input_layer, "batch_weighting": batch_weighting}
-    _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes)
-    sort_by = _ranking(ctx, sort_by, _columns(measuring, calibration is not None, merge_probes, direct_probes))
+    _check_runs(ctx, calibration, model_fn, how_run, merge_probes, direct_probes, model_scores)
+    sort_by = _ranking(
+        ctx, sort_by, _columns(measuring, calibration is not None, merge_probes, direct_probes, model_scores)
+    )
     _check_output(ctx, out)
     calibrated: Calibration | None = None
     if calibration is not None:
@@ -149,11 +153,11 @@ def metrics(
             small_tensors=small_tensors, statistics=statistics, progress=progress, io=io, rename=rename, svd=svd,
             svd_tolerance=svd_tolerance,
         )  # fmt: skip
-        if merge_probes and calibrated is not None:
+        if (merge_probes or model_scores) and calibrated is not None:
             probed = mergekern.merge_probes(
-                models, base, calibration=calibrated, methods=merge_probes, direct=direct_probes, device=device,
-                max_memory=max_memory, on_mismatch=on_mismatch, statistics=statistics and statistics / "merge_probes",
-                progress=progress, io=io, rename=rename,
+                models, base, calibration=calibrated, methods=merge_probes, direct=direct_probes,
+                model_scores=model_scores, device=device, max_memory=max_memory, on_mismatch=on_mismatch,
+                statistics=statistics and statistics / "merge_probes", progress=progress, io=io, rename=rename,
             )  # fmt: skip
             table = table.join(probed)
     if out is not None:
@@ -167,7 +171,7 @@ def metrics(
 
 def _check_runs(
     ctx: click.Context, calibration: Path | None, model_fn: Callable | None, how_run: Mapping[str, str | None],
-    merge_probes: list[str], direct_probes: bool,
+    merge_probes: list[str], direct_probes: bool, model_scores: bool,
 ) -> None:  # fmt: skip
     """Raise UsageError where options about running models do not go together."""
     if calibration is None and model_fn is not None:
@@ -176,18 +180,22 @@ def _check_runs(
         raise click.UsageError(f"--{given[0].replace('_', '-')} is of use with --calibration only", ctx)
     if merge_probes and calibration is None:
         raise click.UsageError("--merge-probes runs the models; give --calibration and --model-fn, if need be", ctx)
+    if model_scores and calibration is None:
+        raise click.UsageError("--model-scores runs the models; give --calibration and --model-fn, if need be", ctx)
     if direct_probes and not merge_probes:
         raise click.UsageError("--direct-probes is of use with --merge-probes only", ctx)
 
 
 def _columns(
-    measuring: mergekern.MeasureOptions, runs_models: bool, merge_probes: list[str], direct_probes: bool
-) -> list[str]:
+    measuring: mergekern.MeasureOptions, runs_models: bool, merge_probes: list[str], direct_probes: bool,
+    model_scores: bool,
+) -> list[str]:  # fmt: skip
     """Return the columns that the table will have."""
     leaves_out = measuring.asks_for_all and not runs_models
     chosen = [metric.name for metric in measuring.chosen if not (leaves_out and metric.runs_models)]
     probes = [name for name in MERGE_PROBES if direct_probes or name.startswith("solo")]
-    return chosen + [f"{name}[{method}]" for name in probes for method in merge_probes]
+    known = list(MODEL_SCORES) if model_scores else []
+    return chosen + known + [f"{name}[{method}]" for name in probes for method in merge_probes]
 
 
 def _ranking(ctx: click.Context, sort_by: str | None, columns: list[str]) -> str:

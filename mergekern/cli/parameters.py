@@ -11,12 +11,15 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mergekern.errors import did_you_mean
-from mergekern.merging.registry import METHODS, methods_for
+from mergekern.merging.registry import EVERY_METHOD, methods_for
+
+if TYPE_CHECKING:
+    from mergekern.functional.calibration import Calibration
 
 BYTE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -93,6 +96,17 @@ class Function(click.ParamType):
         return function
 
 
+def calibration_of(folder: Path | None, model_fn: Callable | None) -> Calibration | None:
+    """Return the calibration in a folder, or None where none is given."""
+    if folder is None:
+        if model_fn is not None:
+            raise click.UsageError("--calibration and --model-fn are given together")
+        return None
+    import mergekern
+
+    return mergekern.Calibration.from_folder(folder, model_fn)
+
+
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -140,9 +154,9 @@ def parse_methods(ctx: click.Context, param: click.Parameter, value: str | None)
     if value in (None, "all"):
         return [] if value is None else methods_for(2)
     names = [name.strip() for name in str(value).split(",")]
-    if unknown := [name for name in names if name not in METHODS]:
-        nearest = did_you_mean(unknown[0], METHODS)
-        raise click.BadParameter(f"no method {unknown[0]!r}{nearest}; there are {', '.join(METHODS)}", ctx, param)
+    if unknown := [name for name in names if name not in EVERY_METHOD]:
+        nearest, known = did_you_mean(unknown[0], EVERY_METHOD), ", ".join(EVERY_METHOD)
+        raise click.BadParameter(f"no method {unknown[0]!r}{nearest}; there are {known}", ctx, param)
     return list(dict.fromkeys(names))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mergekern._internal.extras import needs
 from mergekern.checkpoints import open_zoo
 from mergekern.checkpoints.adapter import ImpliedBase
 from mergekern.checkpoints.sources import CheckpointLike, ZooLike
@@ -59,7 +60,7 @@ def measure_on_cluster(
     try:
         import ray
     except ImportError as error:
-        raise OptionError("Ray is not installed; run pip install 'mergekern[ray]'") from error
+        raise OptionError(needs("a Ray cluster", "ray", error)) from error
     folder = Path(statistics).absolute()
     check_folder(folder)
     options = options or MeasureOptions()

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mergekern._internal.extras import needs
 from mergekern._internal.files import write_atomically
 from mergekern._internal.locks import locked
 from mergekern._internal.validation import positive_integer
@@ -30,6 +31,7 @@ from mergekern.evaluation.measurement import Measurement
 from mergekern.evaluation.models import ModelLike
 from mergekern.evaluation.pace import Measuring
 from mergekern.evaluation.rows import MERGE, normalized
+from mergekern.merging.gathered import check_samples
 from mergekern.merging.merge import merge_all
 from mergekern.merging.registry import find_methods
 from mergekern.prediction.model import MergePredictor
@@ -38,7 +40,7 @@ from mergekern.prediction.prior import BASE_WEIGHT, OWN_WEIGHT
 from mergekern.prediction.search import LIKENESS, Merge, next_merges
 from mergekern.progress import Progress
 from mergekern.report import write_report
-from mergekern.report.answer import Answer
+from mergekern.report.answer import Answer, Step
 from mergekern.tables.metric_table import MetricTable
 
 # What the study merges by, but for one that is like another.
@@ -93,6 +95,7 @@ def best_merge(
     progress: Callable[[Progress | Measuring], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    calibration: Any = None,
 ) -> BestMerge:
     """Find the best merge of two models of a zoo, measuring some of all merges, and make it.
 
@@ -115,6 +118,8 @@ def best_merge(
             two of the task-vector geometry, which are always among them.
         page: whether report.html and predictor.json are written.
         progress: called with a `Progress` for each tensor and a `Measuring` for each model and merge.
+        calibration: samples of the task of each model, a `mergekern.Calibration`, for regmean and fisher among the
+            methods.
 
     Raises:
         EvaluationError: as for `measure_merges`; no merge could be measured.
@@ -134,7 +139,9 @@ def best_merge(
     """
     budget = positive_integer("budget", budget)
     evaluator = as_evaluator(evaluate)
-    names = [method.name for method, _ in find_methods(methods, options)]
+    chosen = [method for method, _ in find_methods(methods, options)]
+    check_samples(chosen, calibration)
+    names = [method.name for method in chosen]
     target = target or evaluator.score
     if target not in (evaluator.score, normalized(evaluator.score)):
         raise OptionError(f"target is {evaluator.score!r} or {normalized(evaluator.score)!r}, not {target!r}")
@@ -148,20 +155,25 @@ def best_merge(
     zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
     of_model = tasks_of(zoo.model_names, tasks, evaluator)
     how: dict[str, Any] = {"evaluate": evaluator, "tasks": of_model, "model": model, "options": options}
-    how |= {"device": device, "max_memory": max_memory}
+    how |= {"device": device, "max_memory": max_memory, "calibration": calibration}
     search = _Search(zoo, Path(out), names, target, budget, how, progress)
     with locked(Path(out)):
         table = search.metrics_of(checkpoints, base, metrics, on_mismatch, io, rename)
-        search.check_same({"evaluator": evaluator.name, "tasks": of_model, "options": options or {}}, table)
+        asked = {"evaluator": evaluator.name, "tasks": of_model, "options": options or {}}
+        if calibration is not None:
+            asked["calibration"] = calibration.content_hash(calibration.build())
+        search.check_same(asked, table)
         found = search.run(table.to_pandas())
         best = search.answer(found)
         (path,) = merge_all(
             zoo, methods=best.method, groups=[best.models], options=_options_of(best.method, options),
             output=search.folder / MERGED, device=device, max_memory=max_memory,
+            calibration=calibration if find_methods(best.method, None)[0][0].needs else None,
         )  # fmt: skip
+        best = replace(best, path=path)
         if page:
             search.write_page(table, found, best)
-    return replace(best, path=path)
+    return best
 
 
 @dataclass
@@ -219,7 +231,7 @@ class _Search:
         files = Files(self.folder / SCORES, self.folder / MODELS, evaluator.score, self.zoo.model_names)
         measurement = Measurement(
             self.zoo, files, evaluator, self.how["tasks"], self.how["model"], device=self.how["device"],
-            max_memory=self.how["max_memory"], progress=self.progress,
+            max_memory=self.how["max_memory"], progress=self.progress, calibration=self.how["calibration"],
         )  # fmt: skip
         measurement.expect(min(self.budget, len(self.pairs) * len(self.methods)))
         measurement.measure_models()
@@ -270,6 +282,17 @@ class _Search:
             str(best["method"]), pair, float(best[self.target]), self.folder, scores, sentences, found.failures
         )
 
+    def _steps(self, found: MeasuredMerges, best: BestMerge) -> list[Step]:
+        """Return what to do next."""
+        steps = [
+            Step(f"Take the merge: it is made, and lies beside this page as {os.path.relpath(best.path, self.folder)}.")
+        ]
+        left = len(self.pairs) * len(self.methods) - len(found.scores)
+        if left:
+            text = f"Give the same command a larger --budget to search on: {left} merges were not measured."
+            steps.append(Step(text))
+        return steps
+
     def write_page(self, table: MetricTable, found: MeasuredMerges, best: BestMerge) -> None:
         """Fit a predictor to the scores of the best method, and write the page."""
         by_pair = best.scores.set_index(["model_a", "model_b"])
@@ -289,9 +312,12 @@ class _Search:
         caption = f"The {len(rows)} best of the {len(best.scores)} measured merges"
         if predictors and predictors[0].metrics and not set(predictors[0].metrics) <= set(table.metrics):
             table = table.join(model_scores(table.models, found.models))
+        answer = Answer(
+            sentences, [name.replace("_", " ") for name in headers], rows, caption,
+            steps=self._steps(found, best), pair=best.models, method=best.method,
+        )  # fmt: skip
         write_report(
-            table, self.folder / PAGE, scores=scores, predictors=predictors,
-            answer=Answer(sentences, [name.replace("_", " ") for name in headers], rows, caption),
+            table, self.folder / PAGE, scores=scores, predictors=predictors, answer=answer,
             title=f"The best merge of two of {len(table.models)} models",
         )  # fmt: skip
 
@@ -344,6 +370,4 @@ def _check_page() -> None:
     try:
         import_module("mergekern.report.page")
     except ImportError as error:
-        raise OptionError(
-            f'{error}; the page needs more packages: pip install "mergekern[report]", or page=False (--no-page)'
-        ) from error
+        raise OptionError(f"{needs('the page', 'report', error)}, or take none: page=False (--no-page)") from error

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from mergekern._internal.extras import needs
 from mergekern.checkpoints import Zoo
 from mergekern.errors import EvaluationError
 from mergekern.evaluation.evaluator import Evaluator, check_known
@@ -129,7 +130,7 @@ def _opened(paths: Sequence[Path]) -> Iterator[Any]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise EvaluationError(f"images need Pillow ({error}): pip install pillow") from error
+        raise EvaluationError(needs("an image", "evaluation", error)) from error
     for path in paths:
         with Image.open(path) as image:
             yield image.convert("RGB")

@@ -13,7 +13,7 @@ import pandas as pd
 from mergekern.checkpoints import Zoo
 from mergekern.errors import EvaluationError, OptionError, did_you_mean
 from mergekern.evaluation.rows import MERGE, REMARKS, Merge, Row, RowFile, normalized, read_pairs, unique_pairs
-from mergekern.merging.registry import METHODS, find_method
+from mergekern.merging.registry import EVERY_METHOD, find_method
 from mergekern.merging.request import Request
 
 OWN, BASE = "own_accuracy", "base_accuracy"
@@ -75,11 +75,9 @@ class Files:
                     f"{where} has no method: write one into its row, or give the file as pairs, with methods (--pairs, "
                     "--methods)"
                 )
-            if row["method"] not in METHODS:
-                raise OptionError(
-                    f"{where}: unknown merge method {row['method']!r}{did_you_mean(row['method'], METHODS)}; known: "
-                    f"{', '.join(METHODS)}"
-                )
+            if row["method"] not in EVERY_METHOD:
+                known = f"{did_you_mean(row['method'], EVERY_METHOD)}; known: {', '.join(EVERY_METHOD)}"
+                raise OptionError(f"{where}: unknown merge method {row['method']!r}{known}")
             for name in (row["model_a"], row["model_b"]):
                 if name not in self._names:
                     raise OptionError(f"{where}: no model {name!r} in the zoo{did_you_mean(name, self._names)}")

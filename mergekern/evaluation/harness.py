@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mergekern._internal.extras import needs
 from mergekern.checkpoints import Zoo
 from mergekern.errors import EvaluationError
 from mergekern.evaluation.evaluator import Evaluator
@@ -12,7 +13,7 @@ from mergekern.evaluation.processors import Processor, processor_of
 
 
 class Harness(Evaluator):
-    """Scores a causal language model by a task of lm-evaluation-harness (`pip install "lm_eval[hf]"`).
+    """Scores a causal language model by a task of lm-evaluation-harness (`pip install "mergekern[lm-eval]"`).
 
     The score is the first metric of the task of which larger values are better, such as acc of arc_easy.
 
@@ -76,5 +77,5 @@ def _lm_eval() -> Any:
     try:
         import lm_eval
     except ImportError as error:
-        raise EvaluationError(f'lm-evaluation-harness is not installed ({error}): pip install "lm_eval[hf]"') from error
+        raise EvaluationError(needs("lm-evaluation-harness", "lm-eval", error)) from error
     return lm_eval

@@ -22,7 +22,9 @@ from mergekern.evaluation.files import Files
 from mergekern.evaluation.measurement import Measurement
 from mergekern.evaluation.models import ModelLike
 from mergekern.evaluation.pace import Measuring
+from mergekern.merging.gathered import check_samples
 from mergekern.merging.in_memory import MERGED_BYTES
+from mergekern.merging.registry import find_method
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def measure_merges(
     progress: Callable[[Measuring], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    calibration: Any = None,
 ) -> MeasuredMerges:
     """Merge pairs of models in memory, and measure each merge, each model and the base by a function.
 
@@ -92,6 +95,7 @@ def measure_merges(
         device: where models are merged and run: "cpu", "cuda:1", or "auto".
         max_memory, merged_memory: as for `merge_all`.
         progress: called with a `Measuring` before each model or merge, and at the end.
+        calibration: samples of the task of each model, a `mergekern.Calibration`, for merges by regmean and fisher.
 
     Raises:
         EvaluationError: no evaluator, an unknown task, files that cannot be read, a model that cannot be built; or the
@@ -120,9 +124,10 @@ def measure_merges(
     with locked_file(path, seconds=1) if path else nullcontext():
         files = Files(path, models_path, score or evaluator.score, zoo.model_names)
         rows = files.want(methods, pairs, options or {})
+        check_samples([find_method(name)[0] for name in sorted({row["method"] for row in rows})], calibration)
         measurement = Measurement(
             zoo, files, evaluator, of_model, model, device=device, max_memory=max_memory, merged_memory=merged_memory,
-            progress=progress,
+            progress=progress, calibration=calibration,
         )  # fmt: skip
         measurement.expect(len(rows))
         measurement.measure_models()

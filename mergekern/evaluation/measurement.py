@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mergekern.evaluation.pace import Measuring, Pace
 from mergekern.evaluation.rows import Row
 from mergekern.functional.isolation import undisturbed
 from mergekern.kernels import dispatch
+from mergekern.merging.gathered import Gathered, gather
 from mergekern.merging.in_memory import MERGED_BYTES, as_it_is, base_in_memory, merges_in_memory, route_on
 from mergekern.merging.output import OutputPlan, StateDict
 from mergekern.merging.request import Request
@@ -71,7 +73,7 @@ class Measurement:
         files: take the scores, and know which are there.
         evaluator: what is asked.
         tasks: the tasks of each model.
-        model, device, max_memory, merged_memory, progress: as for `measure_merges`.
+        model, device, max_memory, merged_memory, calibration, progress: as for `measure_merges`.
 
     Raises:
         EvaluationError: a task is not known, or a model cannot be built.
@@ -81,8 +83,10 @@ class Measurement:
     def __init__(
         self, zoo: Zoo, files: Files, evaluator: Evaluator, tasks: Mapping[str, Sequence[str]], model: ModelLike, *,
         device: str | torch.device, max_memory: int | None, merged_memory: int = MERGED_BYTES,
-        progress: Callable[[Measuring], None] | None,
+        progress: Callable[[Measuring], None] | None, calibration: Any = None,
     ) -> None:  # fmt: skip
+        self._calibration, self._place = calibration, device
+        self._gathered: dict[str, Gathered | None] = {}
         self._zoo, self._files, self._merged_memory, self._progress = zoo, files, merged_memory, progress
         self._plan, self._route = OutputPlan.like_base(zoo, None), route_on(device, max_memory)
         place = dispatch.choose(device).device
@@ -115,12 +119,22 @@ class Measurement:
 
     def measure_merges(self, rows: Sequence[Row]) -> None:
         """Measure merges, given by their rows, in this order."""
-        requests = [self._files.request(row, self._zoo) for row in rows]
+        requests = [self._with_samples(self._files.request(row, self._zoo)) for row in rows]
         self._files.scores.save()
         for row, (request, state) in zip(rows, self._made(requests), strict=True):
             names = (row["model_a"], row["model_b"])
             self._files.set_merge(row, self._evaluate(f"{request.method.name} of {'+'.join(names)}", state, names))
         self._report("")
+
+    def _with_samples(self, request: Request) -> Request:
+        """Return a request with what its method needs of runs of the models, which are made once for all merges."""
+        method = request.method
+        if method.needs is None:
+            return request
+        if method.needs not in self._gathered:
+            self._report(f"what {method.name} needs of the models")
+            self._gathered[method.needs] = gather([method], self._zoo, self._calibration, self._place)
+        return replace(request, gathered=self._gathered[method.needs])
 
     def _evaluate(self, what: str, state: StateDict, models: Sequence[str]) -> list[float | str]:
         self._report(what)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mergekern._internal.extras import needs
 from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.configuration import CONFIG, configuration_of_result
 from mergekern.checkpoints.folder_files import home
@@ -113,7 +114,7 @@ def _architecture(folder: Path, zoo: Zoo, plan: OutputPlan) -> tuple[Any, Any]:
         import transformers
     except ImportError as error:
         raise EvaluationError(
-            f"{folder}: building the model needs transformers ({error}): pip install transformers; or give the "
+            f"{folder}: {needs('building the model', 'evaluation', error)}; or give the "
             "function that builds it (--model-fn, model=), or take state dicts (--state-dict, model='state_dict')"
         ) from error
     said = configuration_of_result(zoo.base.config, dtype=None, is_tied=plan.is_tied)

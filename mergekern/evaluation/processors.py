@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mergekern._internal.extras import needs
 from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.folder_files import home
 from mergekern.errors import EvaluationError
@@ -32,7 +33,7 @@ def processor_of(zoo: Zoo, given: Processor, kind: str, what: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise EvaluationError(f"a {what} needs transformers ({error}): pip install transformers") from error
+        raise EvaluationError(needs(f"a {what}", "evaluation", error)) from error
     if given is not None:
         folders = [Path(given)]
     else:

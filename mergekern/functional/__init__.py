@@ -6,3 +6,5 @@ checkpoint in turn, in evaluation mode. A model's gradient is as large as the mo
 in memory together: what `max_memory` does not hold goes to files, which are then read a tensor of all models at a time,
 as the weights are, for the same `gram` kernel.
 """
+
+from mergekern.functional import gathering as gathering  # so that merges find what runs models for them

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 import uuid
@@ -25,7 +24,10 @@ from mergekern.errors import MergekernError, StatisticsError
 from mergekern.functional.binding import Binding
 from mergekern.functional.calibration import Calibration
 from mergekern.functional.forward import Forward, Outcome
+from mergekern.functional.gathering import gather
+from mergekern.functional.known_scores import FILE, KnownRun, finite_loss, samples_note
 from mergekern.kernels import dispatch
+from mergekern.merging.gathered import Gathered, Need, run_for
 from mergekern.merging.merge import MERGED_BYTES, merge_all
 from mergekern.merging.method import Method
 from mergekern.merging.output import StateDict
@@ -51,6 +53,7 @@ def merge_probes(
     calibration: Calibration,
     methods: str | Iterable[str],
     direct: bool = False,
+    model_scores: bool = False,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     device: str | torch.device = "auto",
     max_memory: int | None = None,
@@ -73,8 +76,11 @@ def merge_probes(
     Args:
         checkpoints, base, on_mismatch, io, rename: as for `compute_all`.
         calibration: the model, samples and heads that merges are measured with.
-        methods: one merge method or several, of `mergekern.METHODS`.
+        methods: one merge method or several, of `mergekern.METHODS`; also "regmean" and "fisher", for which the base of
+            a solo probe is run on the samples of all tasks. None with `model_scores`, if you like.
         direct: also merge and measure every pair.
+        model_scores: also measure each model, and the base on each model's task with that model's head, once for all
+            methods. The table then has the columns of `mergekern.MODEL_SCORES`, which the predictor "prior" reads.
         options: options of each method: method -> option -> value.
         device, max_memory, merged_memory: as for `merge_all`; the models run on this device too.
         statistics: a folder in which what was measured is kept, a file for each method: a run that was killed continues
@@ -101,7 +107,7 @@ def merge_probes(
     >>> merge_probes(tuned, base, calibration=calibration, methods=["tsv", "ties"]).metrics[:3]
     ('solo_loss_mean[tsv]', 'solo_loss_mean[ties]', 'solo_loss_worst[tsv]')
     """
-    chosen = find_methods(methods, options)
+    chosen = [] if model_scores and not methods else find_methods(methods, options)
     for method, _ in chosen:
         method.check_count(2)
     backend = dispatch.choose(device)
@@ -112,17 +118,20 @@ def merge_probes(
     binding = Binding(zoo, calibration, frozenset())
     binding.check_fit(zoo.base)
     keys = {} if folder is None else _keys(binding, chosen, backend.name)
+    known = None
+    if model_scores:
+        known = KnownRun(len(zoo.models), None if folder is None else folder / FILE, keys.get(FILE))
     measured = []
     for method, resolved in chosen:
         path = None if folder is None else folder / f"{method.name}{SUFFIX}"
         measured.append(_MethodProbes(method, resolved, path, keys.get(method.name), len(zoo.models)))
     how = {"device": device, "max_memory": max_memory, "merged_memory": merged_memory}
-    _ProbeRun(binding, backend.device, measured, direct, progress).measure(how)
-    return _as_table(binding, measured, direct, str(backend.device))
+    _ProbeRun(binding, backend.device, measured, known, direct, progress).measure(how)
+    return _as_table(binding, measured, known, direct, str(backend.device))
 
 
 def _keys(binding: Binding, chosen: Iterable[tuple[Method, dict[str, Any]]], device: str) -> dict[str, str]:
-    """Return for each method a hash of everything that its statistics depend on."""
+    """Return for each method, and for model scores, a hash of everything that their statistics depend on."""
     # Where the content cannot be known, the statistics are of no use for another run.
     calibration = binding.calibration.content_hash(binding.model) or uuid.uuid4().hex
     hashes = [checkpoint.content_hash() for checkpoint in binding.zoo.checkpoints]
@@ -136,10 +145,8 @@ def _keys(binding: Binding, chosen: Iterable[tuple[Method, dict[str, Any]]], dev
         zoo.model_names,
         zoo.skipped,
     ]
-    return {
-        method.name: xxhash.xxh3_128_hexdigest(json.dumps([*common, method.name, options]).encode())
-        for method, options in chosen
-    }
+    how = {method.name: [*common, method.name, options] for method, options in chosen}
+    return {name: xxhash.xxh3_128_hexdigest(json.dumps(what).encode()) for name, what in {**how, FILE: common}.items()}
 
 
 class _MethodProbes:
@@ -185,12 +192,12 @@ class _MethodProbes:
 
     def put(self, group: Group, model: int, outcome: Outcome) -> None:
         """Keep how the merge of a group does on the task of one of its models."""
-        self._place(group, model)[:] = _finite_loss(outcome)
+        self._place(group, model)[:] = finite_loss(outcome)
         self._is_saved = False
 
     def put_single(self, model: int, outcome: Outcome) -> None:
         """Keep how a model as it is does on its own task."""
-        self.statistics.single[model] = _finite_loss(outcome)
+        self.statistics.single[model] = finite_loss(outcome)
         self._is_saved = False
 
     def save(self) -> None:
@@ -205,11 +212,6 @@ class _MethodProbes:
         return self.statistics.direct[model, sum(group) - model]
 
 
-def _finite_loss(outcome: Outcome) -> Outcome:
-    """Return an outcome whose loss is ∞ where it is not finite: NaN is for what is not measured."""
-    return outcome if math.isfinite(outcome.loss) else Outcome(math.inf, outcome.accuracy)
-
-
 class _ProbeRun:
     """One run over the merges that are not measured yet, each made in memory and run on the task of every model in it.
 
@@ -217,16 +219,17 @@ class _ProbeRun:
         plan: the models, and what they are run on.
         device: the models run here.
         measured: what is measured so far of each method, and takes what this run adds.
+        known: the same of the models and the base without a merge, if it is asked for.
         direct: whether pairs are merged as well.
         progress: called before each merge that is measured, and at the end.
     """
 
     def __init__(
-        self, binding: Binding, device: torch.device, measured: Sequence[_MethodProbes], direct: bool,
-        progress: Callable[[Progress], None] | None,
+        self, binding: Binding, device: torch.device, measured: Sequence[_MethodProbes], known: KnownRun | None,
+        direct: bool, progress: Callable[[Progress], None] | None,
     ) -> None:  # fmt: skip
         self._binding, self._forward, self._progress = binding, Forward(binding, device), progress
-        self._names = binding.zoo.model_names
+        self._names, self._known = binding.zoo.model_names, known
         self._by_method = {each.method.name: each for each in measured}
         self._lacking = {name: each.lacking(direct) for name, each in self._by_method.items()}
         # The base as a model of itself: what a model is merged with where it is alone.
@@ -234,6 +237,7 @@ class _ProbeRun:
         self._with_base = align(zoo.base, (*zoo.models, zoo.base), "skip" if zoo.skipped else "error")
         self._tensors_of_merge = len(self._with_base.tensors)
         self._bytes_of_merge = sum(tensor.nbytes for tensor in zoo.base.tensors.values())
+        self._samples = _Once(binding, device)
         self._total, self._done = sum(map(len, self._lacking.values())), 0
         self._start = self._last_saved = time.perf_counter()
 
@@ -256,10 +260,13 @@ class _ProbeRun:
         self._report("")
 
     def _measure_single_models(self) -> None:
+        zoo = self._binding.zoo
+        if self._known is not None:
+            self._known.measure(zoo.base, zoo.models, self._outcome)
         if not any(each.lacks_single_models for each in self._by_method.values()):
             return
-        for model, checkpoint in enumerate(self._binding.zoo.models):
-            outcome = self._outcome(checkpoint, model)
+        for model, checkpoint in enumerate(zoo.models):
+            outcome = self._outcome(checkpoint, model) if self._known is None else Outcome(*self._known.own[model])
             for each in self._by_method.values():
                 each.put_single(model, outcome)
 
@@ -270,6 +277,7 @@ class _ProbeRun:
             self._with_base, methods=methods, callback=self._measure_merge, **how,
             groups=[group if len(group) > 1 else (*group, BASE) for group in names],
             options={method: self._by_method[method].options for method in methods},
+            calibration=self._samples if any(self._by_method[method].method.needs for method in methods) else None,
         )  # fmt: skip
 
     def _measure_merge(self, group: tuple[str, ...], method: str, merged: StateDict) -> None:
@@ -303,6 +311,27 @@ class _ProbeRun:
             self._progress(Progress("", done * tensors, total * tensors, done * size, total * size, seconds, what))
 
 
+class _Once:
+    """Gathers what merges need of runs of the models, once for all merges; of the base on the samples of all tasks."""
+
+    def __init__(self, binding: Binding, device: torch.device) -> None:
+        self._binding, self._device = binding, device
+        self._found: dict[frozenset[Need], Gathered] = {}
+
+    def gather(self, needs: frozenset[Need], progress: Callable[[Progress], None] | None) -> Gathered:
+        """Return what is needed of the models and the base."""
+        if needs not in self._found:
+            self._found[needs] = gather(self._binding, needs, self._device, base=BASE, progress=progress)
+        return self._found[needs]
+
+
+@run_for.register(_Once)
+def _(
+    samples: _Once, zoo: Any, needs: frozenset[Need], device: Any, progress: Callable[[Progress], None] | None
+) -> Gathered:
+    return samples.gather(needs, progress)
+
+
 def _by_groups(lacking: Mapping[str, Sequence[Group]]) -> list[tuple[tuple[Group, ...], list[str]]]:
     """Return the methods that lack the same groups together: a tensor is read once for all of them.
 
@@ -316,8 +345,10 @@ def _by_groups(lacking: Mapping[str, Sequence[Group]]) -> list[tuple[tuple[Group
     return list(found.items())
 
 
-def _as_table(binding: Binding, measured: Sequence[_MethodProbes], direct: bool, device: str) -> MetricTable:
-    values = {}
+def _as_table(
+    binding: Binding, measured: Sequence[_MethodProbes], known: KnownRun | None, direct: bool, device: str
+) -> MetricTable:
+    values = {} if known is None else known.columns(binding.calibration)
     for probe in MERGE_PROBES.values():
         if probe.name.startswith("direct") and not direct:
             continue
@@ -326,6 +357,7 @@ def _as_table(binding: Binding, measured: Sequence[_MethodProbes], direct: bool,
                 values[f"{probe.name}[{each.method.name}]"] = probe.function(each.statistics)
     names = binding.zoo.model_names
     notes = [f"tensor taken from the base in every merge: {line}" for line in binding.zoo.skipped]
+    notes += [] if known is None else [samples_note(binding.calibration)]
     methods = {each.method.name: each.options for each in measured}
     provenance = {"methods": methods, "device": device, "versions": versions(), "calibration": binding.provenance()}
     return MetricTable(names, values, None, notes + notes_of_missing(names, values), {"merge_probes": provenance})

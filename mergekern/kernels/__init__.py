@@ -14,11 +14,12 @@
     task_product    task matrices times thin matrices
     trim            the k-th largest magnitude of a task vector
     truncation      leading singular triplets of a task matrix
+    variation       how task vectors differ from each other, element by element
 
 Start in `dispatch`: its table names every implementation, and `choose` returns the backend of a device.
 `device_backend` is the backend of a GPU. `native` gives access to the C++ extension, `cuda_module` to the kernels of
 csrc/cuda. CPU kernels share `lapack`, `tridiagonal`, `eigen`, `vectors` and `workspace`. Device kernels share
-`device_inputs` and `transfer`.
+`device_inputs` and `transfer`; `streams` orders copies, kernels and results.
 
 To add a kernel:
 

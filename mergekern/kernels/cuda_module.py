@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from mergekern._internal.extras import needs
 from mergekern.errors import OptionError
 
 COMPILE_OPTIONS = ("--std=c++17",)
@@ -164,9 +165,7 @@ def _cupy() -> Any:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
-        raise OptionError(
-            f"the CUDA kernels need CuPy, which cannot be imported ({error}); `pip install {_package(wanted)}`"
-        ) from error
+        raise OptionError(needs("CuPy, by which the CUDA kernels run,", f"cuda{wanted}", error)) from error
     found = cupy.cuda.runtime.runtimeGetVersion() // 1000
     if found != wanted:
         raise OptionError(

@@ -14,7 +14,8 @@ from mergekern.errors import OptionError
 from mergekern.kernels.combine import Rule
 from mergekern.kernels.cuda_module import CudaModule, RawCudaModule
 from mergekern.kernels.gram import Blocks, Gram
-from mergekern.kernels.spectrum import DeviceSpectra, Stack
+from mergekern.kernels.spectrum import DeviceSpectra, Estimates, Stack
+from mergekern.kernels.streams import CudaStreams, HostStreams, Streams
 from mergekern.kernels.trim import ModelBlocks
 
 # The Triton kernels need tensor cores for float64; this is the first compute capability that has them.
@@ -46,12 +47,18 @@ class DeviceBackend:
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 
+    def streams(self) -> Streams:
+        """Return new queues of the device: for copies to it, kernels, and copies of results."""
+        return CudaStreams(self.device) if self.device.type == "cuda" else HostStreams()
+
     @contextlib.contextmanager
     def explaining_memory(self) -> Iterator[None]:
         """Turn torch's error about device memory into an OptionError that says what to do."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # of torch's allocator, or of CUDA where it pins memory of the host
+            if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                raise
             raise OptionError(
                 f"{self.description} has too little free memory for this zoo: {str(error).splitlines()[0]} "
                 "Free memory there, give a smaller max_memory, or use device='cpu'."
@@ -91,6 +98,20 @@ class DeviceBackend:
         from mergekern.kernels.spectrum import on_cuda
 
         return on_cuda.workspace(shape, top_k)
+
+    def randomized_spectra(
+        self, stacks: Sequence[Stack], names: Sequence[str], top_k: int, spectrum_k: int, tolerance: float
+    ) -> list[tuple[DeviceSpectra, Estimates]]:
+        """See mergekern.kernels.randomized_spectrum.on_cuda."""
+        from mergekern.kernels.randomized_spectrum import on_cuda
+
+        return on_cuda.spectra(stacks, names, top_k, spectrum_k, tolerance, self.module)
+
+    def randomized_spectrum_workspace(self, shape: tuple[int, int], top_k: int, spectrum_k: int) -> int:
+        """See mergekern.kernels.randomized_spectrum.on_cuda."""
+        from mergekern.kernels.randomized_spectrum import on_cuda
+
+        return on_cuda.workspace(shape, top_k, spectrum_k)
 
     def overlap(self, bases: torch.Tensor) -> torch.Tensor:
         """See mergekern.kernels.overlap.on_triton."""

@@ -24,6 +24,8 @@ def in_one_dtype(
 ) -> list[torch.Tensor | None]:
     """Return the tensors in one storage dtype that holds all of them exactly. Tensors of that dtype are not copied.
 
+    A tensor that occurs several times, as the base of many models, is converted once.
+
     >>> found = in_one_dtype([None, torch.ones(1, dtype=torch.float16), torch.ones(1, dtype=torch.bfloat16)])
     >>> [tensor if tensor is None else tensor.dtype for tensor in found]
     [None, torch.float32, torch.float32]
@@ -32,7 +34,9 @@ def in_one_dtype(
     if len(dtypes) == 1 and dtypes <= set(storage):
         return list(tensors)
     common = torch.float64 if torch.float64 in dtypes else torch.float32
-    return [tensor if tensor is None else tensor.to(common) for tensor in tensors]
+    different = {id(tensor): tensor for tensor in tensors if tensor is not None}
+    converted = {key: tensor.to(common) for key, tensor in different.items()}
+    return [tensor if tensor is None else converted[id(tensor)] for tensor in tensors]
 
 
 def addresses(tensors: Sequence[torch.Tensor | None]) -> list[int]:

@@ -45,8 +45,8 @@ class Support(NamedTuple):
 
 
 # Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters), count_sketch,
-# interference, randomized_spectrum and signs exist for the CPU only, task_product for devices only. If native and numpy
-# name the same function, it selects its inner loops itself.
+# interference and signs exist for the CPU only, task_product for devices only. If native and numpy name the same
+# function, it selects its inner loops itself.
 KERNELS = {
     "combine": Support("combine.on_cpu.native", "combine.on_cpu.numpy", "combine.on_triton.combine"),
     "count_sketch": Support("count_sketch.on_cpu.CountSketch", "count_sketch.on_cpu.CountSketch", None),
@@ -55,12 +55,17 @@ KERNELS = {
     "low_rank": Support("low_rank.on_cpu.Triplets", "low_rank.on_cpu.Triplets", None),
     "overlap": Support("overlap.on_cpu.native", "overlap.on_cpu.numpy", "overlap.on_triton.overlap"),
     "polar": Support("polar.on_cpu.polar", "polar.on_cpu.polar", "polar.on_torch.polar"),
-    "randomized_spectrum": Support("randomized_spectrum.on_cpu.spectrum", "randomized_spectrum.on_cpu.spectrum", None),
+    "randomized_spectrum": Support(
+        "randomized_spectrum.on_cpu.spectrum",
+        "randomized_spectrum.on_cpu.spectrum",
+        "randomized_spectrum.on_cuda.spectra",
+    ),
     "signs": Support("signs.on_cpu.native", "signs.on_cpu.numpy", None),
     "spectrum": Support("spectrum.on_cpu.native", "spectrum.on_cpu.spectrum", "spectrum.on_cuda.spectra"),
     "task_product": Support(None, None, "task_product.on_triton.task_product"),
     "trim": Support("trim.on_cpu.kth_largest", "trim.on_cpu.kth_largest", "trim.on_cuda.kth_largest"),
     "truncation": Support("truncation.on_cpu.leading", "truncation.on_cpu.leading", "truncation.on_torch.leading"),
+    "variation": Support("variation.on_cpu.variances", "variation.on_cpu.variances", "variation.on_torch.variances"),
 }
 
 

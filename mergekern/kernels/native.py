@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -9,8 +11,12 @@ from mergekern.checkpoints.dtypes import READ_DTYPES
 
 try:
     from mergekern import _native as extension
-except ImportError:  # the package was built without a compiler
+except ImportError as error:  # the package was built without a compiler
     extension = None  # type: ignore[assignment]
+    logging.getLogger("mergekern").warning(
+        "the compiled kernels are missing (%s): NumPy takes their place, and is slower; installing with a C++17 "
+        "compiler builds them", error,
+    )  # fmt: skip
 
 # Codes of csrc/cpu/dtypes.hpp.
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(READ_DTYPES)}

@@ -22,6 +22,17 @@ PIECE = 4 << 20
 ALIGNMENT = 256
 
 
+def with_index(device: torch.device) -> torch.device:
+    """Return a device as tensors name it: "cuda" is the current CUDA device, such as "cuda:0".
+
+    >>> with_index(torch.device("cpu")), with_index(torch.device("cuda:1"))
+    (device(type='cpu'), device(type='cuda', index=1))
+    """
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[object]:
     """Make a stream current for this thread. None, on devices without streams, has no effect."""
     return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
@@ -42,18 +53,19 @@ def fetched(values: torch.Tensor) -> torch.Tensor:
 
 
 class Uploader:
-    """Copies tensors to one device, on a stream of its own.
+    """Copies tensors to one device, on one stream.
 
     Args:
         device: device of the results; for devices other than CUDA, torch itself moves the tensors.
+        stream: stream of the copies; by default one of its own.
 
     >>> Uploader(torch.device("cpu")).upload([torch.ones(2)], ThreadPoolExecutor(1))
     [tensor([1., 1.])]
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
+        self.device = with_index(device)
+        self.stream = torch.cuda.Stream(self.device) if stream is None and device.type == "cuda" else stream
         self._buffers: list[torch.Tensor] = []
         self._copied: list[torch.cuda.Event] = []
         self._next = 0

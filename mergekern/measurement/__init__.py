@@ -129,3 +129,6 @@ class Measurement(ABC):
             return pending
         coordinates = self.begin_coordinates(layer, pool, split)
         return lambda: replace(pending(), coordinates=coordinates())
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to give up)
+        """Give up what is begun and not finished, and wait until nothing runs any more."""

@@ -73,7 +73,11 @@ class LayerPass(Generic[Begun]):
         """
         entries: dict[int, LayerEntry] = {}
         ahead: deque[_LayerInFlight[Begun]] = deque()
-        with lapack.single_threaded_pool(self.measurement.threads) as pool, _reader() as reader:
+        with (
+            contextlib.closing(self.measurement),
+            lapack.single_threaded_pool(self.measurement.threads) as pool,
+            _reader() as reader,
+        ):
             for index, layer in enumerate(self.stream.with_factors()):
                 if not self.destination.wants(index):
                     entries[index] = _unread(layer, len(self.zoo.checkpoints))

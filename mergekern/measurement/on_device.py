@@ -1,18 +1,22 @@
 """Measuring on a GPU: layers are copied there as they come, and measured many at a time.
 
 A layer passes through three states. It *waits* in the batch that is being filled, its tensors on the device or on their
-way there. Once the batch is full it is *launched*: the kernels of all its layers are queued together, and what they
-give stays on the device. It is *finished* when that is fetched.
+way there. Once the batch is full it is *launched*: the kernels of all its layers are queued together, and the copies of
+what they give behind them. It is *finished* when these have come.
 
-The copies run on one stream and the kernels on another, so that a batch is measured while the next one is on its way.
+Copies to the device, kernels, and copies of results have a queue each (`kernels.streams`): a batch is measured while
+the next one is on its way, and the results of a batch wait for no other. A thread of its own launches, so that kernels
+that the host must steer, as those of a randomised factorisation, do not hold up the copies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -25,11 +29,13 @@ from mergekern.checkpoints.stream import non_finite
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.gram import distances_from_inner, wanted_pairs
 from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
-from mergekern.kernels.transfer import Uploader, on_stream
+from mergekern.kernels.streams import Event
+from mergekern.kernels.transfer import Uploader
 from mergekern.measurement import Measurement, Pending
+from mergekern.measurement.device_spectra import Factorisation, Factorised, Part
 from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.measurement.spectra import triplets_of
-from mergekern.statistics import Bases, LayerStatistics, SpectrumStatistics
+from mergekern.statistics import Bases, LayerStatistics, SpectrumErrors, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,8 @@ SHARE_OF_WORKSPACE = 0.4
 MATRICES_PER_MULTIPROCESSOR = 2
 # It is also full with this share of the weights' budget: the layers behind it need room while it is measured.
 BATCH_SHARE = 1 / 4
+# Blocks of one large layer that are on the device at a time: one is measured, and one on its way.
+BLOCKS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +69,24 @@ class DeviceLayer:
     is_factorised: bool
 
 
-class _Factorised(NamedTuple):
-    """Spectra of all models of a layer, and the overlaps (N, N) of each kind of their subspaces, on the device."""
+class _Results(NamedTuple):
+    """What the device gives for a layer, fetched to the host; valid once `fetched` has come.
 
-    spectra: DeviceSpectra
-    overlaps: dict[str, torch.Tensor]
-
-
-class _Launched(NamedTuple):
-    """What the device gives for a layer: inner products (N, N), and for matrices their factorisation."""
+    Attributes:
+        inner: inner products (N, N).
+        spectra: (values, rank, good) of all models; None where nothing is factorised.
+        overlaps: (N, N) of each kind of subspace.
+        vectors: the singular vectors that are wanted, by kind.
+        factorised: the factorisation, still on the device: one that fails its check is looked at there.
+        fetched: the event behind the copies.
+    """
 
     inner: torch.Tensor
-    factorised: _Factorised | None
+    spectra: tuple[torch.Tensor, ...] | None
+    overlaps: dict[str, torch.Tensor]
+    vectors: dict[str, torch.Tensor]
+    factorised: Factorised | None
+    fetched: Event
 
 
 @dataclass
@@ -86,10 +100,13 @@ class DeviceMeasurement(Measurement):
     backend: DeviceBackend
     fallback: CpuMeasurement
     _waiting: dict[DeviceLayer, list[torch.Tensor]] = field(default_factory=dict)
-    _launched: dict[DeviceLayer, _Launched] = field(default_factory=dict)
+    _launched: dict[DeviceLayer, Future[dict[DeviceLayer, _Results]]] = field(default_factory=dict)
     _redone: int = 0
-    # Layers are begun by one thread and finished by another.
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    # Layers are begun by one thread, launched by another, and finished by a third. Neither the buffers of uploads nor
+    # the compilers of kernels are for several threads. Nothing that takes one of these locks takes an earlier one.
+    _state: threading.RLock = field(default_factory=threading.RLock)
+    _uploading: threading.Lock = field(default_factory=threading.Lock)
+    _launching: threading.Lock = field(default_factory=threading.Lock)
 
     name = property(lambda self: self.backend.name)
     # Finishing a layer that still waits launches its batch as it is. With all layers begun that may be in flight, the
@@ -101,18 +118,20 @@ class DeviceMeasurement(Measurement):
         free = self.backend.free_memory()
         # On the device, where the default is a share of what is free.
         self.max_memory: int = int(SHARE_OF_WEIGHTS * free) if self.max_memory is None else self.max_memory
-        self._workspace = int(SHARE_OF_WORKSPACE * free)
-        self._uploader = Uploader(self.backend.device)
-        self._stream: torch.cuda.Stream | None = None
-        if self.backend.device.type == "cuda":
-            self._stream = torch.cuda.Stream(self.backend.device)
-            # Weights that are there already may still be on their way from whatever the caller does.
-            self._stream.wait_stream(torch.cuda.current_stream(self.backend.device))
+        workspace = int(SHARE_OF_WORKSPACE * free)
+        self._factorisation: Factorisation[DeviceLayer] = Factorisation(
+            self.backend, self.top_k, self.spectrum_k, self.svd_tolerance, workspace
+        )
+        self._streams = self.backend.streams()
+        self._uploader = Uploader(self.backend.device, self._streams.stream("copies"))
+        self._launcher = ThreadPoolExecutor(1, thread_name_prefix="mergekern-launcher")
 
     def provenance(self) -> dict[str, object]:
         """Return "device", "backend", and how many factorisations failed their check and were redone on the CPU."""
+        of_fallback = self.fallback.provenance()
+        svd = {"svd": of_fallback["svd"]} if "svd" in of_fallback else {}
         said = {"device": self.backend.description, "backend": self.backend.name, "redone_on_cpu": self._redone}
-        return {**said, **self.said_of_extras}
+        return {**said, **svd, **self.said_of_extras}
 
     def hashes(
         self, layer: Layer | FactoredLayer, pool: ThreadPoolExecutor, models: Sequence[int] | None = None
@@ -128,30 +147,43 @@ class DeviceMeasurement(Measurement):
         if isinstance(layer, FactoredLayer):
             return self.fallback.begin(layer, zoo, pool, split=split)
         begun = DeviceLayer(layer, zoo, split, self.with_spectrum and layer.tensor.is_matrix and not split)
-        with self._lock:
-            if layer.is_split:
-                self._launched[begun] = self._in_blocks(begun, pool)
-            else:
-                self._waiting[begun] = self._uploader.upload(layer.tensors(self.backend.device), pool)
-                layer.release()
+        if layer.is_split:
+            results: Future[dict[DeviceLayer, _Results]] = Future()
+            results.set_result({begun: self._in_blocks(begun, pool)})
+            self._launched[begun] = results
+        else:
+            there = self._upload(layer.tensors(self.backend.device), pool, layer.tensor.name)
+            layer.release()
+            with self._state:
+                self._waiting[begun] = there
                 if self._is_full():
                     self._launch()
         return self.with_coordinates(partial(self._finish, begun), layer, pool, split)
 
+    def close(self) -> None:
+        """See `Measurement`; nothing can be begun afterwards."""
+        self._launcher.shutdown(cancel_futures=True)
+
+    def _upload(self, tensors: Sequence[torch.Tensor], pool: ThreadPoolExecutor, what: str) -> list[torch.Tensor]:
+        """Return tensors on the device, or on their way there."""
+        with self._uploading, self.backend.explaining_memory(), self._streams.on("copies", what):
+            return self._uploader.upload(tensors, pool)
+
     def _finish(self, begun: DeviceLayer) -> LayerStatistics:
         """Wait for the batch of a layer, and return the statistics of that layer."""
-        with self._lock:
+        with self._state:
             if begun in self._waiting:
                 self._launch()
-            launched = self._launched.pop(begun)
+            batch = self._launched.pop(begun)
+        results = batch.result()[begun]
+        results.fetched.synchronize()
         layer, split = begun.layer, begun.split
-        with on_stream(self._stream):
-            inner = launched.inner.cpu().numpy()
-            if not np.isfinite(inner).all():
-                if not all(layer.equal_to_base()):
-                    raise non_finite(layer, begun.zoo)
-                return self.fallback.finished(self.fallback.unchanged(layer, split))
-            spectrum = None if launched.factorised is None else self._fetched(layer, launched.factorised)
+        inner = results.inner.numpy()
+        if not np.isfinite(inner).all():
+            if not all(layer.equal_to_base()):
+                raise non_finite(layer, begun.zoo)
+            return self.fallback.finished(self.fallback.unchanged(layer, split))
+        spectrum = None if results.factorised is None else self._statistics(layer, results, results.factorised)
         inner = np.where(wanted_pairs(len(inner), split), inner, 0.0)
         distance, spoilt = distances_from_inner(inner, split)
         if spoilt:
@@ -167,129 +199,135 @@ class DeviceMeasurement(Measurement):
         return matrices >= enough or size >= BATCH_SHARE * self.max_memory
 
     def _launch(self) -> None:
-        """Queue the kernels for all layers that wait. Where that fails they still wait."""
-        waiting = self._waiting
-        with on_stream(self._stream), self.backend.explaining_memory():
-            self._hand_over([tensor for tensors in waiting.values() for tensor in tensors])
-            inner = self.backend.inner_products([[t.reshape(-1) for t in tensors] for tensors in waiting.values()])
-            factorised = self._factorised(
-                {begun: Stack(base, tuned) for begun, (base, *tuned) in waiting.items() if begun.is_factorised}
+        """Let the kernels of all layers that wait be queued, behind the copies of these."""
+        batch, self._waiting = self._waiting, {}
+        results = self._launcher.submit(self._measured, batch, self._streams.record("copies"))
+        self._launched.update(dict.fromkeys(batch, results))
+
+    def _measured(self, batch: Mapping[DeviceLayer, list[torch.Tensor]], copied: Event) -> dict[DeviceLayer, _Results]:
+        names = {begun: begun.layer.tensor.name for begun in batch}
+        what = f"{len(batch)} tensors from {next(iter(names.values()))} on"
+        with self._launching, self.backend.explaining_memory():
+            with self._streams.on("kernels", what):
+                self._streams.wait("kernels", copied)
+                self._streams.keep([tensor for tensors in batch.values() for tensor in tensors], "kernels")
+                inner = self.backend.inner_products([[t.reshape(-1) for t in tensors] for tensors in batch.values()])
+                matrices = {begun: Stack(base, tuned) for begun, (base, *tuned) in batch.items() if begun.is_factorised}
+                factorised = self._factorisation.factorise(matrices, names)
+            return self._fetched(
+                {begun: (inner[position], factorised.get(begun)) for position, begun in enumerate(batch)}, what
             )
-        for position, begun in enumerate(waiting):
-            self._launched[begun] = _Launched(inner[position], factorised.get(begun))
-        self._waiting = {}
 
-    def _hand_over(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Let the kernels wait for the copies, and keep the memory until they are done."""
-        if self._stream is not None and self._uploader.stream is not None:
-            self._stream.wait_stream(self._uploader.stream)
-            for tensor in tensors:
-                tensor.record_stream(self._stream)
+    def _fetched(
+        self, given: Mapping[DeviceLayer, tuple[torch.Tensor, Factorised | None]], what: str
+    ) -> dict[DeviceLayer, _Results]:
+        """Queue the copies of what the kernels that are queued give for each layer."""
+        streams = self._streams
+        streams.wait("results", streams.record("kernels"))
+        fetched: dict[DeviceLayer, tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, dict, dict]] = {}
+        wanted = (
+            Bases._fields if self.with_bases else ("left_top", "right_top") if "interference" in self.extras else ()
+        )
+        with streams.on("results", what):
 
-    def _factorised(self, matrices: Mapping[DeviceLayer, Stack]) -> dict[DeviceLayer, _Factorised]:
-        parts: dict[DeviceLayer, list[DeviceSpectra]] = {begun: [] for begun in matrices}
-        for together in self._packed(matrices):
-            found = self.backend.spectra([stack for _, stack in together], self.top_k, self.spectrum_k)
-            for (begun, _), part in zip(together, found, strict=True):
-                parts[begun].append(part)
-        return self._with_overlaps({begun: _joined(part) for begun, part in parts.items()})
+            def to_host(tensor: torch.Tensor) -> torch.Tensor:
+                streams.keep([tensor], "results")
+                return streams.fetch(tensor)
 
-    def _packed(self, matrices: Mapping[DeviceLayer, Stack]) -> Iterator[list[tuple[DeviceLayer, Stack]]]:
-        """Yield stacks of one short side that the workspace holds together; a stack may come in several parts."""
-        by_side: dict[int, list[tuple[DeviceLayer, Stack]]] = {}
-        for begun, stack in matrices.items():
-            by_side.setdefault(min(stack.base.shape), []).append((begun, stack))
-        for stacks in by_side.values():
-            together: list[tuple[DeviceLayer, Stack]] = []
-            free = self._workspace
-            for begun, (base, tuned) in stacks:
-                each = self.backend.spectrum_workspace((base.shape[0], base.shape[1]), self.top_k)
-                first = 0
-                while first < len(tuned):
-                    count = min(len(tuned) - first, free // each)
-                    if count == 0 and not together:
-                        count = 1  # whether it fits is for the device to say
-                    if count > 0:
-                        together.append((begun, Stack(base, tuned[first : first + count])))
-                        free -= count * each
-                        first += count
-                    if first < len(tuned):
-                        yield together
-                        together, free = [], self._workspace
-            if together:
-                yield together
+            for begun, (inner, factorised) in given.items():
+                if factorised is None:
+                    fetched[begun] = to_host(inner), None, {}, {}
+                    continue
+                spectra = factorised.spectra
+                fetched[begun] = (
+                    to_host(inner),
+                    tuple(to_host(each) for each in (spectra.values, spectra.rank, spectra.good)),
+                    {side: to_host(each) for side, each in factorised.overlaps.items()},
+                    {side: to_host(getattr(spectra, side)) for side in wanted},
+                )
+        event = streams.record("results")
+        return {begun: _Results(*parts, given[begun][1], event) for begun, parts in fetched.items()}
 
-    def _with_overlaps(self, spectra: Mapping[DeviceLayer, DeviceSpectra]) -> dict[DeviceLayer, _Factorised]:
-        """Return spectra with the overlaps of their subspaces; vectors of one length go in one launch."""
-        by_shape: dict[torch.Size, list[tuple[DeviceLayer, str]]] = {}
-        for begun, each in spectra.items():
-            for side in Bases._fields:
-                by_shape.setdefault(getattr(each, side).shape, []).append((begun, side))
-        found: dict[tuple[DeviceLayer, str], torch.Tensor] = {}
-        for same in by_shape.values():
-            vectors = torch.stack([getattr(spectra[begun], side) for begun, side in same])
-            found.update(zip(same, self.backend.overlap(vectors), strict=True))
-        return {
-            begun: _Factorised(each, {side: found[begun, side] for side in Bases._fields})
-            for begun, each in spectra.items()
-        }
-
-    def _in_blocks(self, begun: DeviceLayer, pool: ThreadPoolExecutor) -> _Launched:
+    def _in_blocks(self, begun: DeviceLayer, pool: ThreadPoolExecutor) -> _Results:
         """Measure a layer that is larger than the budget: block by block, its matrices one model at a time."""
-        models = len(begun.zoo.models)
-        with on_stream(self._stream):
+        models, name = len(begun.zoo.models), begun.layer.tensor.name
+        with self._launching, self._streams.on("kernels", name):
             inner = torch.zeros(1, models, models, dtype=torch.float64, device=self.backend.device)
+        done: deque[Event] = deque()
         for base, tuned in begun.layer.blocks():
-            there = self._uploader.upload([base, *tuned], pool)
+            there = self._upload([base, *tuned], pool, name)
             del base, tuned
-            with on_stream(self._stream), self.backend.explaining_memory():
-                self._hand_over(there)
+            with self._on_uploaded(there, name):
                 inner += self.backend.inner_products([there])
-        return _Launched(inner[0], self._factorised_one_by_one(begun, pool) if begun.is_factorised else None)
+            self._wait_for_room(done)
+        factorised = self._factorised_one_by_one(begun, pool, done) if begun.is_factorised else None
+        with self._launching:
+            return self._fetched({begun: (inner[0], factorised)}, name)[begun]
 
-    def _factorised_one_by_one(self, begun: DeviceLayer, pool: ThreadPoolExecutor) -> _Factorised:
-        parts = []
+    def _factorised_one_by_one(self, begun: DeviceLayer, pool: ThreadPoolExecutor, done: deque[Event]) -> Factorised:
+        name = begun.layer.tensor.name
+        parts: list[Part] = []
         for model in range(len(begun.zoo.models)):
             # One matrix and its base are held at a time, as on the processor; they may be more than the budget.
             ((_, base, tuned),) = begun.layer.matrix_blocks(model, 0, begun.layer.tensor.shape[0])
-            there = self._uploader.upload([base, tuned], pool)
+            there = self._upload([base, tuned], pool, name)
             del base, tuned
-            with on_stream(self._stream), self.backend.explaining_memory():
-                self._hand_over(there)
-                parts += self.backend.spectra([Stack(there[0], there[1:])], self.top_k, self.spectrum_k)
-        with on_stream(self._stream):
-            return self._with_overlaps({begun: _joined(parts)})[begun]
+            with self._on_uploaded(there, name):
+                parts += self._factorisation.parts([Stack(there[0], there[1:])], [name])
+            self._wait_for_room(done)
+        with self._launching, self._streams.on("kernels", name):
+            return self._factorisation.joined(begun, parts)
 
-    def _fetched(self, layer: Layer, factorised: _Factorised) -> SpectrumStatistics:
+    @contextlib.contextmanager
+    def _on_uploaded(self, tensors: Sequence[torch.Tensor], what: str) -> Iterator[None]:
+        """Queue kernels behind the copies of tensors, and keep the memory of these until they are done."""
+        copied = self._streams.record("copies")
+        with self._launching, self.backend.explaining_memory(), self._streams.on("kernels", what):
+            self._streams.wait("kernels", copied)
+            self._streams.keep(tensors, "kernels")
+            yield
+
+    def _wait_for_room(self, done: deque[Event]) -> None:
+        """Note that a block is queued, and wait until no more than BLOCKS_IN_FLIGHT are not measured."""
+        done.append(self._streams.record("kernels"))
+        if len(done) >= BLOCKS_IN_FLIGHT:
+            done.popleft().synchronize()
+
+    def _statistics(self, layer: Layer, results: _Results, factorised: Factorised) -> SpectrumStatistics:
         """Return the statistics of a layer's spectra; where some failed their check, from spectra redone on the CPU."""
-        spectra = factorised.spectra
-        if not bool(spectra.good.all()):
-            return self.fallback.overlaps(self._redo(layer, spectra))
-        left_top, right_top, right_bottom = (factorised.overlaps[side].cpu().numpy() for side in Bases._fields)
-        bases = Bases(*(getattr(spectra, side).cpu().numpy() for side in Bases._fields)) if self.with_bases else None
+        assert results.spectra is not None
+        values, rank, good = (each.numpy() for each in results.spectra)
+        if not good.all():
+            return self.fallback.overlaps(self._redo(layer, factorised))
+        missing = np.full((len(values),) * 2, np.nan)
+        left_top, right_top, right_bottom = (
+            results.overlaps[side].numpy() if side in results.overlaps else missing for side in Bases._fields
+        )
+        vectors = {side: each.numpy() for side, each in results.vectors.items()}
         interference = None
         if "interference" in self.extras:
-            triplets = (getattr(spectra, part).cpu().numpy() for part in ("values", "left_top", "right_top"))
-            interference = self.fallback.backend.interference(triplets_of(*triplets))
+            triplets = triplets_of(values, vectors["left_top"], vectors["right_top"])
+            interference = self.fallback.backend.interference(triplets)
         return SpectrumStatistics(
-            spectra.values.cpu().numpy(),
-            spectra.rank.cpu().numpy(),
+            values,
+            rank,
             left_top,
             right_top,
             right_bottom,
-            k=spectra.left_top.shape[2],
-            bases=bases,
+            k=factorised.spectra.left_top.shape[2],
+            bases=Bases(**vectors) if self.with_bases else None,
+            errors=None if factorised.estimates is None else SpectrumErrors(*factorised.estimates),
             interference=interference,
         )
 
-    def _redo(self, layer: Layer, spectra: DeviceSpectra) -> list[Spectrum]:
+    def _redo(self, layer: Layer, factorised: Factorised) -> list[Spectrum]:
         """Return the spectra of all models on the host, those that failed their check factorised again."""
-        on_host = DeviceSpectra(*(part.cpu() for part in spectra))
+        on_host = DeviceSpectra(*(part.cpu() for part in factorised.spectra))
         bad = (~on_host.good).nonzero()[:, 0].tolist()
         logger.warning("%s: %d factorisations failed their check; redone on the CPU", layer.tensor.name, len(bad))
         self._redone += len(bad)
         return [
-            self.fallback.factorise(layer, model) if model in bad else on_host.spectrum(model)
+            self.fallback.factorise(layer, model) if model in bad else factorised.spectrum(on_host, model)
             for model in range(len(on_host.good))
         ]
 
@@ -300,13 +338,7 @@ class DeviceMeasurement(Measurement):
         blocks = layer.blocks() if layer.is_split else iter([(None, layer.tensors(device)[1:])])
         for _, tuned in blocks:
             with ThreadPoolExecutor(1) as pool:
-                there = self._uploader.upload([tensor.reshape(-1) for tensor in tuned], pool)
-            with on_stream(self._stream):
-                self._hand_over(there)
+                there = self._upload([tensor.reshape(-1) for tensor in tuned], pool, layer.tensor.name)
+            with self._on_uploaded(there, layer.tensor.name):
                 total += self.backend.squared_distances(there, pairs).cpu().numpy()
         return total
-
-
-def _joined(parts: Sequence[DeviceSpectra]) -> DeviceSpectra:
-    """Return the spectra of all models of a layer, from those of some each."""
-    return DeviceSpectra(*map(torch.cat, zip(*parts, strict=True)))

@@ -9,7 +9,8 @@ To add a method, touch three files:
    - `elements`: an `Elementwise` of parts: trim or drop, consensus, factor. The kernel `combine` does it (`ties.py`).
    - `matrix`: for matrices, in operators that NumPy arrays and tensors share (`tsv.py`).
    - `tensor`: looks at a whole tensor first, for inner products, order statistics or counts, and returns what is done
-     to its elements: a weighted sum, or a function of blocks in operators of torch (`ram.py`). Where inner products of
+     to its elements: a weighted sum, a rule of the kernel `combine` (`ram.py`), or a function of blocks in operators of
+     torch (`della.py`). Where inner products of
      the models are all that it needs, it is one function, Gram -> coefficients (`span.py`, `slerp.py`).
 
 2. A line in `registry.py`. The command line, the table in the README (`make readme`), the studies and the tests of what

@@ -23,11 +23,9 @@ def tensor(tensor: WholeTensor, weights: Sequence[float]) -> Blockwise:
         divergence = (tuned * (tuned / base).log()).sum(1, keepdim=True).clamp(min=0.0)
         return (block.deltas[0].abs().reshape(-1, last) * divergence).reshape(block.base.shape)
 
-    def quartile(number: int) -> float:
-        place = number * (tensor.count - 1) // 4  # in ascending order
-        return tensor.kth_largest(importance, tensor.count - place, of_rows=True)
-
-    threshold = quartile(2) + 1.5 * (quartile(3) - quartile(1))
+    places = [quarter * (tensor.count - 1) // 4 for quarter in (1, 2, 3)]  # in ascending order
+    first, median, third = tensor.kth_largest(importance, [tensor.count - place for place in places], of_rows=True)
+    threshold = median + 1.5 * (third - first)
 
     def combine(block: Block) -> torch.Tensor:
         kept = torch.where(importance(block) >= threshold, block.deltas[0], 0.0)

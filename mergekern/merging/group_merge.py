@@ -16,8 +16,11 @@ from mergekern.checkpoints.stream import non_finite
 from mergekern.errors import NonFiniteError, OptionError
 from mergekern.kernels.combine import Rule, Tally
 from mergekern.merging.elementwise import Elementwise, mask_key
+from mergekern.merging.gathered import Gathered
+from mergekern.merging.matrices import Matrices
 from mergekern.merging.method import Method
 from mergekern.merging.normalisation import MEAN, averaged_counters, averaging_weights, is_statistic
+from mergekern.merging.of_tensor import OfTensor
 from mergekern.merging.output import Sink
 from mergekern.merging.route import Route
 from mergekern.merging.settings import Settings
@@ -51,6 +54,7 @@ class GroupMerge:
         settings: their weights and options, in the order of `models`.
         sink: takes the result.
         settings_of: tensor name -> settings of the tensor, where they differ; by default `settings` are those of all.
+        gathered: what runs of the models gave, for methods that need it.
 
     Attributes:
         whole_model: what is known of all tensors together, after `prepare_whole_models`, where the scope is the model.
@@ -58,11 +62,12 @@ class GroupMerge:
 
     def __init__(
         self, zoo: Zoo, models: Sequence[int], method: Method, settings: Settings, sink: Sink,
-        settings_of: Callable[[str], Settings] | None = None,
+        settings_of: Callable[[str], Settings] | None = None, gathered: Gathered | None = None,
     ) -> None:  # fmt: skip
         self.zoo, self.models, self.method, self.settings, self.sink = zoo, tuple(models), method, settings, sink
         self.elementwise: Elementwise = method.elements(**settings.options) if method.elements else MEAN
         self.whole_model: WholeModel | None = None
+        self._gathered = gathered
         self._settings_of = settings_of or (lambda name: settings)
         self._lock = threading.Lock()
         self._digests: dict[str, list[str]] = {}
@@ -99,8 +104,11 @@ class GroupMerge:
             self._merge_tensor(shared, order, settings)
             return
         if shared.layer.tensor.is_matrix and self.method.matrix is not None:
-            self._merge_matrix(shared, order, settings)
-            return
+            matrices = shared.matrices(order)
+            matrices.gathered = self._gathered_of(shared, order)
+            if self.method.needs is None or matrices.gathered is not None:
+                self._merge_matrix(shared, matrices, settings)
+                return
         majority = self.whole_model.majority if self.whole_model else 1
         tally = self._merge_elements(shared, order, settings, majority)
         if tally.undecided and tally.signs < 0 and self.whole_model is None:
@@ -124,17 +132,27 @@ class GroupMerge:
     def _merge_tensor(self, shared: SharedLayer, order: list[int], settings: Settings) -> None:
         assert self.method.tensor is not None
         tensor = shared.whole(order)
+        tensor.gathered = self._gathered_of(shared, order)
         combination = self.method.tensor(tensor, settings.weights, **settings.options)
         if isinstance(combination, WeightedSum):
             rule = Rule("sum", combination.coefficients)
             self._combine(shared, order, rule, from_zero=combination.of_models)
             return
+        if isinstance(combination, Rule):
+            self._combine(shared, order, combination)
+            return
         for block in tensor.blocks(combination.of_rows):
             self._write(shared, combination.combine(block).reshape(-1), block.start)
 
-    def _merge_matrix(self, shared: SharedLayer, order: list[int], settings: Settings) -> None:
+    def _gathered_of(self, shared: SharedLayer, order: list[int]) -> OfTensor | None:
+        if self._gathered is None or self.method.needs is None:
+            return None
+        models = [self.zoo.model_names[model] for model in order]
+        return self._gathered.of(self.method.needs, shared.name, models)
+
+    def _merge_matrix(self, shared: SharedLayer, matrices: Matrices, settings: Settings) -> None:
         assert self.method.matrix is not None
-        merged = self.method.matrix(shared.matrices(order), settings.weights, **settings.options)
+        merged = self.method.matrix(matrices, settings.weights, **settings.options)
         merged = torch.from_numpy(merged) if isinstance(merged, np.ndarray) else merged
         result = merged.add_(shared.route.base(shared.layer))
         self._write(shared, result.reshape(-1), 0)

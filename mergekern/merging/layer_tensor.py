@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from mergekern.checkpoints import Layer, Zoo
-from mergekern.checkpoints.stream import non_finite
+from mergekern.checkpoints.stream import SEGMENT, non_finite
 from mergekern.kernels.combine import Rule
 from mergekern.merging.elementwise import mask_key
 from mergekern.merging.route import Route
@@ -62,14 +63,61 @@ class LayerTensor(WholeTensor):
         """See `WholeTensor`."""
         return [mask_key(seed, self._layer.tensor.name, digest) for digest in self._hashes]
 
-    def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
+    def kth_largest(
+        self, values: Callable[[Block], torch.Tensor], ranks: Sequence[int], of_rows: bool = False
+    ) -> list[float]:
+        """See `WholeTensor`; the values are computed once where the tensor is held whole."""
+        found = self._kept(lambda: (values(block).reshape(-1) for block in self.blocks(of_rows)))
+        return [self._kth_largest_of(found, k) for k in ranks]
+
+    def least_variance(self, share: float) -> float:
         """See `WholeTensor`."""
 
-        def computed() -> Iterator[tuple[None, list[torch.Tensor]]]:
-            for block in self.blocks(of_rows):
-                yield None, [values(block).reshape(-1)]
+        def variances() -> Iterator[torch.Tensor]:
+            for base, tuned in self._route.ranges(self._layer, self._models, self._step):
+                found = self._route.variances(base, tuned, self._threads)
+                if not _is_finite(found):
+                    raise non_finite(self._layer, self._zoo)
+                yield found
 
-        return self._route.kth_largest_of(computed, math.prod(self.shape), k, self._threads)
+        found = self._kept(variances)
+        k = int(share * sum(int(part.count_nonzero()) for part in found()))
+        return self._kth_largest_of(found, k) if k else math.inf
+
+    def energies(self, least: float) -> np.ndarray:
+        """See `WholeTensor`; sums over segments, so that a budget changes no bit."""
+        found = np.zeros(len(self._models))
+        for base, tuned in self._route.ranges(self._layer, self._models, self._step):
+            found += self._route.energies(base, tuned, least, self._threads)
+        return found
+
+    def changes(self, epsilon: float) -> np.ndarray:
+        """See `WholeTensor`."""
+        found = np.zeros((2, len(self._models)), dtype=np.int64)
+        for base, tuned in self._route.ranges(self._layer, self._models, self._step):
+            found += self._route.changes(base, tuned, epsilon, self._threads)
+        return found
+
+    @property
+    def _step(self) -> int:
+        """Elements that the kernels take at a time: those over which they sum on the processor, more on a device."""
+        return max(SEGMENT, self._route.block)
+
+    def _kept(self, parts: Callable[[], Iterator[torch.Tensor]]) -> Callable[[], Iterator[torch.Tensor]]:
+        """Return what yields the parts of values computed of the tensor, all at once if it is held whole."""
+        if self._layer.is_split:
+            return parts
+        whole = torch.cat(list(parts()))
+        return lambda: iter([whole])
+
+    def _kth_largest_of(self, parts: Callable[[], Iterator[torch.Tensor]], k: int) -> float:
+        blocks = partial(_without_base, parts)
+        return self._route.kth_largest_of(blocks, math.prod(self.shape), k, self._threads)
+
+
+def _without_base(parts: Callable[[], Iterator[torch.Tensor]]) -> Iterator[tuple[None, list[torch.Tensor]]]:
+    for part in parts():
+        yield None, [part]
 
 
 def _is_finite(values: torch.Tensor) -> bool:

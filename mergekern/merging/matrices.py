@@ -17,6 +17,7 @@ from mergekern.kernels.polar import on_torch as polar_on_torch
 from mergekern.kernels.truncation import Triplets
 from mergekern.kernels.truncation import on_cpu as truncation_on_cpu
 from mergekern.kernels.truncation import on_torch as truncation_on_torch
+from mergekern.merging.of_tensor import OfTensor
 
 
 class MatrixKernels(NamedTuple):
@@ -53,7 +54,10 @@ class Matrices:
     Attributes:
         shape: (m, n).
         kernels: for these matrices.
+        gathered: what runs of the models gave of the tensor, for methods that need it.
     """
+
+    gathered: OfTensor | None = None
 
     def __init__(self, deltas: Sequence[Any], kernels: MatrixKernels = ON_CPU) -> None:
         self._deltas, self.kernels = deltas, kernels

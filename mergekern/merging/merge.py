@@ -21,6 +21,7 @@ from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import OptionError, OutputError
 from mergekern.merging.arguments import Weights, resolve_dtype, resolve_groups, resolve_per_model, resolve_weights
 from mergekern.merging.chosen import Chosen
+from mergekern.merging.gathered import gather, with_notes
 from mergekern.merging.in_memory import MERGED_BYTES, merges_in_memory, route_on
 from mergekern.merging.merge_pass import MergePass
 from mergekern.merging.notes import (
@@ -64,6 +65,7 @@ def merge(
     exclude: str | Iterable[str] | None = None,
     heads: str | None = None,
     head_tensors: str | Sequence[str] | None = None,
+    calibration: Any = None,
 ) -> StateDict | dict[str, StateDict] | Path:
     """Merge two or more models fine-tuned from one base.
 
@@ -71,7 +73,7 @@ def merge(
         checkpoints: a folder of checkpoints (the one named `base.*` is the base), a sequence of paths, or a mapping
             name -> checkpoint; see `compute_all`.
         base: the checkpoint that all were fine-tuned from; needed unless the folder has one.
-        method: one of `mergekern.METHODS`.
+        method: one of `mergekern.METHODS`; or "regmean" or "fisher", which need a calibration.
         options: values of the method's options, such as `{"density": 0.5}`; the others have their value in
             `mergekern.METHODS[method].defaults`.
         output: a `.safetensors` file, or, under any other name and where the base is a folder, a folder: then
@@ -107,6 +109,9 @@ def merge(
         head_tensors: names of the heads' tensors, one or several, with * and ? as in file names; by default what lies
             outside the body, is called as heads are, or is not shared by all (`mergekern.checkpoints.heads`).
 
+        calibration: samples of the task of each model, a `mergekern.Calibration`, for regmean and fisher. Each model is
+            run once; what that gives goes to temporary files, and is read a tensor at a time.
+
     Returns:
         The merged state dict, name -> tensor, with every name of the base (integer buffers are the base's, tied names
         share one tensor); or the path written. With heads="each" the state dict of every model, by its name, or the
@@ -140,12 +145,18 @@ def merge(
         least=min(chosen.least, 2), rename=rename, heads=patterns_of(heads, head_tensors),
     )  # fmt: skip
     chosen.check_count(len(zoo.models))
-    tensors = Chosen.given(only, exclude)
+    tensors, whole = Chosen.given(only, exclude), zoo
     zoo = tensors.of(zoo)
-    stream = LayerStream(zoo, route.max_memory)
     resolved = resolve_per_model(resolved, zoo, chosen)
     request = Request(tuple(range(len(zoo.models))), chosen, resolved, resolve_weights(weights, zoo, chosen, resolved))
     plans = Plans(zoo, heads, resolve_dtype(dtype))
+    if output is not None and not plans.are_of_each:  # before models are run
+        remove_left_behind(Path(output).absolute().parent)
+        owner = plans.owners(request.models)[0]
+        check_targets([Target(request, Path(output), plans[owner], owner)], zoo, overwrite)
+    gathered = gather([chosen], whole, calibration, device, progress)
+    request, zoo = dataclasses.replace(request, gathered=gathered), with_notes(zoo, [chosen], gathered)
+    stream = LayerStream(zoo, route.max_memory)
     if output is None:
         tensors.check([("", zoo)])
         _show_notes(zoo, plans, [request])
@@ -159,9 +170,7 @@ def merge(
         targets = [target_in(path, request, owner, zoo, plans) for owner in owners]
         _write_new(path, *_files(stream, targets, route, overwrite, on_mismatch, io, progress, tensors))
         return path
-    remove_left_behind(path.absolute().parent)
     targets = [Target(request, path, plans[owners[0]], owners[0])]
-    check_targets(targets, zoo, overwrite)
     files, targets = _files(stream, targets, route, overwrite, on_mismatch, io, progress, tensors)
     files.write(targets, path.absolute().parent)
     return path
@@ -187,6 +196,7 @@ def merge_all(
     rename: Mapping[str, str] | None = None,
     heads: str | None = None,
     head_tensors: str | Sequence[str] | None = None,
+    calibration: Any = None,
 ) -> list[Path]:
     """Merge every pair of a zoo, or given groups, by several methods, reading each tensor once for all of them.
 
@@ -206,6 +216,7 @@ def merge_all(
             gets a state dict for each model, by its name.
         merged_memory: bytes of merged models held for the callback. More merges take more passes over the zoo, as all
             models of a pass are held until its last tensor is merged. Files are always made in one pass.
+        calibration: as for `merge`.
 
     Returns:
         The paths written.
@@ -238,13 +249,17 @@ def merge_all(
     )  # fmt: skip
     if patterns is not None and not zoo.heads:
         raise OptionError("heads: the zoo that is given does not tell them apart; open it with heads=()")
-    stream = LayerStream(zoo, route.max_memory)
     members = resolve_groups(groups, zoo)
     for models, (method, _) in itertools.product(members, chosen):
         method.check_count(len(models))
+    gathered = gather([method for method, _ in chosen], zoo, calibration, device, progress)
+    zoo = with_notes(zoo, [method for method, _ in chosen], gathered)
+    stream = LayerStream(zoo, route.max_memory)
     chosen = [(method, resolve_per_model(resolved, zoo, method)) for method, resolved in chosen]
     requests = [
-        Request(models, method, select_options(resolved, models), (1.0,) * len(models))
+        Request(
+            models, method, select_options(resolved, models), (1.0,) * len(models), gathered if method.needs else None
+        )
         for models in members
         for method, resolved in chosen
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from mergekern.merging.elementwise import Elementwise, mask_key
 from mergekern.merging.matrices import Matrices
 from mergekern.merging.mergekit_names import Mergekit
 from mergekern.merging.option_checks import Check, plain
-from mergekern.merging.whole_tensor import Blockwise, TensorInMemory, WeightedSum, lost_norms, merge_in_memory
+from mergekern.merging.whole_tensor import Combination, TensorInMemory, lost_norms, merge_in_memory
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Method:
         per_model: names of the options of which each model may have its own value.
         checks: option -> what raises OptionError for a value that is out of range.
         mergekit: the method as mergekit has it; None where it has no such method.
+        needs: what runs of the models on samples must give, see `gathered`; None where weights are enough.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Method:
     defaults: Mapping[str, Any]
     elements: Callable[..., Elementwise] | None = None
     matrix: Callable[..., Any] | None = None
-    tensor: Callable[..., WeightedSum | Blockwise] | None = None
+    tensor: Callable[..., Combination] | None = None
     any_weight: bool | Callable[..., bool] = False
     least: int = 2
     most: int | None = None
@@ -58,6 +59,7 @@ class Method:
     per_model: tuple[str, ...] = ()
     checks: Mapping[str, Check] = field(default_factory=dict)
     mergekit: Mergekit | None = None
+    needs: Literal["inputs", "fisher"] | None = None
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return all options, checked. Where each model may have its own value, a mapping or a tuple has them.

@@ -16,6 +16,7 @@ from mergekern.kernels.gram.on_cpu import inner_products
 from mergekern.kernels.native import difference
 from mergekern.kernels.trim import ModelBlocks
 from mergekern.kernels.trim.on_cpu import kth_largest
+from mergekern.kernels.variation import on_cpu as variation
 from mergekern.merging.matrices import ON_CPU
 from mergekern.merging.route import Block, Layers, Route
 from mergekern.merging.whole_tensor import BLOCK
@@ -73,6 +74,18 @@ class CpuRoute(Route):
         """See `Route`."""
         out = torch.empty(tuned[0].numel(), dtype=dtype, device="cpu")
         return out, combine(base, tuned, rule, out, start, threads)
+
+    def variances(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], threads: int) -> torch.Tensor:
+        """See `Route`."""
+        return torch.from_numpy(variation.variances(base, tuned, threads))
+
+    def energies(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], least: float, threads: int) -> np.ndarray:
+        """See `Route`."""
+        return variation.energies(base, tuned, least, threads)
+
+    def changes(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], epsilon: float, threads: int) -> np.ndarray:
+        """See `Route`."""
+        return variation.changes(base, tuned, epsilon, threads)
 
     def base(self, layer: Layer) -> torch.Tensor:
         """See `Route`."""

@@ -22,6 +22,7 @@ from mergekern.kernels.combine import Rule, Tally
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.transfer import Uploader, fetched, on_stream
 from mergekern.kernels.trim import ModelBlocks
+from mergekern.kernels.variation import on_torch as variation
 from mergekern.merging.matrices import ON_TORCH
 from mergekern.merging.route import Block, Layers, Route
 
@@ -126,6 +127,18 @@ class DeviceRoute(Route):
         with self._launching:
             tally = self.backend.combine(base, tuned, rule, out, start)
         return out, Tally(*tally.tolist())
+
+    def variances(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], threads: int) -> torch.Tensor:
+        """See `Route`."""
+        return variation.variances(base, tuned)
+
+    def energies(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], least: float, threads: int) -> np.ndarray:
+        """See `Route`."""
+        return variation.energies(base, tuned, least)
+
+    def changes(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], epsilon: float, threads: int) -> np.ndarray:
+        """See `Route`."""
+        return variation.changes(base, tuned, epsilon)
 
     def base(self, layer: Layer) -> torch.Tensor:
         """See `Route`."""

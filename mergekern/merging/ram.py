@@ -7,60 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mergekern.kernels.combine import Rule
 from mergekern.merging.mergekit_names import Mergekit, Parameter
 from mergekern.merging.method import Method, merge_tensor
 from mergekern.merging.option_checks import number
-from mergekern.merging.whole_tensor import Block, Blockwise, WholeTensor, total
+from mergekern.merging.whole_tensor import WholeTensor
 
 DEFAULTS = {"epsilon": 1e-5}
 PLUS_DEFAULTS = {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}
 
 
-def tensor(tensor: WholeTensor, weights: Sequence[float], epsilon: float) -> Blockwise:
+def tensor(tensor: WholeTensor, weights: Sequence[float], epsilon: float) -> Rule:
     """Return what is done to each element: the mean of the task vectors that change it."""
-    return _mean_of_changes(weights, epsilon, [1.0] * len(weights))
+    return _mean_of_changes(weights, epsilon)
 
 
-def tensor_of_plus(tensor: WholeTensor, weights: Sequence[float], epsilon: float, r: float, alpha: float) -> Blockwise:
+def tensor_of_plus(tensor: WholeTensor, weights: Sequence[float], epsilon: float, r: float, alpha: float) -> Rule:
     """Return what is done to each element, after those are counted that one model alone changes."""
-    counts = np.zeros((2, len(weights)))  # of elements that others change too, and of a model's own
-    for block in tensor.blocks():
-        changed = _changed(block, epsilon)
-        alone = _count(changed) == 1.0
-        for model, own in enumerate(changed):
-            of_own = total((own & alone).double())
-            counts[:, model] += total(own.double()) - of_own, of_own
-    shared, unique = counts
+    shared, unique = tensor.changes(epsilon)
     overlap = np.divide(shared, unique, out=np.zeros(len(weights)), where=unique > 0)
-    return _mean_of_changes(weights, epsilon, (1.0 + r * np.clip(overlap, 0.0, alpha)).tolist())
+    return _mean_of_changes(weights, epsilon, tuple((1.0 + r * np.clip(overlap, 0.0, alpha)).tolist()))
 
 
-def _changed(block: Block, epsilon: float) -> list[torch.Tensor]:
-    """Return which elements each model changes."""
-    return [delta.abs() > epsilon for delta in block.deltas]
-
-
-def _count(changed: Sequence[torch.Tensor]) -> torch.Tensor:
-    count = torch.zeros_like(changed[0], dtype=torch.float64)
-    for own in changed:
-        count = count + own
-    return count
-
-
-def _mean_of_changes(weights: Sequence[float], epsilon: float, factors_of_own: Sequence[float]) -> Blockwise:
+def _mean_of_changes(weights: Sequence[float], epsilon: float, alone: tuple[float, ...] | None = None) -> Rule:
     """Return θ₀ + Σ w·τ / Σ w over the models that change an element, times a factor where it is one model alone."""
-
-    def combine(block: Block) -> torch.Tensor:
-        deltas, changed = block.deltas, _changed(block, epsilon)
-        alone = _count(changed) == 1.0
-        change, weight = torch.zeros_like(block.base), torch.zeros_like(block.base)
-        for own, delta, is_changed, factor in zip(weights, deltas, changed, factors_of_own, strict=True):
-            part = own * delta
-            change = change + torch.where(is_changed, torch.where(alone, factor * part, part), 0.0)
-            weight = weight + torch.where(is_changed, own, 0.0)
-        return block.base + change / torch.where(weight > 0, weight, 1.0)
-
-    return Blockwise(combine)
+    least = float(np.nextafter(epsilon, np.inf))
+    return Rule("held", tuple(weights), thresholds=(least,) * len(weights), alone=alone)
 
 
 def ram(

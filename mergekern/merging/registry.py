@@ -71,6 +71,11 @@ METHODS = Methods(
 )
 
 
+# Methods that also run the models, on samples of their tasks.
+SAMPLED_METHODS = Methods({"regmean": "regmean:METHOD", "fisher": "fisher:METHOD"})
+EVERY_METHOD = (*METHODS, *SAMPLED_METHODS)
+
+
 def methods_for(models: int) -> list[str]:
     """Return the names of the methods that merge groups of this many models.
 
@@ -84,7 +89,7 @@ def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Me
     """Return a method and all its options, checked.
 
     Args:
-        name: one of `METHODS`.
+        name: one of `METHODS`, or of `SAMPLED_METHODS`.
         options: values of its options, by name; the others have their defaults.
 
     Raises:
@@ -93,9 +98,10 @@ def find_method(name: str, options: Mapping[str, Any] | None = None) -> tuple[Me
     >>> find_method("ties", {"density": 0.5})[1]
     {'density': 0.5, 'scale': 0.3, 'scope': 'tensor', 'aggregate': 'mean', 'sign': 'mass'}
     """
-    method = METHODS.get(name)
+    method = METHODS.get(name) or SAMPLED_METHODS.get(name)
     if method is None:
-        raise OptionError(f"unknown merge method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
+        known = ", ".join(EVERY_METHOD)
+        raise OptionError(f"unknown merge method {name!r}{did_you_mean(name, EVERY_METHOD)}; known: {known}")
     options = dict(options or {})
     for option in options:
         if option not in method.defaults:

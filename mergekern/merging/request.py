@@ -10,6 +10,7 @@ from typing import Any
 from mergekern._internal.notes import bounded
 from mergekern._internal.versions import package_version
 from mergekern.checkpoints import Zoo
+from mergekern.merging.gathered import Gathered
 from mergekern.merging.group_merge import GroupMerge
 from mergekern.merging.method import Method
 from mergekern.merging.output import Sink
@@ -29,15 +30,18 @@ class Request:
     method: Method
     options: dict[str, Any]
     weights: tuple[Weight, ...]
+    gathered: Gathered | None = None
 
     def merge_into(self, sink: Sink, zoo: Zoo) -> GroupMerge:
         """Return the merge, which has yet to be made."""
         if all(isinstance(weight, float) for weight in self.weights):
-            return GroupMerge(zoo, self.models, self.method, self._settings(self.weights), sink)  # type: ignore[arg-type]
+            return GroupMerge(zoo, self.models, self.method, self._settings(self.weights), sink, None, self.gathered)  # type: ignore[arg-type]
         chosen = dataclasses.replace(zoo, models=tuple(zoo.models[model] for model in self.models))
         settings = {name: self._settings(each) for name, each in weights_of_tensors(self.weights, chosen).items()}
         means = [sum(each.weights[place] for each in settings.values()) for place in range(len(self.models))]
-        return GroupMerge(zoo, self.models, self.method, self._settings(means), sink, settings.__getitem__)
+        return GroupMerge(
+            zoo, self.models, self.method, self._settings(means), sink, settings.__getitem__, self.gathered
+        )
 
     def _settings(self, weights: Sequence[float]) -> Settings:
         weigh = self.method.weigh
@@ -72,4 +76,5 @@ class Request:
             "base": f"xxh3_128:{hashes[0]}",
             "models": sorted(models, key=lambda model: (model["name"], model["hash"])),
             "notes": bounded(notes),
+            **({} if self.gathered is None else {"calibration": self.gathered.identity}),
         }

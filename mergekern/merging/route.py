@@ -76,6 +76,18 @@ class Route(ABC):
     def delta(self, layer: Layer, model: int) -> Any:
         """Return the whole task matrix of a model, (m, n) float64, for `kernels`."""
 
+    @abstractmethod
+    def variances(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], threads: int) -> torch.Tensor:
+        """Return the variances of the elements over the models, (D,) float64; see `mergekern.kernels.variation`."""
+
+    @abstractmethod
+    def energies(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], least: float, threads: int) -> np.ndarray:
+        """Return the energies of what varies, (N,) float64; see `mergekern.kernels.variation`."""
+
+    @abstractmethod
+    def changes(self, base: torch.Tensor, tuned: Sequence[torch.Tensor], epsilon: float, threads: int) -> np.ndarray:
+        """Return the counts of changed elements, (2, N) int64; see `mergekern.kernels.variation`."""
+
     def fetched(self, values: torch.Tensor) -> torch.Tensor:
         """Return results of the kernels in the memory of the host."""
         return values

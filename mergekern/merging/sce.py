@@ -7,61 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mergekern.kernels.combine import Rule
 from mergekern.merging.mergekit_names import INT8_MASK, Mergekit, Parameter
 from mergekern.merging.method import Method, merge_tensor
 from mergekern.merging.option_checks import number
-from mergekern.merging.whole_tensor import Block, Blockwise, WholeTensor, total
+from mergekern.merging.whole_tensor import WholeTensor
 
 DEFAULTS = {"density": 1.0}
 # The least that the weights of an element are taken to sum to, as in mergekit.
 LEAST = 1e-6
 
 
-def variance(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the variance of each element over the models."""
-    mean = _sum(deltas) / len(deltas)
-    return _sum([(delta - mean).square() for delta in deltas]) / len(deltas)
-
-
-def tensor(tensor: WholeTensor, weights: Sequence[float], density: float) -> Blockwise:
+def tensor(tensor: WholeTensor, weights: Sequence[float], density: float) -> Rule:
     """Return what is done to each element, after elements are selected and the models' weights are calculated."""
-    threshold = 0.0
-    if density < 1.0:
-        varying = sum(int(variance(block.deltas).count_nonzero()) for block in tensor.blocks())
-        k = int(density * varying)
-        threshold = tensor.kth_largest(lambda block: variance(block.deltas), k) if k else np.inf
-
-    def selected(block: Block) -> list[torch.Tensor]:
-        deltas = block.deltas
-        if threshold == 0.0:
-            return deltas
-        is_selected = variance(deltas) >= threshold
-        return [torch.where(is_selected, delta, 0.0) for delta in deltas]
-
-    squares = np.zeros(len(weights))
-    for block in tensor.blocks():
-        squares += [total(delta.square()) for delta in selected(block)]
-    squares = squares * weights if (squares * weights).sum() > 0 else np.array(weights)
-    shares = squares / squares.sum()
-
-    def combine(block: Block) -> torch.Tensor:
-        deltas = selected(block)
-        signs = torch.where(_sum([w * delta for w, delta in zip(weights, deltas, strict=True)]) >= 0, 1.0, -1.0)
-        agree = [delta * signs > 0 for delta in deltas]
-        parts = zip(shares.tolist(), deltas, agree, strict=True)
-        change = _sum([torch.where(is_kept, share * delta, 0.0) for share, delta, is_kept in parts])
-        weight = _sum([share * is_kept.double() for share, is_kept in zip(shares.tolist(), agree, strict=True)])
-        return block.base + change / weight.clamp(min=LEAST)
-
-    return Blockwise(combine)
-
-
-def _sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return a sum in the order of the models."""
-    found = parts[0]
-    for part in parts[1:]:
-        found = found + part
-    return found
+    spread = tensor.least_variance(density) if density < 1.0 else 0.0
+    energies = tensor.energies(spread) * weights
+    shares = energies if energies.sum() > 0 else np.array(weights)
+    return Rule(
+        "elect", tuple((shares / shares.sum()).tolist()), ballots=tuple(weights), floor=LEAST, spread=spread
+    )  # fmt: skip
 
 
 def sce(

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +80,8 @@ class MergeFiles:
                 part = _Batch(self, stream, aside)
                 plans = [OutputPlan.like(stream.zoo, target.owner, target.plan.dtype) for target in targets]
                 inside = [
-                    Target(target.request, writer.temporary / name, plan, target.owner)
+                    # What was gathered is of the tensors of the whole folder's own model.
+                    Target(replace(target.request, gathered=None), writer.temporary / name, plan, target.owner)
                     for target, writer, plan in zip(targets, whole.writers, plans, strict=True)
                 ]
                 layouts = [plan.layout_like(Path(plan.like_whom.source).parent) for plan in plans]

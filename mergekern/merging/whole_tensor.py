@@ -1,8 +1,9 @@
 """One tensor of the base and of all models, as rules see it that must look at all of it before they merge an element.
 
 Such a rule goes through the tensor once or several times, for inner products, order statistics or counts, and then says
-what is done to its elements: `WeightedSum`, or a function of `Blockwise` that gets a block of all models at a time. The
-functions are written in operators of torch, so that one rule serves the processor and a device.
+what is done to its elements: `WeightedSum`, a `Rule` of the kernel `combine`, or a function of `Blockwise` that gets a
+block of all models at a time. The functions are written in operators of torch, so that one rule serves the processor
+and a device.
 
 Blocks are cut by the shape of the tensor alone, so that sums over them are the same under any memory budget.
 """
@@ -19,7 +20,9 @@ import torch
 import xxhash
 
 from mergekern.kernels.combine import Rule, reference
+from mergekern.kernels.variation import reference as variation
 from mergekern.merging.elementwise import mask_key
+from mergekern.merging.of_tensor import OfTensor
 
 # Elements of a block: with a few models its float64 values stay in the processor's cache.
 BLOCK = 1 << 15
@@ -77,14 +80,20 @@ class Blockwise:
     of_rows: bool = False
 
 
+# What is done to the elements of a tensor, once it was looked at as a whole.
+Combination = WeightedSum | Blockwise | Rule
+
+
 class WholeTensor(ABC):
     """One tensor of the base and of N models, which may be gone through several times.
 
     Attributes:
         shape: its shape.
+        gathered: what runs of the models gave of the tensor, for methods that need it.
     """
 
     shape: tuple[int, ...]
+    gathered: OfTensor | None = None
 
     @property
     def count(self) -> int:
@@ -131,8 +140,26 @@ class WholeTensor(ABC):
         """Return the keys of the random masks of the models."""
 
     @abstractmethod
-    def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
-        """Return the k-th largest of values ≥ 0 that a function computes of each block, one for each element."""
+    def kth_largest(
+        self, values: Callable[[Block], torch.Tensor], ranks: Sequence[int], of_rows: bool = False
+    ) -> list[float]:
+        """Return the k-th largest, for each k, of values ≥ 0 that a function computes of each block, one an element."""
+
+    @abstractmethod
+    def least_variance(self, share: float) -> float:
+        """Return the least variance over the models of the given share of the elements that vary; ∞ if it is of none.
+
+        Raises:
+            NonFiniteError: a checkpoint holds NaN or infinite values.
+        """
+
+    @abstractmethod
+    def energies(self, least: float) -> np.ndarray:
+        """Return the sum of squares of each task vector, (N,), over the elements of at least some variance."""
+
+    @abstractmethod
+    def changes(self, epsilon: float) -> np.ndarray:
+        """Return how many elements each model changes by more than epsilon, with others and alone, (2, N)."""
 
 
 class TensorInMemory(WholeTensor):
@@ -169,10 +196,27 @@ class TensorInMemory(WholeTensor):
         deltas = (tuned - self._base for tuned in self._tuned)
         return [mask_key(seed, "", xxhash.xxh3_128_hexdigest(delta.numpy())) for delta in deltas]
 
-    def kth_largest(self, values: Callable[[Block], torch.Tensor], k: int, of_rows: bool = False) -> float:
+    def kth_largest(
+        self, values: Callable[[Block], torch.Tensor], ranks: Sequence[int], of_rows: bool = False
+    ) -> list[float]:
         """See `WholeTensor`."""
         (block,) = self.blocks(of_rows)
-        return float(np.sort(values(block).numpy(), axis=None)[-k])
+        found = np.sort(values(block).numpy(), axis=None)
+        return [float(found[-k]) for k in ranks]
+
+    def least_variance(self, share: float) -> float:
+        """See `WholeTensor`."""
+        found = np.sort(variation.variances(self._base, self._tuned))
+        k = int(share * np.count_nonzero(found))
+        return float(found[-k]) if k else np.inf
+
+    def energies(self, least: float) -> np.ndarray:
+        """See `WholeTensor`."""
+        return variation.energies(self._base, self._tuned, least)
+
+    def changes(self, epsilon: float) -> np.ndarray:
+        """See `WholeTensor`."""
+        return variation.changes(self._base, self._tuned, epsilon)
 
 
 def lost_norms(tensor: WholeTensor, rule: Rule) -> tuple[float, ...]:
@@ -201,10 +245,11 @@ def sums(values: torch.Tensor, axis: int) -> np.ndarray:
     return values.numpy().sum(axis) if values.device.type == "cpu" else values.sum(axis).cpu().numpy()
 
 
-def merge_in_memory(
-    base: torch.Tensor, deltas: Sequence[torch.Tensor], combination: WeightedSum | Blockwise
-) -> torch.Tensor:
+def merge_in_memory(base: torch.Tensor, deltas: Sequence[torch.Tensor], combination: Combination) -> torch.Tensor:
     """Return one merged tensor, float64, by what a rule says is done to its elements."""
+    if isinstance(combination, Rule):
+        found, _ = reference.combine(None, [delta.double().reshape(-1) for delta in deltas], combination)
+        return base.double() + torch.from_numpy(found).view(base.shape)
     (block,) = TensorInMemory(base, deltas).blocks(isinstance(combination, Blockwise) and combination.of_rows)
     if isinstance(combination, Blockwise):
         return combination.combine(block).reshape(base.shape)

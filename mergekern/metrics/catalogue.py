@@ -114,8 +114,8 @@ _MERGE_PROBE = _Kind(
 _MODEL_SCORE = _Kind(
     "model scores",
     "accuracies",
-    undefined="the accuracy of one of the models, or of the base on its task, is not known",
-    explanation="What is known of each model without any merge: its accuracy on its own task, and the base's there.",
+    undefined="the score of one of the models, or of the base on its task, is not known",
+    explanation="What is known of each model without any merge: how it does on its task, and how the base does there.",
 )
 
 
@@ -242,7 +242,7 @@ ADDITIONAL: dict[str, Metric] = {
     )
 }  # fmt: skip
 
-_ADDED_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
+_LOSS: tuple[tuple[float, float], Literal["lower"]] = (-math.inf, math.inf), "lower"
 _KEPT_ACCURACY: tuple[tuple[float, float], Literal["higher"]] = (0, math.inf), "higher"
 # A table has one column of each for every merge method, which it names: solo_loss_mean[tsv].
 MERGE_PROBES: dict[str, Metric] = {
@@ -250,17 +250,17 @@ MERGE_PROBES: dict[str, Metric] = {
     for metric in (
         *_metrics(
             _MERGE_PROBE,
-            ("solo_loss_mean", "mean over i, j of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i)", *_ADDED_LOSS,
+            ("solo_loss_mean", "mean over i, j of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i)", *_LOSS,
              merge_probes.solo_loss_mean),
-            ("solo_loss_worst", "larger of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS,
+            ("solo_loss_worst", "larger of ℓ_i(M(τ_i, 0)) − ℓ_i(θ_i) over i, j", *_LOSS,
              merge_probes.solo_loss_worst),
             ("solo_accuracy_mean", "mean over i, j of A_i(M(τ_i, 0)) / A_i(θ_i)", *_KEPT_ACCURACY,
              merge_probes.solo_accuracy_mean),
             ("solo_accuracy_worst", "smaller of A_i(M(τ_i, 0)) / A_i(θ_i) over i, j", *_KEPT_ACCURACY,
              merge_probes.solo_accuracy_worst),
-            ("direct_loss_mean", "mean over i, j of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i)", *_ADDED_LOSS,
+            ("direct_loss_mean", "mean over i, j of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i)", *_LOSS,
              merge_probes.direct_loss_mean),
-            ("direct_loss_worst", "larger of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i) over i, j", *_ADDED_LOSS,
+            ("direct_loss_worst", "larger of ℓ_i(M(τ_i, τ_j)) − ℓ_i(θ_i) over i, j", *_LOSS,
              merge_probes.direct_loss_worst),
             ("direct_accuracy_mean", "mean over i, j of A_i(M(τ_i, τ_j)) / A_i(θ_i)", *_KEPT_ACCURACY,
              merge_probes.direct_accuracy_mean),
@@ -270,7 +270,8 @@ MERGE_PROBES: dict[str, Metric] = {
     )
 }  # fmt: skip
 
-# What `prediction.model_scores` makes of a list of models; not among the metrics that "all" stands for.
+# What `prediction.model_scores` makes of a list of models, and `merge_probes` measures if asked to; not among the
+# metrics that "all" stands for.
 MODEL_SCORES: dict[str, Metric] = {
     metric.name: metric
     for metric in _metrics(
@@ -279,6 +280,10 @@ MODEL_SCORES: dict[str, Metric] = {
         ("own_accuracy_min", "min(own_i, own_j)", (0, 1), "higher", model_scores.own_accuracy_min),
         ("base_accuracy_mean", "(base_i + base_j) / 2", (0, 1), "higher", model_scores.base_accuracy_mean),
         ("base_accuracy_min", "min(base_i, base_j)", (0, 1), "higher", model_scores.base_accuracy_min),
+        ("own_loss_mean", "(own ℓ_i + own ℓ_j) / 2", *_LOSS, model_scores.own_loss_mean),
+        ("own_loss_max", "max(own ℓ_i, own ℓ_j)", *_LOSS, model_scores.own_loss_max),
+        ("base_loss_mean", "(base ℓ_i + base ℓ_j) / 2", *_LOSS, model_scores.base_loss_mean),
+        ("base_loss_max", "max(base ℓ_i, base ℓ_j)", *_LOSS, model_scores.base_loss_max),
     )
 }
 

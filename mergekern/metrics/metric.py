@@ -48,7 +48,7 @@ class Metric:
         undefined: why a pair can be without a value.
         explanation: what the metrics of its category measure, in a sentence.
         function: statistics -> (N, N) matrix, NaN where undefined. Metrics of spectra also take `frozen` and
-            `small_tensors`; merge probes take `MergeStatistics`, and model scores `KnownAccuracies`.
+            `small_tensors`; merge probes take `MergeStatistics`, and model scores `KnownScores`.
         remark: what a reader of its values must know; "" without one.
         symmetric: whether a pair has the same value in both orders. A table has one row for each unordered pair, so
             it holds no other metrics.

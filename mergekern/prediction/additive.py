@@ -147,7 +147,7 @@ class TaskEffectsRegressor(RegressorMixin, BaseEstimator):
         if self.metrics and self.metrics_enter_:
             rows.append(self.scaler_.transform(values) / np.sqrt(values.shape[1]))
         design = np.hstack(rows)
-        known = np.einsum("ij,jk,ik->i", design, self.covariance_, design)
+        known = ((design @ self.covariance_) * design).sum(1)
         unknown = (2 - self.measured_models(names, len(values))) * self.task_variance_
         return np.sqrt(np.maximum(known, 0) + unknown + self.residual_variance_)
 

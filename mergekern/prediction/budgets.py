@@ -13,8 +13,8 @@ from mergekern.prediction.correlation import pearson_r
 from mergekern.prediction.pairs import complete_pairs
 from mergekern.prediction.predictors import make_predictor, predictor_kind
 from mergekern.prediction.prior import OWN, PRIOR_COLUMNS
+from mergekern.prediction.refits import fit_estimator, predict_pairs
 from mergekern.prediction.splitters import MeasuredPairs
-from mergekern.prediction.validation import fit_estimator, predict_pairs
 
 BUDGETS = (0, 5, 10, 20, 40)
 # Without a fit, or with the mean of the measured pairs: what a predictor stands beside.

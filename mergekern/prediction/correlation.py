@@ -33,6 +33,21 @@ def pearson_r(a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -
     return float(np.clip((weights * centred[0]) @ centred[1] / (norms[0] * norms[1]), -1, 1))
 
 
+def pearson_of_columns(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return (k,) correlations of each column of (n, k) with y, (n,), as `pearson_r` returns one.
+
+    >>> pearson_of_columns(np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]), np.array([2.0, 4.0, 7.0])).round(4).tolist()
+    [0.9934, nan]
+    """
+    values = np.column_stack([columns, y])
+    if len(y) < 2:
+        return np.full(columns.shape[1], np.nan)
+    centred = values - values.mean(0)
+    norms = np.sqrt((centred**2).sum(0))
+    norms[~(norms > ROUNDING * np.sqrt(len(y)) * np.abs(values).max(0))] = np.nan
+    return np.clip(centred[:, -1] @ centred[:, :-1] / (norms[-1] * norms[:-1]), -1, 1)
+
+
 def spearman_rho(a: np.ndarray, b: np.ndarray) -> float:
     """Return Spearman's rank correlation of two (n,) arrays, in [-1, 1]; NaN where either is constant.
 

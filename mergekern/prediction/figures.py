@@ -82,10 +82,11 @@ def validate(
         return {"splitter": repr(splitter), "why_not": str(error)}, pd.Series(dtype=np.float64)
     figures: dict[str, Any] = {"splitter": repr(splitter), "folds": len(found.folds)}
     figures["pairs_of_a_fold"] = float(found.folds["n_val"].median())
-    for name, row in {"": found.summary.loc["estimator"], "additive_": found.summary.loc["additive"]}.items():
+    summary = found.summary
+    for name, row in {"": summary.loc["estimator"], "additive_": summary.loc["additive"]}.items():
         for column in ("val_r_mean", "val_r_sd", "pooled_r", "r_within_folds", "rmse"):
             figures[name + column] = _finite(row[column])
-    figures["rmse_of_mean"] = _finite(found.summary.loc["constant", "rmse"])
+    figures["rmse_of_mean"] = _finite(summary.loc["constant", "rmse"])
     predicted = found.predictions
     by = {"predictor": predicted["prediction"].to_numpy()}
     values = {pair_key(pair): row for pair, row in zip(beside.index, range(len(beside)), strict=True)}
@@ -124,16 +125,15 @@ def random_regrets(held_out: pd.DataFrame) -> dict[str, float | None]:
 
 
 def _regrets(held_out: pd.DataFrame, chosen: Any) -> dict[str, float | None]:
-    y = held_out["y"].to_numpy()
-    codes = held_out["fold"].to_numpy()
+    y, folds = held_out["y"].to_numpy(), held_out["fold"].to_numpy()
+    models = np.unique(held_out[["model_a", "model_b"]].to_numpy().astype(str), return_inverse=True)[1].reshape(-1, 2)
     pair_regrets, partner_regrets = [], []
-    for fold in np.unique(codes):
-        rows = np.flatnonzero(codes == fold)
-        sides = held_out[["model_a", "model_b"]].to_numpy()[rows]
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
         if len(rows) > 1:
             pair_regrets.append(y[rows].max() - chosen(rows, y[rows]))
-        for model in np.unique(sides):
-            of_model = rows[(sides == model).any(1)]
+        for model in np.unique(models[rows]):
+            of_model = rows[(models[rows] == model).any(1)]
             if len(of_model) > 1:
                 partner_regrets.append(y[of_model].max() - chosen(of_model, y[of_model]))
     means = (np.mean(regrets) if regrets else None for regrets in (pair_regrets, partner_regrets))

@@ -91,18 +91,17 @@ class ForestRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         rows = self._oriented(validate_data(self, X, dtype=np.float64, reset=False)).astype(np.float32)
         moved = np.zeros(rows.shape)
-        each = np.arange(len(rows))
         nodes = self.nodes_
-        for root in self.roots_:
-            at = np.full(len(rows), root)
-            while True:
-                feature = nodes["feature"][at]
-                goes_left = rows[each, feature] <= nodes["threshold"][at]
-                there = np.where(goes_left, nodes["left"][at], nodes["right"][at])
-                if (there == at).all():
-                    break
-                moved[each, feature] += nodes["value"][there] - nodes["value"][at]
-                at = there
+        # All pairs go down all trees together, one level after another.
+        pair = np.repeat(np.arange(len(rows)), len(self.roots_))
+        at = np.tile(self.roots_, len(rows))
+        while len(at):
+            feature = nodes["feature"][at]
+            goes_left = rows[pair, feature] <= nodes["threshold"][at]
+            there = np.where(goes_left, nodes["left"][at], nodes["right"][at])
+            np.add.at(moved, (pair, feature), nodes["value"][there] - nodes["value"][at])
+            goes_on = there != at
+            at, pair = there[goes_on], pair[goes_on]
         return moved / len(self.roots_)
 
     def check(self) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
 
 from mergekern.errors import PredictionError
 from mergekern.prediction.error_scale import ErrorScale, fit_error_scale
 from mergekern.prediction.pairs import task_codes
-from mergekern.prediction.validation import fit_estimator, predict_pairs
+from mergekern.prediction.refits import Refits
 
 # Number of folds that hold out single pairs, and rough number of folds that hold out all pairs of two models.
 PAIR_FOLDS = 10
@@ -69,11 +68,11 @@ def conformal_intervals(
     """
     if not 0 < level < 1:
         raise PredictionError(f"the level of intervals is a share between 0 and 1, not {level!r}")
+    refits = Refits(estimator, X, y, pairs)
     rows = []
     for train, test in _folds(pairs, random_state):
-        fitted = fit_estimator(clone(estimator), X.iloc[train], y[train], pairs[train])
-        predictions = predict_pairs(fitted, X.iloc[test], pairs[test])
-        ratios = np.abs(y[test] - predictions) / predicted_sd(fitted, X.iloc[test], pairs[test])
+        predictions = refits.predictions(train)[test]
+        ratios = np.abs(y[test] - predictions) / refits.sd(train)[test]
         measured = np.isin(pairs[test], np.unique(pairs[train])).sum(1)
         rows.append(np.column_stack([measured, predictions, ratios]))
     measured, predictions, ratios = np.concatenate([np.empty((0, 3)), *rows]).T
@@ -82,14 +81,6 @@ def conformal_intervals(
     of_count = {count: ratios[measured == count] for count in range(3)}
     widths = {count: _quantile(found, level) for count, found in of_count.items()}
     return ConformalIntervals(level, widths, {count: len(found) for count, found in of_count.items()}, scale=scale)
-
-
-def predicted_sd(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
-    """Return (n,) standard deviations about the predictions; 1 if the estimator predicts no standard deviations."""
-    if not hasattr(estimator, "predict_sd"):
-        return np.ones(len(X))
-    sd = estimator.predict_sd(X, pairs=pairs)
-    return np.where(sd > 0, sd, 1.0)
 
 
 def _folds(pairs: np.ndarray, random_state: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

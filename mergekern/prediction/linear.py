@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergekern.errors import PredictionError
-from mergekern.prediction.correlation import pearson_r
+from mergekern.prediction.correlation import pearson_of_columns
 from mergekern.prediction.pairs import names_to_fit, task_codes
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut
 
@@ -93,8 +93,8 @@ class LinearMetricRegressor(RegressorMixin, BaseEstimator):
             raise PredictionError(f"penalties must be positive numbers, not {self.penalties!r}")
         if self.unseen:
             penalties = np.append(penalties, STRONG_PENALTIES)
-        self.scaler_ = ClippedScaler(self.limit).fit(values)
-        scaled = self.scaler_.transform(values)
+        self.scaler_ = ClippedScaler(self.limit)
+        scaled = self.scaler_.fit_transform(values)
         score = _scores_of_unseen if self.unseen else _scores_by_task
         scores = None if names is None else score(scaled, target, names, penalties)
         if scores is None:
@@ -131,7 +131,7 @@ def _scores_by_task(X: np.ndarray, y: np.ndarray, pairs: np.ndarray, penalties: 
     for _, train, test in LeaveOneTaskOut().folds(pairs):
         if min(len(train), len(test)) >= PAIRS_OF_A_FOLD:
             predictions = X[test] @ _ridge_paths(X[train], y[train], penalties)
-            found = [pearson_r(column, y[test]) for column in predictions.T]
+            found = pearson_of_columns(predictions, y[test])
             if np.isfinite(found).all():
                 scores.append(found)
     return np.mean(scores, axis=0) if scores else None

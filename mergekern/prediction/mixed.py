@@ -11,13 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
+from scipy.linalg.lapack import dpotri
+from scipy.optimize import brentq
 
 # Bounds of the ratio γ of a group's variance to the residual's; at these a group explains nothing, or everything.
 RATIOS = (1e-6, 1e4)
 # Below this share of the residual in the variance, y counts as explained exactly.
 EXACT = 1e-12
+# Newton's method ends where the deviance changes by less than this with every log γ. Its steps are no longer than
+# LONGEST, and are halved so often where the deviance does not fall.
+FLAT = 1e-6
+LONGEST, HALVINGS, MOST_STEPS = 3.0, 8, 100
+# Logarithms of γ between which the minima of the deviance of a single group are told apart.
+GRID = np.linspace(np.log(RATIOS[0]), np.log(RATIOS[1]), 48)
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,16 @@ def fit_mixed(
         nothing = np.zeros((size + 1, size + 1))
         return MixedModel(centre, np.zeros(size), nothing, np.zeros(groups.max(initial=-1) + 1), 0.0, weights, 0.0)
     equations = _Equations(design, groups, (y - centre) / scale, weights)
-    ratios, deviance = equations.most_likely(start)
-    factor, solution, residual = equations.solve(ratios)
-    # C order, in which files are loaded again: sums over the matrix are then the same to the last bit.
-    covariance = np.ascontiguousarray(cho_solve(factor, np.eye(len(solution))) * residual)
+    if len(equations.sizes) == 1:
+        ratios, deviance = _OneGroup(equations).most_likely(start)
+    else:
+        ratios, deviance = equations.most_likely(start)
+    inverse, solution, residual, _ = equations.solve(ratios)
     return MixedModel(
         mean=centre + scale * float(solution[0]),
         coefficients=scale * solution[1:],
-        covariance=scale**2 * covariance,
+        # C order, in which files are loaded again: sums over the matrix are then the same to the last bit.
+        covariance=np.ascontiguousarray(scale**2 * residual * inverse),
         ratios=ratios,
         residual_variance=scale**2 * residual,
         weights=weights,
@@ -107,7 +115,7 @@ def fit_robust(design: np.ndarray, groups: np.ndarray, y: np.ndarray, dof: float
         if model.residual_variance <= EXACT * float(y.var()):
             return model
         errors = y - model.mean - design @ model.coefficients
-        squares = errors**2 + np.einsum("ij,jk,ik->i", full, model.covariance, full)
+        squares = errors**2 + ((full @ model.covariance) * full).sum(1)
         weights = (dof + 1) / (dof + squares / model.residual_variance)
         if np.abs(weights - model.weights).max() < 1e-2:
             return model
@@ -127,33 +135,114 @@ class _Equations:
         self.dof = max(len(y) - 1, 1)
         self.groups = groups
         self.sizes = np.bincount(groups)
+        self.in_group = np.eye(len(self.sizes))[groups]
 
-    def solve(self, ratios: np.ndarray) -> tuple[tuple[np.ndarray, bool], np.ndarray, float]:
-        """Return the Cholesky factor of C, (μ, u) and σ²."""
+    def solve(self, ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """Return C⁻¹, (μ, u), σ² and log |C|."""
         matrix = self.products.copy()
         penalised = np.arange(1, len(matrix))
         matrix[penalised, penalised] += 1 / ratios[self.groups]
-        factor = cho_factor(matrix, lower=True, check_finite=False)
-        solution = cho_solve(factor, self.right, check_finite=False)
-        return factor, solution, max((self.squares - float(solution @ self.right)) / self.dof, EXACT)
+        factor = np.linalg.cholesky(matrix)
+        lower = np.tril(dpotri(factor, lower=1)[0])
+        inverse = lower + np.tril(lower, -1).T
+        solution = inverse @ self.right
+        residual = max((self.squares - float(solution @ self.right)) / self.dof, EXACT)
+        return inverse, solution, residual, 2 * float(np.log(np.diagonal(factor)).sum())
 
-    def deviance(self, log_ratios: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return −2 log restricted likelihood, up to a constant, and its gradient."""
+    def deviance(self, log_ratios: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return −2 log restricted likelihood, up to a constant, its gradient and its Hessian.
+
+        By log γ_g, with P = C⁻¹ and R the penalised sum of squares: dR = −|u_g|²/γ_g, d log |C| = −tr P_gg/γ_g,
+        du = P_·g u_g/γ_g and dP = P_·g P_g·/γ_g.
+        """
         ratios = np.exp(log_ratios)
-        factor, solution, residual = self.solve(ratios)
-        determinant = 2 * float(np.log(np.diagonal(factor[0])).sum())
-        inverse = cho_solve(factor, np.eye(len(solution)), check_finite=False)
-        squares = np.diagonal(inverse)[1:] + solution[1:] ** 2 / residual
-        sums = np.bincount(self.groups, weights=squares, minlength=len(ratios))
+        inverse, solution, residual, determinant = self.solve(ratios)
         value = self.dof * float(np.log(residual)) + float(self.sizes @ log_ratios) + determinant
-        return value, self.sizes - sums / ratios
+        u, inner = solution[1:], inverse[1:, 1:]
+        squares = self.in_group.T @ u**2
+        explained = (squares / residual + self.in_group.T @ np.diagonal(inner)) / ratios
+        products = self.in_group.T @ (inner * (2 / residual * np.outer(u, u) + inner)) @ self.in_group
+        products += np.outer(squares, squares) / (self.dof * residual**2)
+        return value, self.sizes - explained, np.diag(explained) - products / np.outer(ratios, ratios)
 
     def most_likely(self, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
         """Return the most likely γ and its deviance. Without a start, two are tried: there may be two modes."""
         if len(self.sizes) == 0:
             return np.zeros(0), self.deviance(np.zeros(0))[0]
         starts = [np.full(len(self.sizes), at) for at in (0.0, -3.0)] if start is None else [np.log(start)]
-        bounds = [tuple(np.log(RATIOS))] * len(self.sizes)
-        found = [minimize(self.deviance, at, jac=True, method="L-BFGS-B", bounds=bounds) for at in starts]
-        best = min(found, key=lambda result: result.fun)
-        return np.exp(best.x), float(best.fun)
+        best, value = min((self._descend(at) for at in starts), key=lambda found: found[1])
+        return np.exp(best), value
+
+    def _descend(self, at: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the minimum of the deviance that Newton steps within the bounds lead to, and its value."""
+        low, high = np.log(RATIOS)
+        value, gradient, hessian = self.deviance(at)
+        for _ in range(MOST_STEPS):
+            free = np.flatnonzero(~(((at <= low) & (gradient > 0)) | ((at >= high) & (gradient < 0))))
+            if np.abs(gradient[free]).max(initial=0.0) < FLAT:
+                break
+            curvature, axes = np.linalg.eigh(hessian[np.ix_(free, free)])
+            step = np.zeros(len(at))
+            # Where the deviance curves downwards, the size of the curvature still tells a sensible length.
+            step[free] = axes @ (-axes.T @ gradient[free] / np.maximum(np.abs(curvature), FLAT))
+            step *= min(1.0, LONGEST / np.abs(step).max())
+            for _ in range(HALVINGS):
+                there = np.clip(at + step, low, high)
+                found = self.deviance(there)
+                if found[0] < value:
+                    break
+                step /= 2
+            else:
+                break
+            at, (value, gradient, hessian) = there, found
+        return at, value
+
+
+class _OneGroup:
+    """The deviance of a model with one group, whose equations one decomposition solves for every γ.
+
+    With the mean eliminated, the equations are (S + I/γ) u = b. In the axes of S = V D Vᵀ, with c = Vᵀb, the sum of
+    squares is R(γ) = y² − Σ c²γ/(1 + γd), and the deviance (n − 1) log R + Σ log(1 + γd), up to a constant.
+    """
+
+    def __init__(self, equations: _Equations) -> None:
+        total, sums, inner = equations.products[0, 0], equations.products[0, 1:], equations.products[1:, 1:]
+        spectrum, axes = np.linalg.eigh(inner - np.outer(sums, sums) / total)
+        self.spectrum = np.maximum(spectrum, 0.0)
+        self.loads = (axes.T @ (equations.right[1:] - sums * equations.right[0] / total)) ** 2
+        self.squares = equations.squares - equations.right[0] ** 2 / total
+        self.dof = equations.dof
+        self.constant = float(np.log(total))
+
+    def deviance(self, log_ratios: np.ndarray) -> np.ndarray:
+        """Return (n,) values of −2 log restricted likelihood, as `_Equations.deviance`."""
+        ratios = np.exp(log_ratios)[:, None]
+        residuals = self._residuals(ratios)
+        return self.dof * np.log(residuals) + np.log1p(ratios * self.spectrum).sum(1) + self.constant
+
+    def slope(self, log_ratio: float) -> float:
+        """Return the derivative of the deviance by the logarithm of γ."""
+        ratio = np.exp(log_ratio)
+        shrunk = 1 / (1 + ratio * self.spectrum)
+        fall = ratio * float(self.loads @ shrunk**2) / (self.dof * float(self._residuals(ratio)))
+        return len(shrunk) - float(shrunk.sum()) - self.dof * fall
+
+    def _residuals(self, ratios: np.ndarray) -> np.ndarray:
+        explained = (ratios / (1 + ratios * self.spectrum)) @ self.loads
+        return np.maximum((self.squares - explained) / self.dof, EXACT)
+
+    def most_likely(self, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+        """Return the most likely γ and its deviance; with a start, the minimum nearest to it."""
+        values = self.deviance(GRID)
+        around = np.concatenate([[np.inf], values, [np.inf]])
+        minima = np.flatnonzero((values <= around[:-2]) & (values <= around[2:]))
+        costs = values[minima] if start is None else np.abs(GRID[minima] - np.log(start[0]))
+        at = int(minima[np.argmin(costs)])
+        low, high = float(GRID[max(at - 1, 0)]), float(GRID[min(at + 1, len(GRID) - 1)])
+        if self.slope(low) >= 0:
+            best = low
+        elif self.slope(high) <= 0:
+            best = high
+        else:
+            best = float(brentq(self.slope, low, high, xtol=1e-10, rtol=1e-12))
+        return np.exp([best]), float(self.deviance(np.array([best]))[0])

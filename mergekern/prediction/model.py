@@ -19,7 +19,7 @@ from mergekern.errors import PredictionError
 from mergekern.metrics import MODEL_SCORES
 from mergekern.prediction.error_scale import ErrorScale
 from mergekern.prediction.figures import training_pairs, validate
-from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals, predicted_sd
+from mergekern.prediction.intervals import ConformalIntervals, conformal_intervals
 from mergekern.prediction.pairs import find_pairs, pair_key, task_codes
 from mergekern.prediction.persistence import from_document, to_document
 from mergekern.prediction.predictors import (
@@ -29,9 +29,9 @@ from mergekern.prediction.predictors import (
     make_predictor,
     predictor_kind,
 )
+from mergekern.prediction.refits import fit_estimator, predict_pairs, predicted_sd
 from mergekern.prediction.schemas import PredictorDocument
 from mergekern.prediction.splitters import LeaveOneTaskOut, LeaveTasksOut, PairFolds
-from mergekern.prediction.validation import fit_estimator, predict_pairs
 from mergekern.tables.frames import INDEX
 from mergekern.tables.metric_table import MetricTable
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mergekern.errors import PredictionError, did_you_mean
 from mergekern.metrics import MODEL_SCORES
-from mergekern.metrics.model_scores import KnownAccuracies
+from mergekern.metrics.model_scores import KnownScores
 from mergekern.tables.frames import INDEX
 
 ACCURACIES = ("own_accuracy", "base_accuracy")
@@ -38,7 +38,8 @@ def model_scores(models: Iterable[str], source: ModelList) -> pd.DataFrame:
 
     Returns:
         T(T − 1)/2 rows with the index (model_a, model_b), in the order of `MetricTable.to_pandas()`; float64 columns
-        own_accuracy_mean, own_accuracy_min, base_accuracy_mean, base_accuracy_min (`mergekern.MODEL_SCORES`).
+        own_accuracy_mean, own_accuracy_min, base_accuracy_mean, base_accuracy_min of `mergekern.MODEL_SCORES`; the
+        others are losses, which `merge_probes(model_scores=True)` measures.
         `MetricTable.join` adds them to a table.
 
     Raises:
@@ -58,10 +59,12 @@ def model_scores(models: Iterable[str], source: ModelList) -> pd.DataFrame:
             f"{did_you_mean(lacking[0], listed.index)}; give each model a row, with empty cells for what is not known"
         )
     own, base = (listed.loc[names, column].to_numpy(dtype=np.float64) for column in ACCURACIES)
-    known = KnownAccuracies(own, base)
+    unknown = np.full(len(names), np.nan)
+    known = KnownScores(own, base, unknown, unknown)
     index = pd.MultiIndex.from_tuples(list(combinations(names, 2)), names=INDEX)
     rows = np.triu_indices(len(names), 1)
-    return pd.DataFrame({name: score.function(known)[rows] for name, score in MODEL_SCORES.items()}, index=index)
+    accuracies = {name: score for name, score in MODEL_SCORES.items() if "accuracy" in name}
+    return pd.DataFrame({name: score.function(known)[rows] for name, score in accuracies.items()}, index=index)
 
 
 def _read(source: ModelList) -> tuple[str, pd.DataFrame]:

@@ -175,7 +175,7 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
         if not self.has_scores_ or names is None:
             return np.full(len(X), np.sqrt(self.residual_variance_))
         design = np.column_stack([np.ones(len(X)), self._incidence(names, len(X))])
-        known = np.einsum("ij,jk,ik->i", design, self.covariance_, design)
+        known = ((design @ self.covariance_) * design).sum(1)
         unknown = (2 - np.isin(names, self.tasks_).sum(1)) * TASK_RATIO
         return np.sqrt((1 + known + unknown) * self.residual_variance_) * self._unit(self._scores(X))
 

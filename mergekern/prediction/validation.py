@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
 from sklearn.dummy import DummyRegressor
 from sklearn.pipeline import Pipeline
 
@@ -18,6 +16,7 @@ from mergekern.prediction.additive import TaskEffectsRegressor
 from mergekern.prediction.correlation import pearson_r, spearman_rho
 from mergekern.prediction.pairs import CompletePairs, as_frame, complete_pairs, need_pairs, task_codes
 from mergekern.prediction.permutation import RenamedMetrics
+from mergekern.prediction.refits import Refits
 from mergekern.prediction.splitters import LeaveOneTaskOut, PairSplitter
 
 FOLD_COLUMNS = ["held_out", "n_train", "n_val", "train_r", "val_r", "train_rho", "val_rho"]
@@ -82,9 +81,10 @@ class PairValidation:
         It tells how well pairs of one fold are ranked, without the leave-out bias of `pooled_r`, and without the chance
         of a mean over the r of small folds, each of which counts as much as a large one. NaN for folds of one pair.
         """
-        of_fold = self.predictions.groupby("fold")[["prediction", "y"]]
-        beyond = self.predictions[["prediction", "y"]] - of_fold.transform("mean")
-        return pearson_r(beyond["prediction"].to_numpy(), beyond["y"].to_numpy())
+        fold = self.predictions["fold"].to_numpy()
+        sizes = np.bincount(fold)
+        both = (self.predictions[column].to_numpy() for column in ("prediction", "y"))
+        return pearson_r(*(values - (np.bincount(fold, values) / sizes)[fold] for values in both))
 
     @property
     def score(self) -> float:
@@ -106,9 +106,11 @@ class PairValidation:
 def _summary(validation: PairValidation) -> dict[str, float]:
     out: dict[str, float] = {}
     for column in FOLD_COLUMNS[3:]:
-        values = validation.folds[column].astype(float)
-        out |= {f"{column}_mean": values.mean(), f"{column}_sd": values.std(ddof=0)}
-    errors = validation.predictions["prediction"] - validation.predictions["y"]
+        values = validation.folds[column].to_numpy(dtype=np.float64)
+        values = values[~np.isnan(values)]
+        mean, sd = (values.mean(), values.std()) if len(values) else (np.nan, np.nan)
+        out |= {f"{column}_mean": float(mean), f"{column}_sd": float(sd)}
+    errors = (validation.predictions["prediction"] - validation.predictions["y"]).to_numpy()
     out |= {"pooled_r": validation.pooled_r, "pooled_r_centred": validation.pooled_r_centred}
     out |= {"r_within_folds": validation.r_within_folds}
     out |= {"rmse": float(np.sqrt((errors**2).mean())), "folds": len(validation.folds)}
@@ -171,6 +173,8 @@ def cross_validate_pairs(
     if n_permutations < 0 or n_resamples < 0:
         raise PredictionError(f"n_permutations and n_resamples are at least 0, not {n_permutations} and {n_resamples}")
     beside = {"additive": TaskEffectsRegressor(), "constant": DummyRegressor()} if baselines else {}
+    # They read no metric.
+    bare = dataclasses.replace(data, X=data.X.iloc[:, :0].assign(no_metric=0.0))
     validation = _validate(estimator, data, splitter)
     return dataclasses.replace(
         validation,
@@ -178,21 +182,24 @@ def cross_validate_pairs(
             validation, estimator, data, as_frame(X), need_pairs(X, pairs), splitter, n_permutations, random_state
         ),
         intervals=_intervals(validation, n_resamples, random_state),
-        baselines={name: _validate(baseline, data, splitter) for name, baseline in beside.items()},
+        baselines={
+            name: validation if _alike(baseline, estimator) else _validate(baseline, bare, splitter)
+            for name, baseline in beside.items()
+        },
     )
 
 
 def _validate(estimator: Any, data: CompletePairs, splitter: PairSplitter) -> PairValidation:
     rows, held_out, predictions, coefficients = [], [], [], []
     splits = list(splitter.folds(data.pairs))
+    refits = Refits(estimator, data.X, data.y, data.pairs)
     for number, (names, train, test) in enumerate(splits):
-        fitted = fit_estimator(clone(estimator), data.X.iloc[train], data.y[train], data.pairs[train])
-        at_train, at_test = (predict_pairs(fitted, data.X.iloc[part], data.pairs[part]) for part in (train, test))
-        both = ((at_train, data.y[train]), (at_test, data.y[test]))
+        found = refits.predictions(train)
+        both = ((found[train], data.y[train]), (found[test], data.y[test]))
         rows.append([len(train), len(test), *(r(*side) for r in (pearson_r, spearman_rho) for side in both)])
         held_out.append(names[0] if len(names) == 1 else names or f"draw {number}")
-        predictions.append(at_test)
-        coefficients.append(_coefficients(fitted, data.X.shape[1]))
+        predictions.append(found[test])
+        coefficients.append(_coefficients(refits.fitted(train), data.X.shape[1]))
     folds = pd.DataFrame(rows, columns=FOLD_COLUMNS[1:])
     folds.insert(0, FOLD_COLUMNS[0], held_out)
     sizes, validated = folds["n_val"], np.concatenate([fold.test for fold in splits])
@@ -213,25 +220,9 @@ def _validate(estimator: Any, data: CompletePairs, splitter: PairSplitter) -> Pa
     )
 
 
-def fit_estimator(estimator: Any, X: pd.DataFrame, y: np.ndarray, pairs: np.ndarray) -> Any:
-    """Fit an estimator, with the names of the pairs where its `fit` (or that of a pipeline's last step) takes them."""
-    if not _knows_pairs(estimator):
-        return estimator.fit(X, y)
-    if isinstance(estimator, Pipeline):
-        return estimator.fit(X, y, **{f"{estimator.steps[-1][0]}__pairs": pairs})
-    return estimator.fit(X, y, pairs=pairs)
-
-
-def predict_pairs(estimator: Any, X: pd.DataFrame, pairs: np.ndarray) -> np.ndarray:
-    """Return (n,) predictions of what `fit_estimator` fitted."""
-    found = estimator.predict(X, pairs=pairs) if _knows_pairs(estimator) else estimator.predict(X)
-    return np.asarray(found, dtype=np.float64)
-
-
-def _knows_pairs(estimator: Any) -> bool:
-    """Tell whether `fit` takes the names of the pairs: the estimator's own, or that of a pipeline's last step."""
-    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-    return "pairs" in inspect.signature(last.fit).parameters
+def _alike(one: Any, other: Any) -> bool:
+    """Tell whether two unfitted estimators are the same predictor with the same parameters."""
+    return type(one) is type(other) and one.get_params() == other.get_params()
 
 
 def _coefficients(estimator: Any, metrics: int) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergekern._internal.extras import needs
 from mergekern._internal.files import check_output, write_output
 from mergekern.errors import OptionError, OutputError
 from mergekern.report.answer import Answer
@@ -90,4 +91,4 @@ def _figures(contents: Contents, out: Path) -> dict[Path, bytes]:
 
 
 def _missing(error: ImportError) -> OptionError:
-    return OptionError(f'{error}; a report needs more packages: pip install "mergekern[report]"')
+    return OptionError(needs("a report", "report", error))

@@ -33,8 +33,8 @@ CORRELATIONS: tuple[Literal["pearson", "spearman"], ...] = ("pearson", "spearman
 ORDERED_MODELS = 200
 # The variance of metrics is split between models and pairs up to here.
 SPLIT_MODELS = 200
-# A page with more values of single tensors than this, 64 MB of text, keeps only their quantiles.
-LAYER_VALUES = 12_000_000
+# A page with more values of single tensors than this, 16 MB of text, keeps only their quantiles.
+LAYER_VALUES = 3_000_000
 
 
 @dataclass(frozen=True)

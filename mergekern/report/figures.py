@@ -29,7 +29,7 @@ NAMES: dict[str, Any] = {"parse_math": False}  # a dollar sign in a model's name
 
 def draw(contents: Contents) -> dict[str, Figure]:
     """Return the figures by name: pairs, heatmap, layers (where the metric has them), correlations; of merges,
-    accuracy, coefficients and effects.
+    accuracy, budgets, coefficients and effects.
     """
     with matplotlib.rc_context(SETTINGS):
         figures = {"pairs": _pairs(contents), "heatmap": _heatmap(contents)}
@@ -83,12 +83,20 @@ def _heatmap(contents: Contents) -> Figure:
     matrix = contents.table.matrix(name)[np.ix_(order, order)]
     np.fill_diagonal(matrix, np.nan)
     figure, axes = _new(6.0, 5.2)
-    colours = "cividis" if metric_of(name).more_mergeable == "higher" else "cividis_r"
-    image = axes.imshow(matrix, cmap=colours, interpolation="nearest")
+    image = axes.imshow(matrix, interpolation="nearest", **_scale(name, matrix))
     names = [contents.table.models[model] for model in order]
     _name_cells(axes, names if len(names) <= NAMED_MODELS else [])
     figure.colorbar(image, label=_label(name), shrink=0.8)
     return figure
+
+
+def _scale(name: str, matrix: np.ndarray) -> dict[str, Any]:
+    """Return the colours: around 0 for a metric with a sign, else brighter for what is more mergeable."""
+    metric = metric_of(name)
+    if metric.range[0] < 0:
+        most = np.fmax.reduce(np.abs(matrix), axis=None)
+        return {"cmap": "PuOr_r", "vmin": -most, "vmax": most}
+    return {"cmap": "cividis" if metric.more_mergeable == "higher" else "cividis_r"}
 
 
 def _layers(contents: Contents) -> Figure:
@@ -120,6 +128,8 @@ def _outcomes(outcomes: Outcomes) -> dict[str, Figure]:
     if not validated:
         return {}
     figures = {"accuracy": _accuracy(validated, outcomes.target)}
+    if curves := [outcome for outcome in validated if outcome.budget is not None and len(outcome.budget)]:
+        figures["budgets"] = _budgets(curves, outcomes.target)
     coefficients = {o.method: found for o in validated if (found := o.coefficients) is not None}
     if coefficients:
         means = pd.DataFrame({method: found["mean"] for method, found in coefficients.items()})
@@ -143,6 +153,21 @@ def _accuracy(outcomes: Sequence[Outcome], target: str) -> Figure:
     axes.set_xlabel(f"{target} predicted without one of the two models")
     axes.set_ylabel(f"{target} measured")
     _legend(axes)
+    return figure
+
+
+def _budgets(outcomes: Sequence[Outcome], target: str) -> Figure:
+    """Draw r and regret of the predictions by the number of measured merges."""
+    figure = Figure(figsize=(6.5, 3.0), layout="constrained")
+    for axes, name, label in zip(figure.subplots(1, 2), ("r", "regret"), ("r", f"regret, in {target}"), strict=True):
+        for index, outcome in enumerate(outcomes):
+            assert outcome.budget is not None
+            curve = outcome.budget.loc[outcome.budget.index.unique(0)[0], name]
+            style = {"color": COLOURS[index % 6], "markersize": 3, "label": outcome.method}
+            axes.plot(curve.index, curve, f"-{MARKS[index % 6]}", **style)
+        axes.set_xlabel("measured merges")
+        axes.set_ylabel(label)
+    _legend(figure.axes[0])
     return figure
 
 

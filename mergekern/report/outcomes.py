@@ -20,6 +20,7 @@ from mergekern.prediction import (
     failure_signatures,
     fingerprints,
     make_predictor,
+    recommend,
     variance_components,
 )
 from mergekern.prediction.analysis import Fingerprints, VarianceComponents
@@ -91,11 +92,34 @@ class Outcomes:
         target: the name of the score.
         methods: in the order given.
         fingerprints: similarity of the methods' coefficients; None for a single method.
+        recommended: what `recommend` says of the predictors' methods; None without a predictor.
     """
 
     target: str
     methods: list[Outcome]
     fingerprints: Fingerprints | None
+    recommended: pd.DataFrame | None = None
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Ends of the scale of the scores, where they are accuracies; no interval goes beyond them."""
+        measured = pd.concat([outcome.measured for outcome in self.methods])
+        return score_limits(self.target, measured)
+
+
+def score_limits(target: str, measured: pd.Series) -> tuple[float, float] | None:
+    """Return the limits of accuracies, as shares or in percent; None for other scores.
+
+    >>> score_limits("accuracy", pd.Series([0.9])), score_limits("top-5 accuracy", pd.Series([90.0]))
+    ((0.0, 1.0), (0.0, 100.0))
+    >>> score_limits("normalized_accuracy", pd.Series([0.9])), score_limits("loss", pd.Series([0.9]))
+    (None, None)
+    """
+    known = measured.dropna()
+    is_share = "accuracy" in target and not target.startswith("normalized")
+    if not is_share or not known.between(0, 100).all():
+        return None
+    return (0.0, 1.0) if (known <= 1).all() else (0.0, 100.0)
 
 
 def gather_outcomes(
@@ -126,7 +150,8 @@ def gather_outcomes(
         return None
     names = dict.fromkeys([*given, *by_method])
     methods = [_outcome(table, name, given.get(name), by_method.get(name)) for name in names]
-    return Outcomes(targets.pop(), methods, _fingerprints(methods))
+    recommended = recommend(by_method.values(), table) if by_method else None
+    return Outcomes(targets.pop(), methods, _fingerprints(methods), recommended)
 
 
 def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predictor: MergePredictor | None) -> Outcome:
@@ -138,6 +163,8 @@ def _outcome(table: MetricTable, method: str, scores: pd.Series | None, predicto
     outcome = Outcome(method, align_scores(scores, frame.index, table.models))
     if predictor is not None:
         predicted = predictor.predict(table)[["prediction", "low", "high", "drivers", "remarks"]].reindex(frame.index)
+        if (limits := score_limits(target, scores)) is not None:
+            predicted[["low", "high"]] = predicted[["low", "high"]].clip(*limits)
         outcome = replace(outcome, kind=predictor.kind, predicted=predicted, level=predictor.intervals.level)
     try:
         if predictor is None:

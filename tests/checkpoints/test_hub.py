@@ -137,7 +137,7 @@ def test_other_paths_are_paths(cache, path):
 
 def test_without_huggingface_hub(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match=r"^org/one: no such file or folder; .* pip install 'mergekern\[hub\]'"):
+    with pytest.raises(CheckpointError, match=r'^org/one: no such file or folder; .* pip install "mergekern\[hub\]"$'):
         open_checkpoint("org/one")
 
 

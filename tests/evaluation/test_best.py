@@ -207,6 +207,9 @@ def test_the_command_writes_a_page_that_starts_with_the_answer(digits_zoo, tmp_p
         < page.index(answer.replace("'", "&#39;"), start)
         < page.index('id="pairs"', start)
     )
+    (made,) = (tmp_path / "found" / "merged").rglob("*.safetensors")
+    assert f"lies beside this page as {made.relative_to(tmp_path / 'found')}" in page
+    assert "to search on: 2 merges were not measured" in page
     assert MergePredictor.load(tmp_path / "found" / "predictor.json").kind == "prior+additive"
     assert "measured 8: " in result.stderr
     assert json.loads((tmp_path / "found" / "search.json").read_text())["methods"] == ["weight_average", "tsv"]

@@ -246,7 +246,7 @@ def test_the_harness_says_how_to_install_it(language_models, tmp_path):
     ]
     result = CliRunner().invoke(main, [str(each) for each in line])
     assert result.exit_code == 1
-    assert 'pip install "lm_eval[hf]"' in result.output
+    assert 'pip install "mergekern[lm-eval]"' in result.output
     assert not list(tmp_path.iterdir())
 
 

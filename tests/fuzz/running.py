@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -88,7 +88,7 @@ class _Worker:
             self._process.join()
             how = "no end" if isinstance(error, TimeoutError) else f"died, exit {self._process.exitcode}"
             number = self.left.pop(0)
-            yield Outcome(number, describe(self._world, self._seed, number), None, how)
+            yield Outcome(number, str(draw_input(self._world, self._seed, number)), None, how)
             if self.left:
                 self._start()
 
@@ -99,8 +99,39 @@ def _run_all(sender: Connection, world: Path, seed: int, numbers: Sequence[int])
         sender.send(run_input(world, seed, number))
 
 
-def draw_input(world: Path, seed: int, number: int) -> tuple[Path, str, bytes | None, str, tuple[str, ...]]:
-    """Return what an input is: the file, how it is changed, its new content, its new name, and the command."""
+class Input(NamedTuple):
+    """A command and the file that is changed before it.
+
+    Attributes:
+        path: of the file, within the world.
+        how: it is changed.
+        content: its new content; None where it is renamed only.
+        name: its new name.
+        command: what reads it.
+    """
+
+    path: Path
+    how: str
+    content: bytes | None
+    name: str
+    command: tuple[str, ...]
+
+    def __str__(self) -> str:
+        renamed = "" if self.name == self.path.name else f" to {self.name!r}"
+        return f"{self.path} {self.how}{renamed}: mergekern {' '.join(self.command)}"
+
+    def change(self, folder: Path) -> None:
+        """Change the file in a copy of the world."""
+        target = folder / self.path
+        if self.content is None:
+            target.rename(target.with_name(self.name))
+        else:
+            target.unlink()  # It is a link to the world's own.
+            target.write_bytes(self.content)
+
+
+def draw_input(world: Path, seed: int, number: int) -> Input:
+    """Return the input of a number."""
     draw = random.Random(f"{seed}:{number}")
     kind = draw.choice(KINDS)
     files = sorted(path for path in world.glob(kind) if path.is_file() and not path.name.startswith("."))
@@ -113,32 +144,17 @@ def draw_input(world: Path, seed: int, number: int) -> tuple[Path, str, bytes | 
     if draw.random() < 0.03:
         name = draw.choice([value for value in HOSTILE if isinstance(value, str)]).translate(dict.fromkeys(b"/\0"))
         short = name.encode("utf-8", "replace")[:200].decode("utf-8", "ignore")
-        return relative, "renamed", None, (short or "x") + path.suffix, command
+        return Input(relative, "renamed", None, (short or "x") + path.suffix, command)
     inner = mutator_of(path)
     change = draw.choice([mutate_bytes, *inner, *inner, *inner])
-    return relative, change.__name__, change(path.read_bytes(), draw), path.name, command
-
-
-def describe(world: Path, seed: int, number: int) -> str:
-    """Return an input in words."""
-    relative, how, _, name, command = draw_input(world, seed, number)
-    return f"{relative} {how}{'' if name == relative.name else f' to {name!r}'}: mergekern {' '.join(command)}"
+    return Input(relative, change.__name__, change(path.read_bytes(), draw), path.name, command)
 
 
 def run_input(world: Path, seed: int, number: int) -> Outcome:
     """Run one input in this process."""
-    relative, _, content, name, command = draw_input(world, seed, number)
-
-    def change(folder: Path) -> None:
-        target = folder / relative
-        if content is None:
-            target.rename(target.with_name(name))
-        else:
-            target.unlink()  # It is a link to the world's own.
-            target.write_bytes(content)
-
-    status, fault = run_command(world, command, change)
-    return Outcome(number, describe(world, seed, number), status, fault)
+    given = draw_input(world, seed, number)
+    status, fault = run_command(world, given.command, given.change)
+    return Outcome(number, str(given), status, fault)
 
 
 def run_command(

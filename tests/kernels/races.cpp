@@ -106,6 +106,10 @@ void compute(const TensorView& base, const std::vector<TensorView>& tuned, int t
   }
   mergekern::magnitude_counts(base, tuned[1], kCount, 0, 63, 47, 16, threads, out.counts.data());
   out.magnitudes = mergekern::magnitudes(base, tuned[1], kCount, 0, 63, threads);
+  mergekern::Window window;
+  const auto between = mergekern::magnitudes_between(base, tuned[1], kCount, 0.0, 1.0, threads, &window);
+  out.magnitudes.insert(out.magnitudes.end(), between.begin(), between.end());
+  out.magnitudes.push_back(static_cast<double>(window.above + window.at_low));
 
   const std::size_t stride = mergekern::padded_stride(kSize);
   std::vector<double> matrix(mergekern::padded_size(kSize) * stride);

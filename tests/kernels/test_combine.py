@@ -10,11 +10,12 @@ import torch
 
 from mergekern.kernels import native
 from mergekern.kernels.combine import CONSENSUS, Rule, Tally, on_cpu, reference
+from mergekern.kernels.variation import on_cpu as variation
 from tests.support.checkpoint_files import draw
 
 IMPLEMENTATIONS = [on_cpu.numpy] + ([on_cpu.native] if on_cpu.combine is on_cpu.native else [])
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
-SIZES = [1, 7, 63, 511, 512, 513, (1 << 17) + 3]
+SIZES = [1, 7, 63, 127, 128, 129, 513, (1 << 17) + 3]
 MODELS = 3
 
 
@@ -22,7 +23,8 @@ def rule(consensus, trimmed, masked):
     return Rule(
         consensus, (1.0, 0.7, 1.3), 0.3, (0.5, 1.0, 0.25) if trimmed else None, (1, 2**64 - 1, 77) if masked else None,
         (0.4, 0.1, 0.5) if trimmed else 0.4, -1, 0.4, 2, (2.0, 1.5, 1.75) if trimmed else None,
-        (1.0, 0.5, -0.5) if masked else None, trimmed and masked,
+        (1.0, 0.5, -0.5) if masked else None, trimmed and masked, (0.3, -1.0, 2.0) if masked and not trimmed else None,
+        (2.0, 0.5, 1.1) if trimmed else None, 0.8 if masked else 0.0, 0.2 if masked else 0.0,
     )  # fmt: skip
 
 
@@ -136,11 +138,16 @@ def test_refuses_what_it_cannot_merge(implementation):
 
 
 def digest():
-    """Return what identifies the merges of every consensus, to the last bit."""
+    """Return what identifies the merges of every consensus, and how models vary, to the last bit."""
     found = hashlib.sha256()
     for consensus in CONSENSUS:
         out, tally = run(on_cpu.combine, *inputs(100_003), rule(consensus, True, True))
         found.update(out.numpy().tobytes() + str(tally).encode())
+    base, tuned = inputs(100_003)
+    for array in (
+        variation.variances(base, tuned), variation.energies(base, tuned, 0.4), variation.changes(base, tuned, 0.7)
+    ):  # fmt: skip
+        found.update(array.tobytes())
     return found.hexdigest()
 
 

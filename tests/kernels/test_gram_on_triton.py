@@ -4,7 +4,7 @@ import torch
 
 from mergekern.kernels.gram import reference, whole
 from tests.kernels.test_gram import assert_gram, draw
-from tests.support.device import DEVICE, TRITON, needs_gpu, there
+from tests.support.device import DEVICE, TRITON, few_programs, needs_gpu, there
 from tests.support.tolerances import SUM
 
 on_triton = pytest.importorskip("mergekern.kernels.gram.on_triton", exc_type=ImportError)
@@ -33,7 +33,7 @@ def test_agrees_with_oracle(small_chunks, dtype, count, models):
 
 
 def test_two_hundred_models(monkeypatch):
-    monkeypatch.setattr(on_triton, "SUM_COLUMNS", 4096)  # few programs to interpret
+    few_programs(monkeypatch, on_triton, SUM_COLUMNS=4096)
     base, *tuned = draw(3, 201, torch.float32)
     found = inner_products([[base, *tuned]])[0].numpy()
     np.testing.assert_allclose(found, reference.gram(base, tuned).inner, rtol=1e-13, atol=1e-13)

@@ -6,6 +6,7 @@ import torch
 
 from mergekern.kernels.lapack import single_threaded_pool
 from mergekern.kernels.randomized_spectrum import on_cpu, reference
+from mergekern.kernels.randomized_spectrum.start import Start
 from mergekern.kernels.spectrum import RANK_TOLERANCE
 from mergekern.kernels.spectrum import reference as direct
 from tests.kernels.test_spectrum import blocks_of, with_values
@@ -197,7 +198,7 @@ def test_the_start_depends_on_the_name():
 
 def test_signs_are_those_of_philox():
     """The first numbers of a tensor, so that no backend or version draws others."""
-    signs = on_cpu._Start("layers.0.weight", 100).signs(64)
+    signs = Start("layers.0.weight", 100).signs(64)
     assert set(np.unique(signs)) == {-1.0, 1.0}
     assert abs(signs.mean()) < 0.03
     assert np.packbits(signs[0, :32] < 0).tolist() == [52, 46, 206, 133]

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from mergekern.kernels.task_product import reference
-from tests.support.device import DEVICE, TRITON, needs_gpu, there
+from tests.support.device import DEVICE, TRITON, few_programs, needs_gpu, there
 from tests.support.tolerances import SUM
 
+in_one_dtype = pytest.importorskip("mergekern.kernels.device_inputs", exc_type=ImportError).in_one_dtype
 on_triton = pytest.importorskip("mergekern.kernels.task_product.on_triton", exc_type=ImportError)
 pytestmark = [*TRITON, pytest.mark.usefixtures("poisoned_memory")]
 
@@ -57,7 +58,7 @@ def test_omega_is_that_of_the_oracle_whatever_the_tiles(monkeypatch, transpose):
 
 
 def test_omega_is_standard_normal_and_uncorrelated(monkeypatch):
-    monkeypatch.setattr(on_triton, "DRAW_TILE", 16_384)  # few programs to interpret
+    few_programs(monkeypatch, on_triton, DRAW_TILE=16_384)
     omega = on_triton.omega(2000, 16, 3, DEVICE).cpu()
     assert omega.isfinite().all()
     # Five standard deviations of each estimate.
@@ -88,6 +89,14 @@ def test_storage_that_differs_and_odd_addresses():
     pairs = [*draw(1, (20, 30), torch.bfloat16), (None, buffer[1:].view(20, 30))]
     vectors = thin(2, 30, 4)
     assert_task_product(task_product(pairs, vectors), pairs, vectors, False)
+
+
+def test_a_base_of_many_models_is_converted_once():
+    base, *tuned = (torch.ones(4, dtype=torch.float8_e4m3fn) for _ in range(4))
+    found = in_one_dtype([base, tuned[0], base, tuned[1], None, base, tuned[2]])
+    assert found[0] is found[2] is found[5]
+    assert len({id(each) for each in found}) == 5
+    assert found[0].dtype == torch.float32
 
 
 def test_bad_values_reach_their_row_alone():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mergekern.kernels import transfer
-from mergekern.kernels.transfer import Uploader, fetched
+from mergekern.kernels.transfer import Uploader, fetched, with_index
 from tests.support.device import DEVICE, needs_gpu
 
 SIZES = [1, 255, 256, 257, 1000, 3000]
@@ -37,13 +37,13 @@ def test_uploaded_tensors_hold_the_same(pinned, monkeypatch):
     for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
         tensors = [torch.randn(size, 3, generator=generator).to(dtype) for size in (0, 1, 85, 2000)]
         sent = [tensor.pin_memory() if pinned else tensor for tensor in tensors] + [torch.ones(3, device=DEVICE)]
-        uploader = Uploader(DEVICE)
+        uploader = Uploader(torch.device("cuda"))  # without an index: what is there already stays there
         with ThreadPoolExecutor(2) as pool:
             found = uploader.upload(sent, pool)
         uploader.stream.synchronize()
         assert found[-1] is sent[-1]
         for there, tensor in zip(found, tensors, strict=False):
-            assert there.device == DEVICE or there.device.type == DEVICE.type
+            assert there.device == DEVICE
             assert there.dtype == tensor.dtype
             assert torch.equal(there.cpu().view(torch.uint8), tensor.view(torch.uint8))
 
@@ -56,3 +56,10 @@ def test_fetched_tensors_hold_the_same():
             found = fetched(some.to(DEVICE))
             assert found.device.type == "cpu"
             assert torch.equal(found, some)
+
+
+def test_a_device_has_the_index_that_its_tensors_have(monkeypatch):
+    assert with_index(torch.device("cpu")) == torch.device("cpu")
+    assert with_index(torch.device("cuda", 2)) == torch.device("cuda", 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert with_index(torch.device("cuda")) == torch.device("cuda", 1)

@@ -18,9 +18,11 @@ def implementation(request, monkeypatch):
         monkeypatch.setattr(on_cpu, "extension", None)
 
 
-@pytest.fixture(params=["collects", "counts to the last bit"])
+@pytest.fixture(params=["window", "collects", "counts to the last bit"])
 def limits(request, monkeypatch):
-    if request.param != "collects":
+    # A sample of 16 often guesses the window wrong; one that is larger than all values guesses none.
+    monkeypatch.setattr(on_cpu, "_SAMPLE", 16 if request.param == "window" else 1 << 30)
+    if request.param == "counts to the last bit":
         monkeypatch.setattr(on_cpu, "_FEW", 0)
         monkeypatch.setattr(on_cpu, "_MANY", 0)
 
@@ -59,6 +61,30 @@ CASES = {
 @pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 def test_cases(values, limits):
     check(None, values)
+
+
+# Values of which many are equal, so that the ends of the window hold some, and values that no sample is like.
+LARGE = {
+    "random": draw(100_003),
+    "few": draw(100_003).mul(3).round(),
+    "two": (draw(100_003) > 0.7).float(),
+    "bfloat16": draw(100_003).bfloat16(),
+    "outliers": torch.cat([torch.zeros(100_000), torch.tensor([1e30, -3.0, 1e-30])]),
+}
+
+
+@pytest.mark.parametrize("values", LARGE.values(), ids=LARGE)
+def test_many_values(values):
+    check(None, values)
+    check(draw(len(values), seed=1).to(values.dtype), values)
+
+
+def test_a_window_is_enough(monkeypatch):
+    """The k-th largest of random values is found by one read, whatever k is."""
+    if on_cpu.extension is None:
+        pytest.skip("selects by radix alone")
+    monkeypatch.setattr(on_cpu, "_counts", None)
+    check(draw(100_003), draw(100_003, seed=1))
 
 
 def test_blocks_and_threads():

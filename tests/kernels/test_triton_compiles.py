@@ -51,12 +51,12 @@ def cases(storage):
         constants = {"STORAGE": dtype, "ALIGNED": True, "TILE": gram.SQUARES_TILE}
         some = {name: chunks[name] for name in ("chunks", "pairs", "partials")}
         yield f"squares {dtype}", gram._squares, some, ["pair_count"], constants, {"num_warps": gram.SUM_WARPS}
-        for kind in ("transposed", "drawn"):
+        for kind in ("upright", "transposed", "drawn"):
             if every or kind == "transposed":
                 constants = {"STORAGE": dtype, "ALIGNED": True, "TRANSPOSE": kind == "transposed"}
                 constants |= {"DRAW": kind == "drawn", "EXACT": True}
-                # The widest tile once; narrow ones compile sooner.
-                columns = task_product.COLUMNS if kind == "transposed" else 16
+                # Narrow tiles compile sooner.
+                columns = 16 if kind == "drawn" else task_product.COLUMNS
                 constants |= {"ROWS": task_product.ROWS, "INNER": task_product.INNER, "COLUMNS": columns}
                 integers = ["rows", "columns*16", "width*16", "seed"]
                 yield (
@@ -72,6 +72,7 @@ def cases(storage):
     integers = ["first_tile", "count", "start", "models", "needed"]
     constants = {"STORAGE": storage, "ALIGNED": True, "WHOLE": True, "TILE": combine.TILE, "MASKED": storage == "fp32"}
     constants |= {"LIMITED": storage == "fp32", "COUNTED": storage == "fp32", "FROM_ZERO": storage != "fp32"}
+    constants |= dict.fromkeys(["BALLOTS", "FLOOR", "SPREAD"], storage != "fp32")
     constants |= {"CONSENSUS": "elect" if storage == "fp32" else "mean"}
     options = {"num_warps": combine.WARPS, "enable_fp_fusion": False}
     yield f"combine {storage}", combine._combine, merged, integers, constants, options

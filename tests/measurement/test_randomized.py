@@ -1,6 +1,5 @@
 """svd="randomized": errors of every value that hold, and the same bytes whatever the way of measuring."""
 
-import logging
 import shutil
 
 import numpy as np
@@ -11,11 +10,9 @@ from safetensors.torch import save_file
 
 import mergekern
 from mergekern import MetricTable, OptionError, StatisticsError
-from mergekern.api import choose_measurement
 from mergekern.cli import main
-from mergekern.kernels import dispatch, native
+from mergekern.kernels import native
 from mergekern.kernels.randomized_spectrum import on_cpu
-from mergekern.measurement.on_cpu import CpuMeasurement
 from mergekern.metrics import BOTTOM
 from mergekern.metrics.subspace_errors import ERRORS
 from mergekern.prediction.screening import screen
@@ -25,7 +22,6 @@ from mergekern.statistics.blocks import read_block, write_block
 from tests.kernels.test_randomized_spectrum import SPECTRA
 from tests.kernels.test_spectrum import with_values
 from tests.support.adapters import adapt, llama, seeded, state
-from tests.support.device import backend as device_backend
 
 OPTIONS = mergekern.MeasureOptions(svd="randomized")
 KINDS = ["power -1", "20 above noise", "exponential", "flat noise", "power -1/4", "rank 40"]
@@ -354,18 +350,6 @@ def test_adapters_stay_exact(tmp_path):
 
 
 OF_SVD = ("exact", "randomized")
-
-
-def test_a_device_leaves_it_to_the_cpu(monkeypatch, caplog):
-    monkeypatch.setattr(dispatch, "choose", lambda device: device_backend())
-    with caplog.at_level(logging.WARNING):
-        measurement = choose_measurement(OPTIONS, with_bases=False)
-    assert isinstance(measurement, CpuMeasurement)
-    assert measurement.provenance()["device"] == "cpu"
-    assert "svd='randomized' has no kernels for the processor; measuring on the CPU" in caplog.text
-    # What needs no factorisation stays on the device.
-    geometry = mergekern.MeasureOptions("task-vector geometry", svd="randomized")
-    assert not isinstance(choose_measurement(geometry, with_bases=False), CpuMeasurement)
 
 
 def test_cost_counts_the_passes(zoo):

@@ -1,12 +1,12 @@
 """One table, to the last bit, whether a run goes to its end or is killed and resumed."""
 
-import multiprocessing
 import signal
 import time
 
 import mergekern
 from mergekern import ZooStatistics
 from mergekern.statistics.manifest import Manifest
+from tests.support.faults import context
 from tests.support.zoos import assert_same, write_zoo
 
 
@@ -25,8 +25,6 @@ def test_killed_at_twenty_moments_and_resumed(tmp_path):
     """Runs on a folder are killed until one finishes; then the next folder begins. No kill changes a result."""
     zoo = write_zoo(tmp_path / "zoo", [f"m{index:02d}" for index in range(30)], blocks=6)
     expected = mergekern.compute_all(zoo, per_layer=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mergekern.api", "tests.measurement.test_resume"])
 
     def start(folder):
         begun = context.Event()

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from mergekern.prediction import TaskEffectsRegressor
-from mergekern.prediction.mixed import fit_mixed, fit_robust
+from mergekern.prediction.mixed import RATIOS, _Equations, _OneGroup, fit_mixed, fit_robust
 from tests.support.measurements import all_pairs
 
 
@@ -37,6 +37,48 @@ def test_variances_are_those_of_the_restricted_likelihood():
     found = fit_mixed(design, np.zeros(6, dtype=int), y)
     best = minimize_scalar(lambda log: restricted_deviance(design, y, np.exp(log)), bounds=(-6, 6), method="bounded")
     assert np.log(found.ratios[0]) == pytest.approx(best.x, abs=1e-3)
+
+
+def equations(n=25, sizes=(6,), seed=6):
+    random = np.random.default_rng(seed)
+    design = random.standard_normal((n, sum(sizes)))
+    y = design @ random.standard_normal(sum(sizes)) + random.standard_normal(n)
+    return _Equations(design, np.repeat(np.arange(len(sizes)), sizes), y - y.mean(), random.uniform(0.2, 1.0, n))
+
+
+@pytest.mark.parametrize("sizes", [(6,), (4, 5)])
+def test_the_derivatives_of_the_likelihood_are_those_of_finite_differences(sizes):
+    found, h = equations(sizes=sizes), 1e-5
+    for at in np.random.default_rng(0).uniform(-4, 4, (4, len(sizes))):
+        _, gradient, hessian = found.deviance(at)
+        for group, unit in enumerate(h * np.eye(len(sizes))):
+            up, down = found.deviance(at + unit), found.deviance(at - unit)
+            assert gradient[group] == pytest.approx((up[0] - down[0]) / (2 * h), rel=1e-6, abs=1e-6)
+            np.testing.assert_allclose(hessian[group], (up[1] - down[1]) / (2 * h), rtol=1e-6, atol=1e-6)
+
+
+def test_one_decomposition_gives_the_deviance_of_every_ratio():
+    found = equations()
+    one = _OneGroup(found)
+    for at in np.linspace(-6, 6, 7):
+        deviance, gradient, _ = found.deviance(np.array([at]))
+        assert one.deviance(np.array([at]))[0] == pytest.approx(deviance, rel=1e-10)
+        assert one.slope(at) == pytest.approx(gradient[0], rel=1e-8, abs=1e-8)
+
+
+def test_the_likelier_of_two_modes_is_found():
+    """Nearly as many models as pairs: effects that explain everything are often as likely as hardly any."""
+    several = 0
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        first, second = (random.integers(0, 12, 12) + shift for shift in (0, 1))
+        design = np.eye(13)[first] + np.eye(13)[second]
+        one = _OneGroup(_Equations(design, np.zeros(13, dtype=int), random.standard_normal(12), np.ones(12)))
+        values = one.deviance(np.linspace(*np.log(RATIOS), 300))
+        around = np.concatenate([[np.inf], values, [np.inf]])
+        several += ((values < around[:-2]) & (values < around[2:])).sum() > 1
+        assert one.most_likely()[1] <= values.min() + 1e-9
+    assert several
 
 
 def test_coefficients_are_those_of_the_dense_formula():

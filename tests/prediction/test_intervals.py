@@ -8,8 +8,7 @@ from sklearn.linear_model import LinearRegression
 from mergekern.errors import PredictionError
 from mergekern.prediction import LeaveOneTaskOut, LeaveTasksOut, MeasuredPairs, conformal_intervals, make_predictor
 from mergekern.prediction.error_scale import fit_error_scale
-from mergekern.prediction.intervals import predicted_sd
-from mergekern.prediction.validation import fit_estimator, predict_pairs
+from mergekern.prediction.refits import fit_estimator, predict_pairs, predicted_sd
 from tests.support.measurements import make_scores, make_table
 
 

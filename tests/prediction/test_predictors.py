@@ -21,8 +21,8 @@ from mergekern.prediction import (
     read_scores,
 )
 from mergekern.prediction.predictors import contributions
+from mergekern.prediction.refits import fit_estimator, predict_pairs
 from mergekern.prediction.scores import align_scores
-from mergekern.prediction.validation import fit_estimator, predict_pairs
 from tests.support.measurements import METHODS, PUBLISHED, make_scores, make_table, needs_published, published_table
 
 # The study's fits have tests of their own.

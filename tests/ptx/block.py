@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
 from tests.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
 from tests.ptx.operands import PtxError, Values
 from tests.ptx.program import Kernel
+
+if TYPE_CHECKING:
+    from tests.ptx.warpgroups import Product
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Block:
         carry: of the last addition that keeps it.
         copies: asynchronous copies that have not landed.
         closed_groups: how many groups of copies each thread has closed.
+        products: of the warpgroup (`warpgroups`), which have not landed.
+        closed_products: how many groups of products it has closed.
+        fenced: the registers at its last fence; a write to one replaces its array.
+        on_the_way: what stands in the registers of products until they land.
     """
 
     kernel: Kernel
@@ -86,6 +93,10 @@ class Block:
     registers: dict[str, Values] = field(default_factory=dict)
     carry: Values | None = None
     copies: list[AsyncCopy] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    closed_products: int = 0
+    fenced: dict[str, Values] = field(default_factory=dict)
+    on_the_way: dict[str, Values] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make what follows from the rest."""
@@ -142,39 +153,57 @@ class Block:
                 continue
             here = int(at[ready].min())
             mask = ready & (at == here)
-            if mask.all():
-                at[:] = self._run_together(steps, here, waits)
-            else:
-                self._step(steps, here, mask, at, waits)
+            others = at[ready & ~mask]
+            self._run_group(
+                steps, here, None if mask.all() else mask, int(others.min()) if len(others) else -1, at, waits
+            )
         if self.copies:
             raise PtxError("the kernel ends while asynchronous copies are on their way")
+        if self.products:
+            raise PtxError("the kernel ends while products of a warpgroup are on their way")
 
-    def _run_together(self, steps: Sequence[Step], here: int, waits: Values) -> int | Values:
-        """Run all threads while they are at one instruction; return where they are then."""
-        while here < len(steps):
-            outcome = self._execute(steps, here, None)
+    def _run_group(
+        self, steps: Sequence[Step], here: int, mask: Values | None, others: int, at: Values, waits: Values
+    ) -> None:  # fmt: skip
+        """Run threads at one instruction until they part, wait, end, or come to where the next of the others are.
+
+        Args:
+            steps: of all instructions.
+            here: where the threads are.
+            mask: the threads; None for all.
+            others: where the next of the others are; -1 if nobody else goes on.
+            at, waits: of every thread, changed.
+        """
+        end = len(steps)
+        while here < end and here != others:
+            outcome = self._execute(steps, here, mask)
+            following = here + 1
             if outcome is None:
-                here += 1
-            elif isinstance(outcome, BlockBarrier):
-                self.shared.barrier()
-                here += 1
-            elif outcome.taken is None or outcome.taken.all():
+                here = following
+                continue
+            if isinstance(outcome, BlockBarrier):
+                if mask is None:
+                    self.shared.barrier()
+                    here = following
+                    continue
+                at[mask], waits[mask] = here, True
+                return
+            if outcome.taken is None or (mask is None and outcome.taken.all()):
                 here = outcome.target
-            elif outcome.taken.any():
-                return np.where(outcome.taken, outcome.target, here + 1)
             else:
-                here += 1
-        return here
-
-    def _step(self, steps: Sequence[Step], here: int, mask: Values, at: Values, waits: Values) -> None:
-        outcome = self._execute(steps, here, mask)
-        if isinstance(outcome, BlockBarrier):
-            waits |= mask
-        elif isinstance(outcome, Branch):
-            taken = mask if outcome.taken is None else mask & outcome.taken
-            at[mask] = np.where(taken, outcome.target, here + 1)[mask]
-        else:
-            at[mask] += 1
+                taken = outcome.taken if mask is None else mask & outcome.taken
+                # Only where all of them go on at one place they stay together.
+                if not taken.any():
+                    here = following
+                elif mask is not None and (taken == mask).all():
+                    here = outcome.target
+                else:
+                    where = np.where(taken, outcome.target, following)
+                    at[...] = where if mask is None else np.where(mask, where, at)
+                    return
+            if 0 <= others < here:
+                break
+        at[... if mask is None else mask] = here
 
     def _execute(self, steps: Sequence[Step], here: int, mask: Values | None) -> Branch | BlockBarrier | None:
         try:

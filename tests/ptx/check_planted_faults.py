@@ -11,6 +11,7 @@ import torch
 from mergekern.kernels import cuda_module
 from mergekern.kernels.gram import on_triton as gram
 from mergekern.kernels.spectrum import Stack, on_cuda
+from mergekern.kernels.task_product import on_triton as task_product
 from mergekern.kernels.trim import on_cuda as trim
 from tests.kernels.test_gram import draw
 from tests.ptx import triton_driver
@@ -52,6 +53,21 @@ def test_waits_of_triton(take_out):
     take_out(r"cp\.async\.wait_group\s+\d+;")
     with pytest.raises(PtxError, match="copies are on their way"):
         inner_products()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"wgmma\.wait_group\S+\s+\d+;", "products of a warpgroup are on their way"),
+        (r"wgmma\.fence\S+;", r"written since the last wgmma\.fence"),
+        (r"fence\.proxy\.async\S*;", r"without fence\.proxy\.async"),
+    ],
+)
+def test_warpgroups_of_triton(take_out, pattern, message):
+    take_out(pattern)
+    pairs = [tuple(torch.randn(2, 64, 40, generator=torch.Generator().manual_seed(0)))]
+    with pytest.raises(PtxError, match=message):
+        task_product.task_product(pairs, torch.ones(1, 40, 8, dtype=torch.float64), precision="tf32x3")
 
 
 def spectra(module):

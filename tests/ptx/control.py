@@ -36,5 +36,7 @@ def _warp_barrier(block: Block, mask: Values | None) -> None:
 
 
 @operation("fence", "membar", "prefetch", "griddepcontrol")
-def _nothing(instruction: Instruction, kernel: Kernel) -> Step:
+def _fence(instruction: Instruction, kernel: Kernel) -> Step:
+    if instruction.modifiers[:2] == ("proxy", "async"):
+        return lambda block, mask: block.shared.fence(block.those(mask))
     return lambda block, mask: None

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.ptx import accesses, arithmetic, control, conversions, warps  # noqa: F401  (they register instructions)
+# Each of these registers its instructions.
+from tests.ptx import accesses, arithmetic, control, conversions, warpgroups, warps  # noqa: F401
 from tests.ptx.block import Block, Step
 from tests.ptx.memory import GlobalMemory, SharedMemory
 from tests.ptx.operands import PtxError

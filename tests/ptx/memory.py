@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -78,8 +81,8 @@ class GlobalMemory:
 def living_tensors() -> list[tuple[int, int]]:
     """Return the spans of memory of all CPU tensors, in their order, none of which overlap."""
     spans = set()
-    for each in gc.get_objects():
-        if type(each) in (torch.Tensor, torch.nn.Parameter) and each.layout == torch.strided and each.is_cpu:
+    for each in _tensors():
+        if each.layout == torch.strided and each.is_cpu:
             storage = each.untyped_storage()
             spans.add((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
     joined: list[tuple[int, int]] = []
@@ -89,6 +92,29 @@ def living_tensors() -> list[tuple[int, int]]:
         elif end > first:
             joined.append((first, end))
     return joined
+
+
+# Looking through all objects of a process takes 0.1 s, and a factorisation has a hundred launches: those that are old
+# are put aside, where the collector does not look any more, and the tensors among them are remembered.
+_MOST_YOUNG = 20_000
+_old_tensors: list[weakref.ref[torch.Tensor]] = []
+atexit.register(gc.unfreeze)  # some libraries report what is not collected at the end
+
+
+def _tensors() -> list[torch.Tensor]:
+    young = gc.get_objects()
+    tensors = _among(young)
+    _old_tensors[:] = [reference for reference in _old_tensors if reference() is not None]
+    found = tensors + [tensor for reference in _old_tensors if (tensor := reference()) is not None]
+    if len(young) > _MOST_YOUNG:
+        _old_tensors.extend(map(weakref.ref, tensors))
+        gc.freeze()
+    return found
+
+
+def _among(objects: Iterable[object]) -> list[torch.Tensor]:
+    # By type: some objects only pretend to be of a class, or load a library to tell.
+    return [cast(torch.Tensor, each) for each in objects if type(each) in (torch.Tensor, torch.nn.Parameter)]
 
 
 def added_in_turn(addresses: Values, there: Values, values: Values) -> tuple[Values, Values]:
@@ -163,10 +189,39 @@ class SharedMemory:
         self._reads, self._writes, self._atomics = _Marks(words), _Marks(words), _Marks(words)
         self._barriers = 1
         self._warp_barriers = np.ones(-(-threads // 32), dtype=np.int64)
+        # The thread that wrote each word, until it has fenced that and all have met; for `check_asynchronous`.
+        self._writer = np.full(words, _NOBODY)
+        self._is_fenced = np.zeros(words, dtype=bool)
+        self._threads = np.arange(threads)
 
     def barrier(self) -> None:
         """All threads of the block have met."""
         self._barriers += 1
+        if self._is_fenced.any():
+            self._writer[self._is_fenced] = _NOBODY
+            self._is_fenced[:] = False
+
+    def fence(self, threads: Values) -> None:
+        """Threads make what they wrote visible to asynchronous readers, once all have met at a barrier."""
+        self._is_fenced |= np.isin(self._writer, threads)
+
+    def check_asynchronous(self, addresses: Values) -> None:
+        """Check words that a warpgroup's products read: by any thread of it, until they land.
+
+        Raises:
+            PtxError: beyond the end, a race, or a word that its writer has not fenced before a barrier.
+        """
+        self._places(addresses, WORD, WORD)
+        threads = np.resize(self._threads, len(addresses))
+        self._touch(addresses, WORD, threads, (self._writes, self._atomics), self._reads, "reads")
+        unseen = self._writer[addresses // WORD] != _NOBODY
+        if unseen.any():
+            at = int(addresses[unseen][0])
+            raise PtxError(f"a product reads shared memory at {at}, written without fence.proxy.async and a barrier")
+
+    def peek(self, addresses: Values) -> Values:
+        """Return words, without a check: what lands late reads what is there then."""
+        return self._bytes.view(np.uint32)[addresses // WORD]
 
     def warp_barrier(self, warps: Values) -> None:
         """All threads of these warps have met."""
@@ -198,6 +253,7 @@ class SharedMemory:
         self._touch(addresses, width, threads, (self._reads, self._writes, self._atomics), self._writes, "writes")
         as_bytes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, width)
         self._bytes[places] = as_bytes
+        self._note_writers(addresses, width, threads)
         if (self._bytes[places] != as_bytes).any():
             raise PtxError("a race: two threads write different values to one place of shared memory at once")
 
@@ -208,11 +264,17 @@ class SharedMemory:
         self._touch(addresses, width, threads, (self._reads, self._writes), self._atomics, "adds to")
         before, after = added_in_turn(addresses, self._bytes[places].view(values.dtype)[:, 0], values)
         self._bytes[places] = np.ascontiguousarray(after).view(np.uint8).reshape(-1, width)
+        self._note_writers(addresses, width, threads)
         return before
 
     def expect(self, addresses: Values, width: int, threads: Values) -> None:
         """Begin an asynchronous write: until it lands, what is there is NaN."""
         self.write(addresses, np.full(len(addresses), 2 ** (8 * WORD) - 1, np.uint32), width, threads)
+
+    def _note_writers(self, addresses: Values, width: int, threads: Values) -> None:
+        for first in range(0, width, WORD):
+            words = (addresses + first) // WORD
+            self._writer[words], self._is_fenced[words] = threads, False
 
     def _places(self, addresses: Values, width: int, multiple: int) -> Values:
         if len(addresses) and (addresses.min() < 0 or addresses.max() + width > self.size):

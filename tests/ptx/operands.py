@@ -36,8 +36,9 @@ def type_of(name: str) -> np.dtype[Any]:
 
 def as_type(bits: Values, dtype: np.dtype[Any]) -> Values:
     """Return the low bits of registers as a type; where it is wider than they are, with zeros before them."""
-    width = UNSIGNED[8 * dtype.itemsize]
-    return np.ascontiguousarray(bits.astype(width, copy=False)).view(dtype)
+    if bits.itemsize != dtype.itemsize:
+        bits = bits.astype(UNSIGNED[8 * dtype.itemsize])
+    return bits.view(dtype)
 
 
 class PtxError(Exception):

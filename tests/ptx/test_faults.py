@@ -154,8 +154,8 @@ def test_barriers_that_a_part_reaches(text, message):
 
 
 def test_what_is_not_known():
-    with pytest.raises(PtxError, match=r"does not know the instruction 'wgmma"):
-        kernel("wgmma.fence.sync.aligned;").launch("snippet", (1, 1), 32, [0])
+    with pytest.raises(PtxError, match=r"does not know the instruction 'tcgen05"):
+        kernel("tcgen05.fence.before_thread_sync;").launch("snippet", (1, 1), 32, [0])
     with pytest.raises(PtxError, match=r"at most 32"):
         kernel("").launch("snippet", (1, 1), 64, [0])
     with pytest.raises(PtxError, match="takes 1 arguments, not 2"):

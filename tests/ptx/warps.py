@@ -136,7 +136,7 @@ def _product(instruction: Instruction, kernel: Kernel) -> Step:
         block.whole_warps(mask)
         left, right = fragments(block, a, of_a, (rows, inner)), fragments(block, b, of_b, (inner, columns))
         if dtype == np.float32:
-            left, right = _tf32(left), _tf32(right)
+            left, right = tf32(left), tf32(right)
         total = (left @ right + fragments(block, c, of_c, (rows, columns))).astype(dtype)
         for register, (row, column) in zip(d, of_c, strict=True):
             register.write(block, np.ascontiguousarray(total[:, row, column]).reshape(-1), mask)
@@ -144,6 +144,6 @@ def _product(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-def _tf32(values: Values) -> Values:
+def tf32(values: Values) -> Values:
     """Return what the tensor cores take of float32, as float64: 10 bits after the point."""
     return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 import make_digits_zoo
 import mergekern
 from mergekern import cli
-from zoos import digits, encoders, making, tasks, texts
+from mergekern.study.zoos import digits, encoders, making, tasks, texts
 
 SCRIPT = Path(__file__).parents[2] / "python" / "make_digits_zoo.py"
 TASKS = ("rotated", "parity", "three_or_eight")
@@ -201,5 +200,5 @@ def test_without_its_base_no_model_stays(script, zoo, tmp_path):
 def test_a_task_that_was_not_learned_is_an_error(script):
     encoder = script.build_model(script.OPTIONS)
     recipe = {**script.OPTIONS["fine_tuning"], "steps": 5, "learning_rate": 1e-9}
-    with pytest.raises(click.ClickException, match="shuffled_pixels was not learned"):
+    with pytest.raises(mergekern.MergekernError, match="shuffled_pixels was not learned"):
         making.learn({task.name: task for task in script.TASKS}["shuffled_pixels"], encoder, recipe, random_state=0)

@@ -34,6 +34,15 @@ def test_figures_show_the_numbers_of_the_table():
     np.testing.assert_allclose(figures["correlations"].axes[0].images[0].get_array(), table.to_pandas().corr())
 
 
+def test_colours_of_a_metric_with_a_sign_are_around_0():
+    table = make_table()
+    image = draw(gather(table))["heatmap"].axes[0].images[0]
+    most = table.to_pandas()["task_vector_cosine_similarity"].abs().max()
+    assert image.get_clim() == (-most, most)
+    assert image.get_cmap().name == "PuOr_r"
+    assert draw(gather(table, "stable_rank"))["heatmap"].axes[0].images[0].get_cmap().name == "cividis_r"
+
+
 def test_names_are_drawn_as_they_are():
     names = [HOSTILE, "$x^2$", r"\frac", "a_b", "100%", "#"]
     labels = {label.get_text() for label in draw(gather(make_table(names=names)))["heatmap"].axes[0].get_yticklabels()}

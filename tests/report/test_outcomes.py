@@ -130,7 +130,9 @@ def test_without_a_predictor_the_default_takes_what_suits_the_table(table, score
     page = Page(render(gather(joined, scores={"tsv": measured}), "t"))
     (curve,) = page.document["outcomes"]["budgets"]
     assert curve["merges"] == budget.index.tolist()
-    np.testing.assert_array_equal(page.arrays[curve["r"]], budget["r"])
+    for name in ("r", "rmse", "regret"):
+        np.testing.assert_array_equal(page.arrays[curve[name]], budget[name])
+    np.testing.assert_array_equal(page.arrays[curve["random"]], outcome.budget.loc["random", "regret"])
     assert [*map(str, ("tsv", "prior+additive", 5)), *map(number, budget.loc[5])] in page.rows
     # Metrics alone are metrics: model scores are none.
     assert set(outcome.metrics_alone.coefficients) == set(METRICS)
@@ -166,7 +168,10 @@ def test_incomplete_pairs_are_counted(scores):
 
 def test_figures_of_outcomes(contents, table):
     figures = draw(contents)
-    assert list(figures) == ["pairs", "heatmap", "correlations", "accuracy", "coefficients", "effects"]
+    assert list(figures) == ["pairs", "heatmap", "correlations", "accuracy", "budgets", "coefficients", "effects"]
+    for axes, name in zip(figures["budgets"].axes, ("r", "regret"), strict=True):
+        for outcome, line in zip(contents.outcomes.methods, axes.lines, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), outcome.budget.loc["additive", name])
     for outcome, line in zip(contents.outcomes.methods, figures["accuracy"].axes[0].lines, strict=False):
         np.testing.assert_array_equal(line.get_xdata(), outcome.held_out["prediction"])
         np.testing.assert_array_equal(line.get_ydata(), outcome.held_out["y"])

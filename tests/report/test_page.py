@@ -1,5 +1,8 @@
+import base64
+import gzip
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from mergekern import MetricTable, OptionError
 from mergekern.cli import main
 from mergekern.errors import OutputError
 from mergekern.metrics import CATALOGUE
-from mergekern.report import contents, page, write_report
+from mergekern.report import contents, document, page, write_report
 from mergekern.report.contents import QUANTILES, gather
 from mergekern.report.page import number, render
 from tests.report.parsed import Page
@@ -94,7 +97,39 @@ def test_provenance_and_notes_are_there():
 def test_twenty_models_with_fifty_layers_stay_small():
     html = render(gather(make_table(20, 50, all_have_layers=True)), "t")
     assert sum("layers" in metric for metric in Page(html).document["metrics"]) == len(CATALOGUE)
-    assert len(html.encode()) < 8_000_000
+    assert len(html.encode()) < 3_000_000
+    alone = render(gather(make_table(20, 0)), "t")
+    assert len(alone.encode()) < 1_000_000
+
+
+def test_two_hundred_models_stay_small_and_say_what_is_left_out(monkeypatch):
+    monkeypatch.setattr(contents, "SPLIT_MODELS", 100)  # shares of the models take no room, and half of the time
+    html = render(gather(make_table(200, 0)), "t")
+    assert len(html.encode()) < 4_000_000
+    found = Page(html)
+    assert page.TOO_MANY_PAIRS in "".join(found.text)
+    assert all(found.arrays[f"values/{name}"].size == 19_900 for name in CATALOGUE)
+
+
+def test_each_section_has_one_plain_sentence():
+    html = render(gather(make_table()), "t")
+    sections = re.findall(r'<section id="([\w-]+)".*?</h2>\s*<p class="(\w+)">(.*?)</p>', html, re.DOTALL)
+    assert len(sections) == html.count("<section ") == 9
+    for name, kind, sentence in sections:
+        assert kind == ("lead" if name == "answer" else "summary")
+        assert re.fullmatch(r"[A-Z][^.]*\.", sentence) or name == "answer", sentence
+
+
+def test_the_library_of_plots_is_the_one_that_is_named():
+    folder = Path(page.__file__).parent / "plotly"
+    text = gzip.decompress((folder / "plotly-cartesian.min.js.gz").read_bytes()).decode()
+    version = re.search(r"plotly\.js \(cartesian - minified\) v([\d.]+)", text[:400]).group(1)
+    assert f"version {version}" in " ".join((folder / "README.md").read_text().split())
+    assert (folder / "LICENSE").read_text().startswith("MIT License")
+    html = render(gather(make_table(3, 0)), "t")
+    assert f"v{version}; Copyright" in html
+    (packed,) = re.findall(r'<script type="text/plain" id="plotly">(.*?)</script>', html)
+    assert gzip.decompress(base64.b64decode(packed)).decode() == text
 
 
 def test_tensors_that_are_too_many_are_noted(monkeypatch):
@@ -106,9 +141,10 @@ def test_tensors_that_are_too_many_are_noted(monkeypatch):
 
 
 def test_large_tables_keep_seven_digits(monkeypatch):
-    monkeypatch.setattr(page, "EXACT_PAIRS", 14)
+    monkeypatch.setattr(document, "EXACT_PAIRS", 14)
     table = make_table(6, 0)
     found = Page(render(gather(table), "t"))
+    assert page.TOO_MANY_PAIRS in "".join(found.text)
     values = found.arrays["values/stable_rank"]
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, table.to_pandas()["stable_rank"].to_numpy(np.float32))
@@ -167,9 +203,9 @@ def test_errors_of_the_function(tmp_path):
 
 
 def test_a_missing_extra_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.delitem(sys.modules, "mergekern.report.page")
-    with pytest.raises(OptionError, match=r"plotly.*mergekern\[report\]"):
+    with pytest.raises(OptionError, match=r"jinja2.*mergekern\[report\]"):
         write_report(make_table(2, 0), tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
 

@@ -13,10 +13,11 @@ import torch
 
 from mergekern.kernels import dispatch
 from mergekern.kernels.device_backend import DeviceBackend
+from mergekern.kernels.transfer import with_index
 from tests.support import cuda_on_host
 
 ON_PTX = os.environ.get("MERGEKERN_TEST_DEVICE") == "ptx"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = with_index(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 TRITON = [
     pytest.mark.gpu,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux only"),
@@ -24,6 +25,13 @@ TRITON = [
 # Orders in which the threads of emulated CUDA run; elsewhere there is one.
 ORDERS = ("any",) if ON_PTX or DEVICE.type == "cuda" else cuda_on_host.ORDERS
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def few_programs(monkeypatch, module, **tiles):
+    """Let a kernel have large tiles, and so few programs, where they are interpreted; compilers take long for them."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        for name, size in tiles.items():
+            monkeypatch.setattr(module, name, size)
 
 
 def there(tensors):

@@ -16,7 +16,7 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_RDONLY, MS_REMOUNT, MS_REC, MS_PRIVATE = 1, 0x20, 0x4000, 0x40000
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["mergekern.api", "mergekern.distributed.shards", "tests.support.faults"])
+context.set_forkserver_preload(["tests.support.warm", "tests.support.faults"])
 
 
 def run(function, *arguments):

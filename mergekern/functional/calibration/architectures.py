@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mergekern._internal.extras import needs
 from mergekern.errors import CalibrationError
 
 
@@ -50,9 +51,7 @@ def library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise CalibrationError(
-            f"models of transformers need the library ({error}): pip install 'mergekern[evaluation]'"
-        ) from error
+        raise CalibrationError(needs("a model of transformers", "evaluation", error)) from error
     return transformers
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergekern._internal.extras import needs
 from mergekern.errors import CalibrationError
 from mergekern.functional.calibration.architectures import library
 from mergekern.functional.calibration.losses import IGNORED
@@ -99,10 +100,12 @@ def _image(given: Any) -> Any:
         return given
     try:
         from PIL import Image
-
+    except ImportError as error:
+        raise CalibrationError(needs("an image", "evaluation", error)) from error
+    try:
         with Image.open(given) as image:
             return image.convert("RGB")
-    except (ImportError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise CalibrationError(f"{os.fspath(given)}: cannot be read as an image ({error})") from error
 
 

@@ -2,15 +2,18 @@
 
     τ_i    = tuned_i − base
     κ_i    = w_i·τ_i where it is kept, else 0.   Kept: thresholds[i] ≤ |τ_i| ≤ limits[i], and not dropped by the mask of
-             keys[i]
+             keys[i]; and, in all models alike, where the variance of the τ_i over the models is at least `spread`
     merged = base + factor·consensus(κ_1, …, κ_N)
 
     "sum"        Σ κ_i
     "mean"       Σ κ_i / Σ v_i, where v_i = divisors[i], w_i by default
-    "elect"      s = sign(Σ κ_i), or by_count sign(Σ sign κ_i), or `majority` where that is 0; the mean of the κ_i of
-                 sign s: Σ κ_i / Σ v_i over those, or Σ κ_i where |Σ v_i| < 1e-8
+    "elect"      s = sign(Σ κ_i), or by_count sign(Σ sign κ_i), or sign(Σ b_i·τ_i) over what is kept with b = ballots,
+                 or `majority` where that is 0; the mean of the κ_i of sign s: Σ κ_i / Σ v_i over those, or Σ κ_i where
+                 |Σ v_i| < 1e-8; with a `floor`, Σ κ_i / max(Σ v_i, floor)
     "elect_sum"  Σ κ_i over those of sign s
     "elect_max"  the largest of those, by magnitude
+    "held"       Σ κ_i / Σ v_i over the models that hold the element: of which a τ_i ≠ 0 is kept. Where one model holds
+                 it alone, alone[i] times that
     "agree"      Σ κ_i where at least `needed` models have |κ_i| > share·|Σ κ − κ_i|, else 0
 
 Inputs: base (D,), or None for zero, tuned N × (D,), each in its own storage dtype. Output: (D,) float32 or float64. All
@@ -33,8 +36,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Consensus = Literal["sum", "mean", "elect", "agree", "elect_sum", "elect_max"]
-CONSENSUS: tuple[Consensus, ...] = ("sum", "mean", "elect", "agree", "elect_sum", "elect_max")
+Consensus = Literal["sum", "mean", "elect", "agree", "elect_sum", "elect_max", "held"]
+CONSENSUS: tuple[Consensus, ...] = ("sum", "mean", "elect", "agree", "elect_sum", "elect_max", "held")
 # Divisors nearer to zero divide nothing: rounding is all that is left of weights that cancel.
 LEAST_DIVISOR = 1e-8
 
@@ -55,6 +58,10 @@ class Rule:
         limits: largest magnitude that is kept, one for each model; None keeps every element.
         divisors: v, what each model counts for in a mean; None for its weight.
         by_count: whether each model has one vote for the sign, in place of its magnitude ("elect").
+        ballots: b, by which τ are weighted for the vote ("elect"); None for the weights.
+        alone: multiplies what one model alone holds, one for each model ("held"); None for 1.
+        floor: the least that divisors are taken to sum to ("elect"); 0 for none.
+        spread: the least variance over the models with which an element is kept; 0 keeps every element.
     """
 
     consensus: Consensus
@@ -69,6 +76,10 @@ class Rule:
     limits: tuple[float, ...] | None = None
     divisors: tuple[float, ...] | None = None
     by_count: bool = False
+    ballots: tuple[float, ...] | None = None
+    alone: tuple[float, ...] | None = None
+    floor: float = 0.0
+    spread: float = 0.0
 
     def of_model(self, model: int) -> Rule:
         """Return the rule that gives what is kept of the task vector of one model."""

@@ -26,7 +26,7 @@ def native(
             (0, 0) if base is None else address(base), [address(t) for t in tuned], address(out), out.numel(), start,
             threads, CONSENSUS.index(rule.consensus), rule.weights, rule.counts, rule.total_weight, rule.factor,
             rule.thresholds or empty, rule.limits or empty, rule.keys or empty, rule.dropped_below, rule.majority,
-            rule.share, rule.needed, rule.by_count,
+            rule.share, rule.needed, rule.by_count, rule.ballots or empty, rule.alone or empty, rule.floor, rule.spread,
         )
     )  # fmt: skip
 

@@ -52,6 +52,7 @@ def combine(
     pointers = np.array(addresses(stored), dtype=np.int64)
     numbers = np.array([
         rule.factor, rule.total_weight, rule.majority, rule.share, *rule.weights, *thresholds, *limits, *rule.counts,
+        *(rule.ballots or rule.weights), *(rule.alone or (1.0,) * models), rule.floor, rule.spread,
     ])  # fmt: skip
     tables = [pointers, numbers.view(np.int64), np.array(keys, dtype=np.uint64).view(np.int64), np.zeros(3, np.int64)]
     pointers_there, numbers_there, keys_there, tally = to_device(tables, out.device)
@@ -79,6 +80,9 @@ def combine(
                     MASKED=rule.keys is not None,
                     LIMITED=rule.limits is not None,
                     COUNTED=rule.by_count,
+                    BALLOTS=rule.ballots is not None and rule.elects,
+                    FLOOR=rule.floor > 0,
+                    SPREAD=rule.spread != 0,
                     FROM_ZERO=base is None,
                     TILE=TILE,
                     num_warps=WARPS,
@@ -106,6 +110,9 @@ def _combine(
     MASKED: tl.constexpr,
     LIMITED: tl.constexpr,
     COUNTED: tl.constexpr,
+    BALLOTS: tl.constexpr,
+    FLOOR: tl.constexpr,
+    SPREAD: tl.constexpr,
     FROM_ZERO: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -117,21 +124,39 @@ def _combine(
     base = tl.full((TILE,), 0.0, tl.float64)
     if not FROM_ZERO:
         base = _values(addresses, 0, first, columns, inside, STORAGE, ALIGNED)
+    chosen = tl.full((TILE,), True, tl.int1)
+    if SPREAD:
+        variance = _variance(addresses, base, models, first, columns, inside, STORAGE, ALIGNED, TILE)
+        chosen = variance >= tl.load(numbers + 5 + 6 * models)
     counted = tl.full((TILE,), 0, tl.int32)
     total = tl.full((TILE,), 0.0, tl.float64)
+    ballots = tl.full((TILE,), 0.0, tl.float64)
+    held_weight = tl.full((TILE,), 0.0, tl.float64)
+    alone = tl.full((TILE,), 0.0, tl.float64)
+    holders = tl.full((TILE,), 0, tl.int32)
     non_finite = tl.full((TILE,), 0, tl.int32)
     kept = tl.full((TILE,), False, tl.int1)
     for model in range(0, models):
         delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
         non_finite += tl.where(tl.abs(delta) <= 1.7976931348623157e308, 0, 1)
-        part = _kept(delta, numbers, keys, model, models, index, MASKED, LIMITED)
+        own = _kept(delta, numbers, keys, model, models, index, chosen, MASKED, LIMITED)
+        part = own * tl.load(numbers + 4 + model)
         kept |= part != 0.0
         total += part
         if COUNTED:
             counted += tl.where(part > 0.0, 1, 0) - tl.where(part < 0.0, 1, 0)
+        if BALLOTS:
+            ballots += own * tl.load(numbers + 4 + 4 * models + model)
+        if CONSENSUS == "held":
+            holds = own != 0.0
+            holders += tl.where(holds, 1, 0)
+            held_weight += tl.where(holds, tl.load(numbers + 4 + 3 * models + model), 0.0)
+            alone += tl.where(holds, tl.load(numbers + 4 + 5 * models + model), 0.0)
     votes = total
     if COUNTED:
         votes = counted.to(tl.float64)
+    if BALLOTS:
+        votes = ballots
     if CONSENSUS == "mean":
         merged = total / tl.load(numbers + 1)
     elif CONSENSUS == "elect" or CONSENSUS == "elect_sum" or CONSENSUS == "elect_max":
@@ -140,7 +165,8 @@ def _combine(
         weight = tl.full((TILE,), 0.0, tl.float64)
         for model in range(0, models):
             delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
-            part = _kept(delta, numbers, keys, model, models, index, MASKED, LIMITED)
+            part = _kept(delta, numbers, keys, model, models, index, chosen, MASKED, LIMITED)
+            part *= tl.load(numbers + 4 + model)
             agrees = part * sign > 0.0
             if CONSENSUS == "elect_max":
                 merged = tl.where(part * sign > merged, part * sign, merged)
@@ -150,13 +176,20 @@ def _combine(
         if CONSENSUS == "elect_max":
             merged = merged * sign
         elif CONSENSUS == "elect":
-            merged = merged / tl.where(tl.abs(weight) >= 1e-8, weight, 1.0)
+            divisor = tl.where(tl.abs(weight) >= 1e-8, weight, 1.0)
+            if FLOOR:
+                floor = tl.load(numbers + 4 + 6 * models)
+                divisor = tl.where(weight > floor, weight, floor)
+            merged = merged / divisor
+    elif CONSENSUS == "held":
+        merged = total * tl.where(holders == 1, alone, 1.0) / tl.where(held_weight > 0.0, held_weight, 1.0)
     elif CONSENSUS == "agree":
         share = tl.load(numbers + 3)
         claims = tl.full((TILE,), 0, tl.int32)
         for model in range(0, models):
             delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
-            part = _kept(delta, numbers, keys, model, models, index, MASKED, LIMITED)
+            part = _kept(delta, numbers, keys, model, models, index, chosen, MASKED, LIMITED)
+            part *= tl.load(numbers + 4 + model)
             claims += tl.where(tl.abs(part) > share * tl.abs(total - part), 1, 0)
         merged = tl.where(claims >= needed, total, 0.0)
     else:
@@ -183,9 +216,25 @@ def _values(addresses, which, first, columns, inside, STORAGE: tl.constexpr, ALI
 
 
 @triton.jit
-def _kept(delta, numbers, keys, model, models, index, MASKED: tl.constexpr, LIMITED: tl.constexpr):
-    """Return w·τ where it is between threshold and limit and not dropped by the mask, else 0."""
-    part = tl.where(tl.abs(delta) >= tl.load(numbers + 4 + models + model), delta, 0.0)
+def _variance(
+    addresses, base, models, first, columns, inside, STORAGE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+):
+    """Return the variance of a tile of the task vectors over the models."""
+    mean = tl.full((TILE,), 0.0, tl.float64)
+    for model in range(0, models):
+        mean += _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
+    mean = mean / models.to(tl.float64)
+    variance = tl.full((TILE,), 0.0, tl.float64)
+    for model in range(0, models):
+        apart = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base - mean
+        variance += apart * apart
+    return variance / models.to(tl.float64)
+
+
+@triton.jit
+def _kept(delta, numbers, keys, model, models, index, chosen, MASKED: tl.constexpr, LIMITED: tl.constexpr):
+    """Return τ where it is chosen, between threshold and limit, and not dropped by the mask, else 0."""
+    part = tl.where(chosen & (tl.abs(delta) >= tl.load(numbers + 4 + models + model)), delta, 0.0)
     if LIMITED:
         part = tl.where(tl.abs(part) <= tl.load(numbers + 4 + 2 * models + model), part, 0.0)
     if MASKED:
@@ -194,4 +243,4 @@ def _kept(delta, numbers, keys, model, models, index, MASKED: tl.constexpr, LIMI
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB
         z = (z ^ (z >> 31)) >> 11
         part = tl.where(z.to(tl.int64) < tl.load(keys + models + model), 0.0, part)
-    return part * tl.load(numbers + 4 + model)
+    return part

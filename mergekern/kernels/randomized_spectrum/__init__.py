@@ -23,12 +23,14 @@ The first form of the first line is the residual bound; the others are of second
 Matrix Algorithms II, 2001, chapter 4). Without a gap between θ_k and θ_{k+1} the second line is 1: the directions are
 not determined. Of spectra of twenty kinds, no error was more than twice its estimate.
 
-Products are float32 of chunks scaled by powers of two; where rounding would show in the estimates (a squared ratio of
-singular values near 1e-7), the iteration goes on in float64. Orthogonalisation and small problems are float64.
+On the CPU products are float32 of chunks scaled by powers of two; where rounding would show in the estimates (a squared
+ratio of singular values near 1e-7), the iteration goes on in float64. On a device they are float64, for matrices whose
+singular values are within 1e-75 to 1e75. Orthogonalisation and small problems are float64.
 
 Matrices with s ≤ `DIRECT` are factorised by `spectrum` itself, which takes less time there.
 
-Backends: `on_cpu`, one matrix at a time.
+Backends: `on_cpu`, one matrix at a time; `on_cuda`, all matrices of one shape at once. `start` draws Ω, and `estimates`
+has the formulas above.
 
 Bytes: passes·m·n·(itemsize of tuned + itemsize of base). Flops of c passes: 4·m·n·(c·b + k), and O(s·(cb)²) float64.
 """
@@ -51,13 +53,38 @@ MOST_PASSES = 6
 DIRECT = 1024
 # Vectors beyond those asked for that the subspace must have room for.
 SPARE = 28
-
+# Passes before the first look at the estimates.
+FEWEST_PASSES = 3
+# Random vectors that each block gains: of more than BLOCK equal singular values a Krylov subspace sees BLOCK
+# alone, with residuals that vanish. These see the others, and the estimates then show them.
+FRESH = 2
+# A direction shorter than this share of the longest is none.
+NO_DIRECTION = 1e-13
 
 # Errors of a direct factorisation: of its values, relative to σ₁; of vectors, by float32, and by the last number over
 # the gap to the next value, relative to σ₁.
 ROUNDING_OF_VALUES = 1e-8
 ROUNDING_OF_VECTORS = 1.4e-7
 ROUNDING_OVER_GAP = 4e-15
+
+
+def most_passes(top_k: int, spectrum_k: int) -> int:
+    """Return the number of passes at which the iteration ends: `MOST_PASSES`, or more for many values.
+
+    >>> most_passes(10, 100), most_passes(10, 500)
+    (6, 13)
+    """
+    needed = -(-(max(top_k, spectrum_k) + SPARE) // BLOCK)
+    return MOST_PASSES + max(0, needed - 3)
+
+
+def most_vectors(passes: int) -> int:
+    """Return the dimension of the subspace after some passes.
+
+    >>> most_vectors(6)
+    354
+    """
+    return passes * BLOCK + FRESH * passes * (passes - 1) // 2
 
 
 def from_direct(found: Spectrum, spectrum_k: int) -> Spectrum:

@@ -5,10 +5,7 @@ Vectors are rows here, as in `lapack`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import xxhash
 
 from mergekern.kernels import lapack
 from mergekern.kernels.eigen import leading_eigen
@@ -16,31 +13,24 @@ from mergekern.kernels.native import extension
 from mergekern.kernels.randomized_spectrum import (
     BLOCK,
     DIRECT,
+    FEWEST_PASSES,
+    FRESH,
     MOST_PASSES,
-    ROUNDING_OF_VALUES,
-    ROUNDING_OF_VECTORS,
-    SEED,
+    NO_DIRECTION,
     SPARE,
     from_direct,
+    most_passes,
+    most_vectors,
 )
+from mergekern.kernels.randomized_spectrum.estimates import ROUNDING, Leading, Ritz, by_rounding, conclude, is_good
 from mergekern.kernels.randomized_spectrum.products import CHUNK, TaskMatrix
-from mergekern.kernels.spectrum import RANK_TOLERANCE, Estimates, Spectrum, zero_spectrum
+from mergekern.kernels.randomized_spectrum.start import Start
+from mergekern.kernels.spectrum import Spectrum, zero_spectrum
 from mergekern.kernels.spectrum import on_cpu as direct
 from mergekern.kernels.spectrum.on_cpu import Blocks
 
-# How far rounding moves τᵀτ, relative to σ₁².
-ROUNDING = {np.dtype(np.float32): 2.4e-7, np.dtype(np.float64): 2e-15}
-# Passes before the first look at the estimates.
-FEWEST_PASSES = 3
 # Passes in float64 that may follow those in float32.
 PASSES_IN_FLOAT64 = 3
-# Random vectors that each block gains: of more than BLOCK equal singular values a Krylov subspace sees BLOCK
-# alone, with residuals that vanish. These see the others, and the estimates then show them.
-FRESH = 2
-# Squares of singular values that are closer than this, relatively, count as equal: stored weights resolve no less.
-CLOSEST = 1e-7
-# A direction shorter than this share of the longest is none.
-NO_DIRECTION = 1e-13
 
 
 def spectrum(
@@ -67,7 +57,7 @@ def spectrum(
         factorise = direct.spectrum if extension is None else direct.native
         return from_direct(factorise(blocks, shape, top_k, max(spectrum_k, top_k + 1)), spectrum_k)
     matrix = TaskMatrix(blocks, shape)
-    start = _Start(name, short)
+    start = Start(name, short)
     krylov = _Krylov(matrix, np.dtype(np.float32), start, k, leading, tolerance)
     if not krylov.run(start.signs(BLOCK), max(FEWEST_PASSES, most - MOST_PASSES + FEWEST_PASSES), most):
         return from_direct(zero_spectrum(shape, top_k, spectrum_k), spectrum_k)
@@ -76,25 +66,6 @@ def spectrum(
         krylov = _Krylov(matrix, np.dtype(np.float64), start, k, leading, tolerance)
         krylov.run(vectors, 1, PASSES_IN_FLOAT64)
     return krylov.finish(shape)
-
-
-def most_passes(top_k: int, spectrum_k: int) -> int:
-    """Return the number of passes at which the iteration ends: `MOST_PASSES`, or more for many values.
-
-    >>> most_passes(10, 100), most_passes(10, 500)
-    (6, 13)
-    """
-    needed = -(-(max(top_k, spectrum_k) + SPARE) // BLOCK)
-    return MOST_PASSES + max(0, needed - 3)
-
-
-def most_vectors(passes: int) -> int:
-    """Return the dimension of the subspace after some passes.
-
-    >>> most_vectors(6)
-    354
-    """
-    return passes * BLOCK + FRESH * passes * (passes - 1) // 2
 
 
 def workspace(shape: tuple[int, int], top_k: int, spectrum_k: int) -> int:
@@ -107,49 +78,18 @@ def workspace(shape: tuple[int, int], top_k: int, spectrum_k: int) -> int:
     return chunk + 8 * (vectors + 8 * BLOCK) * short + 8 * 6 * vectors**2 + 8 * 2 * top_k * (short + long)
 
 
-class _Start:
-    """The random signs of one tensor, a new draw each time that they are asked for."""
-
-    def __init__(self, name: str, size: int) -> None:
-        self._key = xxhash.xxh3_128_intdigest(f"{SEED}\0{name}".encode())
-        self._size, self._draws = size, 0
-
-    def signs(self, count: int) -> np.ndarray:
-        """Return (count, size) of ±1."""
-        # Blocks of the generator are numbered by the low 64 bits of the counter.
-        generator = np.random.Philox(counter=self._draws << 64, key=self._key)
-        self._draws += 1
-        words = generator.random_raw(-(-count * self._size // 64))
-        bits = np.unpackbits(words.astype("<u8").view(np.uint8))[: count * self._size]
-        return 1.0 - 2.0 * bits.reshape(count, self._size)
-
-
-class _Ritz(NamedTuple):
-    """The Ritz pairs of a subspace of p vectors.
-
-    Attributes:
-        squares: (p,) θ², descending; coefficients: (p, p), a vector of the subspace's basis a row.
-        residuals: (p,) ρ.
-        outside: μ².
-    """
-
-    squares: np.ndarray
-    coefficients: np.ndarray
-    residuals: np.ndarray
-    outside: float
-
-
 class _Krylov:
     """A block Krylov subspace of one matrix, and its Ritz pairs."""
 
     def __init__(
-        self, matrix: TaskMatrix, dtype: np.dtype, start: _Start, k: int, leading: int, tolerance: float
+        self, matrix: TaskMatrix, dtype: np.dtype, start: Start, k: int, leading: int, tolerance: float
     ) -> None:
         self._matrix, self._dtype, self._start = matrix, dtype, start
         self._k, self._leading, self._tolerance = k, leading, tolerance
         self._basis = np.empty((0, matrix.short))
         self._gram = np.empty((0, 0))
-        self._ritz: _Ritz | None = None
+        self._ritz: Ritz | None = None
+        self._coefficients = np.empty((0, 0))  # of the Ritz vectors, one a row, in the basis
 
     def run(self, block: np.ndarray, fewest: int, most: int) -> bool:
         """Grow the subspace from a block until the estimates meet the tolerance; False for a zero matrix."""
@@ -161,7 +101,7 @@ class _Krylov:
             rest, triangle = _qr(self._add(newest, image))
             if passes >= fewest:
                 self._ritz = self._solved(len(newest), triangle)
-                if passes == most or self._is_good():
+                if passes == most or is_good(self._ritz, self._k, self._leading, self._tolerance):
                     break
             newest = self._following(rest, triangle, np.linalg.norm(image, axis=1).max())
         return True
@@ -191,28 +131,12 @@ class _Krylov:
         inside = lapack.product(block, self._basis, transpose=True)
         return _orthonormal(block - lapack.multiply(inside, self._basis))
 
-    def _solved(self, newest: int, triangle: np.ndarray) -> _Ritz:
+    def _solved(self, newest: int, triangle: np.ndarray) -> Ritz:
         squares, coefficients = leading_eigen(self._gram)
         residuals = np.linalg.norm(lapack.product(coefficients[:, -newest:].copy(), triangle, transpose=True), axis=1)
         largest, _ = leading_eigen(self._gram[-newest:, -newest:].copy(), 1)
-        return _Ritz(np.maximum(squares, 0.0), coefficients, residuals, float(largest[0]))
-
-    def _rounding(self, dtype: np.dtype) -> np.ndarray:
-        """Return the sines (k,) by which rounding may turn the leading vectors out of their span."""
-        assert self._ritz is not None
-        squares, k = self._ritz.squares, self._k
-        with np.errstate(divide="ignore", invalid="ignore"):
-            moved = ROUNDING[dtype] * squares[0] + CLOSEST * squares[:k]
-            return np.nan_to_num(moved / np.maximum(squares[:k] - squares[k], 0.0), nan=1.0)
-
-    def _is_good(self) -> bool:
-        """Tell whether the estimates, without rounding, meet the tolerance."""
-        assert self._ritz is not None
-        ritz, k = self._ritz, self._k
-        within = _of_vectors(ritz, ritz.squares[:k], ritz.residuals[:k], np.zeros(k))
-        values = _of_values(ritz, ritz.residuals[: self._leading])
-        length = np.sqrt(ritz.squares[: self._leading].sum())
-        return within.mean() <= self._tolerance / 2 and np.linalg.norm(values) <= 4 * self._tolerance * length
+        self._coefficients = coefficients
+        return Ritz(np.maximum(squares, 0.0), residuals, float(largest[0]))
 
     def needs_float64(self) -> bool:
         """Tell whether rounding hides what float64 would show: the rank, or the leading vectors."""
@@ -220,18 +144,20 @@ class _Krylov:
         squares = self._ritz.squares
         if squares[self._k - 1] <= 8 * ROUNDING[self._dtype] * squares[0]:
             return True
-        here, there = (np.minimum(1.0, self._rounding(dtype)).mean() for dtype in (self._dtype, np.dtype(np.float64)))
+        here, there = (
+            np.minimum(1.0, by_rounding(self._ritz, self._k, dtype)).mean()
+            for dtype in (self._dtype, np.dtype(np.float64))
+        )
         return here > self._tolerance / 4 and there < here / 2
 
     def ritz_vectors(self, count: int) -> np.ndarray:
         """Return the leading Ritz vectors, (count, short)."""
-        assert self._ritz is not None
-        return lapack.multiply(self._ritz.coefficients[:count], self._basis)
+        return lapack.multiply(self._coefficients[:count], self._basis)
 
     def finish(self, shape: tuple[int, int]) -> Spectrum:
         """Make the last pass, and return the spectrum and its estimates."""
         assert self._ritz is not None
-        ritz, k = self._ritz, self._k
+        k = self._k
         vectors = self.ritz_vectors(k)
         images, squared = self._matrix.images(vectors, self._dtype)
         rotation, top, long_top = lapack.thin_svd(images, np.empty_like(images))
@@ -240,65 +166,18 @@ class _Krylov:
         inside = lapack.product(residual, self._basis, transpose=True)
         residual -= lapack.multiply(inside, self._basis)
         # What couples a leading vector to one behind, in the subspace: rounding, which has been measured here.
-        coupled = lapack.product(inside, ritz.coefficients, transpose=True)[:, k:]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            coupled /= np.maximum(np.square(top)[:, None] - ritz.squares[None, k:], 0.0)
-        rounding = np.hypot(np.linalg.norm(np.nan_to_num(coupled, nan=1.0, posinf=1.0, neginf=1.0), axis=1),
-                            self._rounding(self._dtype))  # fmt: skip
-        outside = np.linalg.norm(residual, axis=1)
-        values = np.sqrt(ritz.squares[: self._leading])
-        values[:k] = top[: self._leading]
-        values = np.minimum.accumulate(values)
-        residuals = ritz.residuals[: self._leading].copy()
-        residuals[:k] = outside[: self._leading]
-        by_rounding = _of_rounding(values, ROUNDING[self._dtype])
-        estimates = Estimates(
-            _of_values(ritz, residuals) + by_rounding, _of_vectors(ritz, np.square(top), outside, rounding)
-        )
+        coupled = lapack.product(inside, self._coefficients, transpose=True)[:, k:]
+        found = Leading(top, np.linalg.norm(residual, axis=1), coupled)
+        values, rank, estimates = conclude(self._ritz, found, self._leading, self._dtype)
         left, right = (short_top, long_top) if shape[0] < shape[1] else (long_top, short_top)
-        bound = np.full(max(k, len(values)), RANK_TOLERANCE * top[0])
-        bound[: len(values)] = np.maximum(bound[: len(values)], estimates.values)
         return Spectrum(
             values,
-            int((np.concatenate([top, values[k:]]) > bound).sum()),
+            rank,
             left.T.astype(np.float32),
             right.T.astype(np.float32),
             np.zeros((shape[1], 0), dtype=np.float32),
             estimates,
         )
-
-
-def _of_values(ritz: _Ritz, residuals: np.ndarray) -> np.ndarray:
-    """Return the estimated errors of the leading Ritz values, from their residuals; see the package's docstring."""
-    squares = ritz.squares[: len(residuals)]
-    value = np.sqrt(np.maximum(squares, np.finfo(np.float64).tiny))
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        second = 1.5 * np.square(residuals) / (value * np.maximum(squares - ritz.outside, 0.0))
-    return np.fmin(np.sqrt(2.0) * residuals / value, np.where(squares > ritz.outside, second, np.inf))
-
-
-def _of_rounding(values: np.ndarray, rounding: float) -> np.ndarray:
-    """Return how far rounding moves singular values: half of what it moves a square, over the value."""
-    moved = rounding * values[0] ** 2
-    moved = np.minimum(np.sqrt(moved), moved / (2 * np.maximum(values, np.finfo(np.float64).tiny)))
-    return moved + ROUNDING_OF_VALUES * values[0]
-
-
-def _of_vectors(ritz: _Ritz, squares: np.ndarray, residuals: np.ndarray, rounding: np.ndarray) -> np.ndarray:
-    """Return the estimated sines of the leading vectors with the true span; see the package's docstring.
-
-    Args:
-        ritz: Ritz values and vectors of the subspace.
-        squares, residuals: (k,) θ² and ρ of the leading vectors.
-        rounding: (k,) sines by rounding alone.
-    """
-    k = len(squares)
-    behind, their_residuals = ritz.squares[k:], ritz.residuals[k:]
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        direct = residuals / np.maximum(squares - ritz.outside, 0.0)
-        by_way = their_residuals / np.maximum(squares[:, None] - behind, 0.0)
-        found = 1.5 * np.hypot(direct * np.sqrt(1.0 + np.square(by_way).sum(axis=1)), rounding) + ROUNDING_OF_VECTORS
-    return np.minimum(1.0, np.nan_to_num(found, nan=1.0, posinf=1.0))
 
 
 def _orthonormal(rows: np.ndarray) -> np.ndarray:

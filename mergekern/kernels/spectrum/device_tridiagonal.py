@@ -109,7 +109,7 @@ class DeviceTridiagonal:
             [self._diagonal, self._off_diagonal, scaled, vectors, vectors.new_empty(self._batch, 3, size, count), size,
              count],
         )  # fmt: skip
-        vectors = _orthonormalise(vectors, self._module)
+        vectors = orthonormalise(vectors, self._module)
         shared = 8 * UNDO_TILE * (size + size // BAND + 1)
         in_shared = shared <= self._module.shared_limit
         self._module.launch(
@@ -183,7 +183,7 @@ def factor_panels(panels: torch.Tensor, module: CudaModule) -> tuple[torch.Tenso
     return triangle, factor
 
 
-def _orthonormalise(vectors: torch.Tensor, module: CudaModule) -> torch.Tensor:
+def orthonormalise(vectors: torch.Tensor, module: CudaModule) -> torch.Tensor:
     """Return orthonormal bases of the spans of independent vectors (batch, size, count), by Cholesky QR, twice."""
     batch, _, count = vectors.shape
     shared = 16 * count * count

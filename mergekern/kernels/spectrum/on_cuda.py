@@ -49,7 +49,7 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     """Return the spectra of stacks of matrices, in their order. All matrices must have the same short side."""
     # Stacks of one shape are sorted together, since they are processed together.
     order = sorted(range(len(stacks)), key=lambda index: stacks[index].base.shape)
-    stacks = [_widened(stacks[index]) for index in order]
+    stacks = [widened(stacks[index]) for index in order]
     short = min(stacks[0].base.shape)
     k, window = min(top_k, short), min(WIDEN * top_k, short)
     grams = _gram_matrices(stacks, short)
@@ -81,23 +81,24 @@ def spectra(stacks: Sequence[Stack], top_k: int, spectrum_k: int, module: CudaMo
     groups = [list(group) for _, group in itertools.groupby(stacks, key=lambda stack: stack.base.shape)]
     for group, part in zip(groups, _parts([_count(group) for group in groups]), strict=True):
         both = torch.cat([top[part], bottom[part]], dim=2) * scale[part]
-        projected = _multiply(group, both, to_long=True)
+        pairs = [(stack.base, tuned) for stack in group for tuned in stack.tuned]
+        projected = multiply(pairs, both, to_long=True)
         ends = []
         for vectors, product, squares in (
             (top[part], projected[..., :window], squares_top[part, :window]),
             (bottom[part], projected[..., window:], squares_bottom[part].flip(1)),
         ):
-            end = _resolve(vectors, product, module)
+            end = resolve(vectors, product, module)
             expected = torch.where(is_odd[part], 2 * squares, squares)
             good[part] &= (end.values.square() - expected).abs().amax(1) <= FAULT
             ends.append(end)
         resolved_top, resolved_bottom = ends[0].columns(slice(k)), ends[1].columns(slice(window - k, window))
         for end in (resolved_top, resolved_bottom):
-            good[part] &= _orthonormal(end.short) & _orthonormal(end.long)
+            good[part] &= is_orthonormal(end.short) & is_orthonormal(end.long)
             # The residuals of Δ·v = σ·u and Δᵀ·Δ·v = σ²·v.
-            good[part] &= _small(end.product - end.long * end.values[:, None, :])
-            back = _multiply(group, end.product * scale[part], to_long=False)
-            good[part] &= _small(back - end.short * end.values.square()[:, None, :])
+            good[part] &= is_small(end.product - end.long * end.values[:, None, :])
+            back = multiply(pairs, end.product * scale[part], to_long=False)
+            good[part] &= is_small(back - end.short * end.values.square()[:, None, :])
         shape = (group[0].base.shape[0], group[0].base.shape[1])
         whole = _assemble(shape, resolved_top, resolved_bottom, values[part], rank[part], good[part])
         by_stack = [field.split([len(stack.tuned) for stack in group]) for field in whole]
@@ -115,7 +116,7 @@ def workspace(shape: tuple[int, int], top_k: int) -> int:
     return 8 * (matrices + 8 * short * window + 8 * long * window + (short + BAND) * COLUMN)
 
 
-class _End(NamedTuple):
+class End(NamedTuple):
     """Singular triplets at one end of the spectrum, (N, s, c), (N, l, c) and (N, c), with the product Δ·short."""
 
     short: torch.Tensor
@@ -123,11 +124,11 @@ class _End(NamedTuple):
     values: torch.Tensor
     product: torch.Tensor
 
-    def columns(self, which: slice) -> _End:
-        return _End(self.short[..., which], self.long[..., which], self.values[:, which], self.product[..., which])
+    def columns(self, which: slice) -> End:
+        return End(self.short[..., which], self.long[..., which], self.values[:, which], self.product[..., which])
 
 
-def _resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -> _End:
+def resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -> End:
     """Return the singular triplets of Δ within span(vectors), values descending, from the product Δ·vectors."""
     count = vectors.shape[2]
     reflectors = product.mT.contiguous()
@@ -154,10 +155,10 @@ def _resolve(vectors: torch.Tensor, product: torch.Tensor, module: CudaModule) -
     long = torch.zeros_like(product)
     long[:, :count] = left
     long = long.baddbmm(reflectors.mT, factor @ (reflectors @ long), alpha=-1)
-    return _End(vectors @ rotation, long, values, product @ rotation)
+    return End(vectors @ rotation, long, values, product @ rotation)
 
 
-def _widened(stack: Stack) -> Stack:
+def widened(stack: Stack) -> Stack:
     """Return float8 as float32, since torch has no arithmetic for float8."""
     if all(tensor.dtype.itemsize > 1 for tensor in (stack.base, *stack.tuned)):
         return stack
@@ -196,25 +197,25 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _multiply(stacks: Sequence[Stack], vectors: torch.Tensor, to_long: bool) -> torch.Tensor:
+def multiply(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], vectors: torch.Tensor, to_long: bool) -> torch.Tensor:
     """Return the products of matrices of one shape with vectors (N, short, c) of the short side, or (N, long, c)."""
-    rows, columns = stacks[0].base.shape
-    pairs = [(stack.base, tuned) for stack in stacks for tuned in stack.tuned]
+    rows, columns = pairs[0][1].shape
     return task_product(pairs, vectors.contiguous(), transpose=(rows < columns) == to_long)
 
 
-def _orthonormal(vectors: torch.Tensor) -> torch.Tensor:
+def is_orthonormal(vectors: torch.Tensor) -> torch.Tensor:
+    """Tell of which matrices (N, size, c) the columns are orthonormal, (N,)."""
     identity = torch.eye(vectors.shape[2], dtype=vectors.dtype, device=vectors.device)
-    return _small(vectors.mT @ vectors - identity)
+    return is_small(vectors.mT @ vectors - identity)
 
 
-def _small(residual: torch.Tensor) -> torch.Tensor:
+def is_small(residual: torch.Tensor) -> torch.Tensor:
     # The comparison is written so that NaN fails.
     return residual.abs().amax((1, 2)) <= FAULT
 
 
 def _assemble(
-    shape: tuple[int, int], top: _End, bottom: _End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
+    shape: tuple[int, int], top: End, bottom: End, values: torch.Tensor, rank: torch.Tensor, good: torch.Tensor
 ) -> DeviceSpectra:
     """Assign the sides to left and right. Zero matrices get columns of the identity, as in `zero_spectrum`."""
     rows, columns = shape

@@ -11,14 +11,18 @@ const byId = (id) => document.getElementById(id);
 const TYPES = { f4: Float32Array, f8: Float64Array, u2: Uint16Array, u4: Uint32Array };
 const decoded = new Map();
 
+function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
 // An array of numbers by its name, decoded at first use.
 function array(name) {
   if (!decoded.has(name)) {
     const element = document.querySelector(`script[data-array="${CSS.escape(name)}"]`);
-    const text = atob(element.textContent);
-    const bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    decoded.set(name, new TYPES[element.dataset.dtype](bytes.buffer));
+    decoded.set(name, new TYPES[element.dataset.dtype](bytesOf(element.textContent).buffer));
   }
   return decoded.get(name);
 }
@@ -73,6 +77,11 @@ function element(tag, attributes = {}, ...children) {
   }
   made.append(...children);
   return made;
+}
+
+// For readers of the screen who do not see what changed.
+function announce(text) {
+  byId("said").textContent = text;
 }
 
 function fillSelect(select, texts, chosen = 0) {

@@ -51,42 +51,32 @@ const drawCoefficients = () => rowsOfMarks(page.outcomes.coefficients, page.metr
 
 const drawEffects = () => rowsOfMarks(page.outcomes.effects, page.models);
 
-const drawBudgets = () => ({
-  data: page.outcomes.budgets.map(({ method, merges, r, rmse }, index) => ({
-    x: merges, y: Array.from(array(r)), text: Array.from(array(rmse), format), name: plain(method),
-    mode: "lines+markers", marker: seriesMark(index), line: { color: seriesColour(index) },
-    hovertemplate: "%{x} merges measured<br>r %{y:.3f}, error %{text}<extra>%{fullData.name}</extra>",
-  })),
-  layout: {
+// A curve for each method over the numbers of measured merges; `beside` is a figure to draw as a dotted line.
+function curves(figure, title, beside) {
+  const data = page.outcomes.budgets.map((budget, index) => ({
+    x: budget.merges, y: Array.from(array(budget[figure])), text: Array.from(array(budget.rmse), format),
+    name: plain(budget.method), mode: "lines+markers", marker: seriesMark(index), line: { color: seriesColour(index) },
+    hovertemplate: "%{x} merges measured<br>%{y:.4f}, error %{text}<extra>%{fullData.name}</extra>",
+  }));
+  if (beside) {
+    data.push(...page.outcomes.budgets.map((budget, index) => ({
+      x: budget.merges, y: Array.from(array(budget[beside])), name: "a random pair", mode: "lines", showlegend: !index,
+      line: { color: seriesColour(index), dash: "dot", width: 1.5 }, hoverinfo: "skip",
+    })));
+  }
+  return { data, layout: {
     xaxis: { ...axisColours(), title: { text: "measured merges" } },
-    yaxis: { ...axisColours(), title: { text: "r of the other pairs" } },
+    yaxis: { ...axisColours(), title: { text: title }, rangemode: "tozero" },
     showlegend: true, height: 380,
-  },
-});
-
-// The predictions for the selected pair, with their reasons.
-function showSelected() {
-  const pair = pairNumber(state.a, state.b);
-  const value = (name) => format(array(name)[pair]);
-  const rows = page.outcomes.remarks.map(({ method, drivers, remarks }) => {
-    const column = page.outcomes.columns.find(({ title }) => title === `${method}, predicted`);
-    const interval = `${value(column.values)} (${value(column.low)} – ${value(column.high)})`;
-    const cells = [interval, drivers[pair] || "—", remarks[pair] || "—"].map((text) => element("td", {}, text));
-    return element("tr", {}, element("th", { scope: "row" }, method), ...cells);
-  });
-  const names = ["Method", "Predicted", "What moved it most", "Remarks"].map((text) => element("th", { scope: "col" }, text));
-  const head = element("thead", {}, element("tr", {}, ...names));
-  const caption = element("caption", {}, `${page.models[state.a]} and ${page.models[state.b]}`);
-  byId("selected").replaceChildren(element("table", {}, caption, head, element("tbody", {}, ...rows)));
+  } };
 }
 
 if (page.outcomes) {
   if (page.outcomes.accuracy.length) plot("accuracy-plot", drawAccuracy);
   if (page.outcomes.coefficients.length) plot("coefficients-plot", drawCoefficients);
   if (page.outcomes.effects.length) plot("effects-plot", drawEffects);
-  if (page.outcomes.budgets.length) plot("budgets-plot", drawBudgets);
-  if (page.outcomes.remarks.length) {
-    followers.push(showSelected);
-    showSelected();
+  if (page.outcomes.budgets.length) {
+    plot("budgets-plot", () => curves("r", "r of the other pairs"));
+    plot("regret-plot", () => curves("regret", `regret, in ${page.outcomes.target}`, "random"));
   }
 }

@@ -1,1 +1,0 @@
-"""The stages of python/mergeability_study.py: scoring merged models, analysing what predicts the scores, findings."""
