@@ -16,15 +16,15 @@ from benchmarks import counts
 from benchmarks.conftest import ZOOS
 from benchmarks.llama_zoo import make_zoo
 
-MODELS = 3
+MODELS, DIRECTIONS = 3, 200
 LAYERS = int(os.environ.get("MERGEKERN_BENCH_LAYERS", "2"))
 TABLES = {}
 
 
 @pytest.fixture(scope="module")
 def zoo():
-    folder = ZOOS / f"llama_l{LAYERS}"
-    make_zoo(folder, MODELS, LAYERS)
+    folder = ZOOS / f"llama_l{LAYERS}_d{DIRECTIONS}"
+    make_zoo(folder, MODELS, LAYERS, directions=DIRECTIONS)
     for path in folder.glob("*.safetensors"):
         path.read_bytes()  # into the page cache
     return folder
