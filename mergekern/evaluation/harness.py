@@ -18,7 +18,7 @@ class Harness(Evaluator):
     The score is the first metric of the task of which larger values are better, such as acc of arc_easy.
 
     Args:
-        tasks: names of the harness's tasks, or paths of files that define one (*.yaml); all models are evaluated on them.
+        tasks: names of the harness's tasks, or paths of files (*.yaml) that define one; each model runs all of them.
         metric: name of the metric, such as "acc_norm", in place of the first.
         tokenizer: like those of transformers, or its folder; by default that in the base's folder.
         batch_size: as the harness takes it.
