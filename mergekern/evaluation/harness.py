@@ -18,7 +18,7 @@ class Harness(Evaluator):
     The score is the first metric of the task of which larger values are better, such as acc of arc_easy.
 
     Args:
-        tasks: names of the harness's tasks, on which all models are evaluated.
+        tasks: names of the harness's tasks, or paths of files (*.yaml) that define one; each model runs all of them.
         metric: name of the metric, such as "acc_norm", in place of the first.
         tokenizer: like those of transformers, or its folder; by default that in the base's folder.
         batch_size: as the harness takes it.
@@ -61,6 +61,8 @@ class Harness(Evaluator):
 
     def _chosen(self, found: dict[str, Any], task: str) -> float:
         """Return the metric of a task among the results of the harness, which names them "metric,filter"."""
+        if task not in found["results"]:
+            task = next(iter(found["results"]))  # of a file, which holds the name
         values = {key.partition(",")[0]: value for key, value in reversed(found["results"][task].items()) if "," in key}
         if self._metric is not None:
             if self._metric not in values:

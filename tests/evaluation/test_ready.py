@@ -254,6 +254,7 @@ def test_the_metric_of_a_task_of_the_harness():
     of_task = {"alias": "arc_easy", "acc,none": 0.7, "acc_stderr,none": 0.01, "acc_norm,none": 0.6}
     found = {"results": {"arc_easy": of_task}, "higher_is_better": {"arc_easy": {"acc": True, "acc_norm": True}}}
     assert Harness(["arc_easy"])._chosen(found, "arc_easy") == 0.7
+    assert Harness(["tasks/easy.yaml"])._chosen(found, "tasks/easy.yaml") == 0.7  # the file says the name
     assert Harness(["arc_easy"], metric="acc_norm")._chosen(found, "arc_easy") == 0.6
     with pytest.raises(EvaluationError, match=r"no metric 'f1'; it has .*acc"):
         Harness(["arc_easy"], metric="f1")._chosen(found, "arc_easy")

@@ -17,6 +17,7 @@ _NOT_SUPPORTED = {
     "override_architecture": "tensors are matched by their names: leave it out",
     "experts": "this is a recipe of mergekit-moe, which does not merge weights",
     "gate_mode": "this is a recipe of mergekit-moe, which does not merge weights",
+    "genome": "this is a recipe of mergekit-evolve, which searches for weights: `mergekern best` searches for a merge",
     "pad_to_multiple_of": "the rows of embeddings stay as they are: leave it out",
 }
 Parameters = dict[str, Any]
