@@ -1,9 +1,9 @@
 """What is known of pairs of two unmeasured models from 10 samples a task, and what decisions cost: on zoos made here.
 
-    python python/mergeability_study.py STUDY --architecture cnn    # for each architecture, first
+    mergekern study STUDY --architecture cnn                        # for each architecture, first
     python python/probe_study.py STUDY [STUDY ...] [--page docs/prediction.md]
 
-Each STUDY is a folder that mergeability_study.py wrote, or its zoo/, metrics.parquet and scores.csv. The models,
+Each STUDY is a folder that mergekern study wrote, or its zoo/, metrics.parquet and scores.csv. The models,
 the base and merges of all pairs are run on the zoo's calibration samples, which give no scores; the result is kept in
 STUDY/known.parquet. Printed are, for each study, means over its merge methods of r with the normalised accuracy within
 40 random halves of its models, of predictors fitted to the other halves or to nothing; and what choosing a method for
@@ -24,7 +24,6 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 import mergekern
-from mergeability_study import TARGET, read_calibration, scores_by_method
 from mergekern._internal.files import write_atomically
 from mergekern.prediction import (
     ConformalIntervals,
@@ -37,6 +36,7 @@ from mergekern.prediction import (
     recommend,
 )
 from mergekern.prediction.correlation import pearson_r
+from mergekern.study.stages import TARGET, read_calibration, scores_by_method
 
 HALVES = LeaveTasksOut(n_repeats=40)
 BUDGETS, DRAWS = (10, 20, 40), 10
