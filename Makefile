@@ -19,6 +19,7 @@ demo: $(VENV)/.installed
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.installed
+	$(RUN) -m compileall -q mergekern tests # processes that tests start need not, also where Python may write no bytecode
 	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -p no:benchmark
 
 # What catches most mistakes, in under a minute.
@@ -52,9 +53,10 @@ bench: $(VENV)/.installed
 	$(RUN) -m benchmarks.plots
 	$(RUN) python/make_readme.py
 
-# All of it on a GPU, with the machine's own Python and no network (under 8 minutes); OPTIONS="--only kernel/gram".
+# All of it on a GPU, with the machine's own Python and no network: PART=1, then PART=2, each under six minutes (without
+# PART both). OUT=FOLDER takes rows, journal and table; OPTIONS="--only kernel/gram" selects cases.
 gpu-check:
-	$(PYTHON) benchmarks/device.py $(OPTIONS)
+	$(if $(OUT),OUT="$(OUT)") $(PYTHON) benchmarks/device.py $(if $(PART),--part $(PART)) $(OPTIONS)
 
 # The C++ kernels under the sanitizers of GCC (about 4 minutes). A build that is there already is left as it is.
 sanitize: $(if $(wildcard $(RUN)),,$(VENV)/.installed)

@@ -56,6 +56,26 @@ def overlap(models: int, length: int, k: int = TOP_K) -> Counts:
     return Counts(models * length * k * 4, (models * k) ** 2 * length)
 
 
+def signs(models: int, elements: int, itemsize: int) -> Counts:
+    """Return the counts of the signs of a tensor of a base and N models; an operation on a word is counted as one.
+
+    >>> signs(2, 640, 4)
+    Counts(bytes=15360, flops=4050)
+    """
+    words = 7 * models * (models + 1) // 2 * -(-elements // 64)
+    return Counts(2 * (models + 1) * elements * itemsize, words + models * (models + 1) * elements)
+
+
+def interference(models: int, shape: tuple[int, int], k: int = TOP_K) -> Counts:
+    """Return the counts of N models' k leading triplets of one matrix.
+
+    >>> interference(2, (10, 5), 1)
+    Counts(bytes=120, flops=68)
+    """
+    sides = sum(shape)
+    return Counts(models * sides * k * 4, models**2 * k**2 * (sides + 2 * k))
+
+
 def compute_all(base: Mapping[str, torch.Tensor], models: int) -> Counts:
     """Return the counts of all metrics of a zoo whose models are like `base`: each weight is read once.
 

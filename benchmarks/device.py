@@ -1,14 +1,17 @@
 """Check and time everything on a GPU, in one call without network: what `make gpu-check` runs.
 
-    python benchmarks/device.py [--only kernel/gram] [--seconds 450] [--results FOLDER]
+    python benchmarks/device.py [--part 1] [--only kernel/gram] [--seconds 290] [--results FOLDER]
 
 First the tests of device code; then the ceilings of the machine; then every kernel, correct before it is timed, and all
-of compute_all. Groups of cases run in processes of their own, and what fails does not stop the rest. The table comes
-last. Without a GPU all of it runs on small sizes through the interpreters, which shows that the program works.
+of compute_all. `device_groups` has their order, by importance, in two parts. Groups of cases run in processes of their
+own, each within its time; what fails is printed at once, and does not stop the rest. The table comes last, with the
+predictions of NOTES.md. Without a GPU all of it runs on small sizes through the interpreters, which shows that the
+program works.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -27,6 +30,8 @@ if not __package__:  # run as a file: its folder would hide modules of the same 
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import device_machine
+from benchmarks.device_groups import GROUPS, PART_SECONDS, TESTS
+from benchmarks.device_table import table
 
 if TYPE_CHECKING:
     from benchmarks.device_session import Journal, Session
@@ -35,8 +40,7 @@ if TYPE_CHECKING:
 # The package is imported only after its extension has been built.
 
 RESULTS = device_machine.ROOT / "benchmarks" / "results"
-# On a GPU the tests may take this share of the time, and each tool of the sanitizer so many seconds.
-TESTS = 0.35
+# On a GPU each tool of the sanitizer may take so many seconds.
 SANITIZER_SECONDS = 240.0
 # Every kernel of this package; compute_all has those of the spectrum.
 SANITIZED = [
@@ -44,32 +48,19 @@ SANITIZED = [
 ]
 # What was begun in time may go on for so many seconds.
 GRACE = 40.0
-# Groups of cases and how their cases begin, by importance: what there is no time for is left out.
-GROUPS = {
-    "machine": "machine",
-    "gram": "kernel/gram",
-    "spectrum": "kernel/spectrum",
-    "compute_all": "compute_all",
-    "task_product": "kernel/task_product",
-    "overlap": "kernel/overlap",
-    "merging": "merge",
-    "trim": "kernel/trim",
-    "combine": "kernel/combine",
-    "polar": "kernel/polar",
-    "truncation": "kernel/truncation",
-    "baseline": "baseline_pair",
-    "probes": "probes",
-    "other ways to the spectrum": "kernel/spectrum",
-}
-NEEDS_CUDA_KERNELS = ("spectrum", "compute_all", "merging", "trim")
-# Stages of a case are in the table if they take this share of it; all are in the rows.
-STAGES_SHOWN = 0.01
 
 
 @click.command()
+@click.option("--part", type=click.IntRange(1, 2), help="One of two parts, each under six minutes.  [default: both]")
 @click.option("--only", multiple=True, help="Beginning of the cases to measure, or 'build' or 'tests'; repeatable.")
-@click.option("--seconds", default=450.0, show_default=True, help="Time after which no case is begun.")
-@click.option("--results", type=click.Path(path_type=Path), help="Folder of the rows.  [default: that of the checkout]")
+@click.option("--seconds", type=float, help="Time after which no case is begun.  [default: 290 for each part]")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    envvar="OUT",
+    show_envvar=True,
+    help="Folder of the rows, the journal and the table.  [default: that of the rows of the checkout]",
+)
 @click.option("--commit", help="Of the checkout, as `git describe --always --dirty` gives it, where there is no git.")
 @click.option("--small", is_flag=True, help="Small sizes; rows are kept only with --results.")
 @click.option("--dry-run", is_flag=True, help="Small sizes, on the processor, even if there is a GPU.")
@@ -78,8 +69,9 @@ STAGES_SHOWN = 0.01
 @click.option("--journal", type=click.Path(path_type=Path), hidden=True)
 @click.option("--seed", type=int, hidden=True)
 def main(
+    part: int | None,
     only: tuple[str, ...],
-    seconds: float,
+    seconds: float | None,
     results: Path | None,
     commit: str | None,
     small: bool,
@@ -90,6 +82,7 @@ def main(
     seed: int | None,
 ) -> None:
     """Check and time the kernels and compute_all on the GPU of this machine."""
+    seconds = (PART_SECONDS if part else 2 * PART_SECONDS) if seconds is None else seconds
     deadline = time.time() + seconds
     if lacking := device_machine.missing(device_machine.NEEDED):
         raise click.ClickException(f"these packages are needed and not installed: {', '.join(lacking)}")
@@ -109,41 +102,62 @@ def main(
         click.echo("No GPU: small sizes, through the interpreters; the times mean nothing.")
     versions = device_machine.describe(_device_name(has_gpu))
     click.echo(f"seed of the inputs: {seed}")
-    failed = _failed_checks(only, seconds, has_gpu)
-    with tempfile.TemporaryDirectory(prefix="mergekern-gpu-check-") as folder:
-        path = Path(folder) / "journal"
+    failed = _failed_checks(only, part, seconds, has_gpu)
+    kept_in = results if results not in (None, RESULTS) else None
+    with (
+        contextlib.nullcontext(kept_in) if kept_in else tempfile.TemporaryDirectory(prefix="mergekern-gpu-check-") as at
+    ):
+        path = Path(at) / f"journal{part or ''}"
+        path.parent.mkdir(parents=True, exist_ok=True)
         kept = _journal(path)
         kept.add("versions", versions=versions)
-        lacking = device_machine.missing(["cupy"]) if has_gpu else ([] if shutil.which("g++") else ["g++"])
-        session = None
-        for each, beginning in GROUPS.items():
-            # The ceilings belong to every row.
-            if not any(_wants(only, other) for other in (GROUPS.values() if each == "machine" else [beginning])):
-                continue
-            if lacking and each in NEEDS_CUDA_KERNELS:
-                click.echo(f"without {lacking[0]}: no {each}")
-                failed += [each] if has_gpu else []
-            elif small:
-                session = session or _session(deadline, results, commit, small, path, only, seed)
-                run_group(each, session)
-            elif not _in_a_process(each, path, deadline, seed, results):
-                failed.append(f"{each} (its process broke)")
+        failed += _failed_groups(only, part, deadline, seed, results, kept, path, has_gpu, small, commit)
         if sanitize and has_gpu:
             clean = device_machine.sanitize(SANITIZER_SECONDS, ["--small", *SANITIZED])
             failed += [tool for tool, is_clean in clean.items() if not is_clean]
         failed += [line["case"] for line in kept.read("failed")]
-        print_table(kept)
-    taken = f"{time.time() - deadline + seconds:.0f} s"
-    click.echo(f"{taken}; FAILED: {', '.join(failed)}" if failed else f"{taken}; all passed")
+        taken = f"{time.time() - deadline + seconds:.0f} s"
+        said = [*table(kept), f"{taken}; FAILED: {', '.join(failed)}" if failed else f"{taken}; all passed"]
+        click.echo("\n".join(said))
+        if kept_in:
+            (kept_in / f"table{part or ''}.txt").write_text("\n".join(said) + "\n", "utf-8")
     sys.exit(bool(failed))
 
 
-def _failed_checks(only: Sequence[str], seconds: float, has_gpu: bool) -> list[str]:
+def _failed_groups(
+    only: Sequence[str], part: int | None, deadline: float, seed: int, results: Path | None, kept: Journal, path: Path,
+    has_gpu: bool, small: bool, commit: str | None,
+) -> list[str]:  # fmt: skip
+    """Run the groups that are wanted, and return those that cannot run or whose process broke."""
+    failed = []
+    lacking = device_machine.missing(["cupy"]) if has_gpu else ([] if shutil.which("g++") else ["g++"])
+    session = None
+    for each, group in GROUPS.items():
+        # The ceilings belong to every row.
+        beginnings = [other.beginning for other in GROUPS.values()] if each == "machine" else [group.beginning]
+        if not any(_wants(only, beginning) for beginning in beginnings):
+            continue
+        if part is not None and part != group.part and each != "machine":
+            continue
+        if lacking and group.needs_cuda:
+            click.echo(f"without {lacking[0]}: no {each}")
+            failed += [each] if has_gpu else []
+        elif small:
+            session = session or _session(deadline, results, commit, small, path, only, seed)
+            run_group(each, session)
+        elif not _in_a_process(each, path, deadline, seed, results):
+            failed.append(f"{each} (its process broke)")
+            click.echo(f"FAILED {each}: its process broke, or took more than {group.seconds:.0f} s")
+    return failed
+
+
+def _failed_checks(only: Sequence[str], part: int | None, seconds: float, has_gpu: bool) -> list[str]:
     """Build the extension and run the tests, where they are wanted; return which of the two failed."""
     failed = []
     if _wants(only, "build") and not device_machine.build_extension(seconds / 3):
         failed.append("build")
-    if _wants(only, "tests") and not device_machine.run_tests(seconds * (TESTS if has_gpu else 1)):
+    marks, most = TESTS[part]
+    if _wants(only, "tests") and not device_machine.run_tests(most if has_gpu else seconds, marks):
         failed.append("tests")
     return failed
 
@@ -180,7 +194,7 @@ def _in_a_process(group: str, journal: Path, deadline: float, seed: int, results
     if results is not None:
         own += ["--results", str(results.resolve())]
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], *own]
-    return device_machine.run(command, left + GRACE) == 0
+    return device_machine.run(command, min(left + GRACE, GROUPS[group].seconds)) == 0
 
 
 def _session(
@@ -233,13 +247,15 @@ def _backend(name: str) -> DeviceBackend:
 
 def run_group(group: str, session: Session) -> None:
     """Measure the cases of one of GROUPS."""
-    from benchmarks import device_engine, device_kernels, device_merging, device_spectrum
+    from benchmarks import device_engine, device_kernels, device_merging, device_randomized, device_spectrum
 
     functions: dict[str, Callable[[Session], None]] = {
         "machine": device_kernels.rates,
         "gram": device_kernels.gram,
         "spectrum": device_spectrum.spectra,
+        "randomized_spectrum": device_randomized.spectra,
         "compute_all": device_engine.compute_all,
+        "large models": device_randomized.large_models,
         "task_product": device_kernels.task_product,
         "overlap": device_kernels.overlap,
         "merging": device_merging.merges,
@@ -254,40 +270,6 @@ def run_group(group: str, session: Session) -> None:
     click.echo(f"[{group}]")
     with session.step(group):
         functions[group](session)
-
-
-def print_table(journal: Journal) -> None:
-    """Print a line for each case; then how far compute_all is from its floor, and the ratios to other ways."""
-    found = {line["row"]["case"]: line for line in journal.read("row")}
-    rates = {line["name"]: line["rate"] for line in journal.read("rate")}
-    medians = {case: line["row"]["seconds"]["median"] for case, line in found.items()}
-    click.echo(f"\n{'case':72}{'ms':>11}{'GB/s':>8}{'TFLOP/s':>9}{'of ceiling':>12}{'host ms':>9}")
-    for case, line in found.items():
-        row, seconds = line["row"], medians[case]
-        if seconds < STAGES_SHOWN * medians.get(case.rpartition("/")[0], 0.0):
-            continue
-        bandwidth, speed = row["bytes"] / seconds / 1e9, row["flops"] / seconds / 1e12
-        columns = f"{bandwidth:8.0f}{speed:9.2f}{row['fraction']:12.0%}" if row["ceiling"] else " " * 29
-        click.echo(f"{case:72}{1e3 * seconds:11.3f}{columns}{1e3 * line['host']:9.1f}")
-    for line in journal.read("skipped"):
-        click.echo(f"{line['case']:72}    skipped")
-    for work in journal.read("work"):
-        if {"copy", "gemm_float64"} <= rates.keys():
-            floors = work["bytes"] / rates["copy"], work["flops"] / rates["gemm_float64"]
-            click.echo(
-                f"floor of compute_all: {1e3 * floors[0]:.1f} ms by bytes, {1e3 * floors[1]:.1f} ms by operations"
-            )
-            for where in ("device", "host", "files"):
-                if case := next((c for c in found if c.startswith("compute_all/") and c.endswith(f"/{where}")), None):
-                    distance = medians[case] / max(floors)
-                    click.echo(f"compute_all from {where}: {medians[case]:.3f} s, {distance:.1f} times the floor")
-        if {work["device_case"], work["pair_case"]} <= found.keys():
-            ratio = work["pairs"] * medians[work["pair_case"]] / medians[work["device_case"]]
-            click.echo(f"{work['pairs']} pairs, one after the other by the plain way: {ratio:.0f} times as long")
-    for merge in journal.read("merge"):
-        if {merge["device_case"], merge["cpu_case"]} <= found.keys():
-            ratio = medians[merge["cpu_case"]] / medians[merge["device_case"]]
-            click.echo(f"{merge['cpu_case']}: {ratio:.1f} times as long as {merge['device_case']}")
 
 
 if __name__ == "__main__":

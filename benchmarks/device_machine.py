@@ -79,8 +79,8 @@ def build_extension(seconds: float) -> bool:
     return built
 
 
-def run_tests(seconds: float) -> bool:
-    """Run the tests of device code, and return whether all passed."""
+def run_tests(seconds: float, marks: str = "gpu") -> bool:
+    """Run the tests of device code with some marks, and return whether all passed; failures are printed at once."""
     without = [name for name in OPTIONAL if missing([name])]
     imports = re.compile(rf"^\s*(?:import|from)\s+(?:{'|'.join(without)})\b", re.MULTILINE) if without else None
     texts = {path: path.read_text("utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))}
@@ -89,7 +89,20 @@ def run_tests(seconds: float) -> bool:
         for path, text in texts.items()
         if OF_DEVICES.search(text) and not (imports and imports.search(text))
     ]
-    options = ["-m", "gpu", "-p", "no:cacheprovider", "-o", "addopts=", "-W", "default", "-q", "--tb=short"]
+    options = [
+        "-m",
+        marks,
+        "-p",
+        "benchmarks.failures_at_once",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "-W",
+        "default",
+        "-q",
+        "--tb=short",
+    ]
     options += [f"--maxfail={FAILURES_SHOWN}", "--durations=5"]
     # Most of the time goes into compiling kernels, each for itself.
     if not missing(["xdist"]) and (workers := min(6, (os.cpu_count() or 1) // 2)) > 1:
@@ -120,7 +133,8 @@ def run(command: list[str], seconds: float, capture: bool = False, **extra: str)
     with subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **extra},
+        # What a program that is stopped has printed must not be left in a buffer.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **extra},
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,

@@ -25,7 +25,7 @@ SETTLED = "const d = document.getElementById('heatmap-plot').data; return d && p
 def opening_seconds(browser: Browser, path: Path) -> float:
     """Open the page, the heatmap in sight, and return the seconds until it was drawn."""
     browser.open(path)
-    browser.run("document.getElementById('heatmap').scrollIntoView()")
+    browser.run("document.getElementById('heatmap').scrollIntoView({behavior: 'instant'})")
     return browser.wait(SETTLED, seconds=120) / 1000
 
 

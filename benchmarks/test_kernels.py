@@ -8,7 +8,10 @@ from safetensors.torch import load_file
 from benchmarks import counts
 from mergekern.kernels import dispatch, lapack
 from mergekern.kernels.gram import whole
+from mergekern.kernels.interference import Triplets
+from mergekern.kernels.interference import reference as interference_reference
 from mergekern.kernels.overlap import reference as overlap_reference
+from mergekern.kernels.signs import reference as signs_reference
 from mergekern.kernels.spectrum import reference as spectrum_reference
 
 MODELS = 20
@@ -163,6 +166,29 @@ def test_spectrum_by_libraries(benchmark, describe, shape, how):
         return np.linalg.eigh(delta @ delta.T if shape[0] < shape[1] else delta.T @ delta)
 
     benchmark(svd if how == "torch_svd_float32" else eigh)
+
+
+def test_signs(benchmark, describe, layer):
+    base, *tuned = layer
+    few, thresholds = [tensor[:50_000] for tensor in layer], [1.0] * MODELS
+    expected = signs_reference.signs(few[0], few[1:], thresholds)
+    found = BEST.signs(whole(few[0], few[1:]), thresholds, THREADS, 0)
+    np.testing.assert_array_equal(found.kept_opposite, expected.kept_opposite)
+    np.testing.assert_allclose(found.absolute, expected.absolute, rtol=1e-10)
+    describe(f"kernel/signs/{MODELS}x3072x768/float32", counts.signs(MODELS, ELEMENTS, 4))
+    benchmark(BEST.signs, whole(base, tuned), thresholds, THREADS, 0)
+
+
+def test_interference(benchmark, describe):
+    rng = np.random.default_rng(0)
+    left, right = (
+        np.stack([np.linalg.qr(rng.standard_normal((size, 10)))[0] for _ in range(MODELS)]).astype(np.float32)
+        for size in (3072, 768)
+    )
+    triplets = Triplets(rng.random((MODELS, 10)), left, right)
+    np.testing.assert_allclose(BEST.interference(triplets), interference_reference.interference(triplets), atol=1e-4)
+    describe(f"kernel/interference/{MODELS}x3072x768", counts.interference(MODELS, (3072, 768)))
+    benchmark(BEST.interference, triplets)
 
 
 def test_overlap(benchmark, describe):

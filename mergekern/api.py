@@ -100,8 +100,7 @@ def compute_all(
             NEW leaves the parts out. Wrappers such as `module.` or `_orig_mod.`, and prefixes that one renaming of all
             tensors adds, removes or moves, are seen without it, and the table's notes say so.
         svd: "exact", or "randomized", which takes less time on large matrices: then `MetricTable.error` has an estimate
-            for every value, and the two metrics of bottom-k subspaces are not defined ("all" leaves them out). It runs
-            on the CPU, whatever the device.
+            for every value, and the two metrics of bottom-k subspaces are not defined ("all" leaves them out).
         svd_tolerance: estimated error of a metric of one matrix, in (0, 1), at which a randomised factorisation ends.
             It also ends after a fixed number of passes: then the estimates are larger.
 

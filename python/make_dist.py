@@ -26,7 +26,7 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -187,16 +187,26 @@ def check(source: Path, wheel: Path) -> None:
     run(sys.executable, "-m", "twine", "check", "--strict", source, wheel)
 
 
+def torch_requirement(requirements: str) -> str:
+    r"""Return the build of torch that is known to work, from the text of requirements-dev.txt.
+
+    >>> torch_requirement("# Known to work.\ntorch==2.13.0\n-e .[dev]\n")
+    'torch==2.13.0'
+    """
+    return re.search(r"^torch\b.*$", requirements, re.MULTILINE)[0]  # type: ignore[index]
+
+
 def install(archive: Path, folder: Path, dependencies: Path | None, variables: Mapping[str, str]) -> Path:
     """Install an archive in a new environment, and return the folder of its programs."""
     venv.create(folder, clear=True, with_pip=True)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    without: Sequence[str] = ()
-    if dependencies is not None:
+    if dependencies is None:
+        how = [torch_requirement((ROOT / "requirements-dev.txt").read_text("utf-8"))]
+    else:
         (own,) = folder.glob("**/site-packages")
         (own / "dependencies.pth").write_text(f"{dependencies.resolve()}\n")
-        without = ("--no-deps",)
-    run(programs / "python", "-m", "pip", "install", "--no-cache-dir", *without, archive, variables=variables)
+        how = ["--no-deps"]
+    run(programs / "python", "-m", "pip", "install", "--no-cache-dir", *how, archive, variables=variables)
     return programs
 
 

@@ -10,8 +10,9 @@ import pytest
 import mergekern
 from mergekern.cli import main
 from tests.support.measurements import make_scores, make_table, write_scores
+from tests.support.zoos import write_zoo
 
-HEAVY = ("torch", "triton", "cupy", "scipy", "sklearn", "pandas", "pyarrow")
+HEAVY = ("torch", "torch._dynamo", "sympy", "triton", "cupy", "scipy", "sklearn", "pandas", "pyarrow")
 COMMANDS = sorted(main.commands)
 
 
@@ -83,6 +84,25 @@ def test_commands_that_read_tables_do_not_import_torch(tmp_path):
         ["report", "t.parquet", "--out", "r.html"],
     ]
     assert "torch" not in imported_by_commands(*lines, cwd=tmp_path)
+
+
+def test_a_merge_imports_torch_alone(tmp_path):
+    zoo = write_zoo(tmp_path / "zoo")
+    (tmp_path / "recipe.yaml").write_text(
+        f"merge_method: slerp\nbase_model: {zoo / 'a.safetensors'}\nmodels: [{{model: {zoo / 'b.safetensors'}}}]\n"
+        "parameters: {t: 0.5}\ndtype: float32\n"
+    )
+    lines = [
+        ["merge", "zoo", "--method", "ties", "--out", "merged.safetensors"],
+        ["merge", "--config", "recipe.yaml", "--out", "made.safetensors"],
+    ]
+    assert imported_by_commands(*lines, cwd=tmp_path) == ["torch"]
+
+
+def test_metrics_import_what_makes_a_table(tmp_path):
+    write_zoo(tmp_path / "zoo")
+    found = imported_by_commands(["metrics", "zoo"], cwd=tmp_path)
+    assert set(found) == {"torch", "scipy", "pandas", "pyarrow"}
 
 
 def test_a_table_from_statistics_does_not_import_torch(tmp_path):

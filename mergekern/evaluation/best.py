@@ -329,7 +329,7 @@ def _sentences(target: str, score: str, scores: pd.DataFrame, found: MeasuredMer
     name = target.replace("_", " ")
     known = found.models.set_index("model").loc[pair]
     on_tasks = " and ".join(
-        f"{best[f'{score}_{side}']:.4f} on that of {model}" for side, model in zip("ab", pair, strict=True)
+        f"{best[f'{score}_{side}']:.4f} on the task of {model}" for side, model in zip("ab", pair, strict=True)
     )
     sentences = [
         f"Merge {pair[0]} and {pair[1]} by {best['method']}: {name} {best[target]:.4f}; {score.replace('_', ' ')} "

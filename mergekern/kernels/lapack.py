@@ -17,6 +17,7 @@ import mmap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -40,18 +41,33 @@ _REFLECTORS = 32
 
 
 @functools.cache
-def _routine(name: str) -> Callable[..., None]:
-    # Imported at first use, since importing scipy.linalg takes 0.2 s.
+def _exported() -> dict[str, Any]:
+    """Return the routines that SciPy exports.
+
+    SciPy is imported at first use: that takes 0.2 s, and most merges need none.
+    """
     import scipy.linalg.cython_blas
     import scipy.linalg.cython_lapack
 
+    _single_threaded_blas.limit_new_libraries()
+    return scipy.linalg.cython_blas.__pyx_capi__ | scipy.linalg.cython_lapack.__pyx_capi__
+
+
+def _routine(name: str) -> Callable[..., None]:
+    exported = _exported()
+    if getattr(_this_thread, "is_limited_without_scipy", False):
+        _limit_this_thread()
+    return _function(name, exported[name])
+
+
+@functools.cache
+def _function(name: str, capsule: Any) -> Callable[..., None]:
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]
     api.PyCapsule_GetPointer.restype = ctypes.c_void_p
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    exported = scipy.linalg.cython_blas.__pyx_capi__ | scipy.linalg.cython_lapack.__pyx_capi__
-    address = api.PyCapsule_GetPointer(exported[name], api.PyCapsule_GetName(exported[name]))
+    address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * _ARGUMENTS[name])(address)
 
 
@@ -277,42 +293,40 @@ class _SingleThreadedBlas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._release = threading.Event()
-        self._holder: threading.Thread | None = None
 
     def __enter__(self) -> None:
-        _routine("dsyrk")  # loads the library first: one that is loaded later would not be limited
         with self._lock:
+            if self._users == 0:
+                self._limits = contextlib.ExitStack()
+                self._holder = ThreadPoolExecutor(1, thread_name_prefix="mergekern-blas")
+                self._holder.submit(self._limit).result()
             self._users += 1
-            if self._users == 1:
-                limited = threading.Event()
-                self._release.clear()
-                self._holder = threading.Thread(target=self._hold, args=(limited,), name="mergekern-blas", daemon=True)
-                self._holder.start()
-                limited.wait()
+
+    def limit_new_libraries(self) -> None:
+        """Limit libraries that were loaded since the limit was set, if it is."""
+        with self._lock:
+            if self._users:
+                self._holder.submit(self._limit).result()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0 and self._holder is not None:
-                self._release.set()
-                self._holder.join()
+            if self._users == 0:
+                self._holder.submit(self._limits.close).result()
+                self._holder.shutdown()
 
-    def _hold(self, limited: threading.Event) -> None:
-        try:
-            with ThreadpoolController().limit(limits=1, user_api="blas"):
-                limited.set()
-                self._release.wait()
-        finally:
-            limited.set()
+    def _limit(self) -> None:
+        self._limits.enter_context(ThreadpoolController().limit(limits=1, user_api="blas"))
 
 
 _single_threaded_blas = _SingleThreadedBlas()
+_this_thread = threading.local()
 
 
 def _limit_this_thread() -> None:
     # If BLAS uses OpenMP, each thread has a limit of its own. Otherwise this has no effect.
     ThreadpoolController().limit(limits=1, user_api="blas")
+    _this_thread.is_limited_without_scipy = not _exported.cache_info().currsize
 
 
 def _require(size: int) -> None:

@@ -109,7 +109,8 @@ class CudaStreams:
     @contextlib.contextmanager
     def on(self, queue: Queue, what: str) -> Iterator[None]:
         """See `Streams`; a range of NVTX, which Nsight shows."""
-        with torch.cuda.stream(self._streams[queue]), torch.cuda.nvtx.range(f"{queue}: {what}"):
+        # The text is an argument: names of tensors may have braces, which torch would format.
+        with torch.cuda.stream(self._streams[queue]), torch.cuda.nvtx.range("{}: {}", queue, what):
             yield
 
     def record(self, queue: Queue) -> Event:

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from mergekern.errors import OptionError
 from mergekern.merging.mergekit_names import WEIGHT, Mergekit, Parameter
 from mergekern.merging.method import Method, merge_tensor
 from mergekern.merging.option_checks import one_of
@@ -19,6 +20,12 @@ DEFAULTS = {"of": "models", "normalize": True}
 EPSILON = 1e-8
 # Share of the weights below which the sum of directions is rounding, and has no direction.
 CANCELLED = 1e-7
+
+
+def _epsilon(value: float) -> float:
+    if not 0 <= value <= EPSILON:
+        raise OptionError(f"eps is {value}; only up to {EPSILON} is supported: leave it out")
+    return value
 
 
 def coefficients(gram: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
@@ -62,6 +69,8 @@ METHOD = Method(
     without_base=lambda of, normalize: of == "models",
     checks={"of": one_of("models", "deltas"), "normalize": one_of(True, False)},
     mergekit=Mergekit(
-        "multislerp", (WEIGHT, Parameter("normalize_weights", "normalize", True)), base="optional"
+        "multislerp",
+        (WEIGHT, Parameter("normalize_weights", "normalize", True), Parameter("eps", None, EPSILON, read=_epsilon)),
+        base="optional",
     ),
 )  # fmt: skip

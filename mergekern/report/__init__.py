@@ -49,7 +49,7 @@ def write_report(
         predictors: from `MergePredictor.fit` or `load`, one for a merge method at most.
         metric: the one shown first [default: task_vector_cosine_similarity, where the table has it].
         title: heading of the page [default: the number of models].
-        answer: what the page says first; figures have no place for it.
+        answer: what the page says first [default: what the contents tell]; figures have no place for it.
 
     Raises:
         OptionError: another suffix, a metric that the table does not have, or an extra that is not installed.

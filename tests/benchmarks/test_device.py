@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import device, device_machine, device_session
+from benchmarks import device, device_groups, device_machine, device_session, device_table
 from benchmarks.counts import Counts
 from benchmarks.device_session import SMALL, Journal, Session
 from mergekern.kernels.device_backend import DeviceBackend
@@ -37,7 +37,9 @@ def medians(path):
     return {row["case"]: row["seconds"]["median"] for row in rows_in(path)}
 
 
-@pytest.mark.parametrize("module", [device_machine, device_session, device_spectrum], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [device_machine, device_session, device_spectrum, device_table], ids=lambda m: m.__name__
+)
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -129,7 +131,7 @@ def test_the_ceiling_of_a_row_is_that_of_its_rates(session):
     assert found == {"by bytes": (4.0, 0.4), "by the bus": (16.0, 0.5), "by flops": (8.0, 0.5), "unknown": (0.0, 0.0)}
 
 
-def test_the_table_ends_with_floor_and_ratio(session, capsys):
+def test_the_table_ends_with_floor_and_ratio(session):
     for name, rate in {"copy": 1e9, "gemm_float64": 1e12}.items():
         session.journal.add("rate", name=name, rate=rate)
     whole, pair = f"compute_all/{SMALL.zoo}/device", "baseline_pair/vit_w20_d1"
@@ -138,9 +140,7 @@ def test_the_table_ends_with_floor_and_ratio(session, capsys):
     session.add_row(pair, [30.0], Counts(10**9, 10**11))
     for stage, seconds in {"chase": 1.0, "values": 0.001}.items():
         session.add_row(f"{whole}/{stage}", [seconds], Counts(0, 0))
-    capsys.readouterr()
-    device.print_table(session.journal)
-    table = capsys.readouterr().out
+    table = "\n".join(device_table.table(session.journal))
     assert "floor of compute_all: 1000.0 ms by bytes, 100.0 ms by operations" in table
     assert "compute_all from device: 2.000 s, 2.0 times the floor" in table
     assert "190 pairs, one after the other by the plain way: 2850 times as long" in table
@@ -161,7 +161,7 @@ def test_a_group_that_breaks_its_process_stops_nothing_else(tmp_path, monkeypatc
     monkeypatch.setattr(device, "_device_name", lambda has_gpu: "abacus")
     monkeypatch.setattr(device_machine, "missing", lambda packages: [])
     monkeypatch.setattr(device_machine, "build_extension", lambda seconds: True)
-    monkeypatch.setattr(device_machine, "run_tests", lambda seconds: True)
+    monkeypatch.setattr(device_machine, "run_tests", lambda seconds, marks: True)
     begun = []
 
     def run(command, seconds):
@@ -175,6 +175,77 @@ def test_a_group_that_breaks_its_process_stops_nothing_else(tmp_path, monkeypatc
     assert begun == list(device.GROUPS)
     assert done.exit_code == 1
     assert "FAILED: spectrum (its process broke)" in done.output
+
+
+def pretend(monkeypatch, run):
+    """Let a machine seem to have a GPU, and its programs be a function."""
+    monkeypatch.setattr(device, "_has_gpu", lambda: True)
+    monkeypatch.setattr(device, "_device_name", lambda has_gpu: "abacus")
+    monkeypatch.setattr(device_machine, "missing", lambda packages: [])
+    monkeypatch.setattr(device_machine, "build_extension", lambda seconds: True)
+    monkeypatch.setattr(device_machine, "run", run)
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_part_has_its_own_tests_and_groups_within_their_time(tmp_path, monkeypatch, part):
+    begun, marks = {}, []
+
+    def run(command, seconds):
+        if "--group" in command:
+            begun[command[command.index("--group") + 1]] = seconds
+        else:
+            marks.append(command[command.index("pytest") + 2])
+        return 0
+
+    pretend(monkeypatch, run)
+    done = CliRunner().invoke(device.main, ["--part", str(part)], env={"OUT": str(tmp_path)}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert marks == [["gpu_only", "gpu and not gpu_only"][part - 1]]
+    wanted = [name for name, group in device.GROUPS.items() if group.part == part or name == "machine"]
+    assert list(begun) == wanted
+    assert all(seconds <= device.GROUPS[name].seconds for name, seconds in begun.items())
+    # The journal and the table are where the rows are, whatever comes back of the machine.
+    assert {f"journal{part}", f"table{part}.txt"} <= {path.name for path in tmp_path.iterdir()}
+    assert "all passed" in (tmp_path / f"table{part}.txt").read_text("utf-8")
+
+
+def test_the_parts_end_within_six_minutes():
+    """Nothing is begun after `PART_SECONDS`, build and tests included, and what runs then is stopped after `GRACE`."""
+    assert device_groups.PART_SECONDS + device.GRACE < 360
+    for part in (1, 2):
+        first = next(group for group in device.GROUPS.values() if group.part == part)
+        assert device_groups.TESTS[part][1] + first.seconds < device_groups.PART_SECONDS
+
+
+def test_failures_of_tests_are_printed_when_they_happen(tmp_path, monkeypatch, capfd):
+    """Killed after a test that failed, the run has said which."""
+    (tmp_path / "test_it.py").write_text(
+        "import os, pytest, signal\n@pytest.mark.gpu\ndef test_wrong():\n    assert 1 == 2\n"
+        "@pytest.mark.gpu\ndef test_breaks():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = device_machine.run
+
+    def on_these(command, seconds):
+        chosen = [part for part in command if not part.startswith("tests/")]
+        return run([*chosen, str(tmp_path / "test_it.py"), "-n", "0", "--rootdir", str(tmp_path)], seconds)
+
+    monkeypatch.setattr(device_machine, "run", on_these)
+    assert not device_machine.run_tests(60.0)
+    printed = capfd.readouterr().out
+    assert "FAILED" in printed
+    assert "test_wrong" in printed
+    assert "assert 1 == 2" in printed
+
+
+def test_predictions_are_beside_the_times(session):
+    notes = device_table.predictions()
+    case = next(iter(notes))
+    assert len(notes) > 30
+    assert all(0 < each.least <= each.most for each in notes.values())
+    session.add_row(case, [notes[case].most / 500], Counts(8, 8))
+    line = next(line for line in device_table.table(session.journal) if line.startswith(case))
+    assert str(notes[case]) in line
+    assert "2.0 times" in line
 
 
 def test_a_program_is_stopped_with_those_it_started(tmp_path, capfd):

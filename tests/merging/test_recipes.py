@@ -133,6 +133,32 @@ def test_parameters_of_other_methods_have_no_effect_and_are_said(place, monkeypa
     assert "parameter 'density' is none of linear, and has no effect" in caplog.text
 
 
+@pytest.mark.parametrize("rescale", [False, True])
+def test_ties_with_rescale_brings_magnitudes_back(rescale, tmp_path, monkeypatch):
+    """As mergekit's `rescaled_masked_tensor` by the norm l1; one model, so that nothing is elected."""
+    monkeypatch.chdir(tmp_path)
+    base = torch.arange(6.0)
+    save_file({"w": base}, "base.safetensors")
+    save_file({"w": base + torch.tensor([4.0, -1.0, 0.5, 0.0, -8.0, 2.5])}, "a.safetensors")
+    content = {
+        "merge_method": "ties", "base_model": "base.safetensors", "dtype": "float32",
+        "models": [{"model": "a.safetensors", "parameters": {"weight": 1, "density": 0.34}}],
+        "parameters": {"rescale": rescale, "normalize": False},
+    }  # fmt: skip
+    found = mergekern.merge_recipe(content)["w"]
+    factor = 16 / 12 if rescale else 1.0
+    assert torch.allclose(found - base, factor * torch.tensor([4.0, 0.0, 0.0, 0.0, -8.0, 0.0]))
+
+
+def test_multislerp_refuses_another_eps(place, monkeypatch):
+    monkeypatch.chdir(place)
+    plain = mergekern.merge_recipe(recipe("multislerp", "code", "math"))
+    found = mergekern.merge_recipe(recipe("multislerp", "code", "math", parameters={"eps": "1e-8"}))
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+    with pytest.raises(mergekern.OptionError, match=r"eps is 0\.1"):
+        mergekern.merge_recipe(recipe("multislerp", "code", "math", parameters={"eps": 0.1}))
+
+
 def test_a_folder_follows_its_layers(place, tmp_path, monkeypatch):
     shutil.copytree(place / "tiny", tmp_path / "tiny")
     path = tmp_path / "tiny" / "code" / "config.json"

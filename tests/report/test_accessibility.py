@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from mergekern.prediction import MergePredictor
-from mergekern.report import write_report
 from mergekern.report.answer import Answer, Step
+from mergekern.report.contents import gather
+from mergekern.report.page import render
 from tests.support.report_tables import HOSTILE, make_scores, make_table
 
 METRICS = ["task_vector_cosine_similarity", "stable_rank", "subspace_overlap"]
@@ -29,17 +30,14 @@ def axe():
 def pages(tmp_path_factory):
     """A page of each kind: of metrics alone, with predictions, and as `best_merge` writes it."""
     folder = tmp_path_factory.mktemp("pages")
-    table = make_table(7, 2, names=[HOSTILE, *"bcdefg"], metrics=METRICS)
+    table = make_table(6, 2, names=[HOSTILE, *"bcdef"], metrics=METRICS)
     scores = make_scores(table)
     predictor = MergePredictor.fit(table, scores["tsv"], "tsv", "linear")
     answer = Answer(["Merge b and c by tsv."], ["model a", "score"], [["b", "0.5"]], "Best", steps=[Step("Rest.")])
-    given = {
-        "metrics": {},
-        "predictions": {"scores": scores, "predictors": [predictor]},
-        "best": {"scores": scores, "predictors": [predictor], "answer": answer},
-    }
-    for name, arguments in given.items():
-        write_report(table, folder / f"{name}.html", **arguments)
+    alone, predicted = gather(table), gather(table, scores=scores, predictors=[predictor])
+    given = {"metrics": (alone,), "predictions": (predicted,), "best": (predicted, answer)}
+    for name, (contents, *said) in given.items():
+        (folder / f"{name}.html").write_text(render(contents, name, *said))
     return {name: folder / f"{name}.html" for name in given}
 
 

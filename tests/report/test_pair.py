@@ -13,9 +13,10 @@ from mergekern.metrics import metric_of
 from mergekern.report import write_report
 from mergekern.report.contents import metric_title
 from mergekern.report.words import number
+from mergekern.tables.cells import from_cell
 from tests.support.report_tables import HOSTILE, make_table
 
-NAMES = ["zoe", HOSTILE, 'a,"b"', "d", "e", "f", "100%"]
+NAMES = ["zoe", HOSTILE, 'a,"b"', "d", "=e()", "f", "100%"]
 METRICS = ["task_vector_cosine_similarity", "stable_rank", "weight_space_angle", "subspace_overlap"]
 SAVED = """
 const done = arguments[arguments.length - 1], [selector] = arguments;
@@ -119,7 +120,7 @@ def test_the_address_names_the_pair(browser, page, path):
     browser.wait("return ['pair-a', 'pair-b'].map(id => document.getElementById(id).value).join() === '3,5'")
 
 
-@pytest.mark.parametrize("wrong", ["d,nobody", "d,d", "d", "%,d", "d,e,f"])
+@pytest.mark.parametrize("wrong", ["d,nobody", "d,d", "d", "%,d", "d,f,zoe"])
 def test_a_wrong_address_shows_another_pair_and_says_so(browser, path, wrong):
     browser.driver.get("about:blank")
     browser.driver.get(f"{path.as_uri()}#pair={wrong}")
@@ -139,10 +140,23 @@ def test_pairs_are_downloaded_with_every_digit_and_column(page, table):
     assert list(found) == ["task_vector_cosine_similarity", "weight_space_angle", "stable_rank", "subspace_overlap",
                            "error[subspace_overlap]"]  # fmt: skip
     ranked = expected.sort_values("task_vector_cosine_similarity", ascending=False, kind="stable")
-    assert list(found.index) == list(ranked.index)
+    assert [tuple(map(from_cell, pair)) for pair in found.index] == list(ranked.index)
     for column in found:
         rtol = 1e-6 if column.startswith("error") else 0
         np.testing.assert_allclose(found[column], ranked[column], rtol=rtol)
+
+
+def test_the_file_of_all_pairs_is_a_table_again(page, table, tmp_path):
+    text, _ = saved(page, "[data-csv=ranking]")
+    (tmp_path / "pairs.csv").write_text(text)
+    assert ",'=e()," in text
+    loaded = MetricTable.load(tmp_path / "pairs.csv")
+    assert set(loaded.models) == set(NAMES)
+    order = [loaded.models.index(name) for name in NAMES]
+    for name in METRICS:
+        found, expected = loaded.matrix(name)[np.ix_(order, order)], table.matrix(name)
+        off_diagonal = ~np.eye(7, dtype=bool)
+        np.testing.assert_array_equal(found[off_diagonal], expected[off_diagonal])
 
 
 def test_a_pair_and_tables_of_the_page_are_downloaded(page, table):

@@ -24,7 +24,11 @@ TRITON = [
 ]
 # Orders in which the threads of emulated CUDA run; elsewhere there is one.
 ORDERS = ("any",) if ON_PTX or DEVICE.type == "cuda" else cuda_on_host.ORDERS
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def needs_gpu(test):
+    """Mark a test of what no interpreter sees."""
+    return pytest.mark.gpu_only(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")(test))
 
 
 def few_programs(monkeypatch, module, **tiles):

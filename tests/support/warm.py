@@ -3,6 +3,8 @@
 import importlib
 import pkgutil
 
+import pytest  # noqa: F401  each child imports the main module of its parent
+
 import mergekern
 
 # Kernels are imported by those who use them, without Triton on a processor; figures are matplotlib's.

@@ -9,7 +9,9 @@ import numpy as np
 from mergekern.kernels.interference import Triplets
 from mergekern.kernels.native import extension
 
-# (1, d, k) and (M, d, k) bases -> (1, M, k, k) products.
+# Vectors on each side of a tile of pairs, whose products are in memory at a time.
+TILE_VECTORS = 128
+# (R, d, k) and (C, d, k) bases -> (R, C, k, k) products.
 Products = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -34,17 +36,22 @@ def _products(bases: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _interference(triplets: Triplets, others: Triplets | None, products: Products) -> np.ndarray:
-    values, *sides = (np.ascontiguousarray(part) for part in triplets)
-    other_values, *other_sides = (np.ascontiguousarray(part) for part in (others or triplets))
-    out = np.zeros((len(values), len(other_values)))
-    for i in range(len(values)):
-        first = 0 if others is not None else i
-        left, right = (
-            products(side[i : i + 1], other[first:])[0] for side, other in zip(sides, other_sides, strict=True)
-        )
-        out[i, first:] = _norms(left, other_values[first:], right)
-        out[i, first:] += _norms(_turned(left), values[i : i + 1], _turned(right))
+    mine, theirs = (Triplets(*map(np.ascontiguousarray, some)) for some in (triplets, others or triplets))
+    out = np.zeros((len(mine.values), len(theirs.values)))
+    step = max(1, TILE_VECTORS // mine.values.shape[1])
+    for i in range(0, len(mine.values), step):
+        for j in range(0 if others is not None else i, len(theirs.values), step):
+            some, more = (Triplets(*(part[at : at + step] for part in each)) for each, at in ((mine, i), (theirs, j)))
+            out[i : i + step, j : j + step] = _of_tile(some, more, products)
     return out if others is not None else np.triu(out) + np.triu(out, 1).T
+
+
+def _of_tile(some: Triplets, more: Triplets, products: Products) -> np.ndarray:
+    """Return the interference of R models with C others, (R, C)."""
+    pairs, k = (len(some.values), len(more.values)), some.values.shape[1]
+    left, right = (products(*sides).reshape(-1, k, k) for sides in zip(some[1:], more[1:], strict=True))
+    norms = _norms(left, np.tile(more.values, (pairs[0], 1)), right)
+    return (norms + _norms(_turned(left), np.repeat(some.values, pairs[1], axis=0), _turned(right))).reshape(pairs)
 
 
 def _norms(left: np.ndarray, values: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -13,9 +13,8 @@ def signs(base: torch.Tensor | None, tuned: Sequence[torch.Tensor], thresholds: 
     """Return the agreement of signs of task vectors; see the package's docstring.
 
     >>> found = signs(None, [torch.tensor([1.0, -2.0, 0.0]), torch.tensor([3.0, 0.5, 1.0])], [2.0, 0.0])
-    >>> found.shared, found.opposite[0, 1], found.kept_opposite[0, 1], found.absolute[0, 1]
-    (array([[2., 2.],
-           [2., 3.]]), 1.0, 1.0, 4.0)
+    >>> found.shared.tolist(), found.opposite[0].tolist(), found.kept_opposite[0].tolist()
+    ([[2.0, 2.0], [2.0, 3.0]], [0.0, 1.0], [0.0, 1.0])
     """
     wide = torch.stack([t.to(torch.float64) for t in tuned])
     delta = wide if base is None else wide - base.to(torch.float64)

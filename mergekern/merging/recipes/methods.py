@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from mergekern.errors import OptionError, did_you_mean
-from mergekern.merging.mergekit_names import Mergekit, Parameter
+from mergekern.merging import ties
+from mergekern.merging.elementwise import Elementwise, Rescale
+from mergekern.merging.mergekit_names import RESCALED, Mergekit, Parameter
 from mergekern.merging.method import Method
+from mergekern.merging.option_checks import one_of
 from mergekern.merging.registry import METHODS
 
 
@@ -18,6 +22,21 @@ def _passthrough() -> Method:
     return dataclasses.replace(METHODS["linear"], name="passthrough", least=1, most=1, mergekit=mergekit)
 
 
+def _ties() -> Method:
+    """Return TIES with the `rescale` that mergekit has for it: each τ gets the sum of magnitudes back that it had."""
+    method = METHODS["ties"]
+    assert method.mergekit is not None
+
+    def elements(rescale: Rescale, **options: Any) -> Elementwise:
+        return dataclasses.replace(ties.elements(**options), keeps_norm=rescale == "norm")
+
+    return dataclasses.replace(
+        method, elements=elements, defaults={**method.defaults, "rescale": "none"},
+        checks={**method.checks, "rescale": one_of("norm", "none")},
+        mergekit=dataclasses.replace(method.mergekit, parameters=(*method.mergekit.parameters, RESCALED)),
+    )  # fmt: skip
+
+
 def methods_of_mergekit() -> dict[str, tuple[Method, Mergekit]]:
     """Return every method that mergekit has as well, by mergekit's name for it.
 
@@ -25,7 +44,7 @@ def methods_of_mergekit() -> dict[str, tuple[Method, Mergekit]]:
     'dare'
     """
     found: dict[str, tuple[Method, Mergekit]] = {}
-    for method in (*METHODS.values(), _passthrough()):
+    for method in (*({**METHODS, "ties": _ties()}).values(), _passthrough()):
         mergekit = method.mergekit
         if mergekit is not None and (mergekit.name not in found or method.name == mergekit.name):
             found[mergekit.name] = (method, mergekit)

@@ -52,9 +52,10 @@ def settings_of_tensor(
     """
     weights, options = (1.0,) * len(levels.sources), {**method.defaults, **dict(mergekit.fixed)}
     for place, parameter in enumerate(mergekit.parameters):
-        if parameter.option is None:
-            continue
         value: Any
+        if parameter.option is None:
+            _value(parameter, levels.outer, name, depth, None)  # which `read` may refuse
+            continue
         if parameter.per_model:
             value = tuple(
                 _value(parameter, [own, *levels.outer], each, depth, model)

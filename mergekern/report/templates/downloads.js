@@ -14,17 +14,21 @@ function save(blob, name) {
   announce(`${name} was saved`);
 }
 
-const csvCell = (value) => {
-  const text = typeof value === "number" ? (Number.isFinite(value) ? String(value) : "") : value;
+// What a spreadsheet would run as a formula stands after an apostrophe, as in the files of tables.
+const FORMULA = /^'*[=+\-@\t\r\n＝＋－＠]/;
+
+function csvCell(value) {
+  if (typeof value === "number") return Number.isFinite(value) ? String(value) : "";
+  const text = FORMULA.test(value) ? `'${value}` : value;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-};
+}
 
 // The texts of a table of the page; a cell over several columns is followed by empty ones.
 function* shownRows(table) {
   for (const row of table.rows) {
     yield [...row.cells].flatMap((cell) => {
       const text = (cell.dataset.value ?? cell.textContent).trim().replace(/\s+/g, " ");
-      return [text, ...Array(cell.colSpan - 1).fill("")];
+      return [/^-?\d[\d.]*(e[+-]\d+)?$/.test(text) ? Number(text) : text, ...Array(cell.colSpan - 1).fill("")];
     });
   }
 }

@@ -32,8 +32,13 @@ function metricRow(metric, pair) {
   );
 }
 
-function showMetrics(pair) {
-  const table = byId("pair-metrics");
+// So many pairs are ranked at once; with more, the page opens first, and the rows follow one by one.
+const RANKED_AT_ONCE = 50_000;
+const whenIdle = () => new Promise((done) => (window.requestIdleCallback ?? setTimeout)(() => done()));
+let shown = 0; // counts the pairs shown, so that rows of an earlier one stop
+
+async function showMetrics(pair) {
+  const table = byId("pair-metrics"), turn = ++shown;
   const names = ["Metric", "Value", "Rank", "Less mergeable pairs", "More mergeable"];
   const numbers = new Set(["Value", "Rank"]);
   const heads = names.map((text) => element("th", { scope: "col", class: numbers.has(text) ? "number" : null }, text));
@@ -42,6 +47,8 @@ function showMetrics(pair) {
   for (const body of [...table.tBodies]) body.remove();
   let body = null, category = null;
   for (const metric of page.metrics) {
+    if (PAIRS > RANKED_AT_ONCE) await whenIdle();
+    if (turn !== shown) return;
     if (metric.category !== category) {
       category = metric.category;
       body = element("tbody", {}, element("tr", { class: "category" },
