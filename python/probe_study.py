@@ -1,9 +1,9 @@
 """What is known of pairs of two unmeasured models from 10 samples a task, and what decisions cost: on zoos made here.
 
-    mergekern study STUDY --architecture cnn    # for each architecture, first
+    mergekern study STUDY --architecture cnn                        # for each architecture, first
     python python/probe_study.py STUDY [STUDY ...] [--page docs/prediction.md]
 
-Each STUDY is a folder that `mergekern study` wrote, or its zoo/, metrics.parquet and scores.csv. The models,
+Each STUDY is a folder that mergekern study wrote, or its zoo/, metrics.parquet and scores.csv. The models,
 the base and merges of all pairs are run on the zoo's calibration samples, which give no scores; the result is kept in
 STUDY/known.parquet. Printed are, for each study, means over its merge methods of r with the normalised accuracy within
 40 random halves of its models, of predictors fitted to the other halves or to nothing; and what choosing a method for

@@ -16,7 +16,7 @@ from mergekern.prediction.pairs import UnnamedPairsWarning
 
 # Weights of standardised columns, chosen on zoos of 12 multilayer perceptrons and 12 convolutional networks, by mean r
 # over 4 methods. With direct probes, loss and accuracy together have .82 and .80 of the normalised accuracy of unseen
-# pairs; solo and base losses beside them take away up to .23. `python/probe_study.py` has all figures.
+# pairs; solo and base losses beside them take away up to .23. `python/probe_study.py` computes them.
 DIRECT = {"direct_loss_mean": -1.0, "direct_accuracy_mean": 1.0}
 SOLO = {"solo_loss_mean": -1.0, "base_loss_mean": -0.5}
 # The sum keeps its order where few measured merges contradict it: its slope is at least this share of the ratio of the

@@ -87,7 +87,7 @@ def test_a_threshold_must_pay_by_more_than_chance():
 
 def test_promises_are_drawn_to_the_mean_where_held_out_pairs_fell_short(table):
     noise = pd.Series(np.random.default_rng(4).standard_normal(36), table.to_pandas().index, name="accuracy")
-    fitted = MergePredictor.fit(table, (0.8 + 0.02 * noise).iloc[:14], "tsv", "forest")
+    fitted = MergePredictor.fit(table, (0.8 + 0.02 * noise).iloc[:14], "tsv", "forest", options={"n_estimators": 50})
     plain, promised = fitted.predict(table), recommend([fitted], table)
     left = plain["measured"].isna()
     spread = promised.loc[plain[left].index, "score"].std() / plain.loc[left, "prediction"].std()
