@@ -139,7 +139,8 @@ def names_of(page):
     calibration = docs_worlds.calibration(docs_worlds.NAMES + docs_worlds.MORE)
     inputs, labels = own["my_samples"]("mnist")
     return {
-        **own, "mergekern": mergekern, "zoo": "zoo", "encoder": encoder, "base": base, "tasks": calibration.tasks,
+        **own, "mergekern": mergekern, "zoo": "zoo", "calibration": calibration,
+        "encoder": encoder, "base": base, "tasks": calibration.tasks,
         "regularizers": mergekern.regularizers, "subspaces": mergekern.regularizers.leading_subspaces(base),
         "loss": torch.nn.functional.cross_entropy(encoder(inputs), labels),
     }  # fmt: skip
