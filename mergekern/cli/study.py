@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from mergekern._internal.extras import needs
 from mergekern._internal.files import write_atomically
-from mergekern.cli.display import is_quiet, say
+from mergekern.cli.display import NameTable, is_quiet, plain_console, say, show
 from mergekern.cli.parameters import parse_methods
 from mergekern.errors import OptionError
 
@@ -35,37 +33,38 @@ TASKS, QUICK_TASKS = 20, 10
 def progress_bar() -> Iterator[Progress]:
     """Show progress on standard error, and at the end how long everything took; nothing where quiet."""
     began = time.perf_counter()
-    with Progress(console=Console(stderr=True, quiet=is_quiet()), transient=True) as bar:
+    console = plain_console(stderr=True)
+    console.quiet = is_quiet()
+    with Progress(console=console, transient=True) as bar:
         yield bar
     if not is_quiet():
         say(f"{time.perf_counter() - began:.0f} s", err=True)
 
 
-def show(
+def show_study(
     findings: Sequence[Finding], scores: pd.DataFrame, comparison: pd.DataFrame, budgets: pd.DataFrame, target: str
 ) -> None:
     """Print the findings, the means of the scores, and the predictors beside what they and measured merges cost."""
     from mergekern.study.comparison import means
 
-    console = Console(width=150)
     by_method = scores.groupby("method", sort=False)[["accuracy", target]].agg(["mean", "min"])
-    table = Table("method", "accuracy", "worst pair", "normalised", "worst pair", box=None)
+    table = NameTable("method", "accuracy", "worst pair", "normalised", "worst pair")
     for method, row in by_method.iterrows():
-        table.add_row(str(method), *(f"{value:.3f}" for value in row))
-    console.print(table)
-    table = Table("predictor, mean of the methods", "seconds", "r, partner known", "r, both unseen", box=None)
+        table.add_texts(str(method), *(f"{value:.3f}" for value in row))
+    show(table)
+    table = NameTable("predictor, mean of the methods", "seconds", "r, partner known", "r, both unseen")
     for name, row in means(comparison).iterrows():
-        table.add_row(str(name), f"{row['seconds']:.2f}", f"{row.iloc[1]:.3f}", f"{row.iloc[2]:.3f}")
-    console.print(table)
-    table = Table("predictor, mean of the methods", "merges", "r", "rmse", "regret of the best pair", box=None)
+        table.add_texts(str(name), f"{row['seconds']:.2f}", f"{row.iloc[1]:.3f}", f"{row.iloc[2]:.3f}")
+    show(table)
+    table = NameTable("predictor, mean of the methods", "merges", "r", "rmse", "regret of the best pair")
     of_methods = budgets.groupby(level=["predictor", "merges"], sort=False).mean()
     for names, figures in zip(of_methods.index, of_methods.to_numpy(), strict=True):
-        table.add_row(*map(str, names), *("-" if value != value else f"{value:.3f}" for value in figures))
-    console.print(table)
-    table = Table("", "paper", "measured here", "", show_lines=True)
+        table.add_texts(*map(str, names), *("-" if value != value else f"{value:.3f}" for value in figures))
+    show(table)
+    table = NameTable("question", "paper", "measured here", "")
     for finding in findings:
-        table.add_row(finding.question, finding.paper, finding.here, finding.verdict)
-    console.print(table)
+        table.add_texts(finding.question, finding.paper, finding.here, finding.verdict)
+    show(table)
 
 
 def _check_installed() -> None:
@@ -127,5 +126,5 @@ def study(
     with threadpool_limits(1):
         title = f"{count} tasks, {architecture}"
         write_report(table, out / "report.html", scores=measured, predictors=predictors, title=title)
-    show(findings, scores, comparison, budgets, stages.TARGET)
+    show_study(findings, scores, comparison, budgets, stages.TARGET)
     say(f"wrote {out}")
