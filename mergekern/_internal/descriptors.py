@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_lock = threading.Lock()
-_kept = 0
+_opening = threading.Lock()
+_kept: set[int] = set()
 
 
 class KeptDescriptor:
@@ -21,13 +21,12 @@ class KeptDescriptor:
     """
 
     def __init__(self, path: Path) -> None:
-        global _kept
         self._path = path
         self._descriptor: int | None = None
-        with _lock:
-            if _kept < _limit() // 2:
+        with _opening:
+            if len(_kept) < _limit() // 2:
                 self._descriptor = os.open(path, os.O_RDONLY)
-                _kept += 1
+                _kept.add(self._descriptor)
                 weakref.finalize(self, _close, self._descriptor)
 
     @contextmanager
@@ -57,7 +56,6 @@ def _limit() -> int:
 
 
 def _close(descriptor: int) -> None:
-    global _kept
-    with _lock:
-        _kept -= 1
+    # Without the lock: the garbage collector may call this in a thread that is opening a file just now.
+    _kept.discard(descriptor)
     os.close(descriptor)
