@@ -19,7 +19,9 @@ from tests.support.device import backend
 
 NAMES = ("a", "b", "c")
 WEIGHTS = [1.0, 0.5, 2.0]
-CLASSES, WIDTH, SAMPLES = 3, 4, 30
+CLASSES, WIDTH = 3, 4
+# Of each model; means over samples, not sums, are to count.
+SAMPLES = (30, 12, 21)
 
 
 class Transposed(nn.Module):
@@ -73,7 +75,7 @@ def zoo():
 @pytest.fixture(scope="module")
 def calibration():
     tasks = {
-        name: (draw(SAMPLES, 6, seed=50 + place), torch.arange(SAMPLES) % CLASSES,
+        name: (draw(SAMPLES[place], 6, seed=50 + place), torch.arange(SAMPLES[place]) % CLASSES,
                (draw(CLASSES, WIDTH, seed=60 + place), None))
         for place, name in enumerate(NAMES)
     }  # fmt: skip
@@ -105,7 +107,8 @@ def test_regmean_is_the_least_squares_of_all_outputs(zoo, calibration):
         rows, outputs = [], []
         for weight, model in zip(WEIGHTS, NAMES, strict=True):
             of_columns = tuned[model][name] if name == "second.weight" else tuned[model][name].T
-            rows.append(every[model][name].detach() * weight**0.5)
+            inputs = every[model][name].detach()
+            rows.append(inputs * (weight / len(inputs)) ** 0.5)
             outputs.append(rows[-1] @ of_columns)
         expected = torch.linalg.lstsq(torch.cat(rows), torch.cat(outputs)).solution
         found = merged[name] if name == "second.weight" else merged[name].T
@@ -128,7 +131,7 @@ def test_fisher_is_the_expectation_over_the_models_own_classes(zoo, calibration)
                 encoder.zero_grad()
                 likelihood.backward(retain_graph=True)
                 for name, values in encoder.named_parameters():
-                    sums[name] += likelihood.exp().item() * values.grad**2 / SAMPLES
+                    sums[name] += likelihood.exp().item() * values.grad**2 / len(task.inputs)
         found.append(sums)
     lengths = [torch.cat([values.flatten() for values in sums.values()]).norm() for sums in found]
     for name in base:
