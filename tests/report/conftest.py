@@ -1,7 +1,8 @@
-"""One browser for the tests of a process."""
+"""One browser for the tests of a process, and the file of a module's table."""
 
 import pytest
 
+from mergekern.report import write_report
 from tests.support import browser as chromium
 
 
@@ -12,3 +13,10 @@ def browser():
     found = chromium.Browser()
     yield found
     found.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def path(table, tmp_path_factory):
+    """Write the page of the `table` of a module."""
+    (written,) = write_report(table, tmp_path_factory.mktemp("report") / "report.html")
+    return written

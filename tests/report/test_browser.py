@@ -17,12 +17,6 @@ def table():
     return make_table(7, 4, names=["zoe", HOSTILE, "a&b", "d", "e", "f", "<b>g</b>"])
 
 
-@pytest.fixture(scope="module")
-def path(table, tmp_path_factory):
-    (written,) = write_report(table, tmp_path_factory.mktemp("report") / "report.html")
-    return written
-
-
 @pytest.fixture
 def page(browser, path):
     browser.open(path)

@@ -10,7 +10,6 @@ import pytest
 
 from mergekern import MetricTable
 from mergekern.metrics import metric_of
-from mergekern.report import write_report
 from mergekern.report.contents import metric_title
 from mergekern.report.words import number
 from mergekern.tables.cells import from_cell
@@ -44,12 +43,6 @@ def table():
     of_layers = {"subspace_overlap": {tensor: 2 * (error + error.T) for tensor in layers["subspace_overlap"]}}
     errors = {"subspace_overlap": error + error.T}
     return MetricTable(made.models, values, layers, errors=errors, layer_errors=of_layers)
-
-
-@pytest.fixture(scope="module")
-def path(table, tmp_path_factory):
-    (written,) = write_report(table, tmp_path_factory.mktemp("pair") / "report.html")
-    return written
 
 
 @pytest.fixture
