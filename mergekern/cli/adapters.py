@@ -36,10 +36,10 @@ the sum of theirs; svd is the best of a given rank; the others are those of PEFT
 @click.option("--svd-rank", type=int, help="Largest rank of svd and the forms in _svd [default: that of ADAPTERS].")
 @click.option("--majority-sign", type=click.Choice(MAJORITY_SIGNS), default="total", show_default=True,
               help="How ties elects a sign: of the sum, or by the number of signs.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random masks of dare.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random masks of dare.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before.")
-@click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the factors'].")
+@click.option("--dtype", help="Dtype of the result: float32, bfloat16, float16 or float64 [default: the factors'].")
 @click.option("--base-name", help="Name of the base that the result is said to be of [default: what ADAPTERS say].")
 @click.option("--saved-whole", type=click.Choice(SAVED_WHOLE), default="error", show_default=True,
               help="What to do about tensors that adapters hold whole (modules_to_save) and that differ.")  # fmt: skip

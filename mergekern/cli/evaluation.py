@@ -17,6 +17,7 @@ from mergekern.cli.parameters import (
     ByteSize,
     Function,
     ModelPath,
+    calibration_of,
     io_option,
     parse_methods,
     parse_options,
@@ -107,11 +108,6 @@ def parse_options_of_methods(
     return found
 
 
-def samples_of(folder: Path | None, model_fn: Callable | None) -> Any:
-    """Return the calibration in a folder, of models that a function builds; None where no folder is given."""
-    return None if folder is None else mergekern.Calibration.from_folder(folder, model_fn)
-
-
 # How models are evaluated, and how they are read.
 evaluation_options = with_options(
     click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from [default: base.* in a "
@@ -133,7 +129,7 @@ evaluation_options = with_options(
                  "state dict]."),
     click.option("--state-dict", is_flag=True, help="Give the function state dicts, also of a transformers folder."),
     click.option("-o", "--option", "options", multiple=True, callback=parse_options_of_methods,
-                 metavar="METHOD.NAME=VALUE", help="Of a method, such as ties.density=0.2; may be repeated."),
+                 metavar="METHOD.NAME=VALUE", help="Option of a method, such as ties.density=0.2; may be repeated."),
     click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1."),
     click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G; on a GPU "
                  "2/5 of its free memory]."),
@@ -187,7 +183,7 @@ def measure(
             checkpoints, base, evaluate=evaluator, methods=methods or None, pairs=pairs, scores=scores, models=models,
             tasks=tasks, model=model_of(model_fn, state_dict), options=options, score=score, device=device,
             max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
-            calibration=samples_of(calibration, model_fn),
+            calibration=calibration_of(calibration, model_fn),
         )  # fmt: skip
     say(f"wrote {scores}")
     end_with_failures(found.failures)
@@ -233,7 +229,7 @@ def best(
             checkpoints, base, evaluate=evaluator, out=out, budget=budget, options=options, target=target,
             metrics=[name.strip() for name in metrics.split(",")], tasks=tasks, model=model_of(model_fn, state_dict),
             page=not no_page, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-            rename=rename, calibration=samples_of(calibration, model_fn), **chosen,
+            rename=rename, calibration=calibration_of(calibration, model_fn), **chosen,
         )  # fmt: skip
     for sentence in found.answer:
         say(sentence)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mergekern.checkpoints.checkpoint import Checkpoint
     from mergekern.checkpoints.sources import IO
     from mergekern.checkpoints.zoo import OnMismatch
+    from mergekern.functional.calibration import Calibration
 
 # Options of both commands.
 merge_options = with_options(
@@ -37,7 +38,7 @@ merge_options = with_options(
                  "[default: base.* in a folder ZOO]."),
     click.option("--out", type=click.Path(path_type=Path), required=True, help="Write here."),
     click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before."),
-    click.option("--dtype", help="Of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
+    click.option("--dtype", help="Dtype of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
     click.option("--device", default="auto", show_default=True, help="cpu, or a GPU such as cuda:1."),
     click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G; on a GPU "
                  "2/5 of its free memory]."),
@@ -72,7 +73,7 @@ With --config, merge what a recipe of mergekit says instead.
 )
 @click.option("--method", help=f"One of {', '.join(EVERY_METHOD)}.")
 @click.option("-o", "--option", "options", multiple=True, callback=parse_options, metavar="NAME=VALUE",
-              help="Of the method, such as density=0.2; may be repeated.")  # fmt: skip
+              help="Option of the method, such as density=0.2; may be repeated.")  # fmt: skip
 @click.option("--weights", callback=parse_weights, help="Comma-separated, in the order of MODELS; or JSON, where a "
               "weight may be a list of numbers from the first layer to the last, or a mapping from parts of "
               "names.")  # fmt: skip
@@ -120,7 +121,7 @@ def merge(
             raise click.UsageError("--calibration is not what a mergekit configuration can say; merge without it")
         _write_mergekit_config(out, checkpoints, base, rename, method, options, weights, dtype)
     else:
-        samples = calibration_of(calibration, model_fn)
+        samples = _samples(calibration, model_fn)
         with progress_display() as progress:
             mergekern.merge(
                 checkpoints, base, method, options=options, output=out, overwrite=overwrite, weights=weights,
@@ -151,7 +152,7 @@ def merge_all(
     heads: str | None, head_tensors: tuple[str, ...], calibration: Path | None, model_fn: Callable | None, io: IO,
     rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
-    samples = calibration_of(calibration, model_fn)
+    samples = _samples(calibration, model_fn)
     models = models_of(zoo, base)
     say_what_is_left_out(models, base)
     names = [name.strip() for name in methods.split(",")]
@@ -202,3 +203,9 @@ def _for_mergekit(checkpoint: Checkpoint) -> str:
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return f"{path.parent.parent.name.removeprefix('models--').replace('--', '/')}@{path.name}"
     return str(path)
+
+
+def _samples(calibration: Path | None, model_fn: Callable | None) -> Calibration | None:
+    if calibration is None and model_fn is not None:
+        raise click.UsageError("--calibration and --model-fn are given together")
+    return calibration_of(calibration, model_fn)

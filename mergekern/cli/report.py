@@ -25,7 +25,7 @@ TABLE is what `mergekern metrics --out` wrote: .parquet, .csv or .json.
 @click.option("--predictor", "predictor_files", type=click.Path(path_type=Path), multiple=True,
               help="A file of `mergekern fit`; may be repeated, one for a merge method.")  # fmt: skip
 @click.option("--metric", help=f"The metric shown first [default: {RANKED_BY}].")
-@click.option("--title", help="Of the page.")
+@click.option("--title", help="Title of the page.")
 @click.option("--static", is_flag=True, help="Figures for a paper: a .pdf (one a page) or a .png (one a file).")
 @click.option("--out", type=click.Path(path_type=Path),
               help="Write here [default: report.html, with --static report.pdf].")  # fmt: skip

@@ -36,7 +36,7 @@ MODELS are checkpoints, each as PATH or NAME=PATH, or one folder of them.
 @click.option("--out", type=click.Path(path_type=Path), required=True,
               help="Write the sketches here, beside those that are there already.")  # fmt: skip
 @click.option("--size", type=int, help="Numbers of one sketch [default: those of OUT, or 4096].")
-@click.option("--random-state", type=int, help="Of the random map [default: that of OUT, or 0].")
+@click.option("--random-state", type=int, help="Seed of the random map [default: that of OUT, or 0].")
 @click.option("--max-memory", type=ByteSize(), help="Bytes of weights held at a time [default: 1G].")
 @click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
               help="What to do about tensors that not all checkpoints share.")  # fmt: skip

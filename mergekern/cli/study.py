@@ -86,10 +86,10 @@ measures every merge, and validates what predicts that. Nothing is downloaded. A
 )
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--architecture", type=click.Choice(ARCHITECTURES), default="vit", show_default=True,
-              help="Of the encoder: three of images of digits, and one of texts.")  # fmt: skip
+              help="Kind of the encoder: three read images of digits, and one reads texts.")  # fmt: skip
 @click.option("--quick", is_flag=True, help=f"{QUICK_TASKS} tasks, if --tasks does not give another number.")
 @click.option("--tasks", type=click.IntRange(5, TASKS), help=f"Fine-tune on so many tasks.  [default: {TASKS}]")
-@click.option("--methods", default="all", callback=parse_methods, help="Of merging.  [default: all that merge pairs]")
+@click.option("--methods", default="all", callback=parse_methods, help="Methods.  [default: all that merge pairs]")
 @click.option("--samples", type=click.IntRange(10, 200), default=10, show_default=True,
               help="Calibration samples a task, at most half of the held-out ones; others give scores.")  # fmt: skip
 @click.option("--random-state", default=0, show_default=True, help="Decides all random numbers.")

@@ -91,7 +91,7 @@ class CudaStreams:
     """Three streams of a CUDA device, which begin behind what the caller has queued there.
 
     Args:
-        device: of type "cuda".
+        device: a device of type "cuda".
     """
 
     def __init__(self, device: torch.device) -> None:

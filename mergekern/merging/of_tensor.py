@@ -11,7 +11,7 @@ class OfTensor(NamedTuple):
     """What was gathered of one tensor.
 
     Attributes:
-        values: of each model.
+        values: those of each model.
         norms: length of all that was gathered of each model.
         of_rows: whether inner products of inputs belong to the rows of a matrix, not to its columns.
     """

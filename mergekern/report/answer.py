@@ -12,7 +12,7 @@ class Bar:
 
     Attributes:
         start: where the interval starts.
-        width: of the interval.
+        width: width of the interval.
         at: place of the score.
     """
 

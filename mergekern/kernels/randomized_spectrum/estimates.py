@@ -66,7 +66,7 @@ def conclude(ritz: Ritz, found: Leading, leading: int, dtype: np.dtype) -> tuple
         ritz: the Ritz pairs before the last pass.
         found: what the last pass tells.
         leading: number of values.
-        dtype: of the products.
+        dtype: dtype of the products.
     """
     top, k = found.values, len(found.values)
     coupled = found.coupled.copy()

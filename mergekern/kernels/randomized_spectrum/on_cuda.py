@@ -61,7 +61,7 @@ def spectra(
 
     Args:
         stacks: matrices of one short side.
-        names: of the tensors, which key the random start.
+        names: names of the tensors, which key the random start.
         top_k, spectrum_k, tolerance: see `on_cpu.spectrum`.
         module: the CUDA C++ kernels.
     """
@@ -129,9 +129,9 @@ class _Subspaces:
     """The block Krylov subspaces of the matrices that are not known well enough yet.
 
     Attributes:
-        places: of the matrices, among all.
+        places: places of the matrices among all.
         pairs: (base, tuned) of each.
-        layers: of each, the number of its tensor.
+        layers: number of the tensor of each matrix.
         basis: (B, s, p) orthonormal columns.
         gram: (B, p, p) of τᵀτ in that basis.
     """
@@ -171,7 +171,7 @@ class _Solved:
     """The Ritz pairs of subspaces.
 
     Attributes:
-        ritz: of each, on the host.
+        ritz: Ritz values of each matrix, on the host.
         coefficients: (B, p, L) of the leading Ritz vectors.
     """
 
