@@ -13,6 +13,7 @@ from mergekern.errors import OptionError
 from mergekern.merging.arguments import resolve_dtype
 from mergekern.merging.mergekit_names import Mergekit
 from mergekern.merging.method import Method
+from mergekern.merging.recipes.embeddings import RowsAmong
 from mergekern.merging.recipes.methods import find_method_of_mergekit, methods_of_mergekit
 from mergekern.merging.recipes.models import Model, Models
 from mergekern.merging.recipes.parameters import Levels, ineffective, settings_of_tensor
@@ -75,21 +76,22 @@ def plan_recipe(recipe: Recipe, models: Models, on_mismatch: OnMismatch) -> Plan
     if dtype is None and any(stored in FLOAT8 for model in models.opened for stored in model.checkpoint.dtypes):
         raise OptionError("models are float8, in which nothing is merged; add dtype: bfloat16 to the recipe")
     tokenizer = find_tokenizer(recipe, models, donor)
-    cast = Cast(dtype, tokenizer.rows)
     stack = None
-    if recipe.slices:
+    if recipe.slices or tokenizer.embeddings:
         _take_names_of(donor, models.opened)
-        stack = Stack(donor, len(recipe.slices), cast, on_mismatch)
+    if recipe.slices:
+        stack = Stack(donor, len(recipe.slices), on_mismatch)
     planned: list[PlannedSlice] = []
     notes: dict[str, None] = {}
     known = frozenset(p.name for _, each in methods_of_mergekit().values() for p in each.parameters)
     for group in groups:
         base, merged = _roles(group, recipe.base_model, mergekit, method)
+        cast = Cast(dtype, _rows_among(tokenizer, group, recipe.base_model, models))
         if stack is None:
             made = whole(models[base.model], [models[source.model] for source in merged], cast, on_mismatch)
         else:
             layers = [_layers(source, models) for source in merged]
-            made = stack.add(_layers(base, models), layers, group.count)
+            made = stack.add(_layers(base, models), layers, group.count, cast)
         levels = Levels(
             tuple(source.parameters for source in merged),
             (group.parameters, recipe.parameters), tuple(source.model.text for source in merged),
@@ -156,6 +158,13 @@ def _roles(
         among = " (base_model is one of them)" if base in merged and base.model == named else ""
         raise OptionError(f"{group.shown}: {error}{among}") from None
     return base, merged
+
+
+def _rows_among(tokenizer: Tokenizer, group: _Group, base_model: ModelPart | None, models: Models) -> RowsAmong | None:
+    if tokenizer.embeddings is None:
+        return None
+    base = group.base_model or base_model
+    return tokenizer.embeddings.among([models[source.model] for source in group.sources], base.text if base else None)
 
 
 def _layers(source: InputModel, models: Models) -> SourceLayers:

@@ -21,7 +21,7 @@ from mergekern.checkpoints.tying import tying_of
 from mergekern.merging.arguments import resolve_dtype
 from mergekern.merging.notes import lost_in_merges, notes_of_owner
 from mergekern.merging.output import OutputPlan
-from mergekern.merging.recipes.configuration import with_layers
+from mergekern.merging.recipes.configuration import with_layers, with_vocabulary
 from mergekern.merging.recipes.plan import Plan
 
 # Bytes of a shard of results that are not laid out like one of the models.
@@ -84,8 +84,8 @@ class Result:
                 for layer in range(each.count)
             ]
             config = with_layers(config, layers)
-        if self.plan.tokenizer.vocabulary is not None and self.plan.tokenizer.rows:
-            config["vocab_size"] = self.plan.tokenizer.vocabulary
+        if self.plan.tokenizer.embeddings is not None:
+            config = with_vocabulary(config, self.plan.tokenizer.embeddings.count)
         dtype = str(self._dtype).removeprefix("torch.") if self._dtype else None
         is_tied = tying_of(self.plan.donor.checkpoint, self.entries)
         return configuration_of_result(config, dtype=dtype, is_tied=is_tied)
@@ -97,14 +97,11 @@ class Result:
             folder: whose other files are copied, where the result is a folder.
         """
         plan = self.plan
-        lost: dict[str, None] = dict.fromkeys(plan.notes)
-        others: dict[str, None] = {}
+        lost: dict[str, None] = dict.fromkeys((*plan.notes, *plan.tokenizer.assumed))
+        others: dict[str, None] = dict.fromkeys(plan.tokenizer.notes)
         for planned, part in zip(plan.slices, self.parts, strict=True):
             lost |= dict.fromkeys(lost_in_merges(planned.slice.zoo))
             others |= dict.fromkeys(notes_of_owner(planned.slice.zoo, part, None))
-        if plan.tokenizer.rows:
-            rows = ", ".join(str(before - after) for before, after in plan.tokenizer.rows.items())
-            others[f"rows of embeddings that belong to no token, and are left out: {rows}"] = None
         if folder is not None:
             beside = self._beside(folder)
             if left := (*beside.left, *beside.submodels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +18,7 @@ _NOT_SUPPORTED = {
     "experts": "this is a recipe of mergekit-moe, which does not merge weights",
     "gate_mode": "this is a recipe of mergekit-moe, which does not merge weights",
     "genome": "this is a recipe of mergekit-evolve, which searches for weights: `mergekern best` searches for a merge",
-    "pad_to_multiple_of": "the rows of embeddings stay as they are: leave it out",
+    "pad_to_multiple_of": "write it under `tokenizer`",
 }
 Parameters = dict[str, Any]
 
@@ -171,17 +171,55 @@ class SlicePart(WithParameters):
         return self
 
 
+class Zero(RecipePart):
+    """The embedding of a token is zero."""
+
+    kind: Literal["zero"]
+
+
+class ModelToken(RecipePart):
+    """The embedding of a token is that of another token of a model."""
+
+    kind: Literal["model_token"]
+    model: ModelPart
+    token: str | None = None
+    token_id: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_token(self) -> ModelToken:
+        if (self.token is None) == (self.token_id is None):
+            raise ValueError("give either `token` or `token_id`")
+        return self
+
+
+_KINDS: dict[str, type[RecipePart]] = {"zero": Zero, "model_token": ModelToken}
+
+
+class TokenPart(RecipePart):
+    """Where the embedding of one token comes from; `force` says that models which have the token get it too."""
+
+    source: Zero | ModelToken | ModelPart | None = None
+    force: bool = False
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _by_kind(cls, content: Any) -> Any:
+        if content is None or isinstance(content, RecipePart):
+            return content
+        if not isinstance(content, dict) or "kind" not in content:
+            return ModelPart.model_validate(content)
+        kind = str(content["kind"])
+        if kind not in _KINDS:
+            raise ValueError(f"kind {kind!r} is not known{did_you_mean(kind, _KINDS)}; known are {', '.join(_KINDS)}")
+        return _KINDS[kind].model_validate(content)
+
+
 class TokenizerPart(RecipePart):
-    """Whose tokenizer the result has."""
+    """Whose tokenizer the result has, and where the embeddings of single tokens come from."""
 
     source: str | ModelPart = "union"
-    tokens: dict[str, Any] | None = None
-
-    @field_validator("tokens")
-    @classmethod
-    def _no_tokens(cls, tokens: dict[str, Any] | None) -> None:
-        if tokens:
-            raise ValueError("embeddings of single tokens cannot be set; leave `tokens` out")
+    tokens: dict[str, TokenPart] | None = None
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
 
 
 class Recipe(WithParameters):

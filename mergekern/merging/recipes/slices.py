@@ -15,6 +15,7 @@ from mergekern.checkpoints.zoo import OnMismatch, align
 from mergekern.errors import MismatchError, OptionError
 from mergekern.merging.depth import InLayer, depth_of, depths, in_layer
 from mergekern.merging.recipes.configuration import layer_count
+from mergekern.merging.recipes.embeddings import RowsAmong
 from mergekern.merging.recipes.models import Model
 
 # Parts of the names of what stands before the layers; mergekit takes all that from the first slice, other tensors that
@@ -72,23 +73,19 @@ class Slice:
 
 @dataclass(frozen=True)
 class Cast:
-    """How tensors are read: to which dtype, and how many rows of embeddings.
+    """How tensors are read: to which dtype, and with which rows.
 
     Attributes:
         dtype: that of all values; None for each tensor's own.
-        rows: rows of embeddings and heads, by the number that they have; others stay whole.
+        among: the rows of embeddings and heads; None for their own.
     """
 
     dtype: torch.dtype | None = None
-    rows: Mapping[int, int] | None = None
+    among: RowsAmong | None = None
 
     def selected(self, model: Model, name: str) -> Selected:
         """Return a tensor of a model as it is read."""
-        stored = model.checkpoint.tensors[name]
-        rows = None
-        if self.rows and len(stored.shape) == 2 and (is_head(name) or is_before_layers(name)):
-            rows = self.rows.get(stored.shape[0])
-        return Selected(name, self.dtype, rows)
+        return Selected(name, self.dtype, self.among.rows(model, name) if self.among else None)
 
 
 def whole(base: Model, models: Sequence[Model], cast: Cast, on_mismatch: OnMismatch) -> Slice:
@@ -104,22 +101,21 @@ class Stack:
     Args:
         donor: the model that the result is laid out like.
         total: how many slices there are.
-        cast: how tensors are read.
         on_mismatch: as for `open_zoo`.
 
     Raises:
         OptionError: it cannot be told which of its numbered tensors are the layers.
     """
 
-    def __init__(self, donor: Model, total: int, cast: Cast, on_mismatch: OnMismatch) -> None:
+    def __init__(self, donor: Model, total: int, on_mismatch: OnMismatch) -> None:
         self.name = stack_of(donor)
-        self._donor, self._total, self._cast, self._on_mismatch = donor.checkpoint, total, cast, on_mismatch
+        self._donor, self._total, self._on_mismatch = donor.checkpoint, total, on_mismatch
         storages = {t.storage for name, t in self._donor.tensors.items() if self._is_first(name)}
         self._tied_to_first = {name for name, tensor in self._donor.tensors.items() if tensor.storage in storages}
         self._made = self._layers = 0
 
-    def add(self, base: SourceLayers, sources: Sequence[SourceLayers], count: int) -> Slice:
-        """Return the next slice.
+    def add(self, base: SourceLayers, sources: Sequence[SourceLayers], count: int, cast: Cast) -> Slice:
+        """Return the next slice, with tensors read as `cast` says.
 
         Raises:
             OptionError: a model has fewer layers.
@@ -138,7 +134,7 @@ class Stack:
                 elif part is None and (is_first if self._is_first(name) or name in self._tied_to_first else is_last):
                     names[name] = name
             self._check_layers(source, count)
-            views.append(_view(source.model, dict(sorted(names.items(), key=self._place)), self._cast))
+            views.append(_view(source.model, dict(sorted(names.items(), key=self._place)), cast))
         zoo = align(views[0], views[1:], self._on_mismatch)
         return Slice(zoo, tuple(sources), base, start, count, self.name)
 

@@ -1,0 +1,117 @@
+"""Recipes of further architectures and vocabularies: the tensors that mergekit 0.1.5 gives for them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import mergekern
+from mergekern.merging.recipes.vocabulary import read_vocabulary
+from tests.golden.mergekit.wider import zoo
+from tests.golden.zoo import GOLDEN
+
+FOLDER = GOLDEN / "mergekit" / "wider"
+OUTPUTS = json.loads((FOLDER / "outputs.json").read_text())
+# Of a token: mergekit numbers those that it adds in no certain order.
+OF_TOKENS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wider")
+    zoo.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(FOLDER / "merged.npz") as merged:
+        found = {}
+        for key in merged.files:
+            recipe, name = key.split("/", 1)
+            found.setdefault(recipe, {})[name] = merged[key]
+        return found
+
+
+def test_every_recipe_has_values():
+    assert {path.stem for path in (FOLDER / "recipes").glob("*.yaml")} == OUTPUTS.keys()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_agrees_with_mergekit(name, place, golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    mergekern.merge_recipe(FOLDER / "recipes" / f"{name}.yaml", output=tmp_path / "out")
+    opened = mergekern.checkpoints.open_checkpoint(tmp_path / "out")
+    expected, said = golden[name], OUTPUTS[name]
+    assert set(opened.order) == expected.keys()
+    assert sorted({str(tensor.dtype).removeprefix("torch.") for tensor in opened.tensors.values()}) == said["dtypes"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: config.get(key) for key in said["config"]} == said["config"]
+    rows = None
+    if said["vocabulary"]:
+        numbers = read_vocabulary(tmp_path / "out").numbers
+        assert numbers.keys() == said["vocabulary"].keys()
+        rows = [numbers[token] for token in sorted(numbers, key=said["vocabulary"].__getitem__)]
+    step = 2.0**-7 if said["dtypes"] == ["bfloat16"] else 0.0
+    for tensor, values in expected.items():
+        found = opened.read(tensor).float().numpy()
+        if rows and tensor in OF_TOKENS:
+            found = np.concatenate([found[rows], found[len(rows) :]])
+        assert found.shape == values.shape, tensor
+        difference = np.abs(found - values)
+        assert (difference <= 5e-7 * np.abs(values).max() + step * np.abs(values)).all(), tensor
+        assert (difference > 5e-7 * np.abs(values).max()).mean() <= 0.02, tensor
+
+
+def tokens(**of_tokens):
+    models = [{"model": f"tokens/{name}", "parameters": {"weight": 1}} for name in ("added", "other")]
+    return {"merge_method": "linear", "models": models, "tokenizer": {"source": "union", "tokens": of_tokens}}
+
+
+BAD = {
+    "kind": (tokens(ab={"source": {"kind": "zeros"}}), "kind 'zeros' is not known .did you mean 'zero'"),
+    "no source": (tokens(new={}), "tokenizer.tokens.new: not every model has this token; give a `source`"),
+    "elsewhere": (tokens(new={"source": "tokens/base"}), "tokens/base is no source of the embeddings; they come from"),
+    "token": (
+        tokens(new={"source": {"kind": "model_token", "model": "tokens/other", "token": "zz"}}),
+        "tokens.new: tokens/other has no token 'zz'",
+    ),
+    "row": (
+        tokens(new={"source": {"kind": "model_token", "model": "tokens/other", "token_id": 99}}),
+        "of tokens/other has 21 rows, and no row 99",
+    ),
+    "both": (
+        tokens(new={"source": {"kind": "model_token", "model": "tokens/other", "token_id": 9, "token": "a"}}),
+        "either `token` or `token_id`",
+    ),
+    "no embedding": (
+        {**tokens(), "models": [{"model": "bodies/none", "parameters": {"weight": 1}}]}, "has no embedding of tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "says"), BAD.values(), ids=BAD)
+def test_one_error_and_nothing_written(place, tmp_path, monkeypatch, content, says):
+    monkeypatch.chdir(place)
+    if not (place / "bodies").exists():
+        zoo.save(place / "bodies" / "none", {"w": np.ones((2, 2), np.float32)}, zoo.CONFIGS["llama"])
+    with pytest.raises(mergekern.MergekernError, match=says):
+        mergekern.merge_recipe(content, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_tokenizer_counts_as_the_base_and_is_said(place, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(place)
+    state = {name: np.full(shape, 2.0, np.float32) for name, shape in zoo.llama(layers=2).items()}
+    zoo.save(tmp_path / "plain", state, {**zoo.CONFIGS["llama"], "num_hidden_layers": 2})
+    for path in (tmp_path / "plain").glob("tokenizer*"):
+        path.unlink()
+    names = ["tokens/other", str(tmp_path / "plain")]
+    models = [{"model": name, "parameters": {"weight": weight}} for name, weight in zip(names, (0, 1), strict=True)]
+    recipe = {"merge_method": "linear", "models": models, "base_model": "tokens/other", "tokenizer_source": "base"}
+    with caplog.at_level("INFO", "mergekern"):
+        found = mergekern.merge_recipe(recipe)
+    assert found["lm_head.weight"].shape == (21, zoo.HIDDEN)
+    assert (found["lm_head.weight"] == 2).all()
+    assert "plain has no tokenizer that can be read; its tokens count as those of tokens/other" in caplog.text
+    assert f"plain that belong to no token of the result: {zoo.TOKENS - 21}" in caplog.text
