@@ -79,12 +79,16 @@ TWO_AND_ONE = [
 ]
 BAD = {
     "method": (recipe("linaer", "code", "math"), "'linaer' is not supported .did you mean 'linear'"),
-    "key": (recipe("linear", "code", modles=[]), "unknown key 'modles' .did you mean 'models'"),
+    "key": (recipe("linear", "code", modells=[]), "unknown key 'modells' .did you mean 'models'"),
     "key of a source": (
         {"merge_method": "linear", "slices": [{"sources": [{"modell": "a"}]}]}, "slices.0.sources.0: unknown key",
     ),
     "both": (recipe("linear", "code", slices=TWO_AND_ONE), "either `models` or `slices`"),
-    "modules": ({"merge_method": "linear", "modules": {}}, "'modules' is not supported; merge the modules"),
+    "modules": (
+        {"merge_method": "linear", "modules": {"decodr": {"models": [{"model": "tiny/code"}]}}},
+        "modules: no tensor belongs to 'decodr'",
+    ),
+    "empty module": ({"merge_method": "linear", "modules": {"default": {}}}, "modules.default: give either `models`"),
     "parameter": (recipe("linear", "code", parameters={"wieght": 1}), "'wieght' .did you mean 'weight'"),
     "no number": (recipe("linear", "code", parameters={"weight": "much"}), "weight: 'much' is no number"),
     "no value": (

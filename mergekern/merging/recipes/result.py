@@ -21,7 +21,7 @@ from mergekern.checkpoints.tying import tying_of
 from mergekern.merging.arguments import resolve_dtype
 from mergekern.merging.notes import lost_in_merges, notes_of_owner
 from mergekern.merging.output import OutputPlan
-from mergekern.merging.recipes.configuration import with_layers, with_vocabulary
+from mergekern.merging.recipes.configuration import with_vocabulary
 from mergekern.merging.recipes.plan import Plan
 
 # Bytes of a shard of results that are not laid out like one of the models.
@@ -69,21 +69,22 @@ class Result:
             others = self.plan.tokenizer.files(self._beside(folder).copied)
             others[CONFIG] = (json.dumps(self.configuration(), indent=2, ensure_ascii=False) + "\n").encode()
         donor = self.plan.donor
-        if self.plan.recipe.slices or len(donor.files) > 1:
+        if self.plan.recipe.slices or self.plan.recipe.modules or len(donor.files) > 1:
             return layout_by_size(self.entries, self._aliases, others, SHARD_BYTES)
         return layout(donor.checkpoint, self.entries, self._aliases, others)
 
     def configuration(self) -> dict[str, Any]:
         """Return config.json of the result."""
         config = dict(self.plan.donor.checkpoint.config)
-        if self.plan.recipe.slices:
-            slices = [planned.slice for planned in self.plan.slices]
+        slices = [planned.slice for planned in self.plan.slices]
+        for module in {each.module.name: each.module for each in slices if each.count}.values():
             layers = [
                 (each.base.model.checkpoint.config, each.base.first + layer)
                 for each in slices
+                if each.module is module
                 for layer in range(each.count)
             ]
-            config = with_layers(config, layers)
+            config = module.with_layers(config, layers)
         if self.plan.tokenizer.embeddings is not None:
             config = with_vocabulary(config, self.plan.tokenizer.embeddings.count)
         dtype = str(self._dtype).removeprefix("torch.") if self._dtype else None

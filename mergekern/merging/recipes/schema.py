@@ -12,7 +12,6 @@ from mergekern.merging.depth import Filtered
 
 # Keys that mergekit has and that cannot be done here, with what to do instead.
 _NOT_SUPPORTED = {
-    "modules": "merge the modules of the models one by one: give `models` or `slices`",
     "residual_weight": "mergekit itself takes no account of it: leave it out",
     "override_architecture": "tensors are matched by their names: leave it out",
     "experts": "this is a recipe of mergekit-moe, which does not merge weights",
@@ -222,12 +221,28 @@ class TokenizerPart(RecipePart):
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
 
 
-class Recipe(WithParameters):
+class Inputs(WithParameters):
+    """What is merged: models as a whole, or slices of their layers."""
+
+    models: list[InputModel] | None = None
+    slices: list[SlicePart] | None = None
+
+
+class ModulePart(Inputs):
+    """A module of the result, and what is merged to it."""
+
+    @model_validator(mode="after")
+    def _one_input(self) -> ModulePart:
+        if bool(self.models) == bool(self.slices):
+            raise ValueError("give either `models` or `slices`")
+        return self
+
+
+class Recipe(Inputs):
     """A recipe of mergekit."""
 
     merge_method: str
-    models: list[InputModel] | None = None
-    slices: list[SlicePart] | None = None
+    modules: dict[str, ModulePart] | None = None
     base_model: ModelPart | None = None
     dtype: str | None = None
     out_dtype: str | None = None
@@ -237,8 +252,8 @@ class Recipe(WithParameters):
 
     @model_validator(mode="after")
     def _one_input(self) -> Recipe:
-        if bool(self.models) == bool(self.slices):
-            raise ValueError("give either `models` or `slices`")
+        if bool(self.models) + bool(self.slices) + bool(self.modules) != 1:
+            raise ValueError("give either `models` or `slices`, or `modules` with these")
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("give either `tokenizer_source` or `tokenizer`")
         return self

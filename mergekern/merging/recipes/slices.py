@@ -17,6 +17,7 @@ from mergekern.merging.depth import InLayer, depth_of, depths, in_layer
 from mergekern.merging.recipes.configuration import layer_count
 from mergekern.merging.recipes.embeddings import RowsAmong
 from mergekern.merging.recipes.models import Model
+from mergekern.merging.recipes.modules import Module
 
 # Parts of the names of what stands before the layers; mergekit takes all that from the first slice, other tensors that
 # lie in no layer from the last.
@@ -46,6 +47,7 @@ class Slice:
         base: the source that is the zoo's base.
         start, count: the first layer in the result, and how many there are; 0 layers where models are merged whole.
         stack: what comes before the numbers of layers in names; "" where models are merged whole.
+        module: the module of the model that they are of.
     """
 
     zoo: Zoo
@@ -54,6 +56,7 @@ class Slice:
     start: int
     count: int
     stack: str
+    module: Module
 
     def depths(self) -> dict[str, float]:
         """Return how deep each tensor lies in the slice, from 0 to 1."""
@@ -88,18 +91,19 @@ class Cast:
         return Selected(name, self.dtype, self.among.rows(model, name) if self.among else None)
 
 
-def whole(base: Model, models: Sequence[Model], cast: Cast, on_mismatch: OnMismatch) -> Slice:
-    """Return models that are merged whole as one slice."""
-    views = [_view(model, {name: name for name in _names(model)}, cast) for model in (base, *models)]
+def whole(base: Model, models: Sequence[Model], module: Module, cast: Cast, on_mismatch: OnMismatch) -> Slice:
+    """Return models that are merged with all their layers as one slice."""
+    views = [_view(model, {name: name for name in _names(model, module)}, cast) for model in (base, *models)]
     zoo = align(views[0], views[1:], on_mismatch)
-    return Slice(zoo, tuple(SourceLayers(model, 0) for model in models), SourceLayers(base, 0), 0, 0, "")
+    return Slice(zoo, tuple(SourceLayers(model, 0) for model in models), SourceLayers(base, 0), 0, 0, "", module)
 
 
 class Stack:
-    """Makes the slices of a result, one after the other.
+    """Makes the slices of a module, one after the other.
 
     Args:
         donor: the model that the result is laid out like.
+        module: which of its tensors.
         total: how many slices there are.
         on_mismatch: as for `open_zoo`.
 
@@ -107,10 +111,11 @@ class Stack:
         OptionError: it cannot be told which of its numbered tensors are the layers.
     """
 
-    def __init__(self, donor: Model, total: int, on_mismatch: OnMismatch) -> None:
-        self.name = stack_of(donor)
+    def __init__(self, donor: Model, module: Module, total: int, on_mismatch: OnMismatch) -> None:
+        self.name, self._module = stack_of(donor, module), module
         self._donor, self._total, self._on_mismatch = donor.checkpoint, total, on_mismatch
-        storages = {t.storage for name, t in self._donor.tensors.items() if self._is_first(name)}
+        firsts = [name for name in self._donor.tensors if module.has(name) and self._is_first(name)]
+        storages = {self._donor.tensors[name].storage for name in firsts}
         self._tied_to_first = {name for name, tensor in self._donor.tensors.items() if tensor.storage in storages}
         self._made = self._layers = 0
 
@@ -127,7 +132,7 @@ class Stack:
         views = []
         for source in (base, *sources):
             names = {}
-            for name in _names(source.model):
+            for name in _names(source.model, self._module):
                 part = _of_stack(name, self.name)
                 if part and source.first <= part.layer < source.first + count:
                     names[part._replace(layer=part.layer - source.first + start).name] = name
@@ -136,7 +141,7 @@ class Stack:
             self._check_layers(source, count)
             views.append(_view(source.model, dict(sorted(names.items(), key=self._place)), cast))
         zoo = align(views[0], views[1:], self._on_mismatch)
-        return Slice(zoo, tuple(sources), base, start, count, self.name)
+        return Slice(zoo, tuple(sources), base, start, count, self.name, self._module)
 
     def _is_first(self, name: str) -> bool:
         return _of_stack(name, self.name) is None and (is_before_layers(name) or in_layer(name) is not None)
@@ -164,9 +169,9 @@ def _view(model: Model, names: Mapping[str, str], cast: Cast) -> Checkpoint:
     return Selection(held, tensors, {new: old for new, old in names.items() if old not in held.tensors})
 
 
-def _names(model: Model) -> list[str]:
+def _names(model: Model, module: Module) -> list[str]:
     """Return the names of a model's tensors and buffers."""
-    return [*model.checkpoint.tensors, *model.checkpoint.buffers]
+    return [name for name in (*model.checkpoint.tensors, *model.checkpoint.buffers) if module.has(name)]
 
 
 def _of_stack(name: str, stack: str) -> InLayer | None:
@@ -179,14 +184,14 @@ def is_before_layers(name: str) -> bool:
     return not is_head(name) and any(part in name for part in _BEFORE_LAYERS)
 
 
-def stack_of(model: Model) -> str:
-    """Return what comes before the numbers of a model's layers in the names of its tensors.
+def stack_of(model: Model, module: Module) -> str:
+    """Return what comes before the numbers of the layers of a model's module in the names of its tensors.
 
     Raises:
         OptionError: it cannot be told.
     """
     counts: dict[str, int] = {}
-    for name in model.checkpoint.tensors:
+    for name in filter(module.has, model.checkpoint.tensors):
         if part := in_layer(name):
             counts[part.stack] = max(counts.get(part.stack, 0), part.layer + 1)
     named = layer_count(model.checkpoint.config)
@@ -195,6 +200,6 @@ def stack_of(model: Model) -> str:
         seen = ", ".join(f"{stack}0 to {count - 1}" for stack, count in counts.items()) or "none"
         raise OptionError(
             f"{model.text}: it cannot be told which of its numbered tensors are the layers ({seen}); merge such models "
-            "whole, with `models`"
+            "whole, with `models`, or their `modules` one by one"
         )
     return found[0]

@@ -89,6 +89,24 @@ def t5():
     return found | {"lm_head.weight": (TOKENS, HIDDEN)}
 
 
+def qwen2_5_vl():
+    found = llama(biases=True)
+    for layer in range(2):
+        at = f"visual.blocks.{layer}."
+        for name, shape in {
+            "attn.qkv": (3 * HIDDEN, HIDDEN),
+            "attn.proj": (HIDDEN, HIDDEN),
+            "mlp.gate_proj": (INNER, HIDDEN),
+            "mlp.up_proj": (INNER, HIDDEN),
+            "mlp.down_proj": (HIDDEN, INNER),
+        }.items():
+            found |= {f"{at}{name}.weight": shape, f"{at}{name}.bias": shape[:1]}
+        found |= {f"{at}{name}.weight": (HIDDEN,) for name in ("norm1", "norm2")}
+    for place in (0, 2):
+        found |= {f"visual.merger.mlp.{place}.weight": (HIDDEN, HIDDEN), f"visual.merger.mlp.{place}.bias": (HIDDEN,)}
+    return found | {"visual.merger.ln_q.weight": (HIDDEN,), "visual.patch_embed.proj.weight": (HIDDEN, 3, 2, 2, 2)}
+
+
 def _llama_config(kind, architecture, **more):
     return {
         "architectures": [architecture], "model_type": kind, "hidden_size": HIDDEN, "intermediate_size": INNER,
@@ -117,6 +135,13 @@ CONFIGS = {
         "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "relative_attention_num_buckets": 8,
     },
 }  # fmt: skip
+_TEXT = _llama_config("qwen2_5_vl_text", "Qwen2ForCausalLM")
+CONFIGS["qwen2_5_vl"] = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "tie_word_embeddings": False,
+    "text_config": {key: value for key, value in _TEXT.items() if key != "architectures"},
+    "vision_config": {"model_type": "qwen2_5_vl", "depth": 2, "hidden_size": HIDDEN, "num_heads": 2,
+                      "intermediate_size": INNER, "out_hidden_size": HIDDEN},
+}  # fmt: skip
 # The tokens that a tokenizer was trained on: of two letters each, as merges of one make them.
 SPECIAL = ["<unk>", "<s>", "</s>"]
 LETTERS = ["a", "b", "c", "d", "e", "f"]
@@ -142,20 +167,20 @@ def tokenizer(pairs, added):
     }  # fmt: skip
 
 
-def save(folder, tensors, config, tokens=(PAIRS[:15], ()), shards=1):
+def save(folder, tensors, config, tokens=(PAIRS[:15], ()), shards=1, dtype=torch.float32):
     folder.mkdir(parents=True, exist_ok=True)
     names = list(tensors)
     files = [f"model-{part + 1:05}-of-{shards:05}.safetensors" for part in range(shards)]
     files = files if shards > 1 else ["model.safetensors"]
     for part, file in enumerate(files):
-        own = {name: torch.from_numpy(tensors[name]) for name in names[part::shards]}
+        own = {name: torch.from_numpy(tensors[name]).to(dtype) for name in names[part::shards]}
         save_file(own, folder / file, metadata={"format": "pt"})
     if shards > 1:
         weights = {name: files[place % shards] for place, name in enumerate(names)}
         total = sum(array.nbytes for array in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weights}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "float32"}, indent=2))
+    (folder / "config.json").write_text(json.dumps({"torch_dtype": "float32", **config}, indent=2))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer(*tokens)))
     of_tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**of_tokenizer, "eos_token": "</s>"}))
@@ -165,7 +190,7 @@ def write(folder):
     folder = pathlib.Path(folder)
     kinds = {
         "llama": llama(), "mistral": llama(), "qwen2": llama(tied=True, biases=True), "gemma": llama(tied=True),
-        "gpt2": gpt2(), "bert": bert(), "t5": t5(),
+        "gpt2": gpt2(), "bert": bert(), "t5": t5(), "qwen2_5_vl": qwen2_5_vl(),
     }  # fmt: skip
     rng = np.random.default_rng(7)
     for kind, shapes in kinds.items():
@@ -179,6 +204,35 @@ def write(folder):
                 tuned = {each.removeprefix("transformer."): tensor for each, tensor in tuned.items()}
             save(folder / kind / name, tuned, CONFIGS[kind], shards=3 if (kind, place) == ("mistral", 1) else 1)
     _vocabularies(folder / "tokens", rng)
+    _adapter(folder / "llama" / "lora", rng)
+    _others(folder, rng)
+
+
+def _adapter(folder, rng):
+    """An adapter of llama/base: the queries of all layers, and one feed-forward."""
+    tensors = {}
+    for name in [*(f"layers.{layer}.self_attn.q_proj" for layer in range(LAYERS)), "layers.1.mlp.down_proj"]:
+        columns = INNER if "down" in name else HIDDEN
+        for part, shape in {"A": (2, columns), "B": (HIDDEN, 2)}.items():
+            values = rng.normal(0, 0.2, shape).astype(np.float32)
+            tensors[f"base_model.model.model.{name}.lora_{part}.weight"] = torch.from_numpy(values)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"], "bias": "none",
+        "task_type": "CAUSAL_LM", "base_model_name_or_path": "llama/base", "fan_in_fan_out": False,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def _others(folder, rng):
+    """A deeper model, one in bfloat16, and one that holds the head that others tie."""
+    deep = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in llama(layers=5).items()}
+    save(folder / "llama" / "deep", deep, {**CONFIGS["llama"], "num_hidden_layers": 5})
+    half = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in llama().items()}
+    save(folder / "llama" / "half", half, {**CONFIGS["llama"], "torch_dtype": "bfloat16"}, dtype=torch.bfloat16)
+    head = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in llama(biases=True).items()}
+    save(folder / "qwen2" / "untied", head, {**CONFIGS["qwen2"], "tie_word_embeddings": False})
 
 
 def _vocabularies(folder, rng):
