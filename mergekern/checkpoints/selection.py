@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -61,6 +61,14 @@ class Selection(Checkpoint):
         self._stored_buffers = dict(buffers)
         self.buffers = list(buffers)
         self.order = [*tensors, *buffers]
+
+    def widen(self, name: str, dtype: torch.dtype) -> None:
+        """Read a tensor, and those that are tied to it, in a dtype that holds all of its values."""
+        storage = self.tensors[name].storage
+        for each, tensor in self.tensors.items():
+            if tensor.storage == storage:
+                self.tensors[each] = replace(tensor, dtype=dtype, storage=(storage, dtype))
+                self._cast.add(tensor.name)
 
     def change(self, name: str) -> Change:
         """See `Checkpoint`; what an adapter changes is read whole."""

@@ -101,6 +101,7 @@ class Models:
         tensors = {name: Selected(name, tensor.read_dtype) for name, tensor in base.tensors.items()}
         merged = Selection(bound, tensors, {name: name for name in bound.buffers})
         merged.notes += base.notes
+        merged.config = base.config
         return Model(part.text, merged, (base, adapter), home(base))
 
     def _find(self, part: PathPart) -> str:

@@ -23,6 +23,7 @@ from mergekern.merging.notes import lost_in_merges, notes_of_owner
 from mergekern.merging.output import OutputPlan
 from mergekern.merging.recipes.configuration import with_vocabulary
 from mergekern.merging.recipes.plan import Plan
+from mergekern.merging.recipes.schema import is_idle
 
 # Bytes of a shard of results that are not laid out like one of the models.
 SHARD_BYTES = 5_000_000_000
@@ -87,7 +88,9 @@ class Result:
             config = module.with_layers(config, layers)
         if self.plan.tokenizer.embeddings is not None:
             config = with_vocabulary(config, self.plan.tokenizer.embeddings.count)
-        dtype = str(self._dtype).removeprefix("torch.") if self._dtype else None
+        found = {entry.dtype for entry in self.entries.values() if entry.dtype.is_floating_point}
+        widest = max(found, key=lambda each: each.itemsize, default=None)
+        dtype = str(self._dtype or widest).removeprefix("torch.") if self._dtype or widest else None
         is_tied = tying_of(self.plan.donor.checkpoint, self.entries)
         return configuration_of_result(config, dtype=dtype, is_tied=is_tied)
 
@@ -98,7 +101,9 @@ class Result:
             folder: whose other files are copied, where the result is a folder.
         """
         plan = self.plan
-        lost: dict[str, None] = dict.fromkeys((*plan.notes, *plan.tokenizer.assumed))
+        idle = sorted(_idle_keys(self._content))
+        lost: dict[str, None] = dict.fromkeys(f"the key {key!r} has no effect" for key in idle)
+        lost |= dict.fromkeys((*plan.notes, *plan.tokenizer.assumed))
         others: dict[str, None] = dict.fromkeys(plan.tokenizer.notes)
         for planned, part in zip(plan.slices, self.parts, strict=True):
             lost |= dict.fromkeys(lost_in_merges(planned.slice.zoo))
@@ -138,3 +143,10 @@ class Result:
     def _beside(self, folder: Path) -> FolderFiles:
         own = {path.name for path in self.plan.donor.checkpoint.files}
         return folder_files(folder, {Path(self.plan.donor.checkpoint.source).name, *own})
+
+
+def _idle_keys(content: Any) -> set[str]:
+    """Return the keys of a recipe that change nothing, in all its parts."""
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    own = {str(key) for key in content if is_idle(key)} if isinstance(content, dict) else set()
+    return own.union(*map(_idle_keys, parts))

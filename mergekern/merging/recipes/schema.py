@@ -12,14 +12,24 @@ from mergekern.merging.depth import Filtered
 
 # Keys that mergekit has and that cannot be done here, with what to do instead.
 _NOT_SUPPORTED = {
-    "residual_weight": "mergekit itself takes no account of it: leave it out",
     "override_architecture": "tensors are matched by their names: leave it out",
     "experts": "this is a recipe of mergekit-moe, which does not merge weights",
     "gate_mode": "this is a recipe of mergekit-moe, which does not merge weights",
     "genome": "this is a recipe of mergekit-evolve, which searches for weights: `mergekern best` searches for a merge",
     "pad_to_multiple_of": "write it under `tokenizer`",
 }
+# Keys that recipes have and that change nothing, in mergekit neither; those with x- hold what YAML refers to.
+_WITHOUT_EFFECT = frozenset({"name", "random_seed", "residual_weight"})
 Parameters = dict[str, Any]
+
+
+def is_idle(key: Any) -> bool:
+    """Tell whether a key changes nothing.
+
+    >>> is_idle("random_seed"), is_idle("x-defaults"), is_idle("models")
+    (True, True, False)
+    """
+    return key in _WITHOUT_EFFECT or str(key).startswith("x-")
 
 
 class RecipePart(Document):
@@ -33,6 +43,8 @@ class RecipePart(Document):
         if isinstance(content, dict):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for key in content:
+                if is_idle(key):
+                    continue
                 if key in _NOT_SUPPORTED and content[key] is not None and key not in known:
                     raise ValueError(f"the key {key!r} is not supported; {_NOT_SUPPORTED[key]}")
                 if key not in known and key not in _NOT_SUPPORTED:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mergekern.checkpoints import Zoo
-from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.checkpoints.selection import Selected, Selection
 from mergekern.checkpoints.tying import is_head
 from mergekern.checkpoints.zoo import OnMismatch, align
@@ -94,7 +94,7 @@ class Cast:
 def whole(base: Model, models: Sequence[Model], module: Module, cast: Cast, on_mismatch: OnMismatch) -> Slice:
     """Return models that are merged with all their layers as one slice."""
     views = [_view(model, {name: name for name in _names(model, module)}, cast) for model in (base, *models)]
-    zoo = align(views[0], views[1:], on_mismatch)
+    zoo = _zoo(views, on_mismatch)
     return Slice(zoo, tuple(SourceLayers(model, 0) for model in models), SourceLayers(base, 0), 0, 0, "", module)
 
 
@@ -140,7 +140,7 @@ class Stack:
                     names[name] = name
             self._check_layers(source, count)
             views.append(_view(source.model, dict(sorted(names.items(), key=self._place)), cast))
-        zoo = align(views[0], views[1:], self._on_mismatch)
+        zoo = _zoo(views, self._on_mismatch)
         return Slice(zoo, tuple(sources), base, start, count, self.name, self._module)
 
     def _is_first(self, name: str) -> bool:
@@ -163,7 +163,18 @@ class Stack:
             )
 
 
-def _view(model: Model, names: Mapping[str, str], cast: Cast) -> Checkpoint:
+def _zoo(views: Sequence[Selection], on_mismatch: OnMismatch) -> Zoo:
+    """Return a zoo whose base, which results are like, has the dtypes in which all values of a tensor can be held."""
+    zoo = align(views[0], views[1:], on_mismatch)
+    for tensor in zoo.tensors:
+        dtypes = [each.tensors[name].read_dtype for each, name in zip(zoo.checkpoints, tensor.names, strict=True)]
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        if dtype != dtypes[0]:
+            views[0].widen(tensor.names[0], dtype)
+    return zoo
+
+
+def _view(model: Model, names: Mapping[str, str], cast: Cast) -> Selection:
     held = model.checkpoint
     tensors = {new: cast.selected(model, old) for new, old in names.items() if old in held.tensors}
     return Selection(held, tensors, {new: old for new, old in names.items() if old not in held.tensors})

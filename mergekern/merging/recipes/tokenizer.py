@@ -12,6 +12,7 @@ from pathlib import Path
 from mergekern._internal.text import listed
 from mergekern.checkpoints.configuration import read_json_object
 from mergekern.errors import CheckpointError, OptionError, did_you_mean
+from mergekern.merging.recipes.chat_templates import CHAT_TEMPLATES
 from mergekern.merging.recipes.embeddings import Embeddings, rows_of_vocabulary
 from mergekern.merging.recipes.models import Model, Models
 from mergekern.merging.recipes.schema import ModelPart, Recipe
@@ -24,11 +25,6 @@ _FILES = re.compile(
     r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|spiece\.model"
 )
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-# The chat templates that are known by name.
-_TEMPLATES = {
-    "chatml": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-    "'<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
-}
 
 
 @dataclass(frozen=True)
@@ -146,15 +142,15 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def _template(named: str | None, models: Sequence[Model]) -> str | None:
-    if named is None or named in _TEMPLATES:
-        return _TEMPLATES.get(named or "")
+    if named is None or named in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES.get(named or "")
     if named == "auto":
         found = [text for model in models if model.folder and (text := _own_template(model.folder))]
         return Counter(found).most_common(1)[0][0] if found else None
     if len(named) < 20 or "{" not in named:
         raise OptionError(
-            f"chat_template {named[:40]!r} is not supported{did_you_mean(named, [*_TEMPLATES, 'auto'])}; give auto, "
-            f"{', '.join(_TEMPLATES)}, or the text of a template"
+            f"chat_template {named[:40]!r} is not supported{did_you_mean(named, [*CHAT_TEMPLATES, 'auto'])}; give "
+            f"auto, {', '.join(CHAT_TEMPLATES)}, or the text of a template"
         )
     return named
 

@@ -63,7 +63,7 @@ def bert():
         "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")}  # fmt: skip
     dense |= {f"{at}intermediate.dense": (INNER, HIDDEN) for at in layers}
     dense |= {f"{at}output.dense": (HIDDEN, INNER) for at in layers}
-    dense["cls.predictions.transform.dense"] = (HIDDEN, HIDDEN)
+    dense |= {"bert.pooler.dense": (HIDDEN, HIDDEN), "cls.predictions.transform.dense": (HIDDEN, HIDDEN)}
     for name, shape in dense.items():
         found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     norms = [f"{at}{part}" for at in layers for part in ("attention.output.LayerNorm", "output.LayerNorm")]
