@@ -120,3 +120,24 @@ def test_a_model_without_tokenizer_counts_as_the_base_and_is_said(place, tmp_pat
     assert (found["lm_head.weight"] == 2).all()
     assert "plain has no tokenizer that can be read; its tokens count as those of tokens/other" in caplog.text
     assert f"plain that belong to no token of the result: {zoo.TOKENS - 21}" in caplog.text
+
+
+def test_keys_without_effect_are_said(place, monkeypatch, caplog):
+    monkeypatch.chdir(place)
+    models = [{"model": "llama/one"}, {"model": "llama/two"}]
+    plain = {"merge_method": "linear", "models": models, "parameters": {"weight": 1}}
+    found = mergekern.merge_recipe({**plain, "random_seed": 3, "x-half": {"weight": 0.5}})
+    assert all((found[name] == tensor).all() for name, tensor in mergekern.merge_recipe(plain).items())
+    assert "the key 'random_seed' has no effect" in caplog.text
+    assert "the key 'x-half' has no effect" in caplog.text
+
+
+def test_tensors_of_no_module_are_said(place, monkeypatch, caplog):
+    monkeypatch.chdir(place)
+    part = {"models": [{"model": "t5/one"}]}
+    found = mergekern.merge_recipe({"merge_method": "passthrough", "modules": {"encoder": part}})
+    assert all(name.startswith("encoder.") for name in found)
+    lost = sum(not name.startswith("encoder.") for name in zoo.t5())
+    assert f"tensors of no module of the recipe, which the result lacks ({lost}): decoder." in caplog.text
+    with pytest.raises(mergekern.OptionError, match="shared and default each have all tensors of no other module"):
+        mergekern.merge_recipe({"merge_method": "passthrough", "modules": {"shared": part, "default": part}})
