@@ -176,7 +176,7 @@ class MergePredictor:
         return out.sort_values("prediction", ascending=False, kind="stable", na_position="last")
 
     def uncut(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
-        """Return `predict` in the order of the table, before anything is cut off; half widths are in the column half."""
+        """Return `predict` in the order of the table before anything is cut off; half widths are in the column half."""
         X = self._metrics_of(table)
         pairs = _names_of(X)
         possible = np.isfinite(X.to_numpy()).all(1)
