@@ -139,7 +139,7 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def _fit_effects(self, ratio: np.ndarray, names: np.ndarray | None) -> None:
-        """Fit mean and effects of the difference from the rule: ridge with a free mean; REML from `FEWEST` merges on."""
+        """Fit mean and effects of the difference from the rule: ridge, and REML from `FEWEST` merges on."""
         self.tasks_ = np.array([], dtype=str) if names is None else task_codes(names)[0]
         incidence = self._incidence(names, len(ratio))
         if len(ratio) >= FEWEST and len(self.tasks_):
