@@ -60,7 +60,7 @@ def read_columns(frame: pd.DataFrame, kind: PredictorKind, method: str | None = 
                 f"the table has no probes by {method}: join mergekern.merge_probes(..., methods={method!r}) "
                 f"(--merge-probes {method} of mergekern metrics)"
             )
-        return frame[own_columns(frame, method)] if kind.uses_metrics else frame[columns]
+        return frame[own_columns(map(str, frame), method)] if kind.uses_metrics else frame[columns]
     if kind.uses_model_scores:
         if OWN not in frame:
             raise PredictionError(
