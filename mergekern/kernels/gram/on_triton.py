@@ -49,7 +49,9 @@ SUM_COLUMNS = 32
 SUM_WARPS = 4
 
 
-def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Products = "float64") -> torch.Tensor:
+def inner_products(
+    layers: Sequence[Sequence[torch.Tensor | None]], products: Products = "float64", *, absolute: bool = False
+) -> torch.Tensor:
     """Return the inner products of the task vectors of L tensors, (L, N, N) float64 on their device, without waiting.
 
     A layer whose storage dtypes differ is first copied to float32 or float64.
@@ -57,6 +59,7 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
     Args:
         layers: for each tensor [base or None for zero, tuned_0, …, tuned_{N−1}], flat and contiguous.
         products: see the module's docstring.
+        absolute: whether each τ is replaced by the absolute values of its elements.
     """
     models = len(layers[0]) - 1
     layers = [in_one_dtype(_checked(layer, models)) for layer in layers]
@@ -94,11 +97,12 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
                     WITHIN=pairs is within_there,
                     BETWEEN=pairs is between_there or models > BLOCK,
                     EXACT=products == "float64",
+                    ABSOLUTE=absolute,
                     num_warps=WARPS,
                     num_stages=STAGES,
                     enable_fp_fusion=True,
                 )
-    return _summed(partials, first_there)
+    return summed(partials, first_there)
 
 
 def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -123,7 +127,7 @@ def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, 
                 num_warps=SUM_WARPS,
                 enable_fp_fusion=True,
             )
-    return _summed(partials, first_there)[0]
+    return summed(partials, first_there)[0]
 
 
 def gram(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
@@ -178,7 +182,7 @@ def _pairs(models: int) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([starts, starts + BLOCK]), np.column_stack([starts[i], starts[j]])
 
 
-def _summed(partials: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+def summed(partials: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """Return the sums of consecutive rows, first[l] to first[l + 1], of the partial results."""
     out = torch.empty((len(first) - 1, *partials.shape[1:]), dtype=torch.float64, device=partials.device)
     width = out[0].numel()
@@ -213,6 +217,7 @@ def _products(
     WITHIN: tl.constexpr,
     BETWEEN: tl.constexpr,
     EXACT: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
 ):
     """Write the products of a pair of blocks of models over one chunk: within each block, between the two, or both."""
     chunk = chunks + 4 * (tl.program_id(0) // pair_count)
@@ -254,6 +259,7 @@ def _products(
             WITHIN,
             BETWEEN,
             EXACT,
+            ABSOLUTE,
         )
     narrow = tl.arange(0, REST)
     for done in tl.range(whole * TILE, length.to(tl.int32), REST, num_stages=1):
@@ -271,6 +277,7 @@ def _products(
             WITHIN,
             BETWEEN,
             EXACT,
+            ABSOLUTE,
         )
     out = partials + tl.load(chunk + 3) * models * models
     if WITHIN:
@@ -295,16 +302,21 @@ def _add_tile(
     WITHIN: tl.constexpr,
     BETWEEN: tl.constexpr,
     EXACT: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
 ):
     """Return the sums plus the products of one tile."""
     WIDE: tl.constexpr = tl.float64 if EXACT else tl.float32
     PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
     subtracted = tl.load(base, mask=has_base, other=0.0).to(WIDE)[None, :]
     a = tl.load(left, mask=has_left, other=0.0).to(WIDE) - subtracted
+    if ABSOLUTE:
+        a = tl.abs(a)
     if WITHIN:
         left_left += tl.dot(a, tl.trans(a), input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)
     if BETWEEN:
         b = tl.load(right, mask=has_right, other=0.0).to(WIDE) - subtracted
+        if ABSOLUTE:
+            b = tl.abs(b)
         left_right += tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)
         if WITHIN:
             right_right += tl.dot(b, tl.trans(b), input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)
