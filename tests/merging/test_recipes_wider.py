@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -120,6 +121,30 @@ def test_a_model_without_tokenizer_counts_as_the_base_and_is_said(place, tmp_pat
     assert (found["lm_head.weight"] == 2).all()
     assert "plain has no tokenizer that can be read; its tokens count as those of tokens/other" in caplog.text
     assert f"plain that belong to no token of the result: {zoo.TOKENS - 21}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "b"}]},
+        {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": 7}]},
+        {"model": {"vocab": {"a": "0"}}},
+        {"model": {"vocab": {"a": -1}}},
+        {"model": {"vocab": [["a", 0.0], []]}},
+        {"model": {"vocab": [{"a": 0}]}},
+        {"model": []},
+    ],
+    ids=repr,
+)
+def test_a_tokenizer_that_says_something_else(content, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    shutil.copytree("tokens/base", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(content))
+    models = [{"model": str(tmp_path / "model"), "parameters": {"weight": 1}}]
+    recipe = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
+    with pytest.raises(mergekern.CheckpointError, match=r"not a usable tokenizer|the number of token 'a' is"):
+        mergekern.merge_recipe(recipe, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_keys_without_effect_are_said(place, monkeypatch, caplog):
