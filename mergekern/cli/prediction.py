@@ -153,6 +153,9 @@ def recommend(
     show_pairs(shown, rows, out, found)
     for method, count in found["method"].value_counts().items():
         say(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+    if not found["measured"].all():
+        say("predicted scores are drawn to their mean, as far as promising ones promised too much on held-out pairs; "
+            "`predict` gives them as they are")  # fmt: skip
     show_method_regrets(fitted)
     if group is not None:
         say(f"best {group} models together: {', '.join(best_group(every, group))}")
