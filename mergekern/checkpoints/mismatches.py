@@ -70,7 +70,9 @@ class Mismatches:
         more = f"\n  and {len(lines) - _TENSORS_NAMED:,} more" if len(lines) > _TENSORS_NAMED else ""
         skip = 'on_mismatch="skip" (--on-mismatch skip)'
         if self._found.keys() <= named_heads((base, *models)):
-            remedy = 'They are heads: merges keep each model\'s with heads="each" (--heads each), and metrics leave them '
+            remedy = (
+                'They are heads: merges keep each model\'s with heads="each" (--heads each), and metrics leave them '
+            )
             remedy += f"out with {skip}."
         else:
             remedy = f"Give checkpoints of one architecture, or {skip} to leave these tensors out."

@@ -358,8 +358,7 @@ def _sentences(target: str, score: str, scores: pd.DataFrame, found: MeasuredMer
         second = scores.iloc[1]
         which = "Just as good is" if second[target] == best[target] else "The second best of those measured is"
         sentences.append(
-            f"{which} {second['method']} of {second['model_a']} and {second['model_b']}, "
-            f"with {second[target]:.4f}."
+            f"{which} {second['method']} of {second['model_a']} and {second['model_b']}, with {second[target]:.4f}."
         )
     if found.failures:
         sentences.append(f"{len(found.failures)} models or merges have no score; scores.csv and models.csv say why.")
