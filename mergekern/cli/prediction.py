@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # mergekern.prediction, whose libraries take seconds to import, is imported where it is used.
 
 KINDS = (
-    "dense", "sparse", "linear", "forest", "additive", "additive+metrics", "prior", "prior+additive", "probes", "auto",
+    "dense", "sparse", "linear", "forest", "additive", "additive+metrics", "prior", "prior+additive", "probes",
+    "probes+metrics", "auto",
 )  # fmt: skip
 path_type = click.Path(path_type=Path)
 

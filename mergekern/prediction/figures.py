@@ -13,7 +13,7 @@ from mergekern.metrics import MODEL_SCORES, RANKED_BY
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs, pair_key
 from mergekern.prediction.predictors import PredictorKind
 from mergekern.prediction.prior import OWN, PRIOR_COLUMNS
-from mergekern.prediction.probe_sum import probe_weights
+from mergekern.prediction.probe_sum import own_columns, probe_weights
 from mergekern.prediction.scores import align_scores
 from mergekern.prediction.validation import cross_validate_pairs
 from mergekern.tables.metric_table import MetricTable
@@ -54,13 +54,13 @@ def read_columns(frame: pd.DataFrame, kind: PredictorKind, method: str | None = 
         PredictionError: it reads model scores or probes by the method, and there are none.
     """
     if kind.uses_probes:
-        columns = list(probe_weights(map(str, frame), method))
+        columns = list(probe_weights(map(str, frame), method, kind.uses_metrics))
         if not any("[" in name for name in columns):
             raise PredictionError(
                 f"the table has no probes by {method}: join mergekern.merge_probes(..., methods={method!r}) "
                 f"(--merge-probes {method} of mergekern metrics)"
             )
-        return frame[columns]
+        return frame[own_columns(map(str, frame), method)] if kind.uses_metrics else frame[columns]
     if kind.uses_model_scores:
         if OWN not in frame:
             raise PredictionError(
