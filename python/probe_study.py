@@ -145,7 +145,7 @@ def choice_costs(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.Dat
         for draw in range(DRAWS):
             rows = np.random.default_rng([m, draw]).permutation(len(Y))[:m]
             left = np.setdiff1d(np.arange(len(Y)), rows)
-            found = recommend([_light(table, Y[method], rows) for method in Y], table.iloc[left])
+            found = recommend([light_predictor(table, Y[method], rows) for method in Y], table.iloc[left])
             rest = Y.loc[found.index].to_numpy()
             chosen = rest[np.arange(len(rest)), [list(Y).index(name) for name in found["method"]]]
             always = rest[:, int(Y.iloc[rows].mean().to_numpy().argmax())]
@@ -154,7 +154,7 @@ def choice_costs(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.Dat
     return pd.DataFrame(costs, ["recommend", "always the best"]).T
 
 
-def _light(table: pd.DataFrame, y: pd.Series, rows: np.ndarray) -> MergePredictor:
+def light_predictor(table: pd.DataFrame, y: pd.Series, rows: np.ndarray) -> MergePredictor:
     """Return a predictor with held-out predictions, without the intervals and validation that choose no method."""
     X = table[[OWN, BASE]].iloc[rows]
     target = y.to_numpy()[rows]
