@@ -314,7 +314,7 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
     ranked = table.ranked(sort_by)
     beside = [
         RANKED_BY,
-        "task_vector_l2_distance",
+        "task_vector_cosine_similarity",
         "effective_rank",
         "subspace_overlap",
         "encoder_gradient_l2_distance",
