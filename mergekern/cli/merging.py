@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Options of both commands.
 merge_options = with_options(
     click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-                 "[default: base.* in a folder ZOO]."),
+                 "[default: base.* or base/ in a folder ZOO]."),
     click.option("--out", type=click.Path(path_type=Path), required=True, help="Write here."),
     click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before."),
     click.option("--dtype", help="Dtype of the result: float32, bfloat16, float16 or float64 [default: the base's]."),

@@ -10,7 +10,7 @@ import torch
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.gram import wanted_pairs
 from mergekern.kernels.signs import DeviceSigns
-from mergekern.statistics.coordinates import DENSITY, CoordinateStatistics, zero_coordinates
+from mergekern.statistics.coordinates import CoordinateStatistics, kept, zero_coordinates
 
 
 def device_signs(backend: DeviceBackend, layers: Sequence[Sequence[torch.Tensor]]) -> list[DeviceSigns]:
@@ -30,7 +30,7 @@ def _thresholds(backend: DeviceBackend, layer: Sequence[torch.Tensor]) -> torch.
     count = base.numel()
     if not count:
         return torch.zeros(len(tuned), dtype=torch.float64, device=base.device)
-    return backend.kth_largest(lambda: [(base, tuned)], len(tuned), count, max(1, int(DENSITY * count)))
+    return backend.kth_largest(lambda: [(base, tuned)], len(tuned), count, kept(count))
 
 
 def coordinate_statistics(found: DeviceSigns, split: int) -> CoordinateStatistics:
