@@ -38,12 +38,13 @@ from mergekern.prediction import (
     recommend,
 )
 from mergekern.prediction.correlation import pearson_r
-from mergekern.prediction.probe_sum import SOLO, own_columns, probe_weights
+from mergekern.prediction.probe_sum import SOLO, WITH_METRICS, own_columns, probe_weights
 from mergekern.study.stages import TARGET, read_calibration, scores_by_method
 
 HALVES = LeaveTasksOut(n_repeats=40)
-# Weights of accuracies of solo probes, cosine and L2 distance, that are tried beside those of solo and base losses.
-TRIED = list(product((0.0, 0.5, 1.0), repeat=3))[1:]
+# Columns beside solo and base losses, and weights of them that are tried.
+BESIDE = [name for name in WITH_METRICS if name not in SOLO]
+TRIED = list(product((0.0, 0.5, 1.0), repeat=len(BESIDE)))[1:]
 BUDGETS, DRAWS = (10, 20, 40), 10
 OWN, BASE = "own_accuracy_mean", "base_accuracy_mean"
 MARKS = "<!-- probes: begin (python/probe_study.py) -->", "<!-- probes: end -->"
@@ -113,11 +114,11 @@ def _tried(columns: pd.DataFrame, method: str) -> list[pd.Series]:
     values = columns[names].fillna(columns[names].mean()).fillna(0.0)
     fitted = make_predictor("probes+metrics").fit(values)
     terms = fitted.contributions(values) / fitted.weights_of_columns_
-    extra = [place for place, name in enumerate(names) if name.partition("[")[0] not in SOLO]
+    probes = [name.partition("[")[0] for name in names]
     found = []
     for tried in TRIED:
-        weights = fitted.weights_of_columns_.copy()
-        weights[extra] = np.sign(weights[extra]) * tried
+        size = {**SOLO, **dict(zip(BESIDE, tried, strict=True))}
+        weights = [np.sign(WITH_METRICS[probe]) * abs(size[probe]) for probe in probes]
         found.append(pd.Series(terms @ weights, columns.index))
     return found
 
@@ -144,7 +145,7 @@ def choice_costs(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.Dat
         for draw in range(DRAWS):
             rows = np.random.default_rng([m, draw]).permutation(len(Y))[:m]
             left = np.setdiff1d(np.arange(len(Y)), rows)
-            found = recommend([_light(table, Y[method], rows) for method in Y], table.iloc[left])
+            found = recommend([light_predictor(table, Y[method], rows) for method in Y], table.iloc[left])
             rest = Y.loc[found.index].to_numpy()
             chosen = rest[np.arange(len(rest)), [list(Y).index(name) for name in found["method"]]]
             always = rest[:, int(Y.iloc[rows].mean().to_numpy().argmax())]
@@ -153,7 +154,7 @@ def choice_costs(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.Dat
     return pd.DataFrame(costs, ["recommend", "always the best"]).T
 
 
-def _light(table: pd.DataFrame, y: pd.Series, rows: np.ndarray) -> MergePredictor:
+def light_predictor(table: pd.DataFrame, y: pd.Series, rows: np.ndarray) -> MergePredictor:
     """Return a predictor with held-out predictions, without the intervals and validation that choose no method."""
     X = table[[OWN, BASE]].iloc[rows]
     target = y.to_numpy()[rows]

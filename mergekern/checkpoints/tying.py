@@ -131,7 +131,7 @@ def says_tied(config: Mapping[str, Any]) -> bool:
     (True, False, True)
     """
     tie = _tie_of(config)
-    return config.get("model_type") in _TIED_BY_DEFAULT if tie is None else tie
+    return str(config.get("model_type")) in _TIED_BY_DEFAULT if tie is None else tie
 
 
 def _tie_of(config: Mapping[str, Any]) -> bool | None:

@@ -17,6 +17,7 @@ from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.configuration import CONFIG, configuration_of_result
 from mergekern.checkpoints.folder_files import home
 from mergekern.errors import EvaluationError, MismatchError
+from mergekern.functional.calibration.architectures import excess
 from mergekern.merging.output import OutputPlan, StateDict
 from mergekern.merging.plans import Plans
 
@@ -120,7 +121,7 @@ class TransformersModel:
     """
 
     def __init__(self, folder: Path, plan: OutputPlan, device: torch.device) -> None:
-        self._device = device
+        self._device, self._folder = device, folder
         self._config, self._class = _architecture(folder, plan)
 
     def __call__(self, state: StateDict) -> nn.Module:
@@ -131,14 +132,24 @@ class TransformersModel:
         transformers.utils.logging.disable_progress_bar()
         try:
             model, found = self._class.from_pretrained(
-                None, config=self._config, state_dict=dict(state), output_loading_info=True
-            )
+                None, config=self._config, state_dict=dict(state), output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below
+            )  # fmt: skip
+        except Exception as error:  # of many kinds: a configuration may say anything
+            line = str(error).strip().partition("\n")[0][:200]
+            raise MismatchError(f"{self._what}: {line or type(error).__name__}") from error
         finally:
             if was_shown:
                 transformers.utils.logging.enable_progress_bar()
         if missing := sorted(found["missing_keys"]):
-            raise MismatchError(f"the models do not fit the {self._class.__name__}: no {', '.join(missing[:5])}")
+            raise MismatchError(f"{self._what}: no {', '.join(missing[:5])}")
+        if other := sorted(str(key[0]) for key in found["mismatched_keys"]):
+            raise MismatchError(f"{self._what}: other shapes of {', '.join(other[:5])}")
         return model.to(self._device).eval()
+
+    @property
+    def _what(self) -> str:
+        return f"the merged weights do not fit the {self._class.__name__} of {self._folder / CONFIG}"
 
 
 def _architecture(folder: Path, plan: OutputPlan) -> tuple[Any, Any]:
@@ -150,14 +161,17 @@ def _architecture(folder: Path, plan: OutputPlan) -> tuple[Any, Any]:
             f"{folder}: {needs('building the model', 'evaluation', error)}; or give the "
             "function that builds it (--model-fn, model=), or take state dicts (--state-dict, model='state_dict')"
         ) from error
+    if reason := excess(plan.config):
+        raise EvaluationError(f"{folder}: {reason}")
     said = configuration_of_result(plan.config, dtype=None, is_tied=plan.is_tied)
     with TemporaryDirectory() as temporary:
         Path(temporary, CONFIG).write_text(json.dumps(said))
         try:
             config = transformers.AutoConfig.from_pretrained(temporary)
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # of many kinds, as the library checks values in many ways
             raise EvaluationError(f"{folder}: transformers cannot read its {CONFIG} ({error})") from error
-    name = (config.architectures or ["none"])[0]
+    named = config.architectures
+    name = str(named[0]) if isinstance(named, list) and named else "none"
     if not hasattr(transformers, name):
         raise EvaluationError(
             f"{folder}: its {CONFIG} names the architecture {name!r}, which transformers "

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mergekern.errors import PredictionError
-from mergekern.metrics import MODEL_SCORES, RANKED_BY
+from mergekern.metrics import MODEL_SCORES
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs, pair_key
 from mergekern.prediction.predictors import PredictorKind
 from mergekern.prediction.prior import OWN, PRIOR_COLUMNS
@@ -19,6 +19,7 @@ from mergekern.prediction.validation import cross_validate_pairs
 from mergekern.tables.metric_table import MetricTable
 
 FEWEST_PAIRS = 3
+COSINE = "task_vector_cosine_similarity"
 
 
 def training_pairs(table: MetricTable, scores: pd.Series, method: str, kind: PredictorKind) -> CompletePairs:
@@ -100,7 +101,7 @@ def validate(
     by = {"predictor": predicted["prediction"].to_numpy()}
     values = {pair_key(pair): row for pair, row in zip(beside.index, range(len(beside)), strict=True)}
     rows = [values[pair_key(pair)] for pair in zip(predicted["model_a"], predicted["model_b"], strict=True)]
-    for name, column in {"own accuracy, no fit": OWN, "cosine": RANKED_BY}.items():
+    for name, column in {"own accuracy, no fit": OWN, "cosine": COSINE}.items():
         if column in beside and beside[column].notna().all():
             by[name] = beside[column].to_numpy()[rows]
     figures["regrets"] = {name: choice_regrets(predicted, order) for name, order in by.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,7 @@ def _with_intervals(offer: pd.DataFrame) -> pd.DataFrame:
 
 def _no_offer(index: pd.Index) -> pd.DataFrame:
     """Return an empty offer, which is the runner-up of a single method."""
-    nothing = {"method": None, "score": np.nan, "half": np.nan, "lowest": -np.inf, "highest": np.inf}
+    nothing: dict[str, Any] = {"method": None, "score": np.nan, "half": np.nan, "lowest": -np.inf, "highest": np.inf}
     nothing |= {"measured": False, "remarks": ""}
     return pd.DataFrame(nothing, index=index)
 

@@ -36,12 +36,12 @@ class Ritz(NamedTuple):
 
 
 class Leading(NamedTuple):
-    """What the last pass tells of the k leading pairs.
+    """What the left vectors, or a last pass, tell of the k leading pairs.
 
     Attributes:
         values: (k,) singular values, descending.
         residuals: (k,) lengths of what the subspace leaves of τᵀτv − σ²v.
-        coupled: (k, p − k) products of what it does not leave with the other Ritz vectors.
+        coupled: (k, p − k) products of what it does not leave with the other Ritz vectors; zeros without a last pass.
     """
 
     values: np.ndarray

@@ -64,6 +64,7 @@ def spectrum(
         return from_direct(zero_spectrum(shape, top_k, spectrum_k), spectrum_k)
     if krylov.needs_float64():
         vectors = krylov.ritz_vectors(max(k, leading) + SPARE)
+        matrix.forget()
         krylov = _Krylov(matrix, np.dtype(np.float64), start, k, leading, tolerance)
         krylov.run(vectors, 1, PASSES_IN_FLOAT64)
     return krylov.finish(shape)
@@ -76,7 +77,8 @@ def workspace(shape: tuple[int, int], top_k: int, spectrum_k: int) -> int:
     if short <= max(DIRECT, vectors):
         return direct.workspace(shape, top_k)
     chunk = 12 * (CHUNK + short)
-    return chunk + 8 * (vectors + 8 * BLOCK) * short + 8 * 6 * vectors**2 + 8 * 2 * top_k * (short + long)
+    images = 4 * vectors * long + 12 * vectors * (CHUNK // short + 1)  # those that are kept, and those of one chunk
+    return chunk + images + 8 * (vectors + 8 * BLOCK) * short + 8 * 6 * vectors**2 + 8 * 2 * top_k * (short + long)
 
 
 class _Krylov:
@@ -91,6 +93,7 @@ class _Krylov:
         self._gram = np.empty((0, 0))
         self._ritz: Ritz | None = None
         self._coefficients = np.empty((0, 0))  # of the Ritz vectors, one a row, in the basis
+        self._left = np.empty((0, 0))  # of the images of the k leading Ritz vectors, what the subspace leaves
         self._quadrature: Quadrature | None = None
 
     def run(self, block: np.ndarray, fewest: int, most: int, *, is_random: bool = False) -> bool:
@@ -145,9 +148,10 @@ class _Krylov:
     def _solved(self, newest: int, triangle: np.ndarray, drawn: int) -> Ritz:
         squares, coefficients = leading_eigen(self._gram)
         squares = np.maximum(squares, 0.0)
-        residuals = np.linalg.norm(lapack.product(coefficients[:, -newest:].copy(), triangle, transpose=True), axis=1)
+        left = lapack.product(coefficients[:, -newest:].copy(), triangle, transpose=True)
+        residuals = np.linalg.norm(left, axis=1)
         largest, _ = leading_eigen(self._gram[-newest:, -newest:].copy(), 1)
-        self._coefficients = coefficients
+        self._coefficients, self._left = coefficients, left[: self._k]
         if not drawn:
             return Ritz(squares, residuals, float(largest[0]))
         weights = np.square(coefficients[:, :drawn]).sum(axis=1) * (self._matrix.short / drawn)
@@ -172,18 +176,23 @@ class _Krylov:
         return lapack.multiply(self._coefficients[:count], self._basis)
 
     def finish(self, shape: tuple[int, int]) -> Spectrum:
-        """Make the last pass, and return the spectrum and its estimates."""
+        """Return the spectrum and its estimates: of products in float64 after a last pass."""
         assert self._ritz is not None
-        k = self._k
-        vectors = self.ritz_vectors(k)
-        images, squared = self._matrix.images(vectors, self._dtype)
-        rotation, top, long_top = lapack.thin_svd(images, np.empty_like(images))
-        short_top = lapack.multiply(rotation, vectors)
-        residual = lapack.multiply(rotation, squared) - np.square(top)[:, None] * short_top
-        inside = lapack.product(residual, self._basis, transpose=True)
-        residual -= lapack.multiply(inside, self._basis)
-        # What couples a leading vector to one behind, in the subspace: rounding, which has been measured here.
-        coupled = lapack.product(inside, self._coefficients, transpose=True)[:, k:]
+        vectors = self.ritz_vectors(self._k)
+        if self._dtype == np.float32:
+            images = self._matrix.combined(self._coefficients[: self._k])
+            rotation, top, long_top = lapack.thin_svd(images, np.empty_like(images))
+            short_top, residual = lapack.multiply(rotation, vectors), lapack.multiply(rotation, self._left)
+            coupled = np.zeros((self._k, len(self._coefficients) - self._k))
+        else:
+            images, squared = self._matrix.images(vectors)
+            rotation, top, long_top = lapack.thin_svd(images, np.empty_like(images))
+            short_top = lapack.multiply(rotation, vectors)
+            residual = lapack.multiply(rotation, squared) - np.square(top)[:, None] * short_top
+            inside = lapack.product(residual, self._basis, transpose=True)
+            residual -= lapack.multiply(inside, self._basis)
+            # What couples a leading vector to one behind, in the subspace: rounding, which has been measured here.
+            coupled = lapack.product(inside, self._coefficients, transpose=True)[:, self._k :]
         found = Leading(top, np.linalg.norm(residual, axis=1), coupled)
         values, rank, estimates = conclude(self._ritz, found, self._leading, self._dtype)
         left, right = (short_top, long_top) if shape[0] < shape[1] else (long_top, short_top)
