@@ -58,7 +58,10 @@ class Perplexity(Evaluator):
         """Tokenise the texts; see `Evaluator`."""
         check_known(tasks, list(self._texts), "the folder of texts")
         tokenizer = processor_of(zoo, self._given, "AutoTokenizer", "tokenizer")
-        self._tokens = {task: tokenizer(self._texts[task])["input_ids"] for task in tasks}
+        try:
+            self._tokens = {task: tokenizer(self._texts[task])["input_ids"] for task in tasks}
+        except Exception as error:  # the library of tokenizers raises Exception itself
+            raise EvaluationError(f"the tokenizer fails on the texts: {error}") from error
         self._longest = getattr(tokenizer, "model_max_length", WINDOW)
         for task, of_task in self._tokens.items():
             if all(len(tokens) < 2 for tokens in of_task):
