@@ -228,6 +228,11 @@ def is_head(name: str) -> bool:
     return name.endswith(_BIAS) or any(_ends(name, end) for end in _HEADS)
 
 
+def is_embedding(name: str) -> bool:
+    """Tell whether a tensor is an embedding of tokens, by the end of its name."""
+    return any(_ends(name, end) for end in _EMBEDDINGS)
+
+
 def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 

@@ -352,11 +352,13 @@ def _sentences(target: str, score: str, scores: pd.DataFrame, found: MeasuredMer
         f"Alone, each on its own task, the two models have {known['own_accuracy'].mean():.4f} on average, and the base "
         f"{known['base_accuracy'].mean():.4f}.",
     ]
+    if best[score] <= known["base_accuracy"].mean():
+        sentences.append("So it is no better than the base: other models, or other methods, may merge better.")
     if len(scores) > 1:
         second = scores.iloc[1]
+        which = "Just as good is" if second[target] == best[target] else "The second best of those measured is"
         sentences.append(
-            f"The second best of those measured is {second['method']} of {second['model_a']} and {second['model_b']}, "
-            f"with {second[target]:.4f}."
+            f"{which} {second['method']} of {second['model_a']} and {second['model_b']}, with {second[target]:.4f}."
         )
     if found.failures:
         sentences.append(f"{len(found.failures)} models or merges have no score; scores.csv and models.csv say why.")
