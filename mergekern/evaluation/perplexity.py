@@ -17,6 +17,7 @@ from mergekern.evaluation.processors import Processor, processor_of
 
 # Tokens of a window where neither tokenizer nor model says how many it takes.
 WINDOW = 2048
+_OTHER = "perplexity is of models that continue a text"
 
 
 class Perplexity(Evaluator):
@@ -69,12 +70,16 @@ class Perplexity(Evaluator):
 
     def __call__(self, model: nn.Module, task: str) -> float:
         """Return 1 / perplexity of a model on the texts of a task."""
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise EvaluationError(f"a {type(model).__name__} has an encoder: {_OTHER}")
         loss, count = 0.0, 0
         with torch.inference_mode():
             for tokens, is_token in self._batches(model, task):
-                logits = model(input_ids=tokens, attention_mask=is_token.long()).logits[:, :-1]
+                logits = model(input_ids=tokens, attention_mask=is_token.long()).logits
+                if logits.dim() != 3:
+                    raise EvaluationError(f"a {type(model).__name__} tells no next token: {_OTHER}")
                 losses = nn.functional.cross_entropy(
-                    logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+                    logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
                 )
                 counted = is_token[:, 1:].flatten()
                 loss += float(losses[counted].double().sum())

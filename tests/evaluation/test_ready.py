@@ -286,3 +286,12 @@ def test_tokenizers_without_tokens_that_evaluators_need(tmp_path):
     with pytest.raises(EvaluationError, match=r"no token that ends a text \(eos_token\).*--processor"):
         check_end(read)
     check_end(transformers.PreTrainedTokenizerFast(tokenizer_object=read.backend_tokenizer, eos_token="[UNK]"))
+
+
+def test_perplexity_is_of_models_that_continue_a_text(classifiers, tmp_path):
+    with pytest.raises(EvaluationError, match=r"a BertForSequenceClassification tells no next token: perplexity"):
+        measure_merges(classifiers, evaluate=Perplexity(TEXTS), methods="ties")
+    config = transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    zoo = save_zoo(tmp_path, lambda name: transformers.T5ForConditionalGeneration(config))
+    with pytest.raises(EvaluationError, match="a T5ForConditionalGeneration has an encoder"):
+        measure_merges(zoo, evaluate=Perplexity(TEXTS, tokenizer=tokenizer()), methods="ties")
