@@ -44,7 +44,7 @@ def randomised(zoo: Path) -> pd.DataFrame:
     """Return the metrics of leading directions by the iteration, however small the matrices are."""
     for module, name, value in (
         (randomized_spectrum, "BLOCK", BLOCK), (on_cpu, "BLOCK", BLOCK), (on_cpu, "DIRECT", 0),
-        (on_cpu, "most_passes", lambda top_k, spectrum_k: PASSES),
+        (on_cpu, "PASSES_IN_FLOAT64", 1), (on_cpu, "most_passes", lambda top_k, spectrum_k: PASSES),
     ):  # fmt: skip
         assert hasattr(module, name)
         setattr(module, name, value)
