@@ -13,9 +13,9 @@ PTX := build/ptx-$(TRITON)
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
 	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model-fn python/make_digits_zoo.py:build_model \
-		--per-layer --summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
+		--per-layer --summary --out zoo/metrics.parquet
 	$(VENV)/bin/mergekern report zoo/metrics.parquet --title "20 tasks on handwritten digits" --out zoo/report.html
-	$(VENV)/bin/mergekern study demo --quick --methods weight_average,task_arithmetic,ties,tsv,isotropic
+	$(VENV)/bin/mergekern study demo --quick --methods weight_average,ties,tsv
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.tools

@@ -35,6 +35,7 @@ const Kernels& kernels() {
 constexpr std::size_t kTile = 96;
 // Tiles of a wide matrix that are read together: each of its rows lies on pages of its own.
 constexpr std::size_t kTogether = 4;
+constexpr std::size_t kAhead = 4;
 // Elements that go through float64 at a time.
 constexpr std::size_t kThrough = 1024;
 
@@ -66,6 +67,16 @@ void narrow_row(const BlockViews& block, std::size_t row, std::size_t column, st
   double delta[kThrough + 8];
   for (std::size_t e = 0; e < count; e += kThrough)
     kernels().narrow_by_float64(block, base_at + e, tuned_at + e, std::min(kThrough, count - e), factor, delta, out + e);
+}
+
+void prefetch_row(const BlockViews& block, std::size_t row, std::size_t from, std::size_t to) {
+  const auto lines = [&](const TensorView& view, std::size_t stride) {
+    const std::size_t size = item_size(view.dtype);
+    const char* at = static_cast<const char*>(view.data) + (row * stride + from) * size;
+    for (std::size_t byte = 0; byte < (to - from) * size; byte += 64) __builtin_prefetch(at + byte, 0, 2);
+  };
+  lines(block.base, block.base_stride);
+  lines(block.tuned, block.tuned_stride);
 }
 
 // Numbers that begin on a cache line, zeros at first.
@@ -125,9 +136,11 @@ void add_gram_product(const BlockViews& block, bool of_rows, double factor, doub
     const std::size_t to = std::min(from + together * kTile, number);
     if (to < from + together * kTile) tiles.clear();
     if (of_rows)
-      for (std::size_t r = 0; r < length; ++r)
+      for (std::size_t r = 0; r < length; ++r) {
+        if (r + kAhead < length) prefetch_row(block, r + kAhead, from, to);
         for (std::size_t at = from; at < to; at += kTile)
           narrow_row(block, r, at, std::min(kTile, to - at), factor, tiles.data() + (at - from) / kTile * size + r * width);
+      }
     else
       for (std::size_t r = from; r < to; ++r) narrow_row(block, r, 0, length, factor, tiles.data() + (r - from) * width);
     for (std::size_t at = from; at < to; at += kTile) {

@@ -42,7 +42,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=_show_version,
     help="Show the versions, and by what this machine computes.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Show results, warnings and errors alone: no progress, no notes.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only results, warnings and errors: no progress, no notes.")
 @click.option("-v", "--verbose", is_flag=True, help="Log every step.")
 def main(quiet: bool, verbose: bool) -> None:
     if quiet and verbose:

@@ -12,7 +12,8 @@ import click
 
 import mergekern
 from mergekern._internal.files import check_output
-from mergekern.cli.display import NameTable, progress_display, readable_bytes, say, show
+from mergekern._internal.text import readable_bytes
+from mergekern.cli.display import NameTable, progress_display, say, show
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
     ByteSize,
@@ -46,7 +47,7 @@ zoo_options = with_options(
     click.argument("zoo", type=ModelPath(), nargs=-1),
     click.option(
         "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-        "[default: base.* in ZOO].",
+        "[default: base.* or base/ in ZOO].",
     ),
     click.option(
         "--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories."

@@ -153,6 +153,9 @@ def recommend(
     show_pairs(shown, rows, out, found)
     for method, count in found["method"].value_counts().items():
         say(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+    if not found["measured"].all():
+        say("predicted scores are drawn to their mean, as far as promising ones promised too much on held-out pairs; "
+            "`predict` gives them as they are")  # fmt: skip
     show_method_regrets(fitted)
     if group is not None:
         say(f"best {group} models together: {', '.join(best_group(every, group))}")
@@ -218,8 +221,8 @@ def plan(
         say(f"{first}+{second}")
     deviation = chosen["mean_sd"].iloc[-1]
     say(
-        f"{count} merges; with them, effects leave a standard deviation of {deviation:.2f} times the residual's on the "
-        "mean of a pair",
+        f"after these {count} merges, what two models add to a merge is uncertain by {deviation:.2f} times the scatter "
+        "of merges around it; more merges make it less",
         err=True,
     )
     if out is not None:

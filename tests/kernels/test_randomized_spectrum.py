@@ -47,6 +47,8 @@ SPECTRA = {
     "step at 10": lambda r: np.repeat([1, 0.3], [K, r - K]),
     "step at 200": lambda r: np.repeat([1, 0.2], [200, r - 200]),
     "200 nearly equal": lambda r: np.repeat([1, 0.7], [200, r - 200]) * np.linspace(1 + 1e-4, 1, r),
+    "80 nearly equal": lambda r: np.repeat([1, 0.7, 0.5], [80, 30, r - 110]) * np.linspace(1 + 1e-4, 1, r),
+    "34 equal": lambda r: np.repeat([1, 0.6], [34, r - 34]) * np.linspace(1 + 1e-3, 1, r),
     "steps": lambda r: np.repeat([1, 0.5, 0.1, 0.01], [50, 100, 200, r - 350]),
     "equal": np.ones,
     "pairs": lambda r: np.repeat(np.geomspace(1, 1e-2, -(-r // 2)), 2)[:r],
@@ -119,6 +121,14 @@ def test_flat_noise_needs_more_than_there_is():
     assert_honest(found, torch.zeros_like(tuned), tuned)
 
 
+@pytest.mark.parametrize("kind", ["flat noise", "12 just above noise", "step at 200"])
+def test_values_that_no_subspace_resolves_are_counted(kind):
+    """Ritz values of so few vectors are a tenth off, at the edge of noise, and of more equal values than they are."""
+    tuned = with_values(SQUARE, SPECTRA[kind](SQUARE[0])).float()
+    errors = assert_honest(factorise(tuned), torch.zeros_like(tuned), tuned)
+    assert np.linalg.norm(errors.values) < 0.01 * torch.linalg.svdvals(tuned)[:LEADING].norm()
+
+
 @pytest.mark.parametrize("rank", [0, 1, 4, 9, 10, 40])
 def test_rank(rank):
     tuned = with_values(WIDE, np.r_[np.linspace(1, 0.3, rank), np.zeros(WIDE[0] - rank)])
@@ -166,7 +176,7 @@ def test_a_smaller_tolerance_gives_smaller_errors():
     assert fine.estimates.values.sum() < rough.estimates.values.sum() / 10
 
 
-@pytest.mark.parametrize(("tolerance", "more"), [(1e-4, 1), (1e-9, on_cpu.PASSES_IN_FLOAT64 + 1)])
+@pytest.mark.parametrize(("tolerance", "more"), [(1e-4, 0), (1e-9, on_cpu.PASSES_IN_FLOAT64 + 1)])
 def test_passes_are_limited(tolerance, more):
     tuned = torch.randn(600, 700, generator=torch.Generator().manual_seed(0))
     passes = []

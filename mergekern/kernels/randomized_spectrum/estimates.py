@@ -7,12 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from mergekern.kernels.randomized_spectrum import ROUNDING_OF_VALUES, ROUNDING_OF_VECTORS
+from mergekern.kernels.randomized_spectrum.counted import Quadrature, count
 from mergekern.kernels.spectrum import RANK_TOLERANCE, Estimates
 
 # How far rounding moves τᵀτ, relative to σ₁².
 ROUNDING = {np.dtype(np.float32): 2.4e-7, np.dtype(np.float64): 2e-15}
 # Squares of singular values that are closer than this, relatively, count as equal: stored weights resolve no less.
 CLOSEST = 1e-7
+# The leading values are known well enough where their profile is turned by at most so many times the tolerance: the
+# cosine of two profiles at an angle of 1/20, which is 0.9988, then moves by the tolerance.
+OF_PROFILE = 10
 
 
 class Ritz(NamedTuple):
@@ -22,20 +26,22 @@ class Ritz(NamedTuple):
         squares: (p,) θ², descending.
         residuals: (p,) ρ.
         outside: μ².
+        counts: quadratures of the subspace and of the same without its newest block, of one that began at random.
     """
 
     squares: np.ndarray
     residuals: np.ndarray
     outside: float
+    counts: tuple[Quadrature, Quadrature] | None = None
 
 
 class Leading(NamedTuple):
-    """What the last pass tells of the k leading pairs.
+    """What the left vectors, or a last pass, tell of the k leading pairs.
 
     Attributes:
         values: (k,) singular values, descending.
         residuals: (k,) lengths of what the subspace leaves of τᵀτv − σ²v.
-        coupled: (k, p − k) products of what it does not leave with the other Ritz vectors.
+        coupled: (k, p − k) products of what it does not leave with the other Ritz vectors; zeros without a last pass.
     """
 
     values: np.ndarray
@@ -46,9 +52,9 @@ class Leading(NamedTuple):
 def is_good(ritz: Ritz, k: int, leading: int, tolerance: float) -> bool:
     """Tell whether the estimates, without rounding, meet the tolerance: of k vectors and of the leading values."""
     within = of_vectors(ritz, ritz.squares[:k], ritz.residuals[:k], np.zeros(k))
-    values = of_values(ritz, ritz.residuals[:leading])
-    length = np.sqrt(ritz.squares[:leading].sum())
-    return bool(within.mean() <= tolerance / 2 and np.linalg.norm(values) <= 4 * tolerance * length)
+    values, errors = of_leading(ritz, leading)
+    turned = np.linalg.norm(errors) <= OF_PROFILE * tolerance * np.linalg.norm(values)
+    return bool(within.mean() <= tolerance / 2 and turned)
 
 
 def by_rounding(ritz: Ritz, k: int, dtype: np.dtype) -> np.ndarray:
@@ -74,18 +80,31 @@ def conclude(ritz: Ritz, found: Leading, leading: int, dtype: np.dtype) -> tuple
         coupled /= np.maximum(np.square(top)[:, None] - ritz.squares[None, k:], 0.0)
     rounding = np.hypot(np.linalg.norm(np.nan_to_num(coupled, nan=1.0, posinf=1.0, neginf=1.0), axis=1),
                         by_rounding(ritz, k, dtype))  # fmt: skip
-    values = np.sqrt(ritz.squares[:leading])
-    values[:k] = top[:leading]
-    values = np.minimum.accumulate(values)
-    residuals = ritz.residuals[:leading].copy()
-    residuals[:k] = found.residuals[:leading]
+    squares, residuals = ritz.squares.copy(), ritz.residuals.copy()
+    squares[:k], residuals[:k] = np.square(top), found.residuals
+    values, errors = of_leading(ritz._replace(squares=squares, residuals=residuals), leading)
     estimates = Estimates(
-        of_values(ritz, residuals) + _of_rounding(values, ROUNDING[dtype]),
+        errors + _of_rounding(values, ROUNDING[dtype]),
         of_vectors(ritz, np.square(top), found.residuals, rounding),
     )
     bound = np.full(max(k, len(values)), RANK_TOLERANCE * top[0])
     bound[: len(values)] = np.maximum(bound[: len(values)], estimates.values)
     return values, int((np.concatenate([top, values[k:]]) > bound).sum()), estimates
+
+
+def of_leading(ritz: Ritz, leading: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the leading singular values and their estimated errors: Ritz values, or by counting where that is nearer.
+
+    A count that contradicts Ritz values takes their place: there are more equal values than they see.
+    """
+    values, errors = np.sqrt(ritz.squares), of_values(ritz, ritz.residuals)
+    if ritz.counts is not None:
+        counted = count(*ritz.counts, errors[: len(ritz.counts[0].values)], leading)
+        is_believed = counted.agrees | np.isinf(counted.errors)
+        is_counted = counted.errors < np.where(is_believed, errors[:leading], np.inf)
+        values[:leading] = np.where(is_counted, np.maximum(counted.values, values[:leading]), values[:leading])
+        errors[:leading] = np.where(is_counted, counted.errors, errors[:leading])
+    return np.minimum.accumulate(values[:leading]), errors[:leading]
 
 
 def of_values(ritz: Ritz, residuals: np.ndarray) -> np.ndarray:

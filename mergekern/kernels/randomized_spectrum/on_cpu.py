@@ -13,15 +13,16 @@ from mergekern.kernels.native import extension
 from mergekern.kernels.randomized_spectrum import (
     BLOCK,
     DIRECT,
-    FEWEST_PASSES,
     FRESH,
-    MOST_PASSES,
+    GAINS,
     NO_DIRECTION,
     SPARE,
+    fewest_passes,
     from_direct,
     most_passes,
     most_vectors,
 )
+from mergekern.kernels.randomized_spectrum.counted import Quadrature
 from mergekern.kernels.randomized_spectrum.estimates import ROUNDING, Leading, Ritz, by_rounding, conclude, is_good
 from mergekern.kernels.randomized_spectrum.products import CHUNK, TaskMatrix
 from mergekern.kernels.randomized_spectrum.start import Start
@@ -59,10 +60,11 @@ def spectrum(
     matrix = TaskMatrix(blocks, shape)
     start = Start(name, short)
     krylov = _Krylov(matrix, np.dtype(np.float32), start, k, leading, tolerance)
-    if not krylov.run(start.signs(BLOCK), max(FEWEST_PASSES, most - MOST_PASSES + FEWEST_PASSES), most):
+    if not krylov.run(start.signs(BLOCK), fewest_passes(top_k, spectrum_k), most, is_random=True):
         return from_direct(zero_spectrum(shape, top_k, spectrum_k), spectrum_k)
     if krylov.needs_float64():
-        vectors = krylov.ritz_vectors(max(BLOCK, leading + SPARE))
+        vectors = krylov.ritz_vectors(max(k, leading) + SPARE)
+        matrix.forget()
         krylov = _Krylov(matrix, np.dtype(np.float64), start, k, leading, tolerance)
         krylov.run(vectors, 1, PASSES_IN_FLOAT64)
     return krylov.finish(shape)
@@ -75,7 +77,8 @@ def workspace(shape: tuple[int, int], top_k: int, spectrum_k: int) -> int:
     if short <= max(DIRECT, vectors):
         return direct.workspace(shape, top_k)
     chunk = 12 * (CHUNK + short)
-    return chunk + 8 * (vectors + 8 * BLOCK) * short + 8 * 6 * vectors**2 + 8 * 2 * top_k * (short + long)
+    images = 4 * vectors * long + 12 * vectors * (CHUNK // short + 1)  # those that are kept, and those of one chunk
+    return chunk + images + 8 * (vectors + 8 * BLOCK) * short + 8 * 6 * vectors**2 + 8 * 2 * top_k * (short + long)
 
 
 class _Krylov:
@@ -90,20 +93,30 @@ class _Krylov:
         self._gram = np.empty((0, 0))
         self._ritz: Ritz | None = None
         self._coefficients = np.empty((0, 0))  # of the Ritz vectors, one a row, in the basis
+        self._left = np.empty((0, 0))  # of the images of the k leading Ritz vectors, what the subspace leaves
+        self._quadrature: Quadrature | None = None
 
-    def run(self, block: np.ndarray, fewest: int, most: int) -> bool:
-        """Grow the subspace from a block until the estimates meet the tolerance; False for a zero matrix."""
+    def run(self, block: np.ndarray, fewest: int, most: int, *, is_random: bool = False) -> bool:
+        """Grow the subspace from a block until the estimates meet the tolerance; False for a zero matrix.
+
+        Args:
+            block: the first vectors.
+            fewest, most: passes before the first look, and at which the iteration ends.
+            is_random: whether the first vectors stand for all, so that shares in them count singular values.
+        """
         newest = _orthonormal(block)
         for passes in range(1, most + 1):
             image = self._matrix.squared(newest, self._dtype)
             if not image.any():
                 return False
             rest, triangle = _qr(self._add(newest, image))
-            if passes >= fewest:
-                self._ritz = self._solved(len(newest), triangle)
-                if passes == most or is_good(self._ritz, self._k, self._leading, self._tolerance):
+            if passes >= fewest - is_random:
+                self._ritz = ritz = self._solved(len(newest), triangle, len(block) if is_random else 0)
+                is_known = passes >= fewest and is_good(ritz, self._k, self._leading, self._tolerance)
+                if is_known or passes == most:
                     break
-            newest = self._following(rest, triangle, np.linalg.norm(image, axis=1).max())
+            fresh = FRESH if is_random and passes <= GAINS else 0
+            newest = self._following(rest, triangle, np.linalg.norm(image, axis=1).max(), fresh)
         return True
 
     def _add(self, newest: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -118,25 +131,33 @@ class _Krylov:
         self._gram = gram
         return image - lapack.multiply(inside, self._basis)
 
-    def _following(self, rest: np.ndarray, triangle: np.ndarray, longest: float) -> np.ndarray:
-        """Return the next block: what is left of the image of the newest, and `FRESH` random vectors.
+    def _following(self, rest: np.ndarray, triangle: np.ndarray, longest: float, fresh: int) -> np.ndarray:
+        """Return the next block: what is left of the image of the newest, and random vectors.
 
         Args:
             rest, triangle: orthonormal rows Q, and T: TᵀQ is left.
             longest: length of the longest image. Directions that rounding made become random too.
+            fresh: number of random vectors that it gains.
         """
         is_kept = np.abs(np.diagonal(triangle)) > NO_DIRECTION * longest
-        fresh = self._start.signs(len(rest) - int(is_kept.sum()) + FRESH) / np.sqrt(rest.shape[1])
-        block = np.concatenate([rest[is_kept], fresh])
+        drawn = self._start.signs(len(rest) - int(is_kept.sum()) + fresh) / np.sqrt(rest.shape[1])
+        block = np.concatenate([rest[is_kept], drawn])
         inside = lapack.product(block, self._basis, transpose=True)
         return _orthonormal(block - lapack.multiply(inside, self._basis))
 
-    def _solved(self, newest: int, triangle: np.ndarray) -> Ritz:
+    def _solved(self, newest: int, triangle: np.ndarray, drawn: int) -> Ritz:
         squares, coefficients = leading_eigen(self._gram)
-        residuals = np.linalg.norm(lapack.product(coefficients[:, -newest:].copy(), triangle, transpose=True), axis=1)
+        squares = np.maximum(squares, 0.0)
+        left = lapack.product(coefficients[:, -newest:].copy(), triangle, transpose=True)
+        residuals = np.linalg.norm(left, axis=1)
         largest, _ = leading_eigen(self._gram[-newest:, -newest:].copy(), 1)
-        self._coefficients = coefficients
-        return Ritz(np.maximum(squares, 0.0), residuals, float(largest[0]))
+        self._coefficients, self._left = coefficients, left[: self._k]
+        if not drawn:
+            return Ritz(squares, residuals, float(largest[0]))
+        weights = np.square(coefficients[:, :drawn]).sum(axis=1) * (self._matrix.short / drawn)
+        before, self._quadrature = self._quadrature, Quadrature(np.sqrt(squares), weights, drawn)
+        counts = None if before is None else (self._quadrature, before)
+        return Ritz(squares, residuals, float(largest[0]), counts)
 
     def needs_float64(self) -> bool:
         """Tell whether rounding hides what float64 would show: the rank, or the leading vectors."""
@@ -155,18 +176,23 @@ class _Krylov:
         return lapack.multiply(self._coefficients[:count], self._basis)
 
     def finish(self, shape: tuple[int, int]) -> Spectrum:
-        """Make the last pass, and return the spectrum and its estimates."""
+        """Return the spectrum and its estimates: of products in float64 after a last pass."""
         assert self._ritz is not None
-        k = self._k
-        vectors = self.ritz_vectors(k)
-        images, squared = self._matrix.images(vectors, self._dtype)
-        rotation, top, long_top = lapack.thin_svd(images, np.empty_like(images))
-        short_top = lapack.multiply(rotation, vectors)
-        residual = lapack.multiply(rotation, squared) - np.square(top)[:, None] * short_top
-        inside = lapack.product(residual, self._basis, transpose=True)
-        residual -= lapack.multiply(inside, self._basis)
-        # What couples a leading vector to one behind, in the subspace: rounding, which has been measured here.
-        coupled = lapack.product(inside, self._coefficients, transpose=True)[:, k:]
+        vectors = self.ritz_vectors(self._k)
+        if self._dtype == np.float32:
+            images = self._matrix.combined(self._coefficients[: self._k])
+            rotation, top, long_top = lapack.thin_svd(images, np.empty_like(images))
+            short_top, residual = lapack.multiply(rotation, vectors), lapack.multiply(rotation, self._left)
+            coupled = np.zeros((self._k, len(self._coefficients) - self._k))
+        else:
+            images, squared = self._matrix.images(vectors)
+            rotation, top, long_top = lapack.thin_svd(images, np.empty_like(images))
+            short_top = lapack.multiply(rotation, vectors)
+            residual = lapack.multiply(rotation, squared) - np.square(top)[:, None] * short_top
+            inside = lapack.product(residual, self._basis, transpose=True)
+            residual -= lapack.multiply(inside, self._basis)
+            # What couples a leading vector to one behind, in the subspace: rounding, which has been measured here.
+            coupled = lapack.product(inside, self._coefficients, transpose=True)[:, self._k :]
         found = Leading(top, np.linalg.norm(residual, axis=1), coupled)
         values, rank, estimates = conclude(self._ritz, found, self._leading, self._dtype)
         left, right = (short_top, long_top) if shape[0] < shape[1] else (long_top, short_top)

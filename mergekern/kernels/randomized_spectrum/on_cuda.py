@@ -24,15 +24,16 @@ from mergekern.kernels.device_inputs import STORAGE
 from mergekern.kernels.randomized_spectrum import (
     BLOCK,
     DIRECT,
-    FEWEST_PASSES,
     FRESH,
-    MOST_PASSES,
+    GAINS,
     NO_DIRECTION,
     SPARE,
+    fewest_passes,
     from_direct,
     most_passes,
     most_vectors,
 )
+from mergekern.kernels.randomized_spectrum.counted import Quadrature
 from mergekern.kernels.randomized_spectrum.estimates import Leading, Ritz, conclude, is_good
 from mergekern.kernels.randomized_spectrum.start import Start
 from mergekern.kernels.spectrum import DeviceSpectra, Estimates, Spectrum, Stack, on_cuda, zero_spectrum
@@ -75,7 +76,8 @@ def spectra(
     found: dict[int, tuple[DeviceSpectra, Estimates]] = {}
     for indices in by_shape.values():
         group = [on_cuda.widened(stacks[index]) for index in indices]
-        wanted = _Wanted(min(top_k, short), min(spectrum_k, short), tolerance, most_passes(top_k, spectrum_k))
+        passes = fewest_passes(top_k, spectrum_k), most_passes(top_k, spectrum_k)
+        wanted = _Wanted(min(top_k, short), min(spectrum_k, short), tolerance, *passes)
         found.update(zip(indices, _iterated(group, [names[index] for index in indices], wanted, module), strict=True))
     return [found[index] for index in range(len(stacks))]
 
@@ -84,7 +86,7 @@ def workspace(shape: tuple[int, int], top_k: int, spectrum_k: int) -> int:
     """Return the bytes of device memory that one matrix of a batch needs while it is factorised."""
     short, long = min(shape), max(shape)
     passes = most_passes(top_k, spectrum_k)
-    vectors, newest = most_vectors(passes), BLOCK + FRESH * passes
+    vectors, newest = most_vectors(passes), BLOCK + FRESH * GAINS
     if short <= max(DIRECT, vectors):
         return on_cuda.workspace(shape, top_k)
     # The subspace and a copy of its part that goes on; a block, its image, what is left of it, reflectors and fresh
@@ -116,11 +118,12 @@ def _with_values(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is asked of the iteration: k vectors, `leading` values, a tolerance, and the most passes."""
+    """What is asked of the iteration: k vectors, `leading` values, a tolerance, and the fewest and most passes."""
 
     k: int
     leading: int
     tolerance: float
+    fewest: int
     most: int
 
 
@@ -134,6 +137,7 @@ class _Subspaces:
         layers: number of the tensor of each matrix.
         basis: (B, s, p) orthonormal columns.
         gram: (B, p, p) of τᵀτ in that basis.
+        counts: the quadrature of each, without its newest block; empty before the first.
     """
 
     places: list[int]
@@ -141,6 +145,7 @@ class _Subspaces:
     layers: list[int]
     basis: torch.Tensor
     gram: torch.Tensor
+    counts: list[Quadrature]
 
     def select(self, which: Sequence[int]) -> _Subspaces:
         """Return some of them."""
@@ -151,6 +156,7 @@ class _Subspaces:
             [self.layers[i] for i in which],
             self.basis.index_select(0, there),
             self.gram.index_select(0, there),
+            [self.counts[i] for i in which],
         )
 
     def add(self, newest: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -191,17 +197,17 @@ def _iterated(
     spaces = _Subspaces(
         list(range(len(pairs))), pairs, layers,
         torch.empty(len(pairs), short, 0, dtype=torch.float64, device=device),
-        torch.empty(len(pairs), 0, 0, dtype=torch.float64, device=device),
+        torch.empty(len(pairs), 0, 0, dtype=torch.float64, device=device), [],
     )  # fmt: skip
     newest = orthonormalise(_drawn(omega, layers, BLOCK, device), module)
     found: dict[int, tuple[Spectrum, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    fewest = max(FEWEST_PASSES, wanted.most - MOST_PASSES + FEWEST_PASSES)
     for passes in range(1, wanted.most + 1):
         image = _squared(spaces.pairs, newest)
         rest, triangle = _qr(spaces.add(newest, image), module)
         longest = torch.linalg.vector_norm(image, dim=1).amax(1)
-        if passes >= fewest:
-            solved = _solve(spaces.gram, triangle, wanted, module)
+        if passes >= wanted.fewest - 1:
+            solved = _solve(spaces, triangle, wanted, module)
+        if passes >= wanted.fewest:
             done, on = _divided(solved.ritz, wanted, passes == wanted.most)
             if done:
                 there = _indices(done, device)
@@ -214,7 +220,7 @@ def _iterated(
                 there = _indices(on, device)
                 spaces = spaces.select(on)
                 rest, triangle, longest = (each.index_select(0, there) for each in (rest, triangle, longest))
-        newest = _following(spaces, rest, triangle, longest, omega, module)
+        newest = _following(spaces, rest, triangle, longest, omega, FRESH if passes <= GAINS else 0, module)
     ends = np.cumsum([0] + [len(stack.tuned) for stack in stacks])
     return [_together([found[i] for i in range(start, end)]) for start, end in itertools.pairwise(ends)]
 
@@ -252,27 +258,30 @@ def _following(
     triangle: torch.Tensor,
     longest: torch.Tensor,
     omega: Sequence[Start],
+    gained: int,
     module: CudaModule,
 ) -> torch.Tensor:
-    """Return the next blocks: what is left of the images of the newest, and `FRESH` random vectors.
+    """Return the next blocks: what is left of the images of the newest, and random vectors.
 
     Args:
         spaces: the subspaces.
         rest, triangle: orthonormal Q and R: QR is left.
         longest: (B,) length of the longest image. Directions that rounding made become random too.
         omega: the random signs of each tensor.
+        gained: number of random vectors that each block gains.
         module: the CUDA C++ kernels.
     """
     count = rest.shape[2]
-    fresh = _drawn(omega, spaces.layers, count + FRESH, rest.device) / rest.shape[1] ** 0.5
+    fresh = _drawn(omega, spaces.layers, count + gained, rest.device) / rest.shape[1] ** 0.5
     is_kept = triangle.diagonal(dim1=1, dim2=2).abs() > NO_DIRECTION * longest[:, None]
     block = torch.cat([torch.where(is_kept[:, None, :], rest, fresh[..., :count]), fresh[..., count:]], dim=2)
     block -= spaces.basis @ (spaces.basis.mT @ block)
     return orthonormalise(block, module)
 
 
-def _solve(gram: torch.Tensor, triangle: torch.Tensor, wanted: _Wanted, module: CudaModule) -> _Solved:
-    """Return the Ritz pairs of subspaces, and wait for them."""
+def _solve(spaces: _Subspaces, triangle: torch.Tensor, wanted: _Wanted, module: CudaModule) -> _Solved:
+    """Return the Ritz pairs of subspaces, and wait for them. Their quadratures are kept in the subspaces."""
+    gram, short = spaces.gram, spaces.basis.shape[1]
     newest, size = triangle.shape[1], gram.shape[1]
     count = min(size, max(wanted.leading, wanted.k) + SPARE)
     squares, coefficients = _leading_eigen(gram, count, module)
@@ -280,13 +289,17 @@ def _solve(gram: torch.Tensor, triangle: torch.Tensor, wanted: _Wanted, module: 
     residuals = torch.linalg.vector_norm(triangle @ coefficients[:, -newest:], dim=1)
     # Of the pairs behind, the sum of their squared residuals; they are no nearer than the last that is known.
     behind = (torch.linalg.vector_norm(triangle, dim=(1, 2)).square() - residuals.square().sum(1)).clamp(min=0.0).sqrt()
-    numbers = torch.cat([squares, residuals, outside, behind[:, None]], dim=1).cpu().numpy()
-    ritz = []
-    for row in numbers:
+    weights = coefficients[:, :BLOCK].square().sum(1) * (short / BLOCK)
+    numbers = torch.cat([squares, residuals, weights, outside, behind[:, None]], dim=1).cpu().numpy()
+    ritz, counts = [], []
+    for index, row in enumerate(numbers):
         values, lengths = np.maximum(row[:count], 0.0), row[count : 2 * count]
+        counts.append(Quadrature(np.sqrt(values), row[2 * count : 3 * count], BLOCK))
         if count < size:
             values, lengths = np.append(values, values[-1]), np.append(lengths, row[-1])
-        ritz.append(Ritz(values, lengths, float(row[2 * count])))
+        both = (counts[-1], spaces.counts[index]) if spaces.counts else None
+        ritz.append(Ritz(values, lengths, float(row[3 * count]), both))
+    spaces.counts = counts
     return _Solved(ritz, coefficients)
 
 

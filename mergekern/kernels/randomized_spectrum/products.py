@@ -35,18 +35,36 @@ class TaskMatrix:
         self._blocks = blocks
         self._axis, self._step = int(self._of_rows), max(1, CHUNK // self.short)
         self._exponents: dict[int, int | None] = {}  # None for a chunk of zeros
+        self._kept: dict[int, list[np.ndarray]] = {}  # of each chunk, its images in float32, one a row, scaled
 
     def squared(self, vectors: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Return vectors·τᵀτ, float64, by products in a dtype; of a wide matrix vectors·τ·τᵀ."""
-        return self._in_float32(vectors, None) if dtype == np.float32 else self._in_float64(vectors, None)
+        """Return vectors·τᵀτ, float64, by products in a dtype; of a wide matrix vectors·τ·τᵀ.
 
-    def images(self, vectors: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return vectors·τᵀ too, (count, long)."""
+        Of products in float32 the images vectors·τᵀ are kept, for `combined`.
+        """
+        return self._in_float32(vectors) if dtype == np.float32 else self._in_float64(vectors, None)
+
+    def combined(self, coefficients: np.ndarray) -> np.ndarray:
+        """Return combinations of all vectors that were multiplied in float32, times τᵀ, (count, long)."""
+        images = np.zeros((len(coefficients), self.long))
+        for start, parts in self._kept.items():
+            rows = np.concatenate(parts, axis=1).astype(np.float64)
+            exponent = self._exponents[start]
+            assert exponent is not None
+            found = lapack.product(coefficients, rows, transpose=True)
+            images[:, start : start + len(rows)] = np.ldexp(1.0, exponent) * found
+        return images
+
+    def images(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return vectors·τᵀ, (count, long), and vectors·τᵀτ, by products in float64."""
         images = np.zeros((len(vectors), self.long))
-        multiply = self._in_float32 if dtype == np.float32 else self._in_float64
-        return images, multiply(vectors, images)
+        return images, self._in_float64(vectors, images)
 
-    def _in_float32(self, vectors: np.ndarray, images: np.ndarray | None) -> np.ndarray:
+    def forget(self) -> None:
+        """Free the images that are kept."""
+        self._kept.clear()
+
+    def _in_float32(self, vectors: np.ndarray) -> np.ndarray:
         count = len(vectors)
         columns = -(-count // vector_group()) * vector_group()
         narrow = _workspace.array("vectors", (self.short, columns)).reshape(-1).view(np.float32)[: self.short * columns]
@@ -55,11 +73,9 @@ class TaskMatrix:
         total = _workspace.array("total", (self.short, columns))
         total[:] = 0.0
         for start, base, tuned, exponent in self._chunks():
-            length = tuned.shape[self._axis]
-            image = None if images is None else np.empty((length, columns), dtype=np.float32)
+            image = np.empty((tuned.shape[self._axis], columns), dtype=np.float32)
             add_gram_product(base, tuned, self._of_rows, exponent, narrow, total, image)
-            if images is not None and image is not None:
-                images[:, start : start + length] = np.ldexp(1.0, exponent) * image[:, :count].T
+            self._kept.setdefault(start, []).append(image[:, :count])
         return np.ascontiguousarray(total[:, :count].T)
 
     def _in_float64(self, vectors: np.ndarray, images: np.ndarray | None) -> np.ndarray:
