@@ -6,9 +6,9 @@
 STUDY is a folder that mergekern study wrote. Its matrices are small, and svd="randomized" factorises small matrices
 exactly. They are forced through the iteration here: blocks of 6 to 8 vectors in place of 30 to 32, at most 4 passes, of
 which a subspace of 29 of 64 dimensions is left, and 20 singular values in place of 100. The metrics of singular values
-and vectors are computed so, and exactly. Printed are how far they differ, and r of `linear` from 28 metrics, from those 26
-that need no bottom-k directions, and from the 26 with randomised values: with one task held out, and within halves of
-models without any measured merge. Means over the merge methods.
+and vectors are computed so, and exactly. Printed are how far they differ, and r of `linear` from 28 metrics, from those
+26 that need no bottom-k directions, and from the 26 with randomised values: with one task held out, and within halves
+of models without any measured merge. Means over the merge methods.
 """
 
 from __future__ import annotations
