@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything they need in .venv, once.
+# `make demo` and `make test` set up everything they need in .venv, once: the demo the package, the tests their tools too.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -13,12 +13,12 @@ PTX := build/ptx-$(TRITON)
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
 	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model-fn python/make_digits_zoo.py:build_model \
-		--per-layer --summary --out zoo/metrics.parquet --sort-by task_vector_cosine_similarity
+		--per-layer --summary --out zoo/metrics.parquet
 	$(VENV)/bin/mergekern report zoo/metrics.parquet --title "20 tasks on handwritten digits" --out zoo/report.html
-	$(VENV)/bin/mergekern study demo --quick --methods weight_average,task_arithmetic,ties,tsv,isotropic
+	$(VENV)/bin/mergekern study demo --quick --methods weight_average,ties,tsv
 
 # A file of tests a process, one process a core.
-test: $(VENV)/.installed
+test: $(VENV)/.tools
 	$(RUN) -m compileall -q mergekern tests # processes that tests start need not, also where Python may write no bytecode
 	$(RUN) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -p no:benchmark
 
@@ -30,24 +30,24 @@ quick: lint
 
 # The same as other processors would run it: the libraries are told to choose their kernels as on older ones, or on AMD's
 # (about 4 times as long as `make test`); OPTIONS="--sensitive" runs the tests of numbers alone.
-test-processors: $(VENV)/.installed
+test-processors: $(VENV)/.tools
 	$(RUN) tests/processors.py $(OPTIONS)
 
 # Hostile files before every command, and every command that writes killed 20 times (about 40 minutes; `make test` runs a
 # part). INPUTS="--inputs 1000 --seed 7" for others.
-fuzz: $(VENV)/.installed
+fuzz: $(VENV)/.tools
 	$(RUN) -m tests.fuzz $(INPUTS)
 	MERGEKERN_KILLS=20 $(RUN) -m pytest -p no:benchmark tests/fuzz/test_killed.py
 
 # Every kernel for GPUs as the compilers make it, executed on the processor (about 2 minutes): the tests of tests/ptx say
 # what this sees.
 # TRITON=3.9.0 for another compiler than that of the machines with GPUs.
-ptx: $(VENV)/.installed $(PTX)/.installed
+ptx: $(VENV)/.tools $(PTX)/.installed
 	PYTHONPATH=$(PTX) MERGEKERN_TEST_DEVICE=ptx $(RUN) -m pytest --numprocesses auto -p no:benchmark @tests/ptx/kernels.txt
 
 # Correctness first, then every suite side by side (about 70 minutes, 40 of them running models); adds rows, and draws
 # them.
-bench: $(VENV)/.installed
+bench: $(VENV)/.tools
 	$(RUN) -m pytest tests/kernels tests/test_golden.py tests/test_oracle.py tests/functional
 	$(RUN) -m pytest benchmarks --results benchmarks/results
 	$(RUN) -m benchmarks.plots
@@ -59,33 +59,41 @@ gpu-check:
 	$(if $(OUT),OUT="$(OUT)") $(PYTHON) benchmarks/device.py $(if $(PART),--part $(PART)) $(OPTIONS)
 
 # The C++ kernels under the sanitizers of GCC (about 4 minutes). A build that is there already is left as it is.
-sanitize: $(if $(wildcard $(RUN)),,$(VENV)/.installed)
+sanitize: $(if $(wildcard $(RUN)),,$(VENV)/.tools)
 	tests/kernels/sanitize.sh $(RUN)
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.tools
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/vermin --target=3.10- --violations --quiet --no-tips --exclude long mergekern python setup.py
 
 # Writes the generated tables of the README and of docs/ anew, from the catalogue and from the rows of benchmarks/results.
-readme: $(VENV)/.installed
+readme: $(VENV)/.tools
 	$(RUN) python/make_readme.py
 
 # The site of docs/, in build/docs/index.html. A broken link or reference fails.
-docs: $(VENV)/.installed
+docs: $(VENV)/.tools
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
 
 # The archives of a release, in dist/: built, checked, and tried in new environments, one of which finds no compiler.
-dist: $(VENV)/.installed
+dist: $(VENV)/.tools
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dist.txt
 	$(RUN) python/make_dist.py dist
 
-$(VENV)/.installed: pyproject.toml setup.py requirements-dev.txt $(wildcard csrc/cpu/*)
+INSTALLED_FROM := pyproject.toml setup.py requirements-dev.txt $(wildcard csrc/cpu/*)
+
+# The package, what its pages are made with, and the torch that is known to work: half of what the tests need.
+$(VENV)/.installed: $(INSTALLED_FROM)
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements-dev.txt)" -e '.[report]'
+	touch $@
+
+$(VENV)/.tools: $(INSTALLED_FROM)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
+	touch $(VENV)/.installed $@
 
 $(PTX)/.installed:
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(PTX) triton==$(TRITON) nvidia-cuda-nvrtc==$(NVRTC)

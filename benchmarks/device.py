@@ -259,6 +259,7 @@ def run_group(group: str, session: Session) -> None:
         "task_product": device_kernels.task_product,
         "overlap": device_kernels.overlap,
         "merging": device_merging.merges,
+        "signs": device_kernels.signs,
         "trim": device_merging.trim,
         "combine": device_merging.combine,
         "polar": device_merging.polar,

@@ -34,6 +34,7 @@ GROUPS = {
     "task_product": Group("kernel/task_product", 2, 30),
     "overlap": Group("kernel/overlap", 2, 20),
     "merging": Group("merge", 2, 90, needs_cuda=True),
+    "signs": Group("kernel/signs", 2, 30),
     "trim": Group("kernel/trim", 2, 30, needs_cuda=True),
     "combine": Group("kernel/combine", 2, 30),
     "polar": Group("kernel/polar", 2, 20),

@@ -15,6 +15,9 @@ from mergekern.kernels.gram import on_triton as gram_on_triton
 from mergekern.kernels.gram import reference as gram_reference
 from mergekern.kernels.overlap import on_triton as overlap_on_triton
 from mergekern.kernels.overlap import reference as overlap_reference
+from mergekern.kernels.signs import DeviceSigns
+from mergekern.kernels.signs import on_triton as signs_on_triton
+from mergekern.kernels.signs import reference as signs_reference
 from mergekern.kernels.task_product import on_triton as task_product_on_triton
 from mergekern.kernels.task_product import reference as task_product_reference
 
@@ -161,6 +164,39 @@ def _check_overlap(bases: torch.Tensor, found: torch.Tensor) -> None:
         expect_small(f"overlap of stack {index}", np.abs(found[index].cpu().numpy() - expected).max(), 1e-12)
     if not found.isfinite().all():
         raise AssertionError("overlap left elements unwritten")
+
+
+def signs(session: Session) -> None:
+    """Time the counts of all pairs of all tensors of the zoo; each model keeps about a fifth of its coordinates."""
+    base, models = session.checkpoints(session.shapes(), session.sizes.models)
+    for dtype in (torch.float32, torch.bfloat16):
+        layers = [[m[name].to(dtype).flatten() for m in (base, *models)] for name in base]
+        thresholds = torch.stack([_thresholds(layer) for layer in layers])
+        session.measure(
+            f"kernel/signs/{session.sizes.zoo}/{str(dtype).removeprefix('torch.')}",
+            _sum(counts.signs(len(models), layer[0].numel(), dtype.itemsize) for layer in layers),
+            partial(signs_on_triton.signs, layers, thresholds),
+            partial(_check_signs, layers, thresholds),
+        )
+        del layers
+
+
+def _thresholds(layer: list[torch.Tensor]) -> torch.Tensor:
+    """Return 1.28 standard deviations of each task vector, which a fifth of normal numbers exceed."""
+    return 1.28 * torch.stack([(tuned.double() - layer[0].double()).std() for tuned in layer[1:]])
+
+
+def _check_signs(layers: list[list[torch.Tensor]], thresholds: torch.Tensor, found: DeviceSigns) -> None:
+    for index in {0, len(layers) - 1}:
+        base, *tuned = (tensor.cpu() for tensor in layers[index])
+        expected = signs_reference.signs(base, tuned, thresholds[index].tolist())
+        here = found.of_layer(index).on_host()
+        for name in ("shared", "opposite", "kept_shared", "kept_opposite"):
+            if not np.array_equal(getattr(here, name), getattr(expected, name)):
+                raise AssertionError(f"not the {name} coordinates of tensor {index}")
+        for name in ("absolute", "sums"):
+            error = np.abs(getattr(here, name) - getattr(expected, name)).max() / expected.absolute.max()
+            expect_small(f"{name} of tensor {index}", error, 1e-12)
 
 
 def _sum(works: Iterable[Counts]) -> Counts:

@@ -55,7 +55,7 @@ for name, inputs in tasks.items():
 
 # %% The metrics of all 15 pairs. They cost no evaluation.
 table = mergekern.compute_all(zoo)
-print(table.ranked("task_vector_cosine_similarity")["task_vector_cosine_similarity"].head(3))
+print(table.ranked("task_vector_l2_distance")["task_vector_l2_distance"].head(3))
 
 
 # %% Metrics alone are weak predictors. So measure a few merges by the number that matters to you.

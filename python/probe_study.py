@@ -8,13 +8,15 @@ the base and merges of all pairs are run on the zoo's calibration samples, which
 STUDY/known.parquet. Printed are, for each study, means over its merge methods of r with the normalised accuracy within
 40 random halves of its models, of predictors fitted to the other halves or to nothing; and what choosing a method for
 each pair costs in points of accuracy, after m measured merges, by `recommend` and by always taking the method that was
-best on these.
+best on these. The fixed weights of `probes+metrics` were chosen on such zoos. What weights are worth that saw nothing
+of a zoo is the row of those that are best, of 26, on the other studies.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import click
@@ -36,9 +38,13 @@ from mergekern.prediction import (
     recommend,
 )
 from mergekern.prediction.correlation import pearson_r
+from mergekern.prediction.probe_sum import SOLO, WITH_METRICS, own_columns, probe_weights
 from mergekern.study.stages import TARGET, read_calibration, scores_by_method
 
 HALVES = LeaveTasksOut(n_repeats=40)
+# Columns beside solo and base losses, and weights of them that are tried.
+BESIDE = [name for name in WITH_METRICS if name not in SOLO]
+TRIED = list(product((0.0, 0.5, 1.0), repeat=len(BESIDE)))[1:]
 BUDGETS, DRAWS = (10, 20, 40), 10
 OWN, BASE = "own_accuracy_mean", "base_accuracy_mean"
 MARKS = "<!-- probes: begin (python/probe_study.py) -->", "<!-- probes: end -->"
@@ -69,23 +75,63 @@ def unseen_r(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.DataFra
         fitted = cross_validate_pairs(
             make_predictor("linear"), metrics.join(solo), y, splitter=HALVES, baselines=False, n_resamples=0
         )
+        ours = table[own_columns(map(str, table), method)]
+        cold = ours.drop(columns=direct.columns)
         ranked = {
             "own accuracy, no fit": table[OWN],
             "prior": pd.Series(make_predictor("prior", target=TARGET).fit(table).predict(table), table.index),
             "probes, solo and base": _sum_of(solo.join(table["base_loss_mean"])),
+            "probes+metrics": _sum_of(cold, "probes+metrics"),
             "probes, direct": _sum_of(direct),
         }
         found.setdefault("metrics+solo, fitted to the other half", []).append(fitted.folds["val_r"].mean())
         for name, values in ranked.items():
-            r = [pearson_r(values.to_numpy()[rows], y.to_numpy()[rows]) for rows in halves]
-            found.setdefault(name, []).append(float(np.nan_to_num(r).mean()))
+            found.setdefault(name, []).append(_within(halves, values, y))
+        for name, columns in {"probes+metrics": cold, "probes+metrics, direct": ours}.items():
+            corrected = cross_validate_pairs(
+                make_predictor("probes+metrics"), columns, y, splitter=HALVES, baselines=False, n_resamples=0
+            )
+            found.setdefault(f"{name}, corrected by the other half", []).append(corrected.folds["val_r"].mean())
+        for weights, values in zip(TRIED, _tried(cold, method), strict=True):
+            found.setdefault(str(weights), []).append(_within(halves, values, y))
     return pd.DataFrame(found, list(scores)).T
 
 
-def _sum_of(probes: pd.DataFrame) -> pd.Series:
-    """Return the predictor `probes` without any measured merge; a pair without a value has the mean of a column."""
+def _within(halves: list[np.ndarray], values: pd.Series, y: pd.Series) -> float:
+    """Return the mean r within halves of the models."""
+    return float(np.nan_to_num([pearson_r(values.to_numpy()[rows], y.to_numpy()[rows]) for rows in halves]).mean())
+
+
+def _sum_of(probes: pd.DataFrame, kind: str = "probes") -> pd.Series:
+    """Return a predictor of probes without any measured merge; a pair without a value has the mean of a column."""
     values = probes.fillna(probes.mean()).fillna(0.0)
-    return pd.Series(make_predictor("probes").fit(values).predict(values), probes.index)
+    return pd.Series(make_predictor(kind).fit(values).predict(values), probes.index)
+
+
+def _tried(columns: pd.DataFrame, method: str) -> list[pd.Series]:
+    """Return the sums with each of `TRIED` in place of the weights of `probes+metrics`."""
+    names = [*probe_weights(map(str, columns), method, metrics=True)]
+    values = columns[names].fillna(columns[names].mean()).fillna(0.0)
+    fitted = make_predictor("probes+metrics").fit(values)
+    terms = fitted.contributions(values) / fitted.weights_of_columns_
+    probes = [name.partition("[")[0] for name in names]
+    found = []
+    for tried in TRIED:
+        size = {**SOLO, **dict(zip(BESIDE, tried, strict=True))}
+        weights = [np.sign(WITH_METRICS[probe]) * abs(size[probe]) for probe in probes]
+        found.append(pd.Series(terms @ weights, columns.index))
+    return found
+
+
+def weights_of_others(unseen: dict[str, pd.DataFrame]) -> None:
+    """Replace the rows of `TRIED` by one with the weights that are best on the other studies, where there are any."""
+    means = pd.DataFrame({study: found.loc[list(map(str, TRIED))].mean(axis=1) for study, found in unseen.items()})
+    for study, found in unseen.items():
+        left = found.drop(index=means.index)
+        if len(unseen) > 1:
+            best = means.drop(columns=study).mean(axis=1).idxmax()
+            left.loc["probes+metrics, weights of the other zoos"] = found.loc[best]
+        unseen[study] = left
 
 
 def choice_costs(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.DataFrame:
@@ -99,7 +145,7 @@ def choice_costs(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.Dat
         for draw in range(DRAWS):
             rows = np.random.default_rng([m, draw]).permutation(len(Y))[:m]
             left = np.setdiff1d(np.arange(len(Y)), rows)
-            found = recommend([_light(table, Y[method], rows) for method in Y], table.iloc[left])
+            found = recommend([light_predictor(table, Y[method], rows) for method in Y], table.iloc[left])
             rest = Y.loc[found.index].to_numpy()
             chosen = rest[np.arange(len(rest)), [list(Y).index(name) for name in found["method"]]]
             always = rest[:, int(Y.iloc[rows].mean().to_numpy().argmax())]
@@ -108,7 +154,7 @@ def choice_costs(table: pd.DataFrame, scores: Mapping[str, pd.Series]) -> pd.Dat
     return pd.DataFrame(costs, ["recommend", "always the best"]).T
 
 
-def _light(table: pd.DataFrame, y: pd.Series, rows: np.ndarray) -> MergePredictor:
+def light_predictor(table: pd.DataFrame, y: pd.Series, rows: np.ndarray) -> MergePredictor:
     """Return a predictor with held-out predictions, without the intervals and validation that choose no method."""
     X = table[[OWN, BASE]].iloc[rows]
     target = y.to_numpy()[rows]
@@ -155,6 +201,7 @@ def main(studies: tuple[Path, ...], page: Path | None) -> None:
                 for target in (TARGET, "accuracy")
             )
             unseen[study.name], costs[study.name] = unseen_r(table, normalised), choice_costs(table, accuracy)
+    weights_of_others(unseen)
     found = as_markdown(unseen, costs)
     Console().print(found, soft_wrap=True)
     if page is not None:

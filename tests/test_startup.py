@@ -58,6 +58,17 @@ def test_every_public_name_is_there():
         _ = mergekern.compute_everything
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_of_a_command_sleep_unless_the_caller_says_otherwise(monkeypatch, given, found):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    program = "import os\nfrom mergekern.cli import main\ntry:\n    main(['table', '--help'])\nexcept SystemExit:\n    "
+    program += "print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == found
+
+
 def test_help_version_and_completion_need_no_library():
     assert imported_by_commands(["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)) == []
 

@@ -54,10 +54,11 @@ int threads_for(std::size_t count, int threads) {
   return std::max(1, std::min<int>(threads, static_cast<int>((count + kSegment - 1) / kSegment)));
 }
 
-constexpr std::size_t kMostLanes = 8;
+constexpr std::size_t kMostLanes = 8;  // of all instruction sets
 
-// Returns what segment(thread, start, stop, rows, values) writes to `values`, in the order of the segments: it returns
-// how many they are, and may write up to `more` elements behind a segment's. `rows` are two.
+// Calls segment(thread, start, stop, rows, values) for every segment, which writes to `values` and returns how many it
+// keeps. Returns all that are kept, in the order of the segments. `rows` holds two rows, and `values` holds `more`
+// elements beyond those of a segment, which may be overwritten.
 template <typename Segment>
 std::vector<double> collected(std::size_t count, int threads, std::size_t more, Segment segment) {
   threads = threads_for(count, threads);

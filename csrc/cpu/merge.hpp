@@ -13,8 +13,8 @@ enum class Consensus : int { sum = 0, mean = 1, elect = 2, agree = 3, elect_sum 
 constexpr Consensus kLastConsensus = Consensus::held;
 
 // How the task vectors of one tensor are merged; fields are as in mergekern/kernels/combine/__init__.py. Each array has
-// one value per model. If thresholds or limits is nullptr they trim nothing, and if keys is nullptr nothing is dropped;
-// if ballots is nullptr the weights vote, and if alone is nullptr nothing is multiplied. A spread or floor of 0 is none.
+// one value per model, or is nullptr: thresholds and limits then trim nothing, keys drop nothing, the weights vote in
+// place of ballots, and alone multiplies nothing. With a spread or floor of 0 there is no such bound.
 struct Rule {
   Consensus consensus;
   const double *weights, *divisors;
@@ -32,7 +32,7 @@ struct Tally {
   long long signs = 0, undecided = 0, non_finite = 0;
 };
 
-// Counts of magnitudes: above the upper end of a window, and equal to its ends.
+// Numbers of magnitudes above the upper end of a window, and equal to one of its ends.
 struct Window {
   long long above = 0, at_high = 0, at_low = 0;
 };
@@ -51,7 +51,8 @@ void magnitude_counts(const TensorView& base, const TensorView& tuned, std::size
 std::vector<double> magnitudes(const TensorView& base, const TensorView& tuned, std::size_t count,
                                std::uint64_t prefix, int above, int threads);
 
-// Returns the values |tuned − base| between `low` and `high`, in the order of the elements, and counts the others.
+// Returns the values |tuned − base| between `low` and `high`, without those equal to either, in the order of the
+// elements, and adds the numbers of others to `window`.
 std::vector<double> magnitudes_between(const TensorView& base, const TensorView& tuned, std::size_t count, double low,
                                        double high, int threads, Window* window);
 
@@ -59,11 +60,13 @@ std::vector<double> magnitudes_between(const TensorView& base, const TensorView&
 void variances(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count, int threads,
                double* out);
 
-// Returns the sum of squares of the differences of each model, of elements whose variance is at least `least`.
+// Returns for each model the sum of the squares of its differences, over the elements whose variance over the models is
+// at least `least`.
 std::vector<double> energies(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
                              double least, int threads);
 
-// Returns how many elements each model moves by more than `epsilon` together with others, and then how many alone.
+// Returns 2n numbers: how many elements each model moves by more than `epsilon` together with others, then how many it
+// alone does.
 std::vector<long long> changes(const TensorView& base, const std::vector<TensorView>& tuned, std::size_t count,
                                double epsilon, int threads);
 

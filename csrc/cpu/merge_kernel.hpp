@@ -1,7 +1,8 @@
 // Raw-pointer kernels of merging. Included once for each instruction set (for_each_instruction_set.hpp).
 #include "merge_rows.hpp"
 
-// Merges elements [start, stop) of the views. `first` is the index in the tensor of the views' first element.
+// Merges elements [start, stop) of the views. `first` is the index in the tensor of the views' first element, which the
+// masks depend on. `scratch` holds combine_scratch(n) elements.
 void combine_segment(const TensorView& base, const TensorView* tuned, std::size_t n, const TensorView& out,
                      std::size_t start, std::size_t stop, std::size_t first, const Rule& rule, double* scratch,
                      Tally* tally) {
@@ -59,7 +60,7 @@ void combine_segment(const TensorView& base, const TensorView* tuned, std::size_
   }
 }
 
-// Writes the bits of |tuned − base|, for `count` elements from `at` on, to the row.
+// Writes |tuned − base| of `count` elements from `at` on to the row.
 inline void magnitude_row(const TensorView& base, const TensorView& tuned, std::size_t at, std::size_t count,
                           double* base_row, double* row) {
   if (base.data) subtract(base, at, count, nullptr, base_row);
@@ -82,7 +83,8 @@ void count_segment(const TensorView& base, const TensorView& tuned, std::size_t 
   }
 }
 
-// Writes those magnitudes of elements [start, stop) that begin with `prefix` to `found`. Returns their number.
+// Writes those magnitudes of elements [start, stop) that begin with `prefix` to `found`, which holds one element more
+// than there are: each is written first, and overwritten if it is not kept. Returns their number.
 std::size_t collect_segment(const TensorView& base, const TensorView& tuned, std::size_t start, std::size_t stop,
                             std::uint64_t prefix, int above, double* scratch, double* found) {
   double* row = scratch + kRow;
@@ -98,8 +100,9 @@ std::size_t collect_segment(const TensorView& base, const TensorView& tuned, std
   return size;
 }
 
-// Writes those magnitudes of elements [start, stop) that lie between `low` and `high` to `found`, and counts those above
-// and those that are equal to either. `found` holds LANES elements more than there are. Returns the number of values.
+// Writes those magnitudes of elements [start, stop) that lie between `low` and `high` to `found`. Adds the numbers of
+// those above, and of those equal to either, to `window`. `found` holds LANES elements more than there are, since whole
+// registers are written. Returns the number of magnitudes between.
 std::size_t window_segment(const TensorView& base, const TensorView& tuned, std::size_t start, std::size_t stop,
                            double low, double high, double* scratch, double* found, Window* window) {
   double* row = scratch + kRow;
@@ -138,8 +141,8 @@ void variance_segment(const TensorView& base, const TensorView* tuned, std::size
   }
 }
 
-// Adds the sums of the squares of elements [start, stop), of those whose variance is at least `least`, to energies[n].
-// Sums are of eight parts on every instruction set. `scratch` holds n + 4 rows.
+// Adds the squares of elements [start, stop) whose variance is at least `least` to energies[n]. They are summed in
+// eight parts on every instruction set, so that all give the same bits. `scratch` holds n + 4 rows.
 void energy_segment(const TensorView& base, const TensorView* tuned, std::size_t n, std::size_t start, std::size_t stop,
                     double least, double* scratch, double* energies) {
   constexpr std::size_t kParts = 8;
@@ -158,8 +161,8 @@ void energy_segment(const TensorView& base, const TensorView* tuned, std::size_t
   }
 }
 
-// Counts the elements [start, stop) that each model moves by more than `epsilon`: counts[n] of those that others move
-// too, and then of those that it moves alone. `scratch` holds n + 2 rows.
+// Counts the elements [start, stop) that each model moves by more than `epsilon`. counts[i] are those that others move
+// too, counts[n + i] those that model i moves alone. `scratch` holds n + 2 rows.
 void change_segment(const TensorView& base, const TensorView* tuned, std::size_t n, std::size_t start, std::size_t stop,
                     double epsilon, double* scratch, long long* counts) {
   double *base_row = scratch, *movers = scratch + kRow, *rows = movers + kRow;

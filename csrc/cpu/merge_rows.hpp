@@ -1,12 +1,12 @@
 // What the kernels of merging do to rows of float64 that fit the L1 cache. It has no include guard, since
 // for_each_instruction_set.hpp includes it once for each instruction set.
 //
-// The compiler vectorises the simple loops; the others are written in registers. Products are stored before they are
-// added, so that the compiler cannot fuse the two: all instruction sets give the same bits.
+// The compiler vectorises the simple loops; the others are written in registers. A product is stored before it is
+// added. The compiler could otherwise fuse the two, and instruction sets would differ in the last bit.
 #include "decode.hpp"
 
-// Number of elements of a row: 8 models and the consensus take 15 KB. Three models in bfloat16 took a fifth longer in
-// rows of 512.
+// Number of elements of a row. The rows of 8 models and of the consensus then take 15 KB, which fit the L1 cache. With
+// rows of 512, a merge of three models in bfloat16 took a fifth longer.
 constexpr std::size_t kRow = 128;
 
 // Number of float64 that combine_segment uses for n models: their rows, base, and six rows for the consensus.
@@ -18,7 +18,7 @@ inline long long sum_of_bits(Bits bits) {
   return sum;
 }
 
-// Writes the chosen lanes one after the other, and others behind them. Returns the number of those that are chosen.
+// Writes the chosen lanes one after the other. Up to LANES elements are overwritten. Returns how many are chosen.
 MERGEKERN_INLINE std::size_t pack(Lanes values, Bits chosen, double* to) {
 #if LANES == 8
   const __mmask8 mask = _mm512_movepi64_mask(reinterpret_cast<__m512i>(chosen));
@@ -63,7 +63,7 @@ inline void scale_row(double* row, std::size_t count, double factor) {
 constexpr double kLeastDivisor = 1e-8;
 
 // merged = mean, sum or largest of the entries of the elected sign. `rows` are n rows kRow apart, with zeros up to a
-// multiple of LANES. One pass, in which nothing but comparisons uses a product: there is nothing to fuse.
+// multiple of LANES. Products are not stored here: only comparisons use them, so that there is nothing to fuse.
 template <Consensus consensus>
 void elect_rows(const double* rows, std::size_t n, std::size_t count, const Rule& rule, const double* ballots,
                 double* merged, Tally* tally) {
@@ -124,7 +124,7 @@ inline void variance_rows(const double* rows, std::size_t n, std::size_t count, 
   for (std::size_t e = 0; e < count; ++e) variances[e] /= models;
 }
 
-// Sets elements of n rows to zero whose variance is below `least`. `scratch` holds three rows.
+// Sets the elements whose variance over n rows is below `least` to zero in all rows. `scratch` holds three rows.
 inline void keep_varying(double* rows, std::size_t n, std::size_t count, double least, double* scratch) {
   const double* variances = scratch + 2 * kRow;
   variance_rows(rows, n, count, scratch, scratch + kRow, scratch + 2 * kRow);
@@ -142,8 +142,8 @@ inline void ballot_rows(const double* rows, std::size_t n, std::size_t count, co
   }
 }
 
-// weight = the sum of the divisors of the models that hold an element, 1 where that is none; factor = what multiplies
-// what a model holds alone, else 1. `holders` is a row.
+// weight = the sum of the divisors of the models that hold an element, or 1 where no model does. factor = the model's
+// `alone` where one model holds the element, else 1. `holders` is a row.
 inline void holder_rows(const double* rows, std::size_t n, std::size_t count, const Rule& rule,
                         double* __restrict holders, double* __restrict weight, double* __restrict factor) {
   for (std::size_t e = 0; e < count; ++e) holders[e] = weight[e] = factor[e] = 0.0;
@@ -163,7 +163,7 @@ inline void holder_rows(const double* rows, std::size_t n, std::size_t count, co
   }
 }
 
-// merged = the sum, for elements in which enough models stand out against the sum of the others; else 0.
+// merged = the sum where at least `needed` models exceed `share` of the sum of the others, else 0. `claims` is a row.
 inline void agree_rows(const double* rows, std::size_t n, std::size_t count, double share, long long needed,
                        const double* total, double* merged, double* claims) {
   for (std::size_t e = 0; e < count; ++e) claims[e] = 0.0;
@@ -176,7 +176,7 @@ inline void agree_rows(const double* rows, std::size_t n, std::size_t count, dou
   for (std::size_t e = 0; e < count; ++e) merged[e] = claims[e] >= least ? total[e] : 0.0;
 }
 
-// total = the sum of the rows, whose votes are counted.
+// total = the sum of the rows. Adds the signs of the votes to the tally.
 inline void sum_rows(const double* rows, std::size_t n, std::size_t count, const Rule& rule, double* total,
                      Tally* tally) {
   const Lanes zero = {};

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import uuid
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,15 +51,34 @@ def workspace(folder: Path) -> Iterator[Path]:
     True
     []
     """
-    remove_left_behind(folder)
-    lock = folder / f"{_PREFIX}{uuid.uuid4().hex}{_LOCK}"
-    descriptor = claim(lock)
-    assert descriptor is not None
+    place = Workspace(folder)
     try:
-        lock.with_suffix("").mkdir()
-        yield lock.with_suffix("")
+        yield place.path
     finally:
-        _remove(lock, descriptor)
+        place.remove()
+
+
+class Workspace:
+    """A hidden new folder inside a folder, which lasts as long as this object, and at most as its process.
+
+    Those that killed processes left behind are removed first.
+
+    Args:
+        folder: where it is made.
+
+    Attributes:
+        path: the folder.
+        remove: removes it; called by itself when this object goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        remove_left_behind(folder)
+        lock = folder / f"{_PREFIX}{uuid.uuid4().hex}{_LOCK}"
+        descriptor = claim(lock)
+        assert descriptor is not None
+        self.path = lock.with_suffix("")
+        self.remove = weakref.finalize(self, _remove, lock, descriptor)
+        self.path.mkdir()
 
 
 def remove_left_behind(folder: Path) -> None:

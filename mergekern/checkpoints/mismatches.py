@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from mergekern.checkpoints.checkpoint import Checkpoint
+from mergekern.checkpoints.heads import named_heads
 from mergekern.checkpoints.names import likely_difference
 from mergekern.errors import MismatchError
 
@@ -62,14 +63,21 @@ class Mismatches:
         return what.format(", ".join(map(repr, named)) + more)
 
     def error(self, base: Checkpoint, models: Sequence[Checkpoint]) -> MismatchError:
-        """Return the error that names the first of them, and in which part most names differ where that can be seen."""
+        """Return the error that names the first of them, in which part most names differ, and what to do."""
         lines = self.lines
         count = f"{len(lines):,} tensor{'s do' if len(lines) > 1 else ' does'}"
         shown = "\n  ".join(lines[:_TENSORS_NAMED])
         more = f"\n  and {len(lines) - _TENSORS_NAMED:,} more" if len(lines) > _TENSORS_NAMED else ""
+        skip = 'on_mismatch="skip" (--on-mismatch skip)'
+        if self._found.keys() <= named_heads((base, *models)):
+            remedy = (
+                'They are heads: merges keep each model\'s with heads="each" (--heads each), and metrics leave them '
+            )
+            remedy += f"out with {skip}."
+        else:
+            remedy = f"Give checkpoints of one architecture, or {skip} to leave these tensors out."
         return MismatchError(
-            f"{count} not match between the checkpoints:\n  {shown}{more}\n{hint(base, models)}"
-            'Give checkpoints of one architecture, or on_mismatch="skip" to leave these tensors out.'
+            f"{count} not match between the checkpoints:\n  {shown}{more}\n{hint(base, models)}{remedy}"
         )
 
 

@@ -131,7 +131,7 @@ def says_tied(config: Mapping[str, Any]) -> bool:
     (True, False, True)
     """
     tie = _tie_of(config)
-    return config.get("model_type") in _TIED_BY_DEFAULT if tie is None else tie
+    return str(config.get("model_type")) in _TIED_BY_DEFAULT if tie is None else tie
 
 
 def _tie_of(config: Mapping[str, Any]) -> bool | None:
@@ -226,6 +226,11 @@ def embedding_of(head: str, checkpoint: Checkpoint, shape: tuple[int, ...] | Non
 def is_head(name: str) -> bool:
     """Tell whether a tensor is one that transformers ties to embeddings, by the end of its name."""
     return name.endswith(_BIAS) or any(_ends(name, end) for end in _HEADS)
+
+
+def is_embedding(name: str) -> bool:
+    """Tell whether a tensor is an embedding of tokens, by the end of its name."""
+    return any(_ends(name, end) for end in _EMBEDDINGS)
 
 
 def _ends(name: str, end: str) -> bool:

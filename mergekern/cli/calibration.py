@@ -31,7 +31,7 @@ a line is a sample of that model alone. Lines without labels get those that each
 )
 @click.argument("zoo", type=ModelPath(), nargs=-1, required=True)
 @click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-              "[default: base.* in ZOO].")  # fmt: skip
+              "[default: base.* or base/ in ZOO].")  # fmt: skip
 @click.option("--samples", "--texts", "--images", "samples", type=click.Path(path_type=Path), required=True,
               help="File of JSON lines, one a sample.")  # fmt: skip
 @click.option("--task", type=click.Choice(TASKS), help="What the models do [default: by their architectures].")

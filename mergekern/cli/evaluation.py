@@ -125,7 +125,8 @@ evaluation_options = with_options(
     click.option("--task", "tasks", multiple=True, callback=parse_tasks, metavar="[MODEL=]TASK",
                  help="The task of a model, or of all; may be repeated [default: the name of each model]."),
     click.option("--model-fn", type=Function(), help="What builds the module that the checkpoints are of: "
-                 "package.module:function or file.py:function [default: the model of a transformers folder, else the "
+                 "package.module:function or file.py:function; one that needs an argument gets the name of the model "
+                 "whose head is wanted [default: the model of a transformers folder, else the "
                  "state dict]."),
     click.option("--state-dict", is_flag=True, help="Give the function state dicts, also of a transformers folder."),
     click.option("-o", "--option", "options", multiple=True, callback=parse_options_of_methods,
@@ -135,6 +136,11 @@ evaluation_options = with_options(
                  "2/5 of its free memory]."),
     click.option("--on-mismatch", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                  help="What to do about tensors that not all checkpoints share; skip takes the base's."),
+    click.option("--heads", metavar="each|base|NAME|merged", help="With whose head a merge is evaluated on a task: "
+                 "that of the task's model, of the base, or of NAME; merged takes heads for tensors as all others "
+                 "[default: each where the heads of the models differ, else merged]."),
+    click.option("--head-tensors", multiple=True, metavar="PATTERN", help="Names of the heads' tensors, such as "
+                 "classifier.*; may be repeated [default: what is no part of the body]."),
     click.option("--calibration", type=path_type, help="A folder of samples, for regmean and fisher, which run the "
                  "models; mergekern calibrate writes one."),
     io_option,
@@ -170,7 +176,7 @@ def measure(
     scores: Path, zoo: tuple[NamedPath, ...], base: Path | None, evaluate: Any, data: Path | None, texts: Path | None,
     processor: Path | None, batch_size: int | None, tasks: Any, model_fn: Callable | None, state_dict: bool,
     options: dict[str, dict[str, Any]], methods: list[str], pairs: Path | None, models: Path | None, score: str | None,
-    device: str, max_memory: int | None, on_mismatch: OnMismatch,
+    device: str, max_memory: int | None, on_mismatch: OnMismatch, heads: str | None, head_tensors: tuple[str, ...],
     calibration: Path | None, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     if scores.suffix != ".csv":
@@ -182,8 +188,8 @@ def measure(
         found = mergekern.measure_merges(
             checkpoints, base, evaluate=evaluator, methods=methods or None, pairs=pairs, scores=scores, models=models,
             tasks=tasks, model=model_of(model_fn, state_dict), options=options, score=score, device=device,
-            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename,
-            calibration=calibration_of(calibration, model_fn),
+            max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io, rename=rename, heads=heads,
+            head_tensors=head_tensors, calibration=calibration_of(calibration, model_fn),
         )  # fmt: skip
     say(f"wrote {scores}")
     end_with_failures(found.failures)
@@ -217,8 +223,8 @@ def best(
     zoo: tuple[NamedPath, ...], out: Path, budget: int, base: Path | None, evaluate: Any, data: Path | None,
     texts: Path | None, processor: Path | None, batch_size: int | None, tasks: Any, model_fn: Callable | None,
     state_dict: bool, options: dict[str, dict[str, Any]], methods: list[str], target: str | None, metrics: str,
-    no_page: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch,
-    calibration: Path | None, io: IO, rename: Mapping[str, str] | None,
+    no_page: bool, device: str, max_memory: int | None, on_mismatch: OnMismatch, heads: str | None,
+    head_tensors: tuple[str, ...], calibration: Path | None, io: IO, rename: Mapping[str, str] | None,
 ) -> None:  # fmt: skip
     evaluator = evaluator_of(evaluate, data, texts, processor, batch_size)
     checkpoints = models_of(zoo, base)
@@ -229,7 +235,8 @@ def best(
             checkpoints, base, evaluate=evaluator, out=out, budget=budget, options=options, target=target,
             metrics=[name.strip() for name in metrics.split(",")], tasks=tasks, model=model_of(model_fn, state_dict),
             page=not no_page, device=device, max_memory=max_memory, on_mismatch=on_mismatch, progress=progress, io=io,
-            rename=rename, calibration=calibration_of(calibration, model_fn), **chosen,
+            rename=rename, heads=heads, head_tensors=head_tensors, calibration=calibration_of(calibration, model_fn),
+            **chosen,
         )  # fmt: skip
     for sentence in found.answer:
         say(sentence)

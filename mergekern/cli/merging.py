@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Options of both commands.
 merge_options = with_options(
     click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-                 "[default: base.* in a folder ZOO]."),
+                 "[default: base.* or base/ in a folder ZOO]."),
     click.option("--out", type=click.Path(path_type=Path), required=True, help="Write here."),
     click.option("--overwrite", is_flag=True, help="Replace what mergekern wrote there before."),
     click.option("--dtype", help="Dtype of the result: float32, bfloat16, float16 or float64 [default: the base's]."),
@@ -178,8 +178,11 @@ def _write_mergekit_config(
     from mergekern.checkpoints import open_zoo
     from mergekern.checkpoints.adapter import Adapter
     from mergekern.merging.mergekit import mergekit_command
+    from mergekern.merging.registry import find_method
 
-    zoo = open_zoo(checkpoints, base, rename=rename)
+    chosen, resolved = find_method(method, options)
+    is_without_base = chosen.is_without_base(resolved)
+    zoo = open_zoo(checkpoints, base, rename=rename, first_as_base=is_without_base, least=chosen.least)
     base_path, *paths = (_for_mergekit(checkpoint) for checkpoint in zoo.checkpoints)
     models = [
         (base_path, path) if isinstance(model, Adapter) else path for model, path in zip(zoo.models, paths, strict=True)

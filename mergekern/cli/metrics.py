@@ -46,7 +46,7 @@ zoo_options = with_options(
     click.argument("zoo", type=ModelPath(), nargs=-1),
     click.option(
         "--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-        "[default: base.* in ZOO].",
+        "[default: base.* or base/ in ZOO].",
     ),
     click.option(
         "--metrics", default="all", show_default=True, help="Comma-separated names of metrics or categories."
@@ -314,7 +314,7 @@ def show_table(table: MetricTable, sort_by: str, rows: int) -> None:
     ranked = table.ranked(sort_by)
     beside = [
         RANKED_BY,
-        "task_vector_l2_distance",
+        "task_vector_cosine_similarity",
         "effective_rank",
         "subspace_overlap",
         "encoder_gradient_l2_distance",

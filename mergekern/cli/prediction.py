@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # mergekern.prediction, whose libraries take seconds to import, is imported where it is used.
 
 KINDS = (
-    "dense", "sparse", "linear", "forest", "additive", "additive+metrics", "prior", "prior+additive", "probes", "auto",
+    "dense", "sparse", "linear", "forest", "additive", "additive+metrics", "prior", "prior+additive", "probes",
+    "probes+metrics", "auto",
 )  # fmt: skip
 path_type = click.Path(path_type=Path)
 
@@ -152,6 +153,9 @@ def recommend(
     show_pairs(shown, rows, out, found)
     for method, count in found["method"].value_counts().items():
         say(f"{method}: best for {count} pairs, clearly for {int(found[found['method'] == method].clear.sum())}")
+    if not found["measured"].all():
+        say("predicted scores are drawn to their mean, as far as promising ones promised too much on held-out pairs; "
+            "`predict` gives them as they are")  # fmt: skip
     show_method_regrets(fitted)
     if group is not None:
         say(f"best {group} models together: {', '.join(best_group(every, group))}")

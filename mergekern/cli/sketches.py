@@ -32,7 +32,7 @@ MODELS are checkpoints, each as PATH or NAME=PATH, or one folder of them.
 )
 @click.argument("models", type=ModelPath(), nargs=-1, required=True)
 @click.option("--base", type=click.Path(path_type=Path), help="The checkpoint all models were fine-tuned from "
-              "[default: base.* in a folder of models].")  # fmt: skip
+              "[default: base.* or base/ in a folder of models].")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True,
               help="Write the sketches here, beside those that are there already.")  # fmt: skip
 @click.option("--size", type=int, help="Numbers of one sketch [default: those of OUT, or 4096].")

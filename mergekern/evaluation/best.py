@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import combinations
@@ -20,12 +20,13 @@ from mergekern._internal.files import write_atomically
 from mergekern._internal.locks import locked
 from mergekern._internal.validation import positive_integer
 from mergekern.api import compute_all
-from mergekern.checkpoints import Zoo, open_zoo
+from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.errors import EvaluationError, OptionError, OutputError, PredictionError
 from mergekern.evaluation.evaluator import Evaluator, Tasks, as_evaluator, tasks_of
 from mergekern.evaluation.files import Files
+from mergekern.evaluation.heads import hash_of_heads, open_with_heads, without_heads
 from mergekern.evaluation.measure import MeasuredMerges
 from mergekern.evaluation.measurement import Measurement
 from mergekern.evaluation.models import ModelLike
@@ -33,6 +34,7 @@ from mergekern.evaluation.pace import Measuring
 from mergekern.evaluation.rows import MERGE, normalized
 from mergekern.merging.gathered import check_samples
 from mergekern.merging.merge import merge_all
+from mergekern.merging.owners import EACH
 from mergekern.merging.registry import find_methods
 from mergekern.prediction.model import MergePredictor
 from mergekern.prediction.model_scores import model_scores
@@ -60,7 +62,8 @@ class BestMerge:
         method: by which it is made.
         models: the names of its two models.
         score: what was measured of it.
-        path: the merged checkpoint.
+        path: the merged checkpoint; or the folder with that of each of the two models, where they have heads of their
+            own.
         scores: a row for each measured merge, the best first; see `MeasuredMerges`.
         answer: what was found, in sentences.
         failures: why a model or a merge has no score, by its name.
@@ -95,6 +98,8 @@ def best_merge(
     progress: Callable[[Progress | Measuring], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    heads: str | None = None,
+    head_tensors: str | Sequence[str] | None = None,
     calibration: Any = None,
 ) -> BestMerge:
     """Find the best merge of two models of a zoo, measuring some of all merges, and make it.
@@ -106,9 +111,11 @@ def best_merge(
 
     Args:
         checkpoints, base, on_mismatch, io, rename: as for `merge`.
-        evaluate, tasks, model, options, device, max_memory: as for `measure_merges`.
+        evaluate, tasks, model, options, device, max_memory, heads, head_tensors: as for `measure_merges`. With heads
+            that are each task's own, the metrics are those of the bodies.
         out: a folder for all that is found: merged/METHOD/first+second.safetensors (a folder without the suffix where
-            the base is a folder), scores.csv, models.csv, metrics.parquet, statistics/, predictor.json of the best
+            the base is a folder, or where models have heads of their own: then it holds one result for each of the
+            two, by its name), scores.csv, models.csv, metrics.parquet, statistics/, predictor.json of the best
             method, report.html, and search.json, by which a run knows whether it goes on.
         budget: number of merges to measure; the base and the models come on top.
         methods: names of `METHODS` to choose from.
@@ -152,25 +159,29 @@ def best_merge(
         )
     if page:
         _check_page()
-    zoo = open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
+    zoo, heads = open_with_heads(
+        checkpoints, base, heads=heads, head_tensors=head_tensors, on_mismatch=on_mismatch, io=io, rename=rename
+    )
     of_model = tasks_of(zoo.model_names, tasks, evaluator)
     how: dict[str, Any] = {"evaluate": evaluator, "tasks": of_model, "model": model, "options": options}
-    how |= {"device": device, "max_memory": max_memory, "calibration": calibration}
+    how |= {"device": device, "max_memory": max_memory, "calibration": calibration, "heads": heads}
     search = _Search(zoo, Path(out), names, target, budget, how, progress)
     with locked(Path(out)):
-        table = search.metrics_of(checkpoints, base, metrics, on_mismatch, io, rename)
+        table = search.metrics_of(metrics)
         asked = {"evaluator": evaluator.name, "tasks": of_model, "options": options or {}}
         if calibration is not None:
             asked["calibration"] = calibration.content_hash(calibration.build())
+        if heads is not None:
+            asked["heads"] = {"of": heads, "tensors": sorted(zoo.heads), "hash": hash_of_heads(zoo)}
         search.check_same(asked, table)
         found = search.run(table.to_pandas())
         best = search.answer(found)
-        (path,) = merge_all(
+        paths = merge_all(
             zoo, methods=best.method, groups=[best.models], options=_options_of(best.method, options),
-            output=search.folder / MERGED, device=device, max_memory=max_memory,
+            output=search.folder / MERGED, device=device, max_memory=max_memory, heads=heads,
             calibration=calibration if find_methods(best.method, None)[0][0].needs else None,
         )  # fmt: skip
-        best = replace(best, path=path)
+        best = replace(best, path=paths[0].parent if heads == EACH else paths[0])
         if page:
             search.write_page(table, found, best)
     return best
@@ -192,15 +203,13 @@ class _Search:
     def pairs(self) -> list[tuple[str, str]]:
         return list(combinations(self.zoo.model_names, 2))
 
-    def metrics_of(
-        self, checkpoints: Any, base: Any, metrics: Any, on_mismatch: OnMismatch, io: IO, rename: Any
-    ) -> MetricTable:
+    def metrics_of(self, metrics: Any) -> MetricTable:
         """Return the table of metrics, those of the search among them, and write it."""
         names = [metrics] if isinstance(metrics, str) else list(metrics)
         metrics = names if "all" in names else list(dict.fromkeys([*names, *LIKENESS]))
         table = compute_all(
-            checkpoints, base, metrics=metrics, statistics=self.folder / STATISTICS, device=self.how["device"],
-            max_memory=self.how["max_memory"], on_mismatch=on_mismatch, io=io, rename=rename, progress=self.progress,
+            without_heads(self.zoo), metrics=metrics, statistics=self.folder / STATISTICS, device=self.how["device"],
+            max_memory=self.how["max_memory"], progress=self.progress,
         )  # fmt: skip
         table.save(self.folder / METRICS)
         return table
@@ -230,8 +239,9 @@ class _Search:
         evaluator, options = self.how["evaluate"], self.how["options"] or {}
         files = Files(self.folder / SCORES, self.folder / MODELS, evaluator.score, self.zoo.model_names)
         measurement = Measurement(
-            self.zoo, files, evaluator, self.how["tasks"], self.how["model"], device=self.how["device"],
-            max_memory=self.how["max_memory"], progress=self.progress, calibration=self.how["calibration"],
+            self.zoo, files, evaluator, self.how["tasks"], self.how["model"], heads=self.how["heads"],
+            device=self.how["device"], max_memory=self.how["max_memory"], progress=self.progress,
+            calibration=self.how["calibration"],
         )  # fmt: skip
         measurement.expect(min(self.budget, len(self.pairs) * len(self.methods)))
         measurement.measure_models()
@@ -278,6 +288,11 @@ class _Search:
             f"{len(found.scores)} of {total} merges were measured: those of {len(self.pairs)} pairs by "
             f"{', '.join(self.methods)}."
         )
+        if self.how["heads"] == EACH:
+            sentences.append(
+                "Heads are not merged: each task was measured with the head of its own model, and the merge is written "
+                "once with each of the two."
+            )
         return BestMerge(
             str(best["method"]), pair, float(best[self.target]), self.folder, scores, sentences, found.failures
         )
@@ -337,11 +352,13 @@ def _sentences(target: str, score: str, scores: pd.DataFrame, found: MeasuredMer
         f"Alone, each on its own task, the two models have {known['own_accuracy'].mean():.4f} on average, and the base "
         f"{known['base_accuracy'].mean():.4f}.",
     ]
+    if best[score] <= known["base_accuracy"].mean():
+        sentences.append("So it is no better than the base: other models, or other methods, may merge better.")
     if len(scores) > 1:
         second = scores.iloc[1]
+        which = "Just as good is" if second[target] == best[target] else "The second best of those measured is"
         sentences.append(
-            f"The second best of those measured is {second['method']} of {second['model_a']} and {second['model_b']}, "
-            f"with {second[target]:.4f}."
+            f"{which} {second['method']} of {second['model_a']} and {second['model_b']}, with {second[target]:.4f}."
         )
     if found.failures:
         sentences.append(f"{len(found.failures)} models or merges have no score; scores.csv and models.csv say why.")

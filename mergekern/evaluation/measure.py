@@ -14,11 +14,11 @@ import torch
 
 from mergekern._internal.files import check_output
 from mergekern._internal.locks import locked_file
-from mergekern.checkpoints import Zoo, open_zoo
 from mergekern.checkpoints.sources import IO
 from mergekern.checkpoints.zoo import OnMismatch
 from mergekern.evaluation.evaluator import Evaluator, Tasks, as_evaluator, tasks_of
 from mergekern.evaluation.files import Files
+from mergekern.evaluation.heads import open_with_heads
 from mergekern.evaluation.measurement import Measurement
 from mergekern.evaluation.models import ModelLike
 from mergekern.evaluation.pace import Measuring
@@ -63,6 +63,8 @@ def measure_merges(
     progress: Callable[[Measuring], None] | None = None,
     io: IO = "mmap",
     rename: Mapping[str, str] | None = None,
+    heads: str | None = None,
+    head_tensors: str | Sequence[str] | None = None,
     calibration: Any = None,
 ) -> MeasuredMerges:
     """Merge pairs of models in memory, and measure each merge, each model and the base by a function.
@@ -88,13 +90,19 @@ def measure_merges(
         tasks: on which tasks models are evaluated: model -> task or tasks, or tasks for all of them; by default each
             model is evaluated on the task of its own name, or on what the evaluator says.
         model: an `nn.Module` whose state dict has the names and shapes of the base, or a function that returns one; or
-            "state_dict". By default a base that is a folder of transformers is built from its configuration, and
-            others are given as state dicts.
+            "state_dict". A function that needs an argument gets the name of the model whose head the state dict has. By
+            default a base that is a folder of transformers is built from its configuration, with a head of a model
+            from the configuration of that, and others are given as state dicts.
         options: options of each method, such as `{"ties": {"density": 0.5}}`.
         score: name of the column of scores; by default "accuracy", or the evaluator's own.
         device: where models are merged and run: "cpu", "cuda:1", or "auto".
         max_memory, merged_memory: as for `merge_all`.
         progress: called with a `Measuring` before each model or merge, and at the end.
+        heads: with whose head a merge, a model alone and the base are evaluated on a task: "each" for that of the model
+            whose task it is; the name of a model, or "base", for that one's on all tasks; "merged" for heads that are
+            merged as all other tensors. By default "each" where the heads of the models do not match, or have labels
+            that differ, which a note says; elsewhere "merged".
+        head_tensors: as for `merge`.
         calibration: samples of the task of each model, a `mergekern.Calibration`, for merges by regmean and fisher.
 
     Raises:
@@ -111,10 +119,8 @@ def measure_merges(
     [['a', 'b', 0.875], ['a', 'c', 0.75], ['b', 'c', 0.875]]
     """
     evaluator = as_evaluator(evaluate)
-    zoo = (
-        checkpoints
-        if isinstance(checkpoints, Zoo)
-        else open_zoo(checkpoints, base, on_mismatch=on_mismatch, io=io, rename=rename)
+    zoo, heads = open_with_heads(
+        checkpoints, base, heads=heads, head_tensors=head_tensors, on_mismatch=on_mismatch, io=io, rename=rename
     )
     of_model = tasks_of(zoo.model_names, tasks, evaluator)
     path = None if scores is None else Path(scores)
@@ -126,8 +132,8 @@ def measure_merges(
         rows = files.want(methods, pairs, options or {})
         check_samples([find_method(name)[0] for name in sorted({row["method"] for row in rows})], calibration)
         measurement = Measurement(
-            zoo, files, evaluator, of_model, model, device=device, max_memory=max_memory, merged_memory=merged_memory,
-            progress=progress, calibration=calibration,
+            zoo, files, evaluator, of_model, model, heads=heads, device=device, max_memory=max_memory,
+            merged_memory=merged_memory, progress=progress, calibration=calibration,
         )  # fmt: skip
         measurement.expect(len(rows))
         measurement.measure_models()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,40 +14,39 @@ from mergekern.checkpoints import Zoo
 from mergekern.errors import EvaluationError
 from mergekern.evaluation.evaluator import Evaluator, as_number
 from mergekern.evaluation.files import BASE, OWN, Files
-from mergekern.evaluation.models import Make, ModelLike, maker_of
+from mergekern.evaluation.models import ModelLike, makers_of
 from mergekern.evaluation.pace import Measuring, Pace
 from mergekern.evaluation.rows import Row
 from mergekern.functional.isolation import undisturbed
 from mergekern.kernels import dispatch
 from mergekern.merging.gathered import Gathered, gather
 from mergekern.merging.in_memory import MERGED_BYTES, as_it_is, base_in_memory, merges_in_memory, route_on
-from mergekern.merging.output import OutputPlan, StateDict
+from mergekern.merging.output import StateDict
+from mergekern.merging.plans import Plans
 from mergekern.merging.request import Request
 
 logger = logging.getLogger(__name__)
+# The position of an owner, what was made with its head, and the models on whose tasks that is evaluated.
+Result = tuple[int, StateDict, list[str]]
 
 
 class Evaluation:
-    """Evaluates models on the tasks of models of a zoo, each task once for a model that is evaluated.
+    """Evaluates models on the tasks of models of a zoo, each task once for a result that is evaluated.
 
     Args:
         evaluator: what is asked.
-        make: makes of a state dict what the evaluator takes.
         tasks: the tasks of each model of the zoo.
         place: where models lie.
     """
 
-    def __init__(
-        self, evaluator: Evaluator, make: Make, tasks: Mapping[str, Sequence[str]], place: torch.device
-    ) -> None:
-        self._evaluator, self._make, self._tasks, self._place = evaluator, make, tasks, place
+    def __init__(self, evaluator: Evaluator, tasks: Mapping[str, Sequence[str]], place: torch.device) -> None:
+        self._evaluator, self._tasks, self._place = evaluator, tasks, place
 
-    def scores(self, state: StateDict, models: Sequence[str]) -> list[float | str]:
-        """Return a score for the tasks of each model, or why there is none."""
-        made = self._make(state)
+    def scores(self, made: Any, models: Iterable[str]) -> dict[str, float | str]:
+        """Return a score of what an evaluator takes for the tasks of each model, or why there is none."""
         needed = dict.fromkeys(task for name in models for task in self._tasks[name])
         found = {task: self._on(made, task) for task in needed}
-        return [_mean([found[task] for task in self._tasks[name]]) for name in models]
+        return {name: _mean([found[task] for task in self._tasks[name]]) for name in models}
 
     def _on(self, made: Any, task: str) -> float | str:
         try:
@@ -73,6 +72,7 @@ class Measurement:
         files: take the scores, and know which are there.
         evaluator: what is asked.
         tasks: the tasks of each model.
+        heads: whose heads results have, as `Plans` takes it.
         model, device, max_memory, merged_memory, calibration, progress: as for `measure_merges`.
 
     Raises:
@@ -82,19 +82,19 @@ class Measurement:
 
     def __init__(
         self, zoo: Zoo, files: Files, evaluator: Evaluator, tasks: Mapping[str, Sequence[str]], model: ModelLike, *,
-        device: str | torch.device, max_memory: int | None, merged_memory: int = MERGED_BYTES,
+        heads: str | None, device: str | torch.device, max_memory: int | None, merged_memory: int = MERGED_BYTES,
         progress: Callable[[Measuring], None] | None, calibration: Any = None,
     ) -> None:  # fmt: skip
         self._calibration, self._place = calibration, device
         self._gathered: dict[str, Gathered | None] = {}
         self._zoo, self._files, self._merged_memory, self._progress = zoo, files, merged_memory, progress
-        self._plan, self._route = OutputPlan.like_base(zoo, None), route_on(device, max_memory)
+        self._plans, self._route = Plans(zoo, heads, None), route_on(device, max_memory)
         place = dispatch.choose(device).device
-        make = maker_of(zoo, self._plan, model, evaluator.needs_module, place)
+        self._make = makers_of(zoo, self._plans, model, evaluator.needs_module, place)
         evaluator.prepare(zoo, sorted({task for given in tasks.values() for task in given}))
-        self._evaluation = Evaluation(evaluator, make, tasks, place)
+        self._evaluation = Evaluation(evaluator, tasks, place)
         self._base_lacks, self._lack = files.models_without(BASE), files.models_without(OWN)
-        self._pace = Pace(len(self._lack), len(self._lack) + bool(self._base_lacks))
+        self._pace = Pace(len(self._lack), len(self._lack) + len(list(self._parts(self._base_lacks))))
 
     def expect(self, merges: int) -> None:
         """Count merges that will be measured, or by a negative number that will not, for the estimate of the time."""
@@ -107,13 +107,13 @@ class Measurement:
             EvaluationError: the evaluator fails on all of them.
         """
         reasons: list[str] = []
-        if self._base_lacks:
-            found = self._evaluate("the base", base_in_memory(self._zoo, self._plan), self._base_lacks)
-            reasons += self._files.set_models(BASE, dict(zip(self._base_lacks, found, strict=True)))
+        for owner, names in self._parts(self._base_lacks):
+            head = f" with the head of {names[0]}" if self._plans.are_of_each else ""
+            state = base_in_memory(self._zoo, self._plans[owner])
+            reasons += self._files.set_models(BASE, self._evaluate(f"the base{head}", [(owner, state, names)]))
         wanted = [as_it_is(self._zoo.model_names.index(name)) for name in self._lack]
-        for name, (_, state) in zip(self._lack, self._made(wanted), strict=True):
-            found = self._evaluate(name, state, [name])
-            reasons += self._files.set_models(OWN, {name: found[0]})
+        for name, (_, result) in zip(self._lack, self._made(wanted), strict=True):
+            reasons += self._files.set_models(OWN, self._evaluate(name, self._results(result, [name])))
         if reasons and not self._files.has_scores():
             raise EvaluationError(f"the evaluator fails on the base and on every model: {reasons[-1]}")
 
@@ -121,9 +121,10 @@ class Measurement:
         """Measure merges, given by their rows, in this order."""
         requests = [self._with_samples(self._files.request(row, self._zoo)) for row in rows]
         self._files.scores.save()
-        for row, (request, state) in zip(rows, self._made(requests), strict=True):
+        for row, (request, result) in zip(rows, self._made(requests), strict=True):
             names = (row["model_a"], row["model_b"])
-            self._files.set_merge(row, self._evaluate(f"{request.method.name} of {'+'.join(names)}", state, names))
+            found = self._evaluate(f"{request.method.name} of {'+'.join(names)}", self._results(result, names))
+            self._files.set_merge(row, [found[name] for name in names])
         self._report("")
 
     def _with_samples(self, request: Request) -> Request:
@@ -136,14 +137,30 @@ class Measurement:
             self._gathered[method.needs] = gather([method], self._zoo, self._calibration, self._place)
         return replace(request, gathered=self._gathered[method.needs])
 
-    def _evaluate(self, what: str, state: StateDict, models: Sequence[str]) -> list[float | str]:
-        self._report(what)
-        with self._pace.evaluating():
-            return self._evaluation.scores(state, models)
+    def _parts(self, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+        """Yield the owner of each result of one merge, with the models on whose tasks it is evaluated, of some."""
+        positions = [self._zoo.model_names.index(name) for name in names]
+        if self._plans.are_of_each:
+            yield from ((1 + position, [name]) for position, name in zip(positions, names, strict=True))
+        elif names:
+            yield self._plans.owners(positions)[0], list(names)
 
-    def _made(self, requests: Sequence[Request]) -> Iterator[tuple[Request, StateDict]]:
-        made = merges_in_memory(self._zoo, requests, self._plan, self._route, merged_memory=self._merged_memory)
-        in_a_pass = max(1, self._merged_memory // max(self._plan.nbytes, 1))
+    def _results(self, result: Any, names: Sequence[str]) -> Iterator[Result]:
+        """Yield the results of one merge, as `merges_in_memory` gives them."""
+        for owner, of_names in self._parts(names):
+            yield owner, result[of_names[0]] if self._plans.are_of_each else result, of_names
+
+    def _evaluate(self, what: str, results: Iterable[Result]) -> dict[str, float | str]:
+        self._report(what)
+        found: dict[str, float | str] = {}
+        with self._pace.evaluating():
+            for owner, state, names in results:
+                found |= self._evaluation.scores(self._make[owner](state), names)
+        return found
+
+    def _made(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Any]]:
+        made = merges_in_memory(self._zoo, requests, self._plans, self._route, merged_memory=self._merged_memory)
+        in_a_pass = max(1, self._merged_memory // max(self._plans.nbytes, 1))
         for number in range(len(requests)):
             with self._pace.making(min(in_a_pass, len(requests) - number) if number % in_a_pass == 0 else 0):
                 found = next(made)

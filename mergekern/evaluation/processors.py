@@ -11,12 +11,13 @@ from mergekern._internal.extras import needs
 from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.folder_files import home
 from mergekern.errors import EvaluationError
+from mergekern.functional.processors import Auto, first_processor
 
 # A function like those of transformers, or the folder of one; None for that of the zoo.
 Processor = Callable[..., Any] | str | os.PathLike[str] | None
 
 
-def processor_of(zoo: Zoo, given: Processor, kind: str, what: str) -> Any:
+def processor_of(zoo: Zoo, given: Processor, kind: Auto, what: str) -> Any:
     """Return what was given, or what transformers reads in the folder of the base, or else of a model.
 
     Args:
@@ -30,21 +31,15 @@ def processor_of(zoo: Zoo, given: Processor, kind: str, what: str) -> Any:
     """
     if callable(given):
         return given
-    try:
-        import transformers
-    except ImportError as error:
-        raise EvaluationError(needs(f"a {what}", "evaluation", error)) from error
     if given is not None:
         folders = [Path(given)]
     else:
         folders = [folder for checkpoint in zoo.checkpoints if (folder := home(checkpoint)) is not None]
-    reasons = []
-    for folder in folders:
-        try:
-            return getattr(transformers, kind).from_pretrained(folder)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reasons.append(f"{folder}: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}")
-    raise EvaluationError(
-        f"no {what} is found in the folders of the models; give it (--processor, {what}=)"
-        + (f" ({reasons[0]})" if reasons else "")
-    )
+    try:
+        found = first_processor(folders, kind, what, EvaluationError)
+    except ImportError as error:
+        raise EvaluationError(needs(f"a {what}", "evaluation", error)) from error
+    if found is None:
+        where = f"in {given}" if given is not None else "in the folders of the models"
+        raise EvaluationError(f"no {what} is found {where}; give the folder that has it (--processor, {what}=)")
+    return found

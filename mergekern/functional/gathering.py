@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mergekern._internal.claims import Workspace
 from mergekern.checkpoints import Checkpoint, Zoo, open_checkpoint
 from mergekern.errors import CalibrationError, NonFiniteError, OptionError
 from mergekern.functional.batches import batches, rows_of
@@ -60,7 +61,7 @@ def gather(
     ]
     if base is not None:
         every.append((base, binding.zoo.base, dict(sorted(tasks.items()))))
-    folder = tempfile.TemporaryDirectory(prefix="mergekern-gathered-", ignore_cleanup_errors=True)
+    place = Workspace(Path(tempfile.gettempdir()))
     runs, start = _Runs(binding, dispatch.choose(device).device), time.perf_counter()
     found: dict[Need, dict[str, OfModel]] = {need: {} for need in needs}
     for index, (name, checkpoint, own) in enumerate(every):
@@ -71,12 +72,12 @@ def gather(
                 progress(Progress("", index, len(every), 0, 0, time.perf_counter() - start, what))
             tensors = runs.inputs(name, checkpoint, own) if need == "inputs" else runs.fisher(name, checkpoint, own)
             norm = float(torch.stack([values.double().square().sum() for values in tensors.values()]).sum().sqrt())
-            path = Path(folder.name, f"{need}_{index}.safetensors")
+            path = place.path / f"{need}_{index}.safetensors"
             _save(path, tensors)
             found[need][name] = OfModel(open_checkpoint(path, f"{need} of {name}"), norm)
     binding.zoo.check_unchanged()
     identity = binding.calibration.content_hash(binding.model)
-    return Gathered(found, frozenset(runs.of_rows), identity, tuple(runs.notes), folder)
+    return Gathered(found, frozenset(runs.of_rows), identity, tuple(runs.notes), place)
 
 
 @run_for.register(Calibration)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mergekern._internal.claims import workspace
 from mergekern.checkpoints import Layer, LayerStream, open_checkpoint
 from mergekern.checkpoints.zoo import align
 from mergekern.errors import OptionError
@@ -83,9 +84,12 @@ def dense(gradient: Tensor | None, like: Tensor) -> Tensor:
 @contextmanager
 def temporary_folder(parent: Path | None) -> Iterator[Path]:
     """Make a folder for gradients, in a folder of statistics or where temporary files are kept; then remove it."""
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(f"{FOLDER_PREFIX}*"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
+    if parent is None:
+        with workspace(Path(tempfile.gettempdir())) as place:
+            yield place
+        return
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{FOLDER_PREFIX}*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir=parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)

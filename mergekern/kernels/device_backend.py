@@ -14,6 +14,7 @@ from mergekern.errors import OptionError
 from mergekern.kernels.combine import Rule
 from mergekern.kernels.cuda_module import CudaModule, RawCudaModule
 from mergekern.kernels.gram import Blocks, Gram
+from mergekern.kernels.signs import DeviceSigns
 from mergekern.kernels.spectrum import DeviceSpectra, Estimates, Stack
 from mergekern.kernels.streams import CudaStreams, HostStreams, Streams
 from mergekern.kernels.trim import ModelBlocks
@@ -119,11 +120,23 @@ class DeviceBackend:
 
         return on_triton.overlap(bases)
 
+    def interference(self, values: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """See mergekern.kernels.interference.on_torch."""
+        from mergekern.kernels.interference import on_torch
+
+        return on_torch.interference(values, left, right)
+
     def kth_largest(self, blocks: ModelBlocks, models: int, count: int, k: int) -> torch.Tensor:
         """See mergekern.kernels.trim.on_cuda."""
         from mergekern.kernels.trim import on_cuda
 
         return on_cuda.kth_largest(blocks, models, count, k, self.module, self.device)
+
+    def signs(self, layers: Sequence[Sequence[torch.Tensor | None]], thresholds: torch.Tensor) -> DeviceSigns:
+        """See mergekern.kernels.signs.on_triton."""
+        from mergekern.kernels.signs import on_triton
+
+        return on_triton.signs(layers, thresholds)
 
     def combine(
         self, base: torch.Tensor | None, tuned: Sequence[torch.Tensor], rule: Rule, out: torch.Tensor, start: int = 0

@@ -44,14 +44,16 @@ class Support(NamedTuple):
     device: str | None
 
 
-# Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters), count_sketch,
-# interference and signs exist for the CPU only, task_product for devices only. If native and numpy name the same
+# Every kernel has a row, and its float64 oracle is <kernel>/reference.py. low_rank (adapters) and
+# count_sketch exist for the CPU only, task_product for devices only. If native and numpy name the same
 # function, it selects its inner loops itself.
 KERNELS = {
     "combine": Support("combine.on_cpu.native", "combine.on_cpu.numpy", "combine.on_triton.combine"),
     "count_sketch": Support("count_sketch.on_cpu.CountSketch", "count_sketch.on_cpu.CountSketch", None),
     "gram": Support("gram.on_cpu.native", "gram.on_cpu.numpy", "gram.on_triton.gram"),
-    "interference": Support("interference.on_cpu.native", "interference.on_cpu.numpy", None),
+    "interference": Support(
+        "interference.on_cpu.native", "interference.on_cpu.numpy", "interference.on_torch.interference"
+    ),
     "low_rank": Support("low_rank.on_cpu.Triplets", "low_rank.on_cpu.Triplets", None),
     "overlap": Support("overlap.on_cpu.native", "overlap.on_cpu.numpy", "overlap.on_triton.overlap"),
     "polar": Support("polar.on_cpu.polar", "polar.on_cpu.polar", "polar.on_torch.polar"),
@@ -60,7 +62,7 @@ KERNELS = {
         "randomized_spectrum.on_cpu.spectrum",
         "randomized_spectrum.on_cuda.spectra",
     ),
-    "signs": Support("signs.on_cpu.native", "signs.on_cpu.numpy", None),
+    "signs": Support("signs.on_cpu.native", "signs.on_cpu.numpy", "signs.on_triton.signs"),
     "spectrum": Support("spectrum.on_cpu.native", "spectrum.on_cpu.spectrum", "spectrum.on_cuda.spectra"),
     "task_product": Support(None, None, "task_product.on_triton.task_product"),
     "trim": Support("trim.on_cpu.kth_largest", "trim.on_cpu.kth_largest", "trim.on_cuda.kth_largest"),

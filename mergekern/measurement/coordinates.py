@@ -14,7 +14,7 @@ from mergekern.kernels import lapack
 from mergekern.kernels.native import difference
 from mergekern.kernels.signs import Signs
 from mergekern.kernels.trim.on_cpu import kth_largest
-from mergekern.statistics.coordinates import DENSITY, CoordinateStatistics, zero_coordinates
+from mergekern.statistics.coordinates import CoordinateStatistics, kept, zero_coordinates
 
 # Elements of a range of a tensor whose task vectors are multiplied from factors: 1 MiB of float64 for each model.
 FACTORED_ELEMENTS = 1 << 17
@@ -37,8 +37,7 @@ def coordinate_statistics(
     if not count:
         return zero_coordinates(models)
     reader = _Products(layer) if isinstance(layer, FactoredLayer) else layer
-    rank = max(1, int(DENSITY * count))
-    thresholds = [kth_largest(partial(_flat, reader, model), count, rank, threads) for model in range(models)]
+    thresholds = [kth_largest(partial(_flat, reader, model), count, kept(count), threads) for model in range(models)]
     found = CoordinateStatistics(*signs(reader.blocks, thresholds, threads, split))
     # Infinities that every model has as the base has them, in a causal mask for example: others are refused before.
     return found if np.isfinite(found.absolute).all() else zero_coordinates(models)

@@ -12,6 +12,8 @@ from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, ZooTensor
 from mergekern.kernels.low_rank import on_cpu as low_rank_on_cpu
 from mergekern.kernels.randomized_spectrum import on_cpu as randomized_spectrum_on_cpu
 from mergekern.kernels.spectrum import on_cpu as spectrum_on_cpu
+from mergekern.kernels.trim import on_cpu as trim_on_cpu
+from mergekern.measurement.coordinates import FACTORED_ELEMENTS
 from mergekern.measurement.options import MeasureOptions
 
 
@@ -53,6 +55,15 @@ def estimate_cost(zoo: Zoo, options: MeasureOptions | None = None) -> Cost:
             ranks = [c.factors(n).left.shape[1] for c, n in _stored(zoo, tensor) if c.change(n) == "factors"]
             flat = (tensor.shape[0], math.prod(tensor.shape[1:]))
             working = max(working, threads * low_rank_on_cpu.workspace(ranks, flat, budget // (2 * threads)))
+        of_coordinates = 0
+        if "coordinates" in options.extras:
+            count = math.prod(tensor.shape)
+            of_coordinates = threads * trim_on_cpu.workspace(count)
+            if "factors" in changes:
+                of_coordinates += threads * len(zoo.models) * 8 * min(count, FACTORED_ELEMENTS)
+            elif is_split:
+                total += size + _bytes_of_thresholds(zoo, tensor, budget)
+            working = max(working, of_coordinates)
         if options.with_spectrum and tensor.is_matrix and whole:
             shape = (tensor.shape[0], tensor.shape[1])
             if is_split:
@@ -60,7 +71,7 @@ def estimate_cost(zoo: Zoo, options: MeasureOptions | None = None) -> Cost:
                 total += _passes(options) * (size - base_size + whole * base_size)
             # The vectors of one layer, their stack, and those of the layer that is ahead.
             vectors = 3 * 4 * whole * min(options.top_k, *shape) * (shape[0] + 2 * shape[1])
-            working = max(working, threads * _workspace(shape, options) + vectors)
+            working = max(working, threads * _workspace(shape, options) + vectors + of_coordinates)
     return Cost(total, min(held, budget) + working)
 
 
@@ -70,6 +81,13 @@ def _passes(options: MeasureOptions) -> int:
         return 2
     in_float64 = randomized_spectrum_on_cpu.PASSES_IN_FLOAT64
     return randomized_spectrum_on_cpu.most_passes(options.top_k, options.spectrum_k) + in_float64 + 1
+
+
+def _bytes_of_thresholds(zoo: Zoo, tensor: ZooTensor, budget: int) -> int:
+    """Return how much finding what trimming keeps reads of a tensor that is not held, at most: a model at a time."""
+    base, *tuned = (checkpoint.tensors[name].nbytes for checkpoint, name in _stored(zoo, tensor))
+    count = math.prod(tensor.shape)
+    return sum(trim_on_cpu.most_reads(count, base + own <= budget) * (base + own) for own in tuned)
 
 
 def _workspace(shape: tuple[int, int], options: MeasureOptions) -> int:

@@ -22,12 +22,13 @@ class Factorised(NamedTuple):
     """Spectra of all models of a layer, and the overlaps (N, N) of each kind of their subspaces, on the device.
 
     Kinds of which there are no vectors are missing. Estimates of errors, of all models, are on the host; None where the
-    errors are rounding alone.
+    errors are rounding alone. `interference` is (N, N); None where it is not wanted.
     """
 
     spectra: DeviceSpectra
     overlaps: dict[str, torch.Tensor]
     estimates: Estimates | None
+    interference: torch.Tensor | None
 
     def spectrum(self, on_host: DeviceSpectra, model: int) -> Spectrum:
         """Return the spectrum of one model, given these spectra on the host."""
@@ -43,6 +44,7 @@ class Factorisation(Generic[Key]):
         backend: the kernels.
         top_k, spectrum_k, tolerance: see `Measurement`; a tolerance of None is an exact factorisation.
         workspace: bytes of the device that a launch may take beside the weights.
+        with_interference: whether the interference of leading singular triplets is wanted.
     """
 
     backend: DeviceBackend
@@ -50,6 +52,7 @@ class Factorisation(Generic[Key]):
     spectrum_k: int
     tolerance: float | None
     workspace: int
+    with_interference: bool = False
 
     def factorise(self, matrices: Mapping[Key, Stack], names: Mapping[Key, str]) -> dict[Key, Factorised]:
         """Return the factorisations of the matrices of layers, with the names of their tensors."""
@@ -114,9 +117,18 @@ class Factorisation(Generic[Key]):
             vectors = torch.stack([getattr(spectra[key][0], side) for key, side in same])
             found.update(zip(same, self.backend.overlap(vectors), strict=True))
         return {
-            key: Factorised(each, {side: found[key, side] for side in Bases._fields if (key, side) in found}, estimates)
+            key: Factorised(
+                each,
+                {side: found[key, side] for side in Bases._fields if (key, side) in found},
+                estimates,
+                self._interference(each) if self.with_interference else None,
+            )
             for key, (each, estimates) in spectra.items()
         }
+
+    def _interference(self, spectra: DeviceSpectra) -> torch.Tensor:
+        k = min(spectra.values.shape[1], spectra.left_top.shape[2])
+        return self.backend.interference(spectra.values[:, :k], spectra.left_top[..., :k], spectra.right_top[..., :k])
 
 
 def _joined(parts: Sequence[Part]) -> Part:

@@ -15,11 +15,11 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +28,14 @@ from mergekern.checkpoints import FactoredLayer, Layer, Zoo
 from mergekern.checkpoints.stream import non_finite
 from mergekern.kernels.device_backend import DeviceBackend
 from mergekern.kernels.gram import distances_from_inner, wanted_pairs
+from mergekern.kernels.signs import DeviceSigns
 from mergekern.kernels.spectrum import DeviceSpectra, Spectrum, Stack
 from mergekern.kernels.streams import Event
 from mergekern.kernels.transfer import Uploader
 from mergekern.measurement import Measurement, Pending
+from mergekern.measurement.device_coordinates import coordinate_statistics, device_signs
 from mergekern.measurement.device_spectra import Factorisation, Factorised, Part
 from mergekern.measurement.on_cpu import CpuMeasurement
-from mergekern.measurement.spectra import triplets_of
 from mergekern.statistics import Bases, LayerStatistics, SpectrumErrors, SpectrumStatistics
 
 logger = logging.getLogger(__name__)
@@ -69,23 +70,47 @@ class DeviceLayer:
     is_factorised: bool
 
 
+class _Found(NamedTuple):
+    """What the kernels give for a layer, on the device; None where it is not wanted."""
+
+    inner: torch.Tensor
+    factorised: Factorised | None
+    signs: DeviceSigns | None = None
+
+
+class _Spectra(NamedTuple):
+    """What the device gives for the matrices of a layer, fetched to the host.
+
+    Attributes:
+        values, rank, good: see `DeviceSpectra`, of all models.
+        overlaps: (N, N) of each kind of subspace.
+        vectors: the singular vectors that are wanted, by kind.
+        interference: (N, N) of leading singular triplets; None where it is not wanted.
+        factorised: the factorisation, still on the device: one that fails its check is looked at there.
+    """
+
+    values: torch.Tensor
+    rank: torch.Tensor
+    good: torch.Tensor
+    overlaps: dict[str, torch.Tensor]
+    vectors: dict[str, torch.Tensor]
+    interference: torch.Tensor | None
+    factorised: Factorised
+
+
 class _Results(NamedTuple):
     """What the device gives for a layer, fetched to the host; valid once `fetched` has come.
 
     Attributes:
         inner: inner products (N, N).
-        spectra: (values, rank, good) of all models; None where nothing is factorised.
-        overlaps: (N, N) of each kind of subspace.
-        vectors: the singular vectors that are wanted, by kind.
-        factorised: the factorisation, still on the device: one that fails its check is looked at there.
+        spectra: of all models; None where nothing is factorised.
+        signs: where task vectors agree in sign; None where it is not wanted, or measured on the processor.
         fetched: the event behind the copies.
     """
 
     inner: torch.Tensor
-    spectra: tuple[torch.Tensor, ...] | None
-    overlaps: dict[str, torch.Tensor]
-    vectors: dict[str, torch.Tensor]
-    factorised: Factorised | None
+    spectra: _Spectra | None
+    signs: DeviceSigns | None
     fetched: Event
 
 
@@ -120,7 +145,7 @@ class DeviceMeasurement(Measurement):
         self.max_memory: int = int(SHARE_OF_WEIGHTS * free) if self.max_memory is None else self.max_memory
         workspace = int(SHARE_OF_WORKSPACE * free)
         self._factorisation: Factorisation[DeviceLayer] = Factorisation(
-            self.backend, self.top_k, self.spectrum_k, self.svd_tolerance, workspace
+            self.backend, self.top_k, self.spectrum_k, self.svd_tolerance, workspace, "interference" in self.extras
         )
         self._streams = self.backend.streams()
         self._uploader = Uploader(self.backend.device, self._streams.stream("copies"))
@@ -151,14 +176,15 @@ class DeviceMeasurement(Measurement):
             results: Future[dict[DeviceLayer, _Results]] = Future()
             results.set_result({begun: self._in_blocks(begun, pool)})
             self._launched[begun] = results
-        else:
-            there = self._upload(layer.tensors(self.backend.device), pool, layer.tensor.name)
-            layer.release()
-            with self._state:
-                self._waiting[begun] = there
-                if self._is_full():
-                    self._launch()
-        return self.with_coordinates(partial(self._finish, begun), layer, pool, split)
+            # Thresholds take several reads of every block, which would all go through the bus.
+            return self.with_coordinates(partial(self._finish, begun), layer, pool, split)
+        there = self._upload(layer.tensors(self.backend.device), pool, layer.tensor.name)
+        layer.release()
+        with self._state:
+            self._waiting[begun] = there
+            if self._is_full():
+                self._launch()
+        return partial(self._finish, begun)
 
     def close(self) -> None:
         """See `Measurement`; nothing can be begun afterwards."""
@@ -178,18 +204,21 @@ class DeviceMeasurement(Measurement):
         results = batch.result()[begun]
         results.fetched.synchronize()
         layer, split = begun.layer, begun.split
+        coordinates = None if results.signs is None else coordinate_statistics(results.signs, split)
         inner = results.inner.numpy()
         if not np.isfinite(inner).all():
             if not all(layer.equal_to_base()):
                 raise non_finite(layer, begun.zoo)
-            return self.fallback.finished(self.fallback.unchanged(layer, split))
-        spectrum = None if results.factorised is None else self._statistics(layer, results, results.factorised)
+            return replace(self.fallback.finished(self.fallback.unchanged(layer, split)), coordinates=coordinates)
+        spectrum = None if results.spectra is None else self._statistics(layer, results.spectra)
         inner = np.where(wanted_pairs(len(inner), split), inner, 0.0)
         distance, spoilt = distances_from_inner(inner, split)
         if spoilt:
             i, j = np.array(spoilt).T
             distance[i, j] = distance[j, i] = self._squared_distances(layer, spoilt)
-        return LayerStatistics(layer.tensor.name, layer.tensor.shape, inner, distance, spectrum)
+        return LayerStatistics(
+            layer.tensor.name, layer.tensor.shape, inner, distance, spectrum, coordinates=coordinates
+        )
 
     def _is_full(self) -> bool:
         """Tell whether the layers that wait are worth a launch."""
@@ -211,42 +240,47 @@ class DeviceMeasurement(Measurement):
             with self._streams.on("kernels", what):
                 self._streams.wait("kernels", copied)
                 self._streams.keep([tensor for tensors in batch.values() for tensor in tensors], "kernels")
-                inner = self.backend.inner_products([[t.reshape(-1) for t in tensors] for tensors in batch.values()])
+                flat = [[tensor.reshape(-1) for tensor in tensors] for tensors in batch.values()]
+                inner = _for_each(flat, self.backend.inner_products)
+                signs: list[DeviceSigns | None] = [None] * len(flat)
+                if "coordinates" in self.extras:
+                    signs = _for_each(flat, partial(device_signs, self.backend))
                 matrices = {begun: Stack(base, tuned) for begun, (base, *tuned) in batch.items() if begun.is_factorised}
                 factorised = self._factorisation.factorise(matrices, names)
-            return self._fetched(
-                {begun: (inner[position], factorised.get(begun)) for position, begun in enumerate(batch)}, what
-            )
+            each = zip(batch, inner, signs, strict=True)
+            return self._fetched({begun: _Found(own, factorised.get(begun), its) for begun, own, its in each}, what)
 
-    def _fetched(
-        self, given: Mapping[DeviceLayer, tuple[torch.Tensor, Factorised | None]], what: str
-    ) -> dict[DeviceLayer, _Results]:
+    def _fetched(self, given: Mapping[DeviceLayer, _Found], what: str) -> dict[DeviceLayer, _Results]:
         """Queue the copies of what the kernels that are queued give for each layer."""
         streams = self._streams
         streams.wait("results", streams.record("kernels"))
-        fetched: dict[DeviceLayer, tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, dict, dict]] = {}
-        wanted = (
-            Bases._fields if self.with_bases else ("left_top", "right_top") if "interference" in self.extras else ()
-        )
+        fetched: dict[DeviceLayer, tuple[torch.Tensor, _Spectra | None, DeviceSigns | None]] = {}
         with streams.on("results", what):
 
             def to_host(tensor: torch.Tensor) -> torch.Tensor:
                 streams.keep([tensor], "results")
                 return streams.fetch(tensor)
 
-            for begun, (inner, factorised) in given.items():
-                if factorised is None:
-                    fetched[begun] = to_host(inner), None, {}, {}
-                    continue
-                spectra = factorised.spectra
+            for begun, (inner, factorised, signs) in given.items():
                 fetched[begun] = (
                     to_host(inner),
-                    tuple(to_host(each) for each in (spectra.values, spectra.rank, spectra.good)),
-                    {side: to_host(each) for side, each in factorised.overlaps.items()},
-                    {side: to_host(getattr(spectra, side)) for side in wanted},
+                    None if factorised is None else self._spectra_fetched(factorised, to_host),
+                    None if signs is None else DeviceSigns(*map(to_host, signs)),
                 )
         event = streams.record("results")
-        return {begun: _Results(*parts, given[begun][1], event) for begun, parts in fetched.items()}
+        return {begun: _Results(*parts, event) for begun, parts in fetched.items()}
+
+    def _spectra_fetched(self, factorised: Factorised, to_host: Callable[[torch.Tensor], torch.Tensor]) -> _Spectra:
+        spectra, interference = factorised.spectra, factorised.interference
+        return _Spectra(
+            to_host(spectra.values),
+            to_host(spectra.rank),
+            to_host(spectra.good),
+            {side: to_host(each) for side, each in factorised.overlaps.items()},
+            {side: to_host(getattr(spectra, side)) for side in (Bases._fields if self.with_bases else ())},
+            None if interference is None else to_host(interference),
+            factorised,
+        )
 
     def _in_blocks(self, begun: DeviceLayer, pool: ThreadPoolExecutor) -> _Results:
         """Measure a layer that is larger than the budget: block by block, its matrices one model at a time."""
@@ -262,7 +296,7 @@ class DeviceMeasurement(Measurement):
             self._wait_for_room(done)
         factorised = self._factorised_one_by_one(begun, pool, done) if begun.is_factorised else None
         with self._launching:
-            return self._fetched({begun: (inner[0], factorised)}, name)[begun]
+            return self._fetched({begun: _Found(inner[0], factorised)}, name)[begun]
 
     def _factorised_one_by_one(self, begun: DeviceLayer, pool: ThreadPoolExecutor, done: deque[Event]) -> Factorised:
         name = begun.layer.tensor.name
@@ -293,31 +327,25 @@ class DeviceMeasurement(Measurement):
         if len(done) >= BLOCKS_IN_FLIGHT:
             done.popleft().synchronize()
 
-    def _statistics(self, layer: Layer, results: _Results, factorised: Factorised) -> SpectrumStatistics:
+    def _statistics(self, layer: Layer, spectra: _Spectra) -> SpectrumStatistics:
         """Return the statistics of a layer's spectra; where some failed their check, from spectra redone on the CPU."""
-        assert results.spectra is not None
-        values, rank, good = (each.numpy() for each in results.spectra)
-        if not good.all():
+        values, factorised = spectra.values.numpy(), spectra.factorised
+        if not spectra.good.all():
             return self.fallback.overlaps(self._redo(layer, factorised))
         missing = np.full((len(values),) * 2, np.nan)
         left_top, right_top, right_bottom = (
-            results.overlaps[side].numpy() if side in results.overlaps else missing for side in Bases._fields
+            spectra.overlaps[side].numpy() if side in spectra.overlaps else missing for side in Bases._fields
         )
-        vectors = {side: each.numpy() for side, each in results.vectors.items()}
-        interference = None
-        if "interference" in self.extras:
-            triplets = triplets_of(values, vectors["left_top"], vectors["right_top"])
-            interference = self.fallback.backend.interference(triplets)
         return SpectrumStatistics(
             values,
-            rank,
+            spectra.rank.numpy(),
             left_top,
             right_top,
             right_bottom,
             k=factorised.spectra.left_top.shape[2],
-            bases=Bases(**vectors) if self.with_bases else None,
+            bases=Bases(**{side: each.numpy() for side, each in spectra.vectors.items()}) if self.with_bases else None,
             errors=None if factorised.estimates is None else SpectrumErrors(*factorised.estimates),
-            interference=interference,
+            interference=None if spectra.interference is None else spectra.interference.numpy(),
         )
 
     def _redo(self, layer: Layer, factorised: Factorised) -> list[Spectrum]:
@@ -342,3 +370,14 @@ class DeviceMeasurement(Measurement):
             with self._on_uploaded(there, layer.tensor.name):
                 total += self.backend.squared_distances(there, pairs).cpu().numpy()
         return total
+
+
+def _for_each(
+    layers: Sequence[Sequence[torch.Tensor]], kernel: Callable[[Sequence[Sequence[torch.Tensor]]], Iterable]
+) -> list:
+    """Return what a kernel gives for each layer. Layers of one number of models go in one launch."""
+    found: dict[int, Any] = {}
+    for count in dict.fromkeys(map(len, layers)):
+        at = [position for position, layer in enumerate(layers) if len(layer) == count]
+        found.update(zip(at, kernel([layers[position] for position in at]), strict=True))
+    return [found[position] for position in range(len(layers))]

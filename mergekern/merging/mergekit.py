@@ -16,7 +16,7 @@ from mergekern.merging.weights_by_tensor import Weight, checked_weight
 
 def mergekit_config(
     models: Sequence[str | tuple[str, str]],
-    base: str,
+    base: str | None,
     method: str,
     *,
     options: Mapping[str, Any] | None = None,
@@ -29,7 +29,7 @@ def mergekit_config(
     Args:
         models: paths of the models, or their names on a hub, with or without a revision, "org/name@revision"; a pair is
             a model and its adapter. A folder with + or @ in its path is written in mergekit's long form.
-        base: path or name of the base.
+        base: path or name of the base; None for methods that need none, as `mergekern.merge` does without.
         method: one of `mergekern.METHODS` that mergekit has as well, as its attribute `mergekit` tells.
         options: values of the method's options, as for `mergekern.merge`. Random masks are mergekit's own: `seed` is
             left out.
@@ -39,7 +39,7 @@ def mergekit_config(
         out_dtype: in which it writes; None for `dtype`.
 
     Raises:
-        OptionError: a method or option that mergekit does not have.
+        OptionError: a method or option that mergekit does not have, or a method that needs a base without one.
 
     >>> print(mergekit_config(["a", "b"], "base", "ties", options={"density": 0.5}))
     merge_method: "ties"
@@ -77,6 +77,8 @@ def mergekit_config(
     if theirs.base == "first":
         lines.append(f"base_model: {json.dumps(_reference(models[0]))}")
     elif theirs.base == "base" or (theirs.base == "optional" and resolved["of"] == "deltas"):
+        if base is None:
+            raise OptionError(f"{method} needs a base: pass base=PATH (--base on the command line)")
         lines.append(f"base_model: {json.dumps(_reference(base))}")
     lines.append("models:")
     for model, own in zip(models, of_models, strict=True):

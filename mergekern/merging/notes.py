@@ -59,18 +59,24 @@ def notes_of_heads(zoo: Zoo, plan: OutputPlan) -> list[str]:
 
 def notes_on_labels(zoo: Zoo) -> list[str]:
     """Return a note on heads that are merged although their configurations give their rows other labels."""
+    heads, owners = heads_of_other_labels(zoo)
+    if not heads:
+        return []
+    return [
+        f"heads that are merged although the labels of {' and '.join(map(repr, owners[:2]))} differ "
+        f'({len(heads):,}): {listed(heads)}; heads="each" (--heads each) gives each model\'s own to the merged body'
+    ]
+
+
+def heads_of_other_labels(zoo: Zoo) -> tuple[list[str], list[str]]:
+    """Return the heads among a zoo's tensors, and models whose labels differ; nothing where no two models' do."""
     labels: dict[str, str] = {}
     for model in zoo.models:
         if isinstance(said := model.config.get("id2label"), dict):
             labels.setdefault(json.dumps(said, sort_keys=True), model.name)
     merged = {tensor.name for tensor in zoo.tensors}
     heads = sorted(merged & named_heads(zoo.checkpoints)) if len(labels) > 1 else []
-    if not heads:
-        return []
-    return [
-        f"heads that are merged although the labels of {' and '.join(map(repr, list(labels.values())[:2]))} differ "
-        f'({len(heads):,}): {listed(heads)}; heads="each" (--heads each) gives each model\'s own to the merged body'
-    ]
+    return (heads, list(labels.values())) if heads else ([], [])
 
 
 def notes_of_owner(zoo: Zoo, plan: OutputPlan, folder: Path | None) -> list[str]:

@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 
 from mergekern.errors import PredictionError
-from mergekern.metrics import MODEL_SCORES, RANKED_BY
+from mergekern.metrics import MODEL_SCORES
 from mergekern.prediction.pairs import CompletePairs, IncompletePairsWarning, complete_pairs, pair_key
 from mergekern.prediction.predictors import PredictorKind
 from mergekern.prediction.prior import OWN, PRIOR_COLUMNS
-from mergekern.prediction.probe_sum import probe_weights
+from mergekern.prediction.probe_sum import own_columns, probe_weights
 from mergekern.prediction.scores import align_scores
 from mergekern.prediction.validation import cross_validate_pairs
 from mergekern.tables.metric_table import MetricTable
 
 FEWEST_PAIRS = 3
+COSINE = "task_vector_cosine_similarity"
 
 
 def training_pairs(table: MetricTable, scores: pd.Series, method: str, kind: PredictorKind) -> CompletePairs:
@@ -54,13 +55,13 @@ def read_columns(frame: pd.DataFrame, kind: PredictorKind, method: str | None = 
         PredictionError: it reads model scores or probes by the method, and there are none.
     """
     if kind.uses_probes:
-        columns = list(probe_weights(map(str, frame), method))
+        columns = list(probe_weights(map(str, frame), method, kind.uses_metrics))
         if not any("[" in name for name in columns):
             raise PredictionError(
                 f"the table has no probes by {method}: join mergekern.merge_probes(..., methods={method!r}) "
                 f"(--merge-probes {method} of mergekern metrics)"
             )
-        return frame[columns]
+        return frame[own_columns(map(str, frame), method)] if kind.uses_metrics else frame[columns]
     if kind.uses_model_scores:
         if OWN not in frame:
             raise PredictionError(
@@ -100,7 +101,7 @@ def validate(
     by = {"predictor": predicted["prediction"].to_numpy()}
     values = {pair_key(pair): row for pair, row in zip(beside.index, range(len(beside)), strict=True)}
     rows = [values[pair_key(pair)] for pair in zip(predicted["model_a"], predicted["model_b"], strict=True)]
-    for name, column in {"own accuracy, no fit": OWN, "cosine": RANKED_BY}.items():
+    for name, column in {"own accuracy, no fit": OWN, "cosine": COSINE}.items():
         if column in beside and beside[column].notna().all():
             by[name] = beside[column].to_numpy()[rows]
     figures["regrets"] = {name: choice_regrets(predicted, order) for name, order in by.items()}

@@ -46,10 +46,17 @@ class ConformalIntervals:
 
     def around(self, predictions: np.ndarray, sd: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (low, high), (n,) each, for predictions, their standard deviations and numbers of measured models."""
+        half = self.half_widths(predictions, sd, measured)
+        return self.cut(predictions - half), self.cut(predictions + half)
+
+    def half_widths(self, predictions: np.ndarray, sd: np.ndarray, measured: np.ndarray) -> np.ndarray:
+        """Return (n,) half widths before they are cut at the limits; NaN where they are not known."""
         widths = np.array([np.nan if (w := self.widths[int(k)]) is None else w for k in measured], dtype=np.float64)
-        half = widths * sd * self.scale.at(predictions)
-        low, high = predictions - half, predictions + half
-        return (low, high) if self.limits is None else (np.clip(low, *self.limits), np.clip(high, *self.limits))
+        return widths * sd * self.scale.at(predictions)
+
+    def cut(self, values: np.ndarray) -> np.ndarray:
+        """Return values, those beyond the limits replaced by them."""
+        return values if self.limits is None else np.clip(values, *self.limits)
 
 
 def conformal_intervals(

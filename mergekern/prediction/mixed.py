@@ -27,6 +27,19 @@ GRID = np.linspace(np.log(RATIOS[0]), np.log(RATIOS[1]), 48)
 
 
 @dataclass(frozen=True)
+class ExpectedRatio:
+    """A log-normal prior of the ratio γ of a single group.
+
+    Attributes:
+        ratio: its median.
+        log_sd: standard deviation of log γ.
+    """
+
+    ratio: float
+    log_sd: float
+
+
+@dataclass(frozen=True)
 class MixedModel:
     """A fitted mixed model, in the units of y.
 
@@ -60,6 +73,7 @@ def fit_mixed(
     y: np.ndarray,
     weights: np.ndarray | None = None,
     start: np.ndarray | None = None,
+    expected: ExpectedRatio | None = None,
 ) -> MixedModel:
     """Fit a mixed model by REML.
 
@@ -69,6 +83,7 @@ def fit_mixed(
         y: (n,) float64.
         weights: (n,) weights of the rows, all 1 if None; row i has residual variance σ² / weights[i].
         start: (groups,) ratios to start from.
+        expected: what the ratio of a single group is expected to be; None if nothing is known of it.
 
     >>> y = np.array([1.1, 0.9, 3.2, 2.8])
     >>> model = fit_mixed(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), np.array([0, 0]), y)
@@ -83,7 +98,7 @@ def fit_mixed(
         return MixedModel(centre, np.zeros(size), nothing, np.zeros(groups.max(initial=-1) + 1), 0.0, weights, 0.0)
     equations = _Equations(design, groups, (y - centre) / scale, weights)
     if len(equations.sizes) == 1:
-        ratios, deviance = _OneGroup(equations).most_likely(start)
+        ratios, deviance = _OneGroup(equations, expected).most_likely(start)
     else:
         ratios, deviance = equations.most_likely(start)
     inverse, solution, residual, _ = equations.solve(ratios)
@@ -99,7 +114,14 @@ def fit_mixed(
     )
 
 
-def fit_robust(design: np.ndarray, groups: np.ndarray, y: np.ndarray, dof: float, rounds: int = 20) -> MixedModel:
+def fit_robust(
+    design: np.ndarray,
+    groups: np.ndarray,
+    y: np.ndarray,
+    dof: float,
+    rounds: int = 20,
+    expected: ExpectedRatio | None = None,
+) -> MixedModel:
     """Fit with residuals of Student's t with `dof` degrees of freedom: a few failed merges then do not spoil the fit.
 
     Expectation-maximisation alternates the fit with weights (ν + 1) / (ν + E[e²]/σ²) of the rows; E[e²] includes the
@@ -109,7 +131,7 @@ def fit_robust(design: np.ndarray, groups: np.ndarray, y: np.ndarray, dof: float
     >>> round(fit_robust(np.zeros((8, 1)), np.array([0]), y, dof=4).mean, 1)
     1.0
     """
-    model = fit_mixed(design, groups, y)
+    model = fit_mixed(design, groups, y, expected=expected)
     full = np.column_stack([np.ones(len(y)), design])
     for _ in range(rounds):
         if model.residual_variance <= EXACT * float(y.var()):
@@ -119,7 +141,7 @@ def fit_robust(design: np.ndarray, groups: np.ndarray, y: np.ndarray, dof: float
         weights = (dof + 1) / (dof + squares / model.residual_variance)
         if np.abs(weights - model.weights).max() < 1e-2:
             return model
-        model = fit_mixed(design, groups, y, weights, model.ratios)
+        model = fit_mixed(design, groups, y, weights, model.ratios, expected)
     return model
 
 
@@ -205,7 +227,7 @@ class _OneGroup:
     squares is R(γ) = y² − Σ c²γ/(1 + γd), and the deviance (n − 1) log R + Σ log(1 + γd), up to a constant.
     """
 
-    def __init__(self, equations: _Equations) -> None:
+    def __init__(self, equations: _Equations, expected: ExpectedRatio | None = None) -> None:
         total, sums, inner = equations.products[0, 0], equations.products[0, 1:], equations.products[1:, 1:]
         spectrum, axes = np.linalg.eigh(inner - np.outer(sums, sums) / total)
         self.spectrum = np.maximum(spectrum, 0.0)
@@ -213,19 +235,23 @@ class _OneGroup:
         self.squares = equations.squares - equations.right[0] ** 2 / total
         self.dof = equations.dof
         self.constant = float(np.log(total))
+        self.centre = 0.0 if expected is None else float(np.log(expected.ratio))
+        self.precision = 0.0 if expected is None else expected.log_sd**-2
 
     def deviance(self, log_ratios: np.ndarray) -> np.ndarray:
-        """Return (n,) values of −2 log restricted likelihood, as `_Equations.deviance`."""
+        """Return (n,) values of −2 log restricted likelihood, as `_Equations.deviance`, and of the prior's density."""
         ratios = np.exp(log_ratios)[:, None]
         residuals = self._residuals(ratios)
-        return self.dof * np.log(residuals) + np.log1p(ratios * self.spectrum).sum(1) + self.constant
+        likelihood = self.dof * np.log(residuals) + np.log1p(ratios * self.spectrum).sum(1) + self.constant
+        return likelihood + self.precision * (log_ratios - self.centre) ** 2
 
     def slope(self, log_ratio: float) -> float:
         """Return the derivative of the deviance by the logarithm of γ."""
         ratio = np.exp(log_ratio)
         shrunk = 1 / (1 + ratio * self.spectrum)
         fall = ratio * float(self.loads @ shrunk**2) / (self.dof * float(self._residuals(ratio)))
-        return len(shrunk) - float(shrunk.sum()) - self.dof * fall
+        drawn = 2 * self.precision * (log_ratio - self.centre)
+        return len(shrunk) - float(shrunk.sum()) - self.dof * fall + drawn
 
     def _residuals(self, ratios: np.ndarray) -> np.ndarray:
         explained = (ratios / (1 + ratios * self.spectrum)) @ self.loads

@@ -168,10 +168,19 @@ class MergePredictor:
         Raises:
             PredictionError: the table lacks metrics, or the frame's index does not name the two models of each row.
         """
+        out = self.uncut(table)
+        prediction, half = self.intervals.cut(out["prediction"].to_numpy()), out.pop("half").to_numpy()
+        out["prediction"] = prediction
+        out.insert(1, "low", self.intervals.cut(prediction - half))
+        out.insert(2, "high", self.intervals.cut(prediction + half))
+        return out.sort_values("prediction", ascending=False, kind="stable", na_position="last")
+
+    def uncut(self, table: MetricTable | pd.DataFrame) -> pd.DataFrame:
+        """Return `predict` in the order of the table before anything is cut off; half widths are in the column half."""
         X = self._metrics_of(table)
         pairs = _names_of(X)
         possible = np.isfinite(X.to_numpy()).all(1)
-        out = pd.DataFrame({"prediction": np.nan, "low": np.nan, "high": np.nan}, index=X.index)
+        out = pd.DataFrame({"prediction": np.nan, "half": np.nan}, index=X.index)
         known = {pair_key(pair): score for pair, score in self.measured.items()}
         out["measured"] = [known.get(pair_key(pair), np.nan) for pair in pairs]
         out["measured_models"] = np.isin(pairs, self.models).sum(1)
@@ -179,14 +188,12 @@ class MergePredictor:
         if possible.any():
             rows, names = X[possible], pairs[possible]
             predictions = predict_pairs(self.estimator, rows, names)
-            if self.intervals.limits is not None:
-                predictions = np.clip(predictions, *self.intervals.limits)
-            sd = predicted_sd(self.estimator, rows, names)
-            low, high = self.intervals.around(predictions, sd, out["measured_models"].to_numpy()[possible])
-            out.loc[possible, ["prediction", "low", "high"]] = np.column_stack([predictions, low, high])
+            sd, measured = predicted_sd(self.estimator, rows, names), out["measured_models"].to_numpy()[possible]
+            half = self.intervals.half_widths(self.intervals.cut(predictions), sd, measured)
+            out.loc[possible, ["prediction", "half"]] = np.column_stack([predictions, half])
             out.loc[possible, "drivers"] = _drivers(contributions(self.estimator, rows, names), names)
         out["remarks"] = self._remarks(X, out["measured_models"].to_numpy())
-        return out.sort_values("prediction", ascending=False, kind="stable", na_position="last")
+        return out
 
     def explain(self, table: MetricTable) -> pd.DataFrame:
         """Return the terms of each prediction: "mean", the effects "model_a" and "model_b", and a term for each metric.

@@ -156,6 +156,12 @@ PREDICTORS = {
         uses_metrics=False,
         uses_probes=True,
     ),
+    "probes+metrics": PredictorKind(
+        "merge probes and metrics, summed with fixed weights, corrected by measured merges",
+        ProbeSumRegressor,
+        {"metrics": True},
+        uses_probes=True,
+    ),
     "auto": PredictorKind("what suits the things known: prior, effects, metrics", AutoRegressor, {}),
 }
 
@@ -182,8 +188,9 @@ def make_predictor(kind: str, options: Mapping[str, Any] | None = None, *, targe
     "dense" and "sparse" are the study's fits (`PearsonRegressor`), "linear" and "forest" predict from metrics alone,
     "additive" from the names of the models alone, "additive+metrics" from both. "prior" predicts from `model_scores`
     without any measured merge, "prior+additive" corrects that by measured merges, "probes" sums merge probes with fixed
-    weights, and "auto" takes what suits the columns and scores given. The names are given as `pairs` to `fit` and
-    `predict`, or are the index of X, as in `MetricTable.to_pandas()`.
+    weights, "probes+metrics" adds metrics and corrects the sum by measured merges, and "auto" takes what suits the
+    columns and scores given. The names are given as `pairs` to `fit` and `predict`, or are the index of X, as in
+    `MetricTable.to_pandas()`.
 
     Args:
         kind: one of `PREDICTORS`.

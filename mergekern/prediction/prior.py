@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergekern.errors import PredictionError
 from mergekern.metrics import MODEL_SCORES
+from mergekern.prediction.mixed import ExpectedRatio, fit_robust
 from mergekern.prediction.pairs import UnnamedPairsWarning, find_pairs, names_to_predict, task_codes
 from mergekern.prediction.planning import TASK_RATIO
 
@@ -27,6 +28,9 @@ OWN, BASE = "own_accuracy_mean", "base_accuracy_mean"
 # did worse on every zoo tried. That the base's knowledge of a task predicts its merges: Rahamim et al.,
 # arXiv 2601.06672.
 OWN_WEIGHT, BASE_WEIGHT = 0.9, 0.1
+# From so many measured merges on, they themselves say how far effects are shrunk, and which merges failed: residuals
+# have the heavy tails of Student's t with DOF degrees of freedom.
+FEWEST, EXPECTED, DOF = 8, ExpectedRatio(TASK_RATIO, log_sd=1.0), 4.0
 
 
 def normalized_accuracy(merged: Iterable[float], own: Iterable[float]) -> float:
@@ -51,9 +55,10 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
     own_accuracy_mean.
 
     With `effects=True`, measured merges correct the rule. What they differ from it, as a ratio to own_accuracy_mean, is
-    a mean plus an effect of each model, shrunk towards 0 the more, the fewer merges of the model were measured (a
-    variance of effects of 10 residual variances, as in `plan_measurements`). Without a merge of either model only the
-    mean is corrected.
+    a mean plus an effect of each model, shrunk towards 0 the more, the fewer merges of the model were measured. The
+    variance of effects is expected to be 10 residual variances, as in `plan_measurements`. From eight merges on the
+    likelihood of the measured merges corrects that (restricted maximum likelihood with a log-normal prior), and merges
+    that fit badly weigh less. Without a merge of either model only the mean is corrected.
 
     Args:
         target: what y is.
@@ -63,6 +68,7 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
         tasks_: (T,) names of the models with measured merges, sorted; empty without `effects`.
         mean_: mean correction, in units of the ratio.
         effects_: (T,) effects, in units of the ratio.
+        effects_ratio_: variance of effects in residual variances.
         residual_variance_: variance of the ratio about mean and effects; 0 where too few merges tell.
 
     >>> import pandas as pd
@@ -95,6 +101,7 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
             raise PredictionError(f"the prior predicts {' or '.join(get_args(Target))}, not {self.target!r}")
         self.tasks_, self.effects_, self.covariance_ = np.array([], dtype=str), np.zeros(0), np.zeros((1, 1))
         self.mean_ = self.residual_variance_ = 0.0
+        self.effects_ratio_ = TASK_RATIO
         measured = y is not None and np.size(np.asarray(y)) > 0
         self.has_scores_ = OWN in getattr(X, "columns", ())
         if not self.has_scores_:
@@ -132,9 +139,16 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def _fit_effects(self, ratio: np.ndarray, names: np.ndarray | None) -> None:
-        """Fit mean and effects of the difference from the rule: ridge with a free mean."""
+        """Fit mean and effects of the difference from the rule: ridge, and REML from `FEWEST` merges on."""
         self.tasks_ = np.array([], dtype=str) if names is None else task_codes(names)[0]
-        design = np.column_stack([np.ones(len(ratio)), self._incidence(names, len(ratio))])
+        incidence = self._incidence(names, len(ratio))
+        if len(ratio) >= FEWEST and len(self.tasks_):
+            model = fit_robust(incidence, np.zeros(len(self.tasks_), dtype=int), ratio, DOF, expected=EXPECTED)
+            self.mean_, self.effects_ = model.mean, model.coefficients
+            self.effects_ratio_, self.residual_variance_ = float(model.ratios[0]), model.residual_variance
+            self.covariance_ = model.covariance / (model.residual_variance or 1.0)
+            return
+        design = np.column_stack([np.ones(len(ratio)), incidence])
         penalty = np.diag([0.0, *np.full(len(self.tasks_), 1 / TASK_RATIO)])
         self.covariance_ = np.ascontiguousarray(np.linalg.inv(design.T @ design + penalty))
         solution = self.covariance_ @ design.T @ ratio
@@ -176,7 +190,7 @@ class PriorRegressor(RegressorMixin, BaseEstimator):
             return np.full(len(X), np.sqrt(self.residual_variance_))
         design = np.column_stack([np.ones(len(X)), self._incidence(names, len(X))])
         known = ((design @ self.covariance_) * design).sum(1)
-        unknown = (2 - np.isin(names, self.tasks_).sum(1)) * TASK_RATIO
+        unknown = (2 - np.isin(names, self.tasks_).sum(1)) * self.effects_ratio_
         return np.sqrt((1 + known + unknown) * self.residual_variance_) * self._unit(self._scores(X))
 
     def _scores(self, X: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,14 +41,11 @@ def recommend(predictors: Iterable[MergePredictor], table: MetricTable | pd.Data
     predictors = list(predictors)
     _check_comparable(predictors)
     index = (table.to_pandas() if isinstance(table, MetricTable) else table).index
-    predicted = [predictor.predict(table).reindex(index) for predictor in predictors]
-    offers = [
-        _offer(predictor.method, found, *calibration(predictor))
-        for predictor, found in zip(predictors, predicted, strict=True)
-    ]
+    predicted = [predictor.uncut(table).reindex(index) for predictor in predictors]
+    offers = [_offer(predictor, found) for predictor, found in zip(predictors, predicted, strict=True)]
     rule = method_rule(predictors, [float(offer["score"].mean()) for offer in offers])
     raw = np.column_stack([found["prediction"].to_numpy() for found in predicted])
-    best, second = _chosen([*offers, _no_offer(index)], rule, raw)
+    best, second = map(_with_intervals, _chosen([*offers, _no_offer(index)], rule, raw))
     recommended = pd.DataFrame(
         {
             **{name: best[name] for name in ("method", "score", "low", "high", "measured")},
@@ -69,33 +67,46 @@ def _check_comparable(predictors: Sequence[MergePredictor]) -> None:
         raise PredictionError(f"scores of different targets cannot be compared: {', '.join(sorted(targets))}")
 
 
-def _offer(method: str, predicted: pd.DataFrame, centre: float, slope: float) -> pd.DataFrame:
-    """Return a method's offer for each pair: method (None without a score), score, low, high, measured, remarks.
+def _offer(predictor: MergePredictor, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Return a method's offer for each pair.
+
+    Its columns are method (None without a score), score, half (of the width of the interval), lowest and highest (the
+    limits of the score), measured, remarks. Predictions are drawn to their mean by `calibration` before anything is
+    cut off at the limits: the interval reaches beyond the score on both sides, unless the score is a limit itself.
 
     Args:
-        method: name of the method.
-        predicted: result of `MergePredictor.predict`, in the order of the pairs.
-        centre, slope: `calibration` of the predictor.
+        predictor: of the method.
+        predicted: result of `MergePredictor.uncut`, in the order of the pairs.
     """
+    centre, slope = calibration(predictor)
+    lowest, highest = predictor.intervals.limits or (-np.inf, np.inf)
     is_measured = predicted["measured"].notna()
     prediction = predicted["prediction"]
-    moved = (slope - 1) * (prediction - centre) if slope < 1 else 0 * prediction
-    score = (prediction + moved).mask(is_measured, predicted["measured"])
+    drawn = centre + slope * (prediction - centre) if slope < 1 else prediction
+    score = drawn.clip(lowest, highest).mask(is_measured, predicted["measured"])
     return pd.DataFrame(
         {
-            "method": np.where(score.notna(), np.array(method, dtype=object), np.array(None, dtype=object)),
+            "method": np.where(score.notna(), np.array(predictor.method, dtype=object), np.array(None, dtype=object)),
             "score": score,
-            "low": (predicted["low"] + moved).mask(is_measured, predicted["measured"]),
-            "high": (predicted["high"] + moved).mask(is_measured, predicted["measured"]),
+            "half": predicted["half"].mask(is_measured, 0.0),
+            "lowest": lowest,
+            "highest": highest,
             "measured": is_measured,
             "remarks": predicted["remarks"],
         }
     )
 
 
+def _with_intervals(offer: pd.DataFrame) -> pd.DataFrame:
+    """Return an offer with the columns low and high, cut off at the limits of the score."""
+    ends = {"low": offer["score"] - offer["half"], "high": offer["score"] + offer["half"]}
+    return offer.assign(**{name: end.clip(offer["lowest"], offer["highest"]) for name, end in ends.items()})
+
+
 def _no_offer(index: pd.Index) -> pd.DataFrame:
     """Return an empty offer, which is the runner-up of a single method."""
-    nothing = {"method": None, "score": np.nan, "low": np.nan, "high": np.nan, "measured": False, "remarks": ""}
+    nothing: dict[str, Any] = {"method": None, "score": np.nan, "half": np.nan, "lowest": -np.inf, "highest": np.inf}
+    nothing |= {"measured": False, "remarks": ""}
     return pd.DataFrame(nothing, index=index)
 
 
@@ -132,7 +143,5 @@ def _chosen(offers: Sequence[pd.DataFrame], rule: MethodRule, raw: np.ndarray) -
     switched = (chosen != rule.best) & ~measured[rows, chosen] & ~np.isnan(scores[:, rule.best])
     # Of such leads, the share that held-out pairs had is promised, and no more.
     excess = (1 - rule.share) * np.maximum(first_offer["score"].to_numpy() - scores[:, rule.best], 0)
-    taken_back = np.where(switched, excess, 0.0)
-    for column in ("score", "low", "high"):
-        first_offer[column] = first_offer[column].to_numpy() - taken_back
+    first_offer["score"] -= np.where(switched, excess, 0.0)
     return first_offer, second_offer

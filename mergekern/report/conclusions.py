@@ -20,9 +20,9 @@ from mergekern.report.words import count, number
 # Rows of the table.
 BEST = 5
 # On the study's accuracies, pairs of models that were never merged before: docs/what-to-expect.md. Of the default
-# metric, the smallest and the largest r over the four methods.
+# metric, the smallest and the largest r over the four methods, and over zoos made here (docs/metrics.md).
 METRICS_R, MODEL_SCORES_R, MERGES_R = 0.15, 0.81, 0.97
-RANKED_BY_R = (0.08, 0.27)
+RANKED_BY_R, RANKED_BY_ZOOS_R = (-0.06, -0.02), (-0.63, -0.33)
 DRAWN_TO_MEAN = (
     "Predicted scores are drawn towards their mean here, as far as held-out pairs say that promising ones promise too "
     "much. Further down they are as each predictor gives them."
@@ -215,14 +215,15 @@ def _from_metric(contents: Contents) -> Answer:
     a, b = _names(ranked.index[0])
     worth = f"predict the merges of models that were never merged before with r = {METRICS_R}"
     if name == RANKED_BY:
-        low, high = RANKED_BY_R
-        worth = f"and the accuracy of merges correlate by r = {low} to {high}, depending on the method"
+        (low, high), (least, most) = RANKED_BY_R, RANKED_BY_ZOOS_R
+        worth = f"and the accuracy of merges correlate by r = {low} to {high}, depending on the method, and on zoos of "
+        worth += f"small models by {least} to {most}"
     which = "this metric" if name == RANKED_BY else "all metrics together"
     sentences = [
         f"Of {count(len(ranked), 'pair')}, {a} and {b} look the most mergeable: their {title} is the "
         f"{'highest' if metric_of(name).more_mergeable == 'higher' else 'lowest'}, {number(ranked.iloc[0])}.",
-        f"This is an order in which to try pairs, not a forecast. In the published study, {which} {worth}; 1 is "
-        "perfect, 0 is chance.",
+        f"This is an order in which to try pairs, not a forecast. In the published study, {which} {worth}; 1 or -1 "
+        "is perfect, 0 is chance.",
         f"Accuracies of models and base, without any merge, reach r = {MODEL_SCORES_R} there, and 40 measured merges "
         f"{MERGES_R}.",
     ]

@@ -59,6 +59,15 @@ class CoordinateStatistics:
             raise ValueError("more coordinates are kept than changed, or a sum of magnitudes is negative")
 
 
+def kept(count: int) -> int:
+    """Return how many of the coordinates of a tensor trimming keeps, ties with the smallest of them not counted.
+
+    >>> kept(10), kept(3)
+    (2, 1)
+    """
+    return max(1, int(DENSITY * count))
+
+
 def zero_coordinates(models: int) -> CoordinateStatistics:
     """Return the statistics of a tensor that no model changes."""
     return CoordinateStatistics(np.zeros(models), *(np.zeros((models, models)) for _ in OF_PAIRS))

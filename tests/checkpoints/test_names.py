@@ -193,10 +193,10 @@ def test_bad_rename(rename, error, message):
 def test_mismatches_of_many_tensors_and_models_are_short_and_soon_said():
     base = {f"a{i}.weight": torch.zeros(1) for i in range(20000)}
     model = {f"b{i}.weight": torch.zeros(1) for i in range(20000)}
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(MismatchError) as caught:
         open_zoo(dict.fromkeys("abcdef", model), base)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     message = str(caught.value)
     assert len(message) < 2000
     assert "40,000 tensors do not match" in message

@@ -286,3 +286,13 @@ def test_what_cannot_be_read_is_not_left_out_in_silence(folder, name, message):
     (folder / name).write_text("{}")
     with pytest.raises(CheckpointError, match=message):
         open_zoo(folder)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "remedy"),
+    [("classifier.weight", "They are heads: .*--heads each"), ("pooler", "Give checkpoints of one architecture")],
+)
+def test_the_remedy_of_a_mismatch_is_that_of_heads_where_all_are_heads(lacking, remedy):
+    zoo = {"one": weights(1), "two": weights(2) | {lacking: draw(2, 3)}}
+    with pytest.raises(MismatchError, match=remedy):
+        open_zoo(zoo, weights())

@@ -219,3 +219,10 @@ def test_scores_beyond_shares_are_searched_too(digits_zoo, tmp_path):
     found = search(digits_zoo, tmp_path, evaluate=lambda state, task: 100 * accuracy(state, task) - 200, budget=25)
     plain = search(digits_zoo, tmp_path / "plain")
     assert (found.method, found.models) == (plain.method, plain.models)
+
+
+def test_a_merge_that_gains_nothing_is_said_to_gain_nothing(digits_zoo, tmp_path):
+    search(digits_zoo, tmp_path / "found", evaluate=lambda model, task: 0.5, budget=5, page=True)
+    page = (tmp_path / "found" / "report.html").read_text("utf-8")
+    assert "no better than the base" in page
+    assert "Just as good is" in page

@@ -16,7 +16,7 @@ import torch
 
 from mergekern.cli import main
 from tests.fuzz.running import silent
-from tests.fuzz.targets import BEST
+from tests.fuzz.targets import BEST, CALIBRATE
 from tests.support.faults import context
 
 # Every command that writes. What is there before it is the world.
@@ -37,6 +37,7 @@ WRITING: Sequence[tuple[str, ...]] = (
     ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score"),
     ("measure", "n.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--methods", "ties", "--models", "m.csv"),
     (*BEST, "--budget", "3"),
+    CALIBRATE,
     ("sketch", "zoo", "--out", "new.safetensors", "--size", "64"),
     ("sketch", "adapters/x", "--base", "zoo/base.safetensors", "--out", "sketches.safetensors"),
     ("compare", "sketches.safetensors", "--out", "out.csv"),

@@ -95,6 +95,14 @@ def _dump(document: Any) -> bytes:
     return json.dumps(document).encode("utf-8", "surrogatepass")
 
 
+def mutate_lines(content: bytes, draw: random.Random) -> bytes:
+    """Return a file of JSON lines of which one is hostile."""
+    lines = content.splitlines()
+    at = draw.randrange(len(lines))
+    lines[at] = mutate_json(lines[at], draw)
+    return b"\n".join(lines)
+
+
 def mutate_csv(content: bytes, draw: random.Random) -> bytes:
     """Return a CSV file with cells, rows or columns that do not belong."""
     rows = [line.split(",") for line in content.decode().splitlines()]
@@ -231,7 +239,7 @@ def mutator_of(path: Path) -> list[Callable[[bytes, random.Random], bytes]]:
     if path.parent.name in ("blocks", "bases"):
         return [mutate_block, mutate_safetensors]
     by_suffix: dict[str, list[Callable[[bytes, random.Random], bytes]]] = {
-        ".json": [mutate_json], ".csv": [mutate_csv], ".safetensors": [mutate_safetensors], ".pt": [mutate_torch],
-        ".parquet": [mutate_parquet],
+        ".json": [mutate_json], ".jsonl": [mutate_lines], ".csv": [mutate_csv], ".safetensors": [mutate_safetensors],
+        ".pt": [mutate_torch], ".parquet": [mutate_parquet],
     }  # fmt: skip
     return by_suffix.get(path.suffix, [])

@@ -10,6 +10,7 @@ BEST = (
 )  # fmt: skip
 MEASURE = ("measure", "to_measure.csv", "--zoo", "zoo", "--evaluate", "evaluator.py:score", "--device", "cpu")
 CALIBRATED = ("--calibration", "calibration", "--model-fn", "model.py:build", "--metrics", "activation,gradient")
+CALIBRATE = ("calibrate", "encoders/zoo", "--samples", "encoders/samples.jsonl", "--out", "new")
 WEIGHTS: Sequence[tuple[str, ...]] = (
     ("info", "zoo"),
     ("metrics", "zoo", "--rows", "3", "--out", "out.json"),
@@ -55,6 +56,22 @@ STATISTICS: Sequence[tuple[str, ...]] = (
 TARGETS: dict[str, Sequence[tuple[str, ...]]] = {
     "zoo/**/*": WEIGHTS,
     "adapters/**/*": ADAPTERS,
+    "encoders/**/*": (
+        CALIBRATE,
+        ("merge", "encoders/zoo", "--method", "weight_average", "--heads", "each", "--out", "out"),
+        (
+            "measure",
+            "new.csv",
+            "--zoo",
+            "encoders/zoo",
+            "--evaluate",
+            "accuracy",
+            "--data",
+            "encoders/data.csv",
+            "--methods",
+            "weight_average",
+        ),
+    ),
     "recipe.yaml": (("merge", "--config", "recipe.yaml", "--out", "out.safetensors"),),
     "calibration/**/*": (("metrics", "zoo", *CALIBRATED, "--rows", "3"),),
     "table.json": _tables("table.json"),

@@ -17,9 +17,8 @@ def world(tmp_path_factory):
     return folder
 
 
-# One needs models of transformers, which the world has none of; the other reads no file but its own, and
-# tests/study stops it at every stage.
-WITHOUT_WORLD = {"calibrate", "study"}
+# It reads no file but its own, and tests/study stops it at every stage.
+WITHOUT_WORLD = {"study"}
 
 
 def test_every_command_gets_hostile_files_and_every_writing_one_is_killed():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -51,14 +52,43 @@ dtype: float32
 """
 
 
+# The body of a BERT of transformers, hidden 4, with a vocabulary of 8.
+BODY = {
+    "embeddings.word_embeddings.weight": (8, 4), "embeddings.position_embeddings.weight": (8, 4),
+    "embeddings.token_type_embeddings.weight": (2, 4), "embeddings.LayerNorm.weight": (4,),
+    "embeddings.LayerNorm.bias": (4,), "pooler.dense.weight": (4, 4), "pooler.dense.bias": (4,),
+    **{
+        f"encoder.layer.0.{part}.{kind}": (4, 4) if kind == "weight" and "Norm" not in part else (4,)
+        for part in (
+            "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+            "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm",
+        )
+        for kind in ("weight", "bias")
+    },
+}  # fmt: skip
+CONFIG = {
+    "architectures": ["BertForSequenceClassification"], "model_type": "bert", "vocab_size": 8, "hidden_size": 4,
+    "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4, "max_position_embeddings": 8,
+}  # fmt: skip
+TOKENIZER: dict[str, Any] = {
+    "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"},
+    "post_processor": None, "decoder": None, "truncation": None, "padding": None,
+    "model": {"type": "WordLevel", "unk_token": "u", "vocab": {word: place for place, word in enumerate("pubcdefg")}},
+}  # fmt: skip
+
+
 def make_world(folder: Path) -> None:
-    """Write zoo/, adapters/, a recipe, calibration/ with model.py, tables, scores, a predictor, statistics, ..."""
+    """Write zoo/, adapters/, encoders/, a recipe, calibration/ with model.py, tables, scores, a predictor, ..."""
     draw = torch.Generator().manual_seed(0)
     zoo = folder / "zoo"
     zoo.mkdir(parents=True)
     _write_models(zoo, draw)
     for scale, name in enumerate("xyz"):
         _write_adapter(folder / "adapters" / name, scale + 1, draw)
+    _write_encoders(folder / "encoders" / "zoo", draw)
+    samples = [{"text": "b c", "label": 1}, {"text": "d e f", "label": "x", "model": "p"}, {"text": "g", "label": 0}]
+    (folder / "encoders" / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
+    (folder / "encoders" / "data.csv").write_text("text,label\nb c,1\nd e f,0\ng,1\n")
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "model.py").write_text(MODEL)
     (folder / "evaluator.py").write_text(EVALUATOR)
@@ -111,6 +141,22 @@ def _write_adapter(folder: Path, scale: int, draw: torch.Generator) -> None:
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": scale, "target_modules": ["0"], "rank_pattern": {"0": 2}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def _write_encoders(folder: Path, draw: torch.Generator) -> None:
+    """Write a base and two classifiers as folders of transformers, whose heads are their own."""
+    for labels, name in enumerate(("base", "p", "q")):
+        (folder / name).mkdir(parents=True)
+        shapes = {f"bert.{part}": shape for part, shape in BODY.items()}
+        shapes |= {"classifier.weight": (2 + labels, 4), "classifier.bias": (2 + labels,)}
+        state = {part: torch.randn(shape, generator=draw) for part, shape in shapes.items()}
+        save_file(state, folder / name / "model.safetensors", {"format": "pt"})
+        names = {str(label): "wxyz"[label] for label in range(2 + labels)}
+        config = {**CONFIG, "id2label": names, "label2id": {text: int(label) for label, text in names.items()}}
+        (folder / name / "config.json").write_text(json.dumps(config))
+        (folder / name / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        said = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "p", "unk_token": "u"}
+        (folder / name / "tokenizer_config.json").write_text(json.dumps(said))
 
 
 def _write_calibration(folder: Path, draw: torch.Generator) -> None:

@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mergekern.kernels import native
-from mergekern.kernels.interference import Triplets, on_cpu, reference
+from mergekern.kernels.interference import Triplets, on_cpu, on_torch, reference
+from tests.support.device import DEVICE
+
+
+def by_torch(some):
+    return on_torch.interference(*(torch.from_numpy(side).to(DEVICE) for side in some)).cpu().numpy()
+
 
 needs_native = pytest.mark.skipif(native.extension is None, reason="not built")
 both = pytest.mark.parametrize(
@@ -13,6 +20,8 @@ both = pytest.mark.parametrize(
 )
 # Of bases whose columns are orthonormal to float32, relative to Σσ.
 NEAR = 1e-5
+# (models, shape of the matrix, number of triplets).
+SIZES = [(1, (1, 1), 1), (2, (7, 3), 2), (3, (10, 10), 10), (20, (65, 300), 10), (4, (33, 47), 5), (2, (300, 200), 140)]
 
 
 def triplets(models, shape, k, seed=0):
@@ -28,12 +37,15 @@ def part(some, models):
     return Triplets(*(side[models] for side in some))
 
 
-@both
-@pytest.mark.parametrize(
-    ("models", "shape", "k"),
-    [(1, (1, 1), 1), (2, (7, 3), 2), (3, (10, 10), 10), (20, (65, 300), 10), (4, (33, 47), 5), (2, (300, 200), 140)],
-    ids=str,
-)
+def test_pairs_of_a_few_models_at_a_time_have_the_values_of_all_together(monkeypatch):
+    some = triplets(5, (21, 14), 3)
+    expected = by_torch(some)
+    monkeypatch.setattr(on_torch, "TILE_VECTORS", 7)
+    np.testing.assert_allclose(by_torch(some), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("interference", [*both.args[1], pytest.param(by_torch, id="torch", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("models", "shape", "k"), SIZES, ids=str)
 def test_agrees_with_oracle(interference, models, shape, k):
     some = triplets(models, shape, k)
     found = interference(some)

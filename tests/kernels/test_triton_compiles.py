@@ -25,6 +25,7 @@ def cases(storage):
     from mergekern.kernels.device_inputs import STORAGE
     from mergekern.kernels.gram import on_triton as gram
     from mergekern.kernels.overlap import on_triton as overlap
+    from mergekern.kernels.signs import on_triton as signs
     from mergekern.kernels.task_product import on_triton as task_product
 
     chunks = {"chunks": "i64", "addresses": "i64", "pairs": "i64", "partials": "fp64"}
@@ -46,11 +47,15 @@ def cases(storage):
             if every or (models == 20 and exact):
                 constants = {"STORAGE": dtype, "ALIGNED": True, "BLOCK": block, "TILE": tile if exact else gram.NARROW}
                 constants |= {"REST": gram.NARROW, "WITHIN": within, "BETWEEN": between, "EXACT": exact}
+                constants |= {"ABSOLUTE": False}
                 name = f"gram of {models} {dtype}{'' if exact else ' tf32x3'}"
                 yield name, gram._products, chunks, ["models", "pair_count"], constants, gram_options
         constants = {"STORAGE": dtype, "ALIGNED": True, "TILE": gram.SQUARES_TILE}
         some = {name: chunks[name] for name in ("chunks", "pairs", "partials")}
         yield f"squares {dtype}", gram._squares, some, ["pair_count"], constants, {"num_warps": gram.SUM_WARPS}
+        constants = {"STORAGE": dtype, "ALIGNED": True, "WORDS": signs.WORDS}
+        packed = {"tiles": "i64", "addresses": "i64", "thresholds": "fp64", "planes": "i32", "partials": "fp64"}
+        yield f"pack {dtype}", signs._pack, packed, ["models"], constants, {"num_warps": signs.WARPS}
         for kind in ("upright", "transposed", "drawn"):
             if every or kind == "transposed":
                 constants = {"STORAGE": dtype, "ALIGNED": True, "TRANSPOSE": kind == "transposed"}
@@ -81,6 +86,8 @@ def cases(storage):
     constants = {"ROWS": gram.SUM_ROWS, "COLUMNS": gram.SUM_COLUMNS}
     pointers = {"partials": "fp64", "first": "i64", "out": "fp64"}
     yield "sum", gram._sum_chunks, pointers, ["width"], constants, {"num_warps": gram.SUM_WARPS}
+    pointers, constants = {"chunks": "i64", "planes": "i32", "counts": "i64"}, {"WORDS": signs.WORDS}
+    yield "count", signs._count, pointers, ["models"], constants, {"num_warps": signs.WARPS}
     pointers, integers = {"out": "fp64"}, ["count", "seed"]
     yield (
         "omega",
@@ -129,6 +136,7 @@ def compile_all(storage_dtype):
             "stack": int(re.findall(r"STACK:(\d+)", usage)[0]),
             "fused": len(re.findall(r"\bfma\.", ptx)),
             "flushing": len(re.findall(r"\.ftz\b", ptx)),
+            "ones": len(re.findall(r"\bpopc\.b32\b", ptx)),
             "quotients": len(re.findall(r"\bdiv\.rn\.f64\b", ptx)),
             "float64_products": len(re.findall(FLOAT64_PRODUCT, ptx)),
             # Of 16 bytes, to shared memory behind the arithmetic or to registers.
@@ -155,8 +163,9 @@ def test_instructions(compiled):
     for name, code in compiled.items():
         exact_product = name.startswith(("gram", "task_product", "overlap")) and "tf32x3" not in name
         assert (code["float64_products"] > 0) == exact_product, name
-        if name.startswith(("gram", "squares", "task_product", "combine")):
+        if name.startswith(("gram", "squares", "task_product", "combine", "pack fp32", "count")):
             assert code["wide_loads"] > 0, name
+    assert compiled["count"]["ones"] == 4 * 4  # of each of four words of a thread, not the sums it is written as
 
 
 def test_merges_round_every_operation_once(compiled):

@@ -1,6 +1,7 @@
 """Whole tables by the kernels of a GPU, which are interpreted and emulated where there is none."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,15 +9,17 @@ import pytest
 import torch
 
 import mergekern
+from mergekern import measurement
 from mergekern.kernels import dispatch
 from mergekern.kernels.spectrum import on_cuda
 from mergekern.measurement import on_device
-from mergekern.metrics import CATALOGUE
+from mergekern.metrics import ADDITIONAL, CATALOGUE
 from tests.golden.zoo import GOLDEN, SPECS, make_zoo
 from tests.support.device import DEVICE, TRITON, backend, needs_gpu
 from tests.support.tolerances import GEOMETRY, PUBLISHED, SUBSPACE
 
 pytestmark = TRITON
+OF_COORDINATES = [name for name, metric in ADDITIONAL.items() if metric.needs == "coordinates"]
 
 
 def small_zoo(models=3, dtype=torch.float32):
@@ -199,6 +202,34 @@ def test_too_little_memory_says_what_to_do(on_the_device, monkeypatch):
     base, zoo = small_zoo()
     with pytest.raises(mergekern.OptionError, match=r"too little free memory .* 3\.00 GiB\. .* max_memory, or use"):
         on_the_device(zoo, base)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("max_memory", [None, 1000])
+def test_coordinates_of_models_that_come_later(tmp_path, monkeypatch, max_memory):
+    """Counts are those of the CPU exactly; with a small budget, large layers are counted there.
+
+    Two models are measured first. A layer is then two tiles: the new model alone, and its pairs with the others.
+    """
+    base, zoo = small_zoo()
+    for state in (base, *zoo.values()):
+        for name in ("b", "c", "square"):
+            del state[name]
+        state["mask"] = torch.triu(torch.full((3, 3), float("-inf")), 1)
+        state["empty"] = torch.zeros(0)
+    options = mergekern.MeasureOptions(OF_COORDINATES, max_memory=max_memory)
+    expected = mergekern.measure(zoo, base, replace(options, device="cpu"))
+    kernels = backend()
+    monkeypatch.setattr(dispatch, "choose", lambda device: kernels)
+    if max_memory is None:
+        monkeypatch.setattr(measurement, "coordinate_statistics", None)
+    mergekern.measure({name: zoo[name] for name in ("m0", "m1")}, base, options, statistics=tmp_path)
+    found = mergekern.measure(zoo, base, options, statistics=tmp_path)
+    for layer, right in zip(found.layers, expected.layers, strict=True):
+        for name in ("shared", "opposite", "kept_shared", "kept_opposite"):
+            np.testing.assert_array_equal(getattr(layer.coordinates, name), getattr(right.coordinates, name))
+        np.testing.assert_allclose(layer.coordinates.absolute, right.coordinates.absolute, rtol=1e-12)
+        np.testing.assert_allclose(layer.coordinates.sums, right.coordinates.sums, rtol=0, atol=1e-12)
 
 
 @needs_gpu

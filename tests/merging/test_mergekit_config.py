@@ -66,6 +66,37 @@ def test_read_as_a_recipe_it_gives_the_same(place, method, options, weights):
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "weights"),
+    [
+        ("linear", {}, [0.3, 0.9]),
+        ("slerp", {"t": 0.3}, None),
+        ("nuslerp", {"of": "models"}, [0.4, 0.5]),
+        ("multislerp", {}, [1.0, [0.2, 0.6]]),
+        ("karcher", {"max_iter": 20}, None),
+    ],
+)
+def test_without_a_base(place, method, options, weights):
+    models = [place / "tiny" / "code", place / "tiny" / "math"]
+    arguments = [part for name, value in options.items() for part in ("-o", f"{name}={json.dumps(value)}")]
+    arguments += ["--weights", json.dumps(weights)] if weights else []
+    out, _ = written(place, *models, "--method", method, *arguments)
+    content = yaml.safe_load(out.read_text())
+    assert ("base_model" in content) == (method == "slerp")
+    found = mergekern.merge_recipe(out)
+    for name, tensor in mergekern.merge(models, method=method, options=options, weights=weights).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_a_method_of_task_vectors_needs_a_base(place):
+    models = [str(place / "tiny" / "code"), str(place / "tiny" / "math")]
+    refused = CliRunner().invoke(main, ["merge", *models, "--method", "ties", "--mergekit-config", "--out", "new.yaml"])
+    assert "no base checkpoint" in refused.output
+    assert not Path("new.yaml").exists()
+    with pytest.raises(mergekern.OptionError, match="ties needs a base"):
+        mergekern.mergekit_config(models, None, "ties")
+
+
 def test_adapters_are_written_in_the_long_form(place):
     models, base = [place / "lora" / "x", place / "lora" / "y"], place / "tiny" / "base"
     out, said = written(place, *models, "--base", base, "--method", "task_arithmetic", "--dtype", "bfloat16")

@@ -1,6 +1,9 @@
 """RegMean and Fisher-weighted averaging: by hand, against what defines them, and in whole merges of models that run."""
 
 import json
+import os
+import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mergekern
+from mergekern._internal.claims import Workspace
 from mergekern.cli import main
 from mergekern.errors import NonFiniteError, OptionError, OutputError
 from mergekern.kernels import dispatch
 from mergekern.merging.fisher import fisher
 from mergekern.merging.regmean import regmean
+from tests.support import faults
 from tests.support.device import backend
 
 NAMES = ("a", "b", "c")
@@ -246,3 +251,28 @@ def test_measured_and_best(zoo, calibration, tmp_path):
     with pytest.raises(OptionError, match="needs samples"):
         mergekern.best_merge(tuned, base, evaluate=near, out=tmp_path / "new", methods=["fisher"], page=False)
     assert not (tmp_path / "new").exists()
+
+
+def killed_while_gathering(folder):
+    place = Workspace(folder)
+    (place.path / "inputs_0.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_run_gathered_is_removed_by_the_next(zoo, calibration, tmp_path, monkeypatch):
+    base, tuned = zoo
+    process = faults.context.Process(target=killed_while_gathering, args=(tmp_path,))
+    process.start()
+    process.join()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 2
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = []
+
+    def look(_):
+        seen.append({path.name for path in tmp_path.iterdir()})
+
+    mergekern.merge(tuned, base, "regmean", calibration=calibration, progress=look)
+    assert all(len(names) == 2 and not names & left for names in seen if names)
+    assert any(seen)
+    assert list(tmp_path.iterdir()) == []

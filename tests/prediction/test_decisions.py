@@ -96,6 +96,25 @@ def test_promises_are_drawn_to_the_mean_where_held_out_pairs_fell_short(table):
     assert promised[~promised["measured"]].index[0] == plain[left].index[0]
 
 
+def test_intervals_reach_beyond_what_is_promised_near_the_limit_of_an_accuracy(table):
+    """Predictions above 1 are drawn to the mean first, and cut off then."""
+    scores = make_scores(table, noise=0.0)
+    noise = pd.Series(np.random.default_rng(5).standard_normal(len(scores)), scores.index)
+    scores = 1.1 - 0.5 * (scores.max() - scores) / np.ptp(scores) + 0.05 * noise
+    measured = scores.clip(0, 1).sample(22, random_state=0)
+    fitted = [predictors(table, tsv=measured)[0], predictors(table, ties=measured * 0.95)[0]]
+    found = recommend(fitted, table)
+    left = found[~found["measured"]]
+    assert (fitted[0].uncut(table)["prediction"] > 1).any()
+    assert left["high"].max() == 1.0
+    assert (left["low"] < left["score"]).all()
+    assert (left["high"] > left["score"])[left["score"] < 1].all()
+    assert left["score"].between(0, 1).all()
+    done = found[found["measured"]]
+    assert (done["low"] == done["score"]).all()
+    assert (done["high"] == done["score"]).all()
+
+
 def test_questions_by_hand(recommended):
     assert best_pair(recommended).name == ("a", "b")
     assert best_partners(recommended, "c").index[0] == ("c", "d")

@@ -146,6 +146,49 @@ def test_effects_shrink_to_the_prior_as_ridge_does(X):
     assert found.residual_variance_ == pytest.approx((left - mean) @ inverse @ (left - mean) / 5)
 
 
+def many(failed=()):
+    """Return model scores of 8 models, the normalised accuracies of 28 merges, and effects of their models."""
+    random = np.random.default_rng(3)
+    names = list("abcdefgh")
+    frame = pd.DataFrame({"model": names, "own_accuracy": 0.9, "base_accuracy": random.uniform(0.2, 0.8, 8)})
+    X = model_scores(names, frame)
+    effects = pd.Series(0.05 * random.standard_normal(8), names)
+    y = 0.8 + 0.1 * X["base_accuracy_mean"] + [effects[a] + effects[b] for a, b in X.index]
+    return X, y + 0.005 * random.standard_normal(28) - [0.5 * (pair in failed) for pair in X.index], effects
+
+
+def test_measured_merges_say_how_far_effects_shrink():
+    """The ratio is the mode of restricted likelihood times a log-normal density, here from dense matrices."""
+    X, y, _ = many()
+    found = make_predictor("prior+additive", target="normalized_accuracy").fit(X, y)
+    left = (y - 0.9 - 0.1 * X["base_accuracy_mean"]).to_numpy()
+    pairs = np.array(X.index.tolist())
+    design = (pairs[:, :1] == found.tasks_).astype(float) + (pairs[:, 1:] == found.tasks_)
+    ones = np.ones(28)
+
+    def deviance(log_ratio):
+        """With Gaussian residuals, which those of no failed merge are nearly."""
+        V = np.eye(28) + np.exp(log_ratio) * design @ design.T
+        inverse = np.linalg.inv(V)
+        centred = left - (ones @ inverse @ left) / (ones @ inverse @ ones)
+        likelihood = 27 * np.log(centred @ inverse @ centred) + np.linalg.slogdet(V)[1]
+        return likelihood + np.log(ones @ inverse @ ones) + (log_ratio - np.log(10)) ** 2
+
+    grid = np.linspace(0, 8, 801)
+    assert np.log(found.effects_ratio_) == pytest.approx(grid[np.argmin([deviance(at) for at in grid])], abs=0.2)
+    assert found.effects_ratio_ > 20
+    # Seven merges leave it as it is expected.
+    assert make_predictor("prior+additive", target="normalized_accuracy").fit(X[:7], y[:7]).effects_ratio_ == 10.0
+
+
+def test_a_failed_merge_spoils_no_effects():
+    X, y, effects = many(failed=[("a", "b")])
+    found = make_predictor("prior+additive", target="normalized_accuracy").fit(X, y)
+    np.testing.assert_allclose(found.effects_, effects - effects.mean(), atol=0.02)
+    others = [pair != ("a", "b") for pair in X.index]
+    np.testing.assert_allclose(found.predict(X)[others], y[others], atol=0.03)
+
+
 @parametrize_with_checks([make_predictor(kind) for kind in ("prior", "prior+additive", "auto")])
 def test_scikit_learn_conventions(estimator, check):
     check(estimator)
@@ -291,5 +334,6 @@ def test_the_study_is_predicted_better_with_each_measured_merge():
     found = [mean_r("auto", MeasuredPairs(m, n_repeats=10)).mean() for m in (5, 10, 20, 40)]
     assert found[0] >= 0.65
     assert (np.diff(found) > 0).all()
-    assert found[-1] >= 0.965
+    assert found[2] >= 0.93
+    assert found[-1] >= 0.975
     assert mean_r("auto", LeaveOneTaskOut()).mean() >= 0.95

@@ -23,7 +23,7 @@ def standard(values):
     return (values - values.mean()) / values.std(ddof=0)
 
 
-@parametrize_with_checks([ProbeSumRegressor()])
+@parametrize_with_checks([ProbeSumRegressor(), ProbeSumRegressor(metrics=True)])
 def test_scikit_learn_conventions(estimator, check):
     check(estimator)
 
@@ -69,3 +69,46 @@ def test_a_fitted_predictor_reads_the_probes_of_its_method(tmp_path):
     assert predicted.index[0] == probes["solo_loss_mean[ties]"].idxmin()
     with pytest.raises(PredictionError, match=r"no probes by dare: join mergekern\.merge_probes"):
         MergePredictor.fit(probed, scores, "dare", "probes")
+
+
+def test_metrics_stand_beside_solo_probes_with_fixed_signs(X):
+    X = X.assign(
+        task_vector_cosine_similarity=np.linspace(-1, 1, 15), task_vector_l2_distance=np.arange(15.0) ** 2,
+        **{"solo_accuracy_mean[tsv]": np.linspace(1, 0, 15) ** 2},
+    )  # fmt: skip
+    found = make_predictor("probes+metrics", {"method": "tsv"}).fit(X)
+    expected = (
+        standard(X["solo_accuracy_mean[tsv]"]) - standard(X["solo_loss_mean[tsv]"])
+        - 0.5 * standard(X["base_loss_mean"]) + 0.5 * standard(X["task_vector_cosine_similarity"])
+        - 0.5 * standard(X["task_vector_l2_distance"])
+    )  # fmt: skip
+    np.testing.assert_allclose(found.predict(X), expected, rtol=1e-12)
+    assert found.correction_ is None
+    # Merges of five models cannot hold out groups of models.
+    few = X[["task5" not in pair for pair in X.index]]
+    assert make_predictor("probes+metrics", {"method": "tsv"}).fit(few, np.arange(10.0)).correction_ is None
+    np.testing.assert_array_equal(make_predictor("probes", {"method": "tsv"}).fit(X).columns_, ["solo_loss_mean[tsv]",
+                                  "base_loss_mean"])  # fmt: skip
+
+
+def test_measured_merges_correct_the_sum_for_models_without_any(tmp_path):
+    """A metric that the sum does not read decides, and merges of ten models say so of two others."""
+    table = make_table(tasks=12, metrics=8)
+    frame = table.to_pandas()
+    random = np.random.default_rng(1)
+    names = ("solo_loss_mean[ties]", "solo_loss_mean[tsv]", "direct_loss_mean[tsv]")
+    table = table.join(pd.DataFrame({name: random.uniform(0, 1, len(frame)) for name in names}, frame.index))
+    scores = (0.6 + 0.05 * standard(frame["stable_rank"]) + 0.01 * standard(table.to_pandas()[names[0]])).rename("loss")
+    known = scores[[not {"task0", "task1", "task2"} & set(pair) for pair in scores.index]]
+    found = MergePredictor.fit(table, known, "ties", "probes+metrics")
+    plain = MergePredictor.fit(table, known, "ties", "probes")
+    assert found.metrics == (*frame.columns, "solo_loss_mean[ties]")
+    left = scores.index.difference(known.index)
+    r = [np.corrcoef(each.predict(table).loc[left, "prediction"], scores[left])[0, 1] for each in (found, plain)]
+    assert r[0] > 0.8 > r[1]
+    found.save(tmp_path / "probes.json")
+    loaded = MergePredictor.load(tmp_path / "probes.json")
+    pd.testing.assert_frame_equal(loaded.predict(table), found.predict(table), check_exact=True)
+    terms = found.explain(table)
+    prediction = found.predict(table)["prediction"].reindex(terms.index)
+    np.testing.assert_allclose(terms.sum(axis=1), prediction, rtol=1e-9)

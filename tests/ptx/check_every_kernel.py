@@ -12,6 +12,7 @@ from mergekern.kernels.combine import Rule
 from mergekern.kernels.combine import on_triton as combine
 from mergekern.kernels.gram import on_triton as gram
 from mergekern.kernels.overlap import on_triton as overlap
+from mergekern.kernels.signs import on_triton as signs
 from mergekern.kernels.spectrum import Stack, on_cuda
 from mergekern.kernels.task_product import on_triton as task_product
 from mergekern.kernels.trim import on_cuda as trim
@@ -49,6 +50,7 @@ def test_every_kernel(launched):
     module = PtxCudaModule()
     gram.inner_products([flat])
     gram.squared_distances(flat[1:], [(0, 1)])
+    signs.signs([flat], torch.ones(1, 2, dtype=torch.float64))
     overlap.overlap(torch.randn(1, 2, 9, 3, generator=generator))
     task_product.task_product([(base, tuned[0])], None, columns=4)
     task_product.omega(5, 4, 0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mergekern.metrics import RANKED_BY
 from mergekern.prediction import MergePredictor
 from mergekern.report import write_report
 from mergekern.report.contents import leaf_order
@@ -66,14 +67,14 @@ def as_array(z):
 
 
 def test_ranked_table_begins_with_the_most_mergeable_and_sorts(page, table):
-    best = table.ranked("task_vector_cosine_similarity")
+    best = table.ranked(RANKED_BY)
     assert list(zip(cells(page, 1), cells(page, 2), strict=True)) == list(best.index)
     shown = [float(value) for value in cells(page, 3)]
-    np.testing.assert_allclose(shown, best["task_vector_cosine_similarity"], rtol=6e-4)
+    np.testing.assert_allclose(shown, best[RANKED_BY], rtol=6e-4)
     heading = "document.querySelectorAll('#ranking thead button')[0]"
     page.run(f"{heading}.click()")
     assert list(zip(cells(page, 1), cells(page, 2), strict=True)) == list(best.index[::-1])
-    assert page.run(f"return {heading}.parentElement.ariaSort") == "ascending"
+    assert page.run(f"return {heading}.parentElement.ariaSort") == "descending"
     page.run("document.querySelectorAll('#ranking thead button')[1].click()")
     title = page.run("return document.querySelectorAll('#ranking thead button')[1].firstChild.textContent")
     name = {"Effective rank": "effective_rank"}[title]
@@ -96,7 +97,7 @@ def test_filter_and_columns(page, table):
 def test_heatmap_shows_the_metric_and_the_layer_that_are_chosen(page, table):
     frame = table.to_pandas()
     first = as_array(drawn(page, "heatmap-plot"))
-    np.testing.assert_array_equal(first, expected_heatmap(frame["task_vector_cosine_similarity"].to_numpy(), 7))
+    np.testing.assert_array_equal(first, expected_heatmap(frame[RANKED_BY].to_numpy(), 7, "lower"))
     choose(page, "metric", "weight_space_angle")
     expected = expected_heatmap(frame["weight_space_angle"].to_numpy(), 7, "lower")
     np.testing.assert_array_equal(as_array(drawn(page, "heatmap-plot")), expected)
@@ -117,7 +118,7 @@ def test_layers_follow_the_pair_that_is_chosen(page, table):
     choose(page, "pair-b", "5")
     page.run(PLOT + "plot.scrollIntoView()", "layers-plot")
     traces = page.wait(PLOT + "return plot.data?.map(t => Array.from(t.y))", "layers-plot")
-    alone = table.per_layer("task_vector_cosine_similarity")
+    alone = table.per_layer(RANKED_BY)
     np.testing.assert_allclose(traces[-1], alone.loc[("d", "f")].to_numpy(np.float32))
     np.testing.assert_allclose(traces[-2], alone.median(), rtol=1e-12)
     choose(page, "pair-a", "5")
@@ -126,7 +127,7 @@ def test_layers_follow_the_pair_that_is_chosen(page, table):
         "3",
     ]
     page.run("document.querySelector('#ranking tbody tr:nth-child(2) button').click()")
-    second = table.ranked("task_vector_cosine_similarity").index[1]
+    second = table.ranked(RANKED_BY).index[1]
     traces = page.run(PLOT + "return plot.data.map(t => Array.from(t.y))", "layers-plot")
     np.testing.assert_allclose(traces[-1], alone.loc[second].to_numpy(np.float32))
     assert page.run("return document.querySelector('tr[aria-current]').rowIndex") == 2
@@ -158,13 +159,13 @@ def test_keys_alone_are_enough(page, table):
     page.run("document.getElementById('heatmap-plot').focus()")
     focused = page.run("return document.activeElement")
     assert focused.get_attribute("id") == "heatmap-plot"
-    order = leaf_order(table.to_pandas()["task_vector_cosine_similarity"].to_numpy(), 7, "higher")
+    order = leaf_order(table.to_pandas()[RANKED_BY].to_numpy(), 7, "lower")
     for _ in range(7):
         page.run(press, focused, "ArrowUp")
         page.run(press, focused, "ArrowLeft")
     page.run(press, focused, "ArrowRight")
     first, second = table.models[order[0]], table.models[order[1]]
-    value = table.matrix("task_vector_cosine_similarity")[order[0], order[1]]
+    value = table.matrix(RANKED_BY)[order[0], order[1]]
     text = page.run("return document.getElementById('heatmap-readout').textContent")
     assert text.startswith(f"{first} and {second}: ")
     assert float(text.rpartition(" ")[2]) == pytest.approx(value, rel=6e-4)

@@ -95,7 +95,7 @@ def test_too_many_values_of_tensors_leave_their_quantiles(monkeypatch):
 
 def test_the_first_metric():
     table = make_table(3, 0)
-    assert gather(table).first == "task_vector_cosine_similarity"
+    assert gather(table).first == "task_vector_l2_distance"
     assert gather(table, "stable_rank").first == "stable_rank"
     alone = MetricTable(table.models, {"stable_rank": table.matrix("stable_rank")})
     assert gather(alone).first == "stable_rank"

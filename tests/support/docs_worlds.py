@@ -1,6 +1,7 @@
 """The folders that the examples of README and docs/ suppose, with tiny models."""
 
 import json
+import shutil
 
 import torch
 from safetensors.torch import save_file
@@ -127,6 +128,9 @@ def classifiers(folder):
         (folder / name).symlink_to(folder / "zoo" / model)
     rows = [{"text": f"w{number} w{number + 1}", "label": number % 2} for number in range(4)]
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "data").mkdir()
+    for name in trained_zoos.CLASSIFIERS:
+        shutil.copy(folder / "texts.jsonl", folder / "data" / f"{name}.jsonl")
     return folder
 
 

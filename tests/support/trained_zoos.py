@@ -75,13 +75,34 @@ def classifier_zoo(folder, steps=40):
     return folder
 
 
-def classifier_adapter(base, folder, classes, first):
+# Name -> classes, first word: six tasks of one body, four numbers of labels.
+SIX = {"reviews": (2, 0), "topics": (4, 0), "tones": (3, 8), "intents": (5, 0), "stances": (2, 12), "genres": (3, 4)}
+
+
+def six_classifiers(folder, steps=25):
+    """A body without head, and six classifiers of it with heads of their own: see `SIX`."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    sizes = {**SIZES, "num_hidden_layers": 1}
+    config = transformers.BertConfig(vocab_size=27, max_position_embeddings=16, **sizes, **WIDE)
+    tokens = tokenizer()
+    body = transformers.BertForSequenceClassification(config)
+    train(body, (_labelled(tokens, 2, 4 * (step % 5), draw) for step in range(20)))
+    save(body.bert, folder / "base")
+    for name, (classes, first) in SIX.items():
+        model = transformers.BertForSequenceClassification.from_pretrained(folder / "base", num_labels=classes)
+        train(model, (_labelled(tokens, classes, first, draw) for _ in range(steps)), 2e-3)
+        save(model, folder / name, [f"{name}-{label}" for label in range(classes)])
+    return folder
+
+
+def classifier_adapter(base, folder, classes, first, steps=30):
     """A LoRA adapter of a body, with a head that it saves whole."""
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
     model = transformers.BertForSequenceClassification.from_pretrained(base, num_labels=classes)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=32, task_type="SEQ_CLS"))
-    train(model, (_labelled(tokenizer(), classes, first, draw) for _ in range(30)), 1e-2).save_pretrained(folder)
+    train(model, (_labelled(tokenizer(), classes, first, draw) for _ in range(steps)), 1e-2).save_pretrained(folder)
 
 
 def _masked(tokens, draw):

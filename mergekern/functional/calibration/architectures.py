@@ -7,6 +7,7 @@ kind in the configuration.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ _NOT_TAKEN = (
     "auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
     "experts_implementation", "_experts_implementation", "_commit_hash", "custom_pipelines",
 )  # fmt: skip
+# What a configuration counts -> more than any model has of it.
+_MOST = {re.compile(r"layer|depth|block|expert"): 10_000, re.compile(r"labels|classes"): 10_000_000}
 
 
 def library() -> Any:
@@ -75,6 +78,8 @@ def build(kind: str, config: Mapping[str, Any], what: str) -> Any:
         CalibrationError: the library does not know the model's kind, or has no such class of it.
     """
     transformers = library()
+    if reason := excess(config):
+        raise CalibrationError(f"{what}: {reason}")
     said = plain_configuration(config) | {"use_cache": False}
     model_type = said.pop("model_type", None)
     try:
@@ -84,10 +89,28 @@ def build(kind: str, config: Mapping[str, Any], what: str) -> Any:
             model = getattr(transformers, KINDS[kind].auto).from_config(
                 configuration, attn_implementation="eager", trust_remote_code=False, dtype=torch.float32
             )
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+    except Exception as error:  # of many kinds, as the library checks values in many ways
         line = str(error).strip().partition("\n")[0][:200]
         raise CalibrationError(f"{what}: transformers builds no {kind} model of its configuration: {line}") from error
     return model.eval()
+
+
+def excess(config: Mapping[str, Any]) -> str:
+    """Return why a configuration is of no model that can be built: more parts than any model has; else "".
+
+    The library makes a module of each, and a name of each label.
+
+    >>> excess({"text_config": {"num_hidden_layers": 2**31}})
+    'config.json says num_hidden_layers=2147483648, more than any model has'
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping) and (found := excess(value)):
+            return found
+        most = next((most for pattern, most in _MOST.items() if pattern.search(str(key))), None)
+        for number in value if isinstance(value, list) else [value]:
+            if most is not None and isinstance(number, int | float) and number > most:
+                return f"config.json says {key}={str(number)[:20]}, more than any model has"
+    return ""
 
 
 def other_names(model: Any) -> dict[str, list[str]]:

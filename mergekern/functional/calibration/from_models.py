@@ -88,7 +88,8 @@ def kind_of(zoo: Zoo) -> str:
     found = set()
     for model in zoo.models:
         config = configuration_of_owner(model, zoo.base, zoo.heads)
-        named = [str(name) for name in config.get("architectures") or ()]
+        said = config.get("architectures")
+        named = [str(name) for name in said] if isinstance(said, list) else []
         found |= {kind for end, kind in ends.items() if any(name.endswith(end) for name in named)} or {"another kind"}
     if len(found) != 1 or "another kind" in found:
         raise CalibrationError(
@@ -188,12 +189,13 @@ def _labels(given: Any, config: Mapping[str, Any], model: str) -> Tensor:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise CalibrationError(f"model {model!r}: labels are one for each sample, not {type(given).__name__}")
     found: list[Any] = list(given)
-    names = config.get("label2id") or {}
+    said = config.get("label2id")
+    names = said if isinstance(said, Mapping) else {}
     for index, label in enumerate(found):
         if isinstance(label, str):
             if label not in names:
                 raise CalibrationError(f"model {model!r}: no label is called {label!r}{did_you_mean(label, names)}")
-            found[index] = int(names[label])
+            found[index] = names[label]
         elif label is None:
             raise CalibrationError(f"model {model!r}: sample {index} has no label; give all of them one, or none")
     try:

@@ -14,6 +14,7 @@ from mergekern._internal.extras import needs
 from mergekern.errors import CalibrationError
 from mergekern.functional.calibration.architectures import library
 from mergekern.functional.calibration.losses import IGNORED
+from mergekern.functional.processors import Auto, first_processor
 
 # Inputs, targets of language models, and the token of padding.
 Prepared = tuple[dict[str, Tensor], Tensor | None, int | None]
@@ -55,7 +56,7 @@ def images(given: Any, folders: Sequence[Path], max_length: int) -> Prepared:
     opened = [_image(each) for each in given]
     if not opened:
         raise CalibrationError("no images")
-    processor = _first(folders, library().AutoImageProcessor, "preprocessor of images")
+    processor = _first(folders, "AutoImageProcessor", "preprocessor of images")
     return {"pixel_values": processor(images=opened, return_tensors="pt")["pixel_values"].float()}, None, None
 
 
@@ -79,13 +80,17 @@ def _tokens(texts: Any, folders: Sequence[Path], max_length: int) -> tuple[dict[
         isinstance(part, str) for text in texts for part in (text if isinstance(text, tuple) else [text])
     ):
         raise CalibrationError("texts are strings, or pairs of them, one for each sample")
-    tokenizer = _first(folders, library().AutoTokenizer, "tokenizer")
+    tokenizer = _first(folders, "AutoTokenizer", "tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise CalibrationError(f"the tokenizer in {folders[0]} has no token for padding, nor one for the end")
     tokenizer.padding_side = "right"
-    encoded = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    try:
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    except Exception as error:  # the library of tokenizers raises Exception itself
+        line = str(error).strip().partition("\n")[0][:200]
+        raise CalibrationError(f"the tokenizer in {folders[0]} fails on the samples: {line}") from error
     return dict(encoded), int(tokenizer.pad_token_id)
 
 
@@ -109,13 +114,13 @@ def _image(given: Any) -> Any:
         raise CalibrationError(f"{os.fspath(given)}: cannot be read as an image ({error})") from error
 
 
-def _first(folders: Sequence[Path], auto: Any, what: str) -> Any:
+def _first(folders: Sequence[Path], auto: Auto, what: str) -> Any:
     """Return what the first folder holds that has one of its kind."""
-    said = ""
-    for folder in folders:
-        try:
-            return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            said = said or str(error).strip().partition("\n")[0][:200]
-    where = " nor ".join(map(str, folders)) or "the models are no folders"
-    raise CalibrationError(f"no {what} in {where} ({said}); give what it makes, as tensors")
+    library()
+    found = first_processor(folders, auto, what, CalibrationError)
+    if found is None:
+        where = (
+            f"no {what} in {' nor '.join(map(str, folders))}" if folders else f"no {what}: the models are no folders"
+        )
+        raise CalibrationError(f"{where}; give what it makes, as tensors, or copy one into the folder of the base")
+    return found

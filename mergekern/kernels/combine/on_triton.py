@@ -128,6 +128,44 @@ def _combine(
     if SPREAD:
         variance = _variance(addresses, base, models, first, columns, inside, STORAGE, ALIGNED, TILE)
         chosen = variance >= tl.load(numbers + 5 + 6 * models)
+    total, votes, kept, non_finite, holders, held_weight, alone = _sums(
+        addresses, numbers, keys, models, base, chosen, index, first, columns, inside,
+        STORAGE, ALIGNED, CONSENSUS, MASKED, LIMITED, COUNTED, BALLOTS, TILE,
+    )  # fmt: skip
+    if CONSENSUS == "mean":
+        merged = total / tl.load(numbers + 1)
+    elif CONSENSUS == "elect" or CONSENSUS == "elect_sum" or CONSENSUS == "elect_max":
+        sign = tl.where(votes > 0.0, 1.0, tl.where(votes < 0.0, -1.0, tl.load(numbers + 2)))
+        merged = _elected(
+            addresses, numbers, keys, models, base, chosen, index, first, columns, inside, sign,
+            STORAGE, ALIGNED, CONSENSUS, MASKED, LIMITED, FLOOR, TILE,
+        )  # fmt: skip
+    elif CONSENSUS == "held":
+        merged = total * tl.where(holders == 1, alone, 1.0) / tl.where(held_weight > 0.0, held_weight, 1.0)
+    elif CONSENSUS == "agree":
+        claims = _claims(
+            addresses, numbers, keys, models, base, chosen, index, first, columns, inside, total,
+            STORAGE, ALIGNED, MASKED, LIMITED, TILE,
+        )  # fmt: skip
+        merged = tl.where(claims >= needed, total, 0.0)
+    else:
+        merged = total
+    result = base + tl.load(numbers) * merged
+    tl.store(out + first + columns, result.to(out.dtype.element_ty), mask=inside)
+    _add_to_tally(tally, votes, kept, non_finite, CONSENSUS)
+
+
+@triton.jit
+def _sums(
+    addresses, numbers, keys, models, base, chosen, index, first, columns, inside,
+    STORAGE: tl.constexpr, ALIGNED: tl.constexpr, CONSENSUS: tl.constexpr, MASKED: tl.constexpr,
+    LIMITED: tl.constexpr, COUNTED: tl.constexpr, BALLOTS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Return sums over the models of one tile, by one read: of the parts, of the votes for a sign, and who is in them.
+
+    The others are: whether any part is not zero, how many elements are not finite, how many models hold an element, the
+    sum of their weights, and of their factors as the only one.
+    """
     counted = tl.full((TILE,), 0, tl.int32)
     total = tl.full((TILE,), 0.0, tl.float64)
     ballots = tl.full((TILE,), 0.0, tl.float64)
@@ -157,46 +195,58 @@ def _combine(
         votes = counted.to(tl.float64)
     if BALLOTS:
         votes = ballots
-    if CONSENSUS == "mean":
-        merged = total / tl.load(numbers + 1)
-    elif CONSENSUS == "elect" or CONSENSUS == "elect_sum" or CONSENSUS == "elect_max":
-        sign = tl.where(votes > 0.0, 1.0, tl.where(votes < 0.0, -1.0, tl.load(numbers + 2)))
-        merged = tl.full((TILE,), 0.0, tl.float64)
-        weight = tl.full((TILE,), 0.0, tl.float64)
-        for model in range(0, models):
-            delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
-            part = _kept(delta, numbers, keys, model, models, index, chosen, MASKED, LIMITED)
-            part *= tl.load(numbers + 4 + model)
-            agrees = part * sign > 0.0
-            if CONSENSUS == "elect_max":
-                merged = tl.where(part * sign > merged, part * sign, merged)
-            else:
-                merged += tl.where(agrees, part, 0.0)
-                weight += tl.where(agrees, tl.load(numbers + 4 + 3 * models + model), 0.0)
+    return total, votes, kept, non_finite, holders, held_weight, alone
+
+
+@triton.jit
+def _elected(
+    addresses, numbers, keys, models, base, chosen, index, first, columns, inside, sign,
+    STORAGE: tl.constexpr, ALIGNED: tl.constexpr, CONSENSUS: tl.constexpr, MASKED: tl.constexpr,
+    LIMITED: tl.constexpr, FLOOR: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Return the mean, the sum or the largest of the parts that have the elected sign."""
+    merged = tl.full((TILE,), 0.0, tl.float64)
+    weight = tl.full((TILE,), 0.0, tl.float64)
+    for model in range(0, models):
+        delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
+        part = _kept(delta, numbers, keys, model, models, index, chosen, MASKED, LIMITED)
+        part *= tl.load(numbers + 4 + model)
+        agrees = part * sign > 0.0
         if CONSENSUS == "elect_max":
-            merged = merged * sign
-        elif CONSENSUS == "elect":
-            divisor = tl.where(tl.abs(weight) >= 1e-8, weight, 1.0)
-            if FLOOR:
-                floor = tl.load(numbers + 4 + 6 * models)
-                divisor = tl.where(weight > floor, weight, floor)
-            merged = merged / divisor
-    elif CONSENSUS == "held":
-        merged = total * tl.where(holders == 1, alone, 1.0) / tl.where(held_weight > 0.0, held_weight, 1.0)
-    elif CONSENSUS == "agree":
-        share = tl.load(numbers + 3)
-        claims = tl.full((TILE,), 0, tl.int32)
-        for model in range(0, models):
-            delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
-            part = _kept(delta, numbers, keys, model, models, index, chosen, MASKED, LIMITED)
-            part *= tl.load(numbers + 4 + model)
-            claims += tl.where(tl.abs(part) > share * tl.abs(total - part), 1, 0)
-        merged = tl.where(claims >= needed, total, 0.0)
-    else:
-        merged = total
-    result = base + tl.load(numbers) * merged
-    tl.store(out + first + columns, result.to(out.dtype.element_ty), mask=inside)
-    # Elements beyond the tensor have sums of zero, and are not counted.
+            merged = tl.where(part * sign > merged, part * sign, merged)
+        else:
+            merged += tl.where(agrees, part, 0.0)
+            weight += tl.where(agrees, tl.load(numbers + 4 + 3 * models + model), 0.0)
+    if CONSENSUS == "elect_max":
+        merged = merged * sign
+    elif CONSENSUS == "elect":
+        divisor = tl.where(tl.abs(weight) >= 1e-8, weight, 1.0)
+        if FLOOR:
+            floor = tl.load(numbers + 4 + 6 * models)
+            divisor = tl.where(weight > floor, weight, floor)
+        merged = merged / divisor
+    return merged
+
+
+@triton.jit
+def _claims(
+    addresses, numbers, keys, models, base, chosen, index, first, columns, inside, total,
+    STORAGE: tl.constexpr, ALIGNED: tl.constexpr, MASKED: tl.constexpr, LIMITED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Return how many models claim each element: their part exceeds a share of what the others add up to."""
+    share = tl.load(numbers + 3)
+    claims = tl.full((TILE,), 0, tl.int32)
+    for model in range(0, models):
+        delta = _values(addresses, 1 + model, first, columns, inside, STORAGE, ALIGNED) - base
+        part = _kept(delta, numbers, keys, model, models, index, chosen, MASKED, LIMITED)
+        part *= tl.load(numbers + 4 + model)
+        claims += tl.where(tl.abs(part) > share * tl.abs(total - part), 1, 0)
+    return claims
+
+
+@triton.jit
+def _add_to_tally(tally, votes, kept, non_finite, CONSENSUS: tl.constexpr):
+    """Add the counts of a tile. Elements beyond the tensor have sums of zero, and are not counted."""
     signs = tl.where(votes > 0.0, 1, 0) - tl.where(votes < 0.0, 1, 0)
     tl.atomic_add(tally + SIGNS, tl.sum(signs).to(tl.int64), sem="relaxed")
     tl.atomic_add(tally + NON_FINITE, tl.sum(non_finite).to(tl.int64), sem="relaxed")

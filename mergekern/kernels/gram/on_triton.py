@@ -49,7 +49,9 @@ SUM_COLUMNS = 32
 SUM_WARPS = 4
 
 
-def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Products = "float64") -> torch.Tensor:
+def inner_products(
+    layers: Sequence[Sequence[torch.Tensor | None]], products: Products = "float64", *, absolute: bool = False
+) -> torch.Tensor:
     """Return the inner products of the task vectors of L tensors, (L, N, N) float64 on their device, without waiting.
 
     A layer whose storage dtypes differ is first copied to float32 or float64.
@@ -57,6 +59,7 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
     Args:
         layers: for each tensor [base or None for zero, tuned_0, …, tuned_{N−1}], flat and contiguous.
         products: see the module's docstring.
+        absolute: whether each τ is replaced by the absolute values of its elements.
     """
     models = len(layers[0]) - 1
     layers = [in_one_dtype(_checked(layer, models)) for layer in layers]
@@ -94,11 +97,12 @@ def inner_products(layers: Sequence[Sequence[torch.Tensor | None]], products: Pr
                     WITHIN=pairs is within_there,
                     BETWEEN=pairs is between_there or models > BLOCK,
                     EXACT=products == "float64",
+                    ABSOLUTE=absolute,
                     num_warps=WARPS,
                     num_stages=STAGES,
                     enable_fp_fusion=True,
                 )
-    return _summed(partials, first_there)
+    return summed(partials, first_there)
 
 
 def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -123,7 +127,7 @@ def squared_distances(tuned: Sequence[torch.Tensor], pairs: Sequence[tuple[int, 
                 num_warps=SUM_WARPS,
                 enable_fp_fusion=True,
             )
-    return _summed(partials, first_there)[0]
+    return summed(partials, first_there)[0]
 
 
 def gram(blocks: Blocks, threads: int = 1, split: int = 0) -> Gram:
@@ -178,7 +182,7 @@ def _pairs(models: int) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([starts, starts + BLOCK]), np.column_stack([starts[i], starts[j]])
 
 
-def _summed(partials: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+def summed(partials: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """Return the sums of consecutive rows, first[l] to first[l + 1], of the partial results."""
     out = torch.empty((len(first) - 1, *partials.shape[1:]), dtype=torch.float64, device=partials.device)
     width = out[0].numel()
@@ -213,6 +217,7 @@ def _products(
     WITHIN: tl.constexpr,
     BETWEEN: tl.constexpr,
     EXACT: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
 ):
     """Write the products of a pair of blocks of models over one chunk: within each block, between the two, or both."""
     chunk = chunks + 4 * (tl.program_id(0) // pair_count)
@@ -223,13 +228,9 @@ def _products(
     left_models = tl.load(pair) + tl.arange(0, BLOCK)
     right_models = tl.load(pair + 1) + tl.arange(0, BLOCK)
     base_address = tl.load(layer)
-    base = base_address.to(tl.pointer_type(STORAGE)) + start
-    left = tl.load(layer + 1 + left_models, mask=left_models < models, other=0).to(tl.pointer_type(STORAGE)) + start
-    right = tl.load(layer + 1 + right_models, mask=right_models < models, other=0).to(tl.pointer_type(STORAGE)) + start
-    if ALIGNED:
-        base = tl.multiple_of(base, 16)
-        left = tl.multiple_of(left, 16)
-        right = tl.multiple_of(right, 16)
+    base = _from(base_address, start, STORAGE, ALIGNED)
+    left = _from(tl.load(layer + 1 + left_models, mask=left_models < models, other=0), start, STORAGE, ALIGNED)
+    right = _from(tl.load(layer + 1 + right_models, mask=right_models < models, other=0), start, STORAGE, ALIGNED)
     has_left = (left_models < models)[:, None]
     has_right = (right_models < models)[:, None]
     left_left = tl.full((BLOCK, BLOCK), 0.0, tl.float64)
@@ -242,36 +243,17 @@ def _products(
     has_base = tl.full((TILE,), base_address, tl.int64) != 0
     for tile in range(0, whole):
         left_left, left_right, right_right = _add_tile(
-            left_left,
-            left_right,
-            right_right,
-            left[:, None] + columns[None, :] + tile * TILE,
-            right[:, None] + columns[None, :] + tile * TILE,
-            base + columns + tile * TILE,
-            has_left,
-            has_right,
-            has_base,
-            WITHIN,
-            BETWEEN,
-            EXACT,
-        )
+            left_left, left_right, right_right, left, right, base, columns, tile * TILE, has_left, has_right, has_base,
+            WITHIN, BETWEEN, EXACT, ABSOLUTE,
+        )  # fmt: skip
     narrow = tl.arange(0, REST)
     for done in tl.range(whole * TILE, length.to(tl.int32), REST, num_stages=1):
         inside = done + narrow < length
         left_left, left_right, right_right = _add_tile(
-            left_left,
-            left_right,
-            right_right,
-            left[:, None] + narrow[None, :] + done,
-            right[:, None] + narrow[None, :] + done,
-            base + narrow + done,
-            has_left & inside[None, :],
-            has_right & inside[None, :],
-            inside & (tl.full((REST,), base_address, tl.int64) != 0),
-            WITHIN,
-            BETWEEN,
-            EXACT,
-        )
+            left_left, left_right, right_right, left, right, base, narrow, done, has_left & inside[None, :],
+            has_right & inside[None, :], inside & (tl.full((REST,), base_address, tl.int64) != 0),
+            WITHIN, BETWEEN, EXACT, ABSOLUTE,
+        )  # fmt: skip
     out = partials + tl.load(chunk + 3) * models * models
     if WITHIN:
         _store(out, left_left, left_models, left_models, models)
@@ -282,29 +264,32 @@ def _products(
 
 
 @triton.jit
+def _from(address, start, STORAGE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return pointers to elements from `start` on, of tensors at addresses."""
+    pointer = address.to(tl.pointer_type(STORAGE)) + start
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
 def _add_tile(
-    left_left,
-    left_right,
-    right_right,
-    left,
-    right,
-    base,
-    has_left,
-    has_right,
-    has_base,
-    WITHIN: tl.constexpr,
-    BETWEEN: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """Return the sums plus the products of one tile."""
+    left_left, left_right, right_right, left, right, base, columns, first, has_left, has_right, has_base,
+    WITHIN: tl.constexpr, BETWEEN: tl.constexpr, EXACT: tl.constexpr, ABSOLUTE: tl.constexpr,
+):  # fmt: skip
+    """Return the sums plus the products of one tile, the columns of which begin at `first`."""
     WIDE: tl.constexpr = tl.float64 if EXACT else tl.float32
     PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
-    subtracted = tl.load(base, mask=has_base, other=0.0).to(WIDE)[None, :]
-    a = tl.load(left, mask=has_left, other=0.0).to(WIDE) - subtracted
+    subtracted = tl.load(base + columns + first, mask=has_base, other=0.0).to(WIDE)[None, :]
+    a = tl.load(left[:, None] + columns[None, :] + first, mask=has_left, other=0.0).to(WIDE) - subtracted
+    if ABSOLUTE:
+        a = tl.abs(a)
     if WITHIN:
         left_left += tl.dot(a, tl.trans(a), input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)
     if BETWEEN:
-        b = tl.load(right, mask=has_right, other=0.0).to(WIDE) - subtracted
+        b = tl.load(right[:, None] + columns[None, :] + first, mask=has_right, other=0.0).to(WIDE) - subtracted
+        if ABSOLUTE:
+            b = tl.abs(b)
         left_right += tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)
         if WITHIN:
             right_right += tl.dot(b, tl.trans(b), input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)

@@ -14,8 +14,8 @@ only, which changes it.
 
 Inputs: `Triplets` of N models, and of M others for pairs of two sets. Output: (N, N) float64, symmetric, or (N, M).
 
-Backends: `on_cpu`, C++ or BLAS; with the C++ kernel the result for a pair depends on its own triplets only, to the last
-bit, and not on their order.
+Backends: `on_cpu`, C++ or BLAS; `on_torch`, on any device. With the C++ kernel the result for a pair depends on its own
+triplets only, to the last bit, and not on their order.
 
 Bytes: N·(m + n)·k·4. Flops: N²·k²·(m + n + 2k).
 """

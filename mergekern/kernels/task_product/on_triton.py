@@ -148,21 +148,14 @@ def _task_product(
     total = tl.full((COLUMNS, ROWS) if TRANSPOSE else (ROWS, COLUMNS), 0.0, tl.float64)
     for first in range(0, inner, INNER):
         upright = first + tl.arange(0, INNER)[:, None]
-        if DRAW:
-            some = tl.randn(seed, upright.to(tl.int64) * width + column).to(WIDE)
-        else:
-            inside = (upright < inner) & (column < width)
-            some = tl.load(vectors + upright.to(tl.int64) * width + column, mask=inside, other=0.0).to(WIDE)
+        some = _vectors(vectors, seed, upright, column, inner, width, DRAW, WIDE)
         if TRANSPOSE:
             i = upright
             j = first_row + tl.arange(0, ROWS)[None, :]
         else:
             i = first_row + tl.arange(0, ROWS)[:, None]
             j = first + tl.arange(0, INNER)[None, :]
-        inside = (i < rows) & (j < columns)
-        offset = i.to(tl.int64) * columns + j
-        delta = tl.load(tuned + offset, mask=inside, other=0.0).to(WIDE)
-        delta -= tl.load(base + offset, mask=inside & has_base, other=0.0).to(WIDE)
+        delta = _difference(tuned, base, i, j, rows, columns, has_base, WIDE)
         a = tl.trans(some) if TRANSPOSE else delta
         b = delta if TRANSPOSE else some
         total += tl.dot(a, b, input_precision=PRECISION, out_dtype=WIDE).to(tl.float64)
@@ -171,6 +164,26 @@ def _task_product(
     row = first_row + tl.arange(0, ROWS)[:, None]
     here = out + (matrix * height + row) * width + column
     tl.store(here, total, mask=(row < height) & (column < width))
+
+
+@triton.jit
+def _vectors(vectors, seed, i, j, rows, columns, DRAW: tl.constexpr, WIDE: tl.constexpr):
+    """Return elements (i, j) of V, or of Ω, which is drawn."""
+    if DRAW:
+        some = tl.randn(seed, i.to(tl.int64) * columns + j).to(WIDE)
+    else:
+        inside = (i < rows) & (j < columns)
+        some = tl.load(vectors + i.to(tl.int64) * columns + j, mask=inside, other=0.0).to(WIDE)
+    return some
+
+
+@triton.jit
+def _difference(tuned, base, i, j, rows, columns, has_base, WIDE: tl.constexpr):
+    """Return elements (i, j) of tuned − base."""
+    inside = (i < rows) & (j < columns)
+    offset = i.to(tl.int64) * columns + j
+    delta = tl.load(tuned + offset, mask=inside, other=0.0).to(WIDE)
+    return delta - tl.load(base + offset, mask=inside & has_base, other=0.0).to(WIDE)
 
 
 @triton.jit(do_not_specialize=["count", "seed"])

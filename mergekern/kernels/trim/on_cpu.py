@@ -60,6 +60,32 @@ def kth_largest(blocks: Blocks, count: int, k: int, threads: int = 1) -> float:
     return float(np.array(prefix, dtype=np.uint64).view(np.float64))
 
 
+def most_reads(count: int, in_one_block: bool) -> int:
+    """Return how often `kth_largest` reads its values, at most, unless a sample guesses wrong.
+
+    Args:
+        count: number of values.
+        in_one_block: whether one block has all of them.
+
+    >>> most_reads(1 << 20, in_one_block=True), most_reads(1 << 20, in_one_block=False)
+    (1, 3)
+    """
+    if in_one_block and count > _SAMPLE and extension is not None:
+        return 1
+    # The first block is read to see whether it has all.
+    return 1 + (1 if count <= _FEW else 2 if count <= _MANY else len(DIGITS))
+
+
+def workspace(count: int) -> int:
+    """Return the bytes that `kth_largest` of so many values takes on one thread, beside the blocks.
+
+    >>> workspace(1 << 10) == 8 << 10
+    True
+    """
+    counts, collected = 8 << DIGITS[0][1], 8 * min(count, _MANY)
+    return collected if count <= _FEW else counts + collected
+
+
 def _in_window(base: torch.Tensor | None, tuned: torch.Tensor, k: int, threads: int) -> float | None:
     """Return the k-th largest magnitude by one read of all values; None where a sample guessed the window wrong.
 

@@ -27,6 +27,32 @@ def layer_count(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a configuration says that a model has; None where it does not.
+
+    >>> vocabulary_size({"text_config": {"vocab_size": 32000}})
+    32000
+    """
+    for part in (config, *(config.get(name) for name in _PARTS)):
+        if isinstance(part, Mapping) and isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return None
+
+
+def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Return a configuration that is true of a model with another number of tokens, wherever it is said.
+
+    >>> with_vocabulary({"text_config": {"vocab_size": 32000}}, 32064)
+    {'text_config': {'vocab_size': 32064}}
+    """
+    parts = {
+        name: {**config[name], "vocab_size": size}
+        for name in _PARTS
+        if isinstance(config.get(name), Mapping) and "vocab_size" in config[name]
+    }
+    return {**config, **parts} if parts and "vocab_size" not in config else {**config, **parts, "vocab_size": size}
+
+
 def with_layers(config: Mapping[str, Any], layers: Sequence[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
     """Return a configuration that is true of a model with other layers.
 

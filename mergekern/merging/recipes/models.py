@@ -10,9 +10,10 @@ from mergekern.checkpoints import open_checkpoint
 from mergekern.checkpoints.adapter import Adapter
 from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.checkpoints.folder_files import home
-from mergekern.checkpoints.hub import is_hub_id
+from mergekern.checkpoints.hub import fetch, is_hub_id
 from mergekern.checkpoints.selection import Selected, Selection
 from mergekern.checkpoints.sources import IO
+from mergekern.checkpoints.tying import is_embedding
 from mergekern.checkpoints.zoo import align
 from mergekern.errors import CheckpointError
 from mergekern.merging.recipes.schema import ModelPart, PathPart
@@ -33,6 +34,13 @@ class Model:
     checkpoint: Checkpoint
     files: tuple[Checkpoint, ...]
     folder: Path | None
+
+    @property
+    def rows_of_embedding(self) -> int | None:
+        """Rows of its embedding of tokens; None where it has none."""
+        tensors = self.checkpoint.tensors
+        found = (tensor for name, tensor in tensors.items() if is_embedding(name) and len(tensor.shape) == 2)
+        return next((tensor.shape[0] for tensor in found), None)
 
 
 class Models:
@@ -62,6 +70,18 @@ class Models:
         """All models that were asked for, in that order."""
         return list(self._opened.values())
 
+    def folder(self, part: ModelPart) -> Path:
+        """Return the folder of a model, which need not be opened nor hold weights.
+
+        Raises:
+            CheckpointError: it is not there, or no folder.
+        """
+        found = self._find(part.model)
+        path = Path(found) if os.path.exists(found) else fetch(found)[0]
+        if not path.is_dir():
+            raise CheckpointError(f"{part.text}: is no folder")
+        return path
+
     def _open(self, part: ModelPart) -> Model:
         whole = self._there(part.text)
         if part.lora is None or (whole and not self._there(_text(part.model))):
@@ -81,6 +101,7 @@ class Models:
         tensors = {name: Selected(name, tensor.read_dtype) for name, tensor in base.tensors.items()}
         merged = Selection(bound, tensors, {name: name for name in bound.buffers})
         merged.notes += base.notes
+        merged.config = base.config
         return Model(part.text, merged, (base, adapter), home(base))
 
     def _find(self, part: PathPart) -> str:

@@ -15,6 +15,8 @@ from mergekern.merging.settings import Settings
 
 # What mergekit computes by, not what; nobody need be told.
 _WITHOUT_EFFECT = ("int8_mask",)
+# Methods whose mean is that of all task vectors, not of the entries that agree in sign.
+_OF_ALL = ("dare_linear", "della_linear", "breadcrumbs")
 # Parameters that mergekit's own programs take besides those of methods; they change no tensor here.
 _OF_NO_METHOD = ("embed_slerp",)
 
@@ -51,6 +53,7 @@ def settings_of_tensor(
         OptionError: a parameter without a value, or a value that is out of range.
     """
     weights, options = (1.0,) * len(levels.sources), {**method.defaults, **dict(mergekit.fixed)}
+    empty: tuple[bool, ...] = ()
     for place, parameter in enumerate(mergekit.parameters):
         value: Any
         if parameter.option is None:
@@ -68,6 +71,9 @@ def settings_of_tensor(
         if parameter.option == "weights":
             weights = tuple(float(each) for each in value)
             continue
+        if parameter.name == "density":
+            empty = tuple(each == parameter.read(0.0) for each in value)
+            value = checked = tuple(parameter.read(1.0) if none else v for v, none in zip(value, empty, strict=True))
         # Of two parameters for one option the second counts where the first has changed it.
         is_second = parameter.option in {other.option for other in mergekit.parameters[:place]}
         if value is None or (is_second and options[parameter.option] == method.defaults[parameter.option]):
@@ -79,7 +85,21 @@ def settings_of_tensor(
         options[parameter.option] = checked[0] if len(set(checked)) == 1 else value
     if method.weigh is not None:
         weights = tuple(method.weigh(weights, **options))
-    return Settings(weights, options)
+    return _without(empty, Settings(weights, options), mergekit)
+
+
+def _without(empty: Sequence[bool], settings: Settings, mergekit: Mergekit) -> Settings:
+    """Return settings without the task vectors of which nothing is kept, as mergekit's density 0 says."""
+    weights, options = settings.weights, settings.options
+    if not any(empty):
+        return settings
+    if all(empty):
+        return Settings(weights, {**options, "scale": 0.0})
+    kept = tuple(0.0 if is_empty else weight for weight, is_empty in zip(weights, empty, strict=True))
+    # A mean of all task vectors counts those too; one of the elected entries does not.
+    if options["aggregate"] == "mean" and mergekit.name in _OF_ALL and sum(weights):
+        options = {**options, "scale": options["scale"] * sum(kept) / sum(weights)}
+    return Settings(kept, options)
 
 
 def _check(method: Method, parameter: Parameter, value: Any, where: str) -> None:
@@ -96,7 +116,11 @@ def _value(parameter: Parameter, levels: Sequence[Parameters], name: str, depth:
     if value is None:
         of = f" for {model}" if model else ""
         raise OptionError(f"no value of {parameter.name!r}{of} (tensor {name!r}); give it under `parameters`")
-    return parameter.read(bool(value) if isinstance(parameter.default, bool) else value)
+    if isinstance(parameter.default, bool):
+        value = bool(value)
+    elif isinstance(parameter.default, int) and float(value).is_integer():
+        value = int(value)  # A gradient between whole numbers.
+    return parameter.read(value)
 
 
 def ineffective(mergekit: Mergekit, levels: Levels, known: frozenset[str]) -> list[str]:

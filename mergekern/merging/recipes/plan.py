@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
+
+from mergekern._internal.text import listed
 from mergekern.checkpoints.alignment import in_names_of
 from mergekern.checkpoints.dtypes import FLOAT8
 from mergekern.checkpoints.rounding import note_rounding
@@ -13,10 +16,12 @@ from mergekern.errors import OptionError
 from mergekern.merging.arguments import resolve_dtype
 from mergekern.merging.mergekit_names import Mergekit
 from mergekern.merging.method import Method
+from mergekern.merging.recipes.embeddings import RowsAmong
 from mergekern.merging.recipes.methods import find_method_of_mergekit, methods_of_mergekit
 from mergekern.merging.recipes.models import Model, Models
+from mergekern.merging.recipes.modules import Module, modules_of
 from mergekern.merging.recipes.parameters import Levels, ineffective, settings_of_tensor
-from mergekern.merging.recipes.schema import InputModel, ModelPart, Recipe, SlicePart, SourcePart
+from mergekern.merging.recipes.schema import InputModel, Inputs, ModelPart, Recipe, SlicePart, SourcePart
 from mergekern.merging.recipes.slices import Cast, Slice, SourceLayers, Stack, whole
 from mergekern.merging.recipes.tokenizer import Tokenizer, find_tokenizer
 from mergekern.merging.settings import Settings
@@ -66,40 +71,68 @@ def plan_recipe(recipe: Recipe, models: Models, on_mismatch: OnMismatch) -> Plan
         CheckpointError, MismatchError: models cannot be read, or do not fit together.
     """
     method, mergekit = find_method_of_mergekit(recipe.merge_method)
-    groups = _groups(recipe)
-    for part in (recipe.base_model, *(source.model for group in groups for source in group.sources)):
+    inputs = [recipe] if not recipe.modules else list(recipe.modules.values())
+    named = [each for part in inputs for group in _groups(part, recipe, "") for each in group.sources]
+    for part in (recipe.base_model, *(source.model for source in named)):
         if part is not None:
             models[part]
-    donor = models[recipe.base_model or groups[0].sources[0].model]
+    donor = models[recipe.base_model or named[0].model]
     dtype = resolve_dtype(recipe.dtype.removeprefix("torch.")) if recipe.dtype else None
     if dtype is None and any(stored in FLOAT8 for model in models.opened for stored in model.checkpoint.dtypes):
         raise OptionError("models are float8, in which nothing is merged; add dtype: bfloat16 to the recipe")
     tokenizer = find_tokenizer(recipe, models, donor)
-    cast = Cast(dtype, tokenizer.rows)
-    stack = None
-    if recipe.slices:
+    if recipe.slices or recipe.modules or tokenizer.embeddings:
         _take_names_of(donor, models.opened)
-        stack = Stack(donor, len(recipe.slices), cast, on_mismatch)
-    planned: list[PlannedSlice] = []
-    notes: dict[str, None] = {}
-    known = frozenset(p.name for _, each in methods_of_mergekit().values() for p in each.parameters)
-    for group in groups:
-        base, merged = _roles(group, recipe.base_model, mergekit, method)
+    planner = _Planner(recipe, models, donor, dtype, tokenizer, method, mergekit, on_mismatch)
+    names = [*donor.checkpoint.tensors, *donor.checkpoint.buffers]
+    modules = modules_of(recipe, names)
+    slices = [each for module in modules for each in planner.slices(module)]
+    notes = list(planner.notes)
+    if lost := [name for name in names if not any(module.has(name) for module in modules)]:
+        notes.append(f"tensors of no module of the recipe, which the result lacks ({len(lost):,}): {listed(lost)}")
+    return Plan(recipe, method, donor, slices, tokenizer, models.opened, notes)
+
+
+@dataclass
+class _Planner:
+    """Plans the slices of modules; `notes` says what has no effect."""
+
+    recipe: Recipe
+    models: Models
+    donor: Model
+    dtype: torch.dtype | None
+    tokenizer: Tokenizer
+    method: Method
+    mergekit: Mergekit
+    on_mismatch: OnMismatch
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def slices(self, module: Module) -> list[PlannedSlice]:
+        """Return the slices of a module of the result."""
+        groups = _groups(module.inputs, self.recipe, f"modules.{module.name}." if module.name else "")
+        stack = Stack(self.donor, module, len(groups), self.on_mismatch) if module.inputs.slices else None
+        return [self._slice(group, module, stack) for group in groups]
+
+    def _slice(self, group: _Group, module: Module, stack: Stack | None) -> PlannedSlice:
+        recipe, models, mergekit = self.recipe, self.models, self.mergekit
+        base, merged = _roles(group, recipe.base_model, mergekit, self.method)
+        cast = Cast(self.dtype, _rows_among(self.tokenizer, group, recipe.base_model, models))
         if stack is None:
-            made = whole(models[base.model], [models[source.model] for source in merged], cast, on_mismatch)
+            sources = [models[source.model] for source in merged]
+            made = whole(models[base.model], sources, module, cast, self.on_mismatch)
         else:
             layers = [_layers(source, models) for source in merged]
-            made = stack.add(_layers(base, models), layers, group.count)
+            made = stack.add(_layers(base, models), layers, group.count, cast)
+        outer = (group.parameters, *([module.inputs.parameters] if module.name else []), recipe.parameters)
         levels = Levels(
-            tuple(source.parameters for source in merged),
-            (group.parameters, recipe.parameters), tuple(source.model.text for source in merged),
-        )  # fmt: skip
-        notes |= dict.fromkeys(ineffective(mergekit, levels, known))
+            tuple(source.parameters for source in merged), outer, tuple(source.model.text for source in merged)
+        )
+        known = frozenset(p.name for _, each in methods_of_mergekit().values() for p in each.parameters)
+        self.notes |= dict.fromkeys(ineffective(mergekit, levels, known))
         fixed = {"of": "deltas" if base not in merged else "models"} if mergekit.base == "optional" else {}
-        planned.append(PlannedSlice(made, _settings(made, method, mergekit, levels, fixed)))
         if base not in merged:
             note_rounding(made.zoo.base, made.zoo.models, [tensor.names for tensor in made.zoo.tensors])
-    return Plan(recipe, method, donor, planned, tokenizer, models.opened, list(notes))
+        return PlannedSlice(made, _settings(made, self.method, mergekit, levels, fixed))
 
 
 @dataclass(frozen=True)
@@ -113,14 +146,14 @@ class _Group:
     shown: str
 
 
-def _groups(recipe: Recipe) -> list[_Group]:
-    if recipe.slices:
-        return [_of_slice(each, f"slices.{number}") for number, each in enumerate(recipe.slices)]
-    assert recipe.models is not None
-    sources = list(recipe.models)
+def _groups(inputs: Inputs, recipe: Recipe, where: str) -> list[_Group]:
+    if inputs.slices:
+        return [_of_slice(each, f"{where}slices.{number}") for number, each in enumerate(inputs.slices)]
+    assert inputs.models is not None
+    sources = list(inputs.models)
     if recipe.base_model is not None and all(source.model != recipe.base_model for source in sources):
         sources.append(InputModel(model=recipe.base_model))
-    return [_Group(sources, {}, None, 0, "models")]
+    return [_Group(sources, {}, None, 0, f"{where}models")]
 
 
 def _of_slice(part: SlicePart, shown: str) -> _Group:
@@ -156,6 +189,13 @@ def _roles(
         among = " (base_model is one of them)" if base in merged and base.model == named else ""
         raise OptionError(f"{group.shown}: {error}{among}") from None
     return base, merged
+
+
+def _rows_among(tokenizer: Tokenizer, group: _Group, base_model: ModelPart | None, models: Models) -> RowsAmong | None:
+    if tokenizer.embeddings is None:
+        return None
+    base = group.base_model or base_model
+    return tokenizer.embeddings.among([models[source.model] for source in group.sources], base.text if base else None)
 
 
 def _layers(source: InputModel, models: Models) -> SourceLayers:

@@ -39,9 +39,9 @@ def read_recipe(given: str | os.PathLike[str] | Mapping[str, Any]) -> Given:
     Raises:
         OptionError: it is no YAML, no recipe, or has keys that are not known or not supported.
 
-    >>> read_recipe({"merge_method": "linear", "modles": []})
+    >>> read_recipe({"merge_method": "linear", "modells": []})
     Traceback (most recent call last):
-    mergekern.errors.OptionError: the recipe: unknown key 'modles' (did you mean 'models'?); known are base_model, ...
+    mergekern.errors.OptionError: the recipe: unknown key 'modells' (did you mean 'models'?); known are base_model, ...
     """
     from mergekern._internal.documents import checked
     from mergekern.merging.recipes.schema import Recipe

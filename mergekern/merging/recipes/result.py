@@ -21,8 +21,9 @@ from mergekern.checkpoints.tying import tying_of
 from mergekern.merging.arguments import resolve_dtype
 from mergekern.merging.notes import lost_in_merges, notes_of_owner
 from mergekern.merging.output import OutputPlan
-from mergekern.merging.recipes.configuration import with_layers
+from mergekern.merging.recipes.configuration import with_vocabulary
 from mergekern.merging.recipes.plan import Plan
+from mergekern.merging.recipes.schema import is_idle
 
 # Bytes of a shard of results that are not laid out like one of the models.
 SHARD_BYTES = 5_000_000_000
@@ -69,24 +70,27 @@ class Result:
             others = self.plan.tokenizer.files(self._beside(folder).copied)
             others[CONFIG] = (json.dumps(self.configuration(), indent=2, ensure_ascii=False) + "\n").encode()
         donor = self.plan.donor
-        if self.plan.recipe.slices or len(donor.files) > 1:
+        if self.plan.recipe.slices or self.plan.recipe.modules or len(donor.files) > 1:
             return layout_by_size(self.entries, self._aliases, others, SHARD_BYTES)
         return layout(donor.checkpoint, self.entries, self._aliases, others)
 
     def configuration(self) -> dict[str, Any]:
         """Return config.json of the result."""
         config = dict(self.plan.donor.checkpoint.config)
-        if self.plan.recipe.slices:
-            slices = [planned.slice for planned in self.plan.slices]
+        slices = [planned.slice for planned in self.plan.slices]
+        for module in {each.module.name: each.module for each in slices if each.count}.values():
             layers = [
                 (each.base.model.checkpoint.config, each.base.first + layer)
                 for each in slices
+                if each.module is module
                 for layer in range(each.count)
             ]
-            config = with_layers(config, layers)
-        if self.plan.tokenizer.vocabulary is not None and self.plan.tokenizer.rows:
-            config["vocab_size"] = self.plan.tokenizer.vocabulary
-        dtype = str(self._dtype).removeprefix("torch.") if self._dtype else None
+            config = module.with_layers(config, layers)
+        if self.plan.tokenizer.embeddings is not None:
+            config = with_vocabulary(config, self.plan.tokenizer.embeddings.count)
+        found = {entry.dtype for entry in self.entries.values() if entry.dtype.is_floating_point}
+        widest = max(found, key=lambda each: each.itemsize, default=None)
+        dtype = str(self._dtype or widest).removeprefix("torch.") if self._dtype or widest else None
         is_tied = tying_of(self.plan.donor.checkpoint, self.entries)
         return configuration_of_result(config, dtype=dtype, is_tied=is_tied)
 
@@ -97,14 +101,13 @@ class Result:
             folder: whose other files are copied, where the result is a folder.
         """
         plan = self.plan
-        lost: dict[str, None] = dict.fromkeys(plan.notes)
-        others: dict[str, None] = {}
+        idle = sorted(_idle_keys(self._content))
+        lost: dict[str, None] = dict.fromkeys(f"the key {key!r} has no effect" for key in idle)
+        lost |= dict.fromkeys((*plan.notes, *plan.tokenizer.assumed))
+        others: dict[str, None] = dict.fromkeys(plan.tokenizer.notes)
         for planned, part in zip(plan.slices, self.parts, strict=True):
             lost |= dict.fromkeys(lost_in_merges(planned.slice.zoo))
             others |= dict.fromkeys(notes_of_owner(planned.slice.zoo, part, None))
-        if plan.tokenizer.rows:
-            rows = ", ".join(str(before - after) for before, after in plan.tokenizer.rows.items())
-            others[f"rows of embeddings that belong to no token, and are left out: {rows}"] = None
         if folder is not None:
             beside = self._beside(folder)
             if left := (*beside.left, *beside.submodels):
@@ -140,3 +143,10 @@ class Result:
     def _beside(self, folder: Path) -> FolderFiles:
         own = {path.name for path in self.plan.donor.checkpoint.files}
         return folder_files(folder, {Path(self.plan.donor.checkpoint.source).name, *own})
+
+
+def _idle_keys(content: Any) -> set[str]:
+    """Return the keys of a recipe that change nothing, in all its parts."""
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    own = {str(key) for key in content if is_idle(key)} if isinstance(content, dict) else set()
+    return own.union(*map(_idle_keys, parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,15 +12,24 @@ from mergekern.merging.depth import Filtered
 
 # Keys that mergekit has and that cannot be done here, with what to do instead.
 _NOT_SUPPORTED = {
-    "modules": "merge the modules of the models one by one: give `models` or `slices`",
-    "residual_weight": "mergekit itself takes no account of it: leave it out",
     "override_architecture": "tensors are matched by their names: leave it out",
     "experts": "this is a recipe of mergekit-moe, which does not merge weights",
     "gate_mode": "this is a recipe of mergekit-moe, which does not merge weights",
     "genome": "this is a recipe of mergekit-evolve, which searches for weights: `mergekern best` searches for a merge",
-    "pad_to_multiple_of": "the rows of embeddings stay as they are: leave it out",
+    "pad_to_multiple_of": "write it under `tokenizer`",
 }
+# Keys that recipes have and that change nothing, in mergekit neither; those with x- hold what YAML refers to.
+_WITHOUT_EFFECT = frozenset({"name", "random_seed", "residual_weight"})
 Parameters = dict[str, Any]
+
+
+def is_idle(key: Any) -> bool:
+    """Tell whether a key changes nothing.
+
+    >>> is_idle("random_seed"), is_idle("x-defaults"), is_idle("models")
+    (True, True, False)
+    """
+    return key in _WITHOUT_EFFECT or str(key).startswith("x-")
 
 
 class RecipePart(Document):
@@ -34,6 +43,8 @@ class RecipePart(Document):
         if isinstance(content, dict):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for key in content:
+                if is_idle(key):
+                    continue
                 if key in _NOT_SUPPORTED and content[key] is not None and key not in known:
                     raise ValueError(f"the key {key!r} is not supported; {_NOT_SUPPORTED[key]}")
                 if key not in known and key not in _NOT_SUPPORTED:
@@ -171,25 +182,79 @@ class SlicePart(WithParameters):
         return self
 
 
+class Zero(RecipePart):
+    """The embedding of a token is zero."""
+
+    kind: Literal["zero"]
+
+
+class ModelToken(RecipePart):
+    """The embedding of a token is that of another token of a model."""
+
+    kind: Literal["model_token"]
+    model: ModelPart
+    token: str | None = None
+    token_id: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_token(self) -> ModelToken:
+        if (self.token is None) == (self.token_id is None):
+            raise ValueError("give either `token` or `token_id`")
+        return self
+
+
+_KINDS: dict[str, type[RecipePart]] = {"zero": Zero, "model_token": ModelToken}
+
+
+class TokenPart(RecipePart):
+    """Where the embedding of one token comes from; `force` says that models which have the token get it too."""
+
+    source: Zero | ModelToken | ModelPart | None = None
+    force: bool = False
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _by_kind(cls, content: Any) -> Any:
+        if content is None or isinstance(content, RecipePart):
+            return content
+        if not isinstance(content, dict) or "kind" not in content:
+            return ModelPart.model_validate(content)
+        kind = str(content["kind"])
+        if kind not in _KINDS:
+            raise ValueError(f"kind {kind!r} is not known{did_you_mean(kind, _KINDS)}; known are {', '.join(_KINDS)}")
+        return _KINDS[kind].model_validate(content)
+
+
 class TokenizerPart(RecipePart):
-    """Whose tokenizer the result has."""
+    """Whose tokenizer the result has, and where the embeddings of single tokens come from."""
 
     source: str | ModelPart = "union"
-    tokens: dict[str, Any] | None = None
-
-    @field_validator("tokens")
-    @classmethod
-    def _no_tokens(cls, tokens: dict[str, Any] | None) -> None:
-        if tokens:
-            raise ValueError("embeddings of single tokens cannot be set; leave `tokens` out")
+    tokens: dict[str, TokenPart] | None = None
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
 
 
-class Recipe(WithParameters):
+class Inputs(WithParameters):
+    """What is merged: models as a whole, or slices of their layers."""
+
+    models: list[InputModel] | None = None
+    slices: list[SlicePart] | None = None
+
+
+class ModulePart(Inputs):
+    """A module of the result, and what is merged to it."""
+
+    @model_validator(mode="after")
+    def _one_input(self) -> ModulePart:
+        if bool(self.models) == bool(self.slices):
+            raise ValueError("give either `models` or `slices`")
+        return self
+
+
+class Recipe(Inputs):
     """A recipe of mergekit."""
 
     merge_method: str
-    models: list[InputModel] | None = None
-    slices: list[SlicePart] | None = None
+    modules: dict[str, ModulePart] | None = None
     base_model: ModelPart | None = None
     dtype: str | None = None
     out_dtype: str | None = None
@@ -199,8 +264,8 @@ class Recipe(WithParameters):
 
     @model_validator(mode="after")
     def _one_input(self) -> Recipe:
-        if bool(self.models) == bool(self.slices):
-            raise ValueError("give either `models` or `slices`")
+        if bool(self.models) + bool(self.slices) + bool(self.modules) != 1:
+            raise ValueError("give either `models` or `slices`, or `modules` with these")
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("give either `tokenizer_source` or `tokenizer`")
         return self

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mergekern.checkpoints import Zoo
-from mergekern.checkpoints.checkpoint import Checkpoint
 from mergekern.checkpoints.selection import Selected, Selection
 from mergekern.checkpoints.tying import is_head
 from mergekern.checkpoints.zoo import OnMismatch, align
 from mergekern.errors import MismatchError, OptionError
 from mergekern.merging.depth import InLayer, depth_of, depths, in_layer
 from mergekern.merging.recipes.configuration import layer_count
+from mergekern.merging.recipes.embeddings import RowsAmong
 from mergekern.merging.recipes.models import Model
+from mergekern.merging.recipes.modules import Module
 
 # Parts of the names of what stands before the layers; mergekit takes all that from the first slice, other tensors that
 # lie in no layer from the last.
@@ -45,6 +47,7 @@ class Slice:
         base: the source that is the zoo's base.
         start, count: the first layer in the result, and how many there are; 0 layers where models are merged whole.
         stack: what comes before the numbers of layers in names; "" where models are merged whole.
+        module: the module of the model that they are of.
     """
 
     zoo: Zoo
@@ -53,6 +56,7 @@ class Slice:
     start: int
     count: int
     stack: str
+    module: Module
 
     def depths(self) -> dict[str, float]:
         """Return how deep each tensor lies in the slice, from 0 to 1."""
@@ -72,54 +76,51 @@ class Slice:
 
 @dataclass(frozen=True)
 class Cast:
-    """How tensors are read: to which dtype, and how many rows of embeddings.
+    """How tensors are read: to which dtype, and with which rows.
 
     Attributes:
         dtype: that of all values; None for each tensor's own.
-        rows: rows of embeddings and heads, by the number that they have; others stay whole.
+        among: the rows of embeddings and heads; None for their own.
     """
 
     dtype: torch.dtype | None = None
-    rows: Mapping[int, int] | None = None
+    among: RowsAmong | None = None
 
     def selected(self, model: Model, name: str) -> Selected:
         """Return a tensor of a model as it is read."""
-        stored = model.checkpoint.tensors[name]
-        rows = None
-        if self.rows and len(stored.shape) == 2 and (is_head(name) or is_before_layers(name)):
-            rows = self.rows.get(stored.shape[0])
-        return Selected(name, self.dtype, rows)
+        return Selected(name, self.dtype, self.among.rows(model, name) if self.among else None)
 
 
-def whole(base: Model, models: Sequence[Model], cast: Cast, on_mismatch: OnMismatch) -> Slice:
-    """Return models that are merged whole as one slice."""
-    views = [_view(model, {name: name for name in _names(model)}, cast) for model in (base, *models)]
-    zoo = align(views[0], views[1:], on_mismatch)
-    return Slice(zoo, tuple(SourceLayers(model, 0) for model in models), SourceLayers(base, 0), 0, 0, "")
+def whole(base: Model, models: Sequence[Model], module: Module, cast: Cast, on_mismatch: OnMismatch) -> Slice:
+    """Return models that are merged with all their layers as one slice."""
+    views = [_view(model, {name: name for name in _names(model, module)}, cast) for model in (base, *models)]
+    zoo = _zoo(views, on_mismatch)
+    return Slice(zoo, tuple(SourceLayers(model, 0) for model in models), SourceLayers(base, 0), 0, 0, "", module)
 
 
 class Stack:
-    """Makes the slices of a result, one after the other.
+    """Makes the slices of a module, one after the other.
 
     Args:
         donor: the model that the result is laid out like.
+        module: which of its tensors.
         total: how many slices there are.
-        cast: how tensors are read.
         on_mismatch: as for `open_zoo`.
 
     Raises:
         OptionError: it cannot be told which of its numbered tensors are the layers.
     """
 
-    def __init__(self, donor: Model, total: int, cast: Cast, on_mismatch: OnMismatch) -> None:
-        self.name = stack_of(donor)
-        self._donor, self._total, self._cast, self._on_mismatch = donor.checkpoint, total, cast, on_mismatch
-        storages = {t.storage for name, t in self._donor.tensors.items() if self._is_first(name)}
+    def __init__(self, donor: Model, module: Module, total: int, on_mismatch: OnMismatch) -> None:
+        self.name, self._module = stack_of(donor, module), module
+        self._donor, self._total, self._on_mismatch = donor.checkpoint, total, on_mismatch
+        firsts = [name for name in self._donor.tensors if module.has(name) and self._is_first(name)]
+        storages = {self._donor.tensors[name].storage for name in firsts}
         self._tied_to_first = {name for name, tensor in self._donor.tensors.items() if tensor.storage in storages}
         self._made = self._layers = 0
 
-    def add(self, base: SourceLayers, sources: Sequence[SourceLayers], count: int) -> Slice:
-        """Return the next slice.
+    def add(self, base: SourceLayers, sources: Sequence[SourceLayers], count: int, cast: Cast) -> Slice:
+        """Return the next slice, with tensors read as `cast` says.
 
         Raises:
             OptionError: a model has fewer layers.
@@ -131,16 +132,16 @@ class Stack:
         views = []
         for source in (base, *sources):
             names = {}
-            for name in _names(source.model):
+            for name in _names(source.model, self._module):
                 part = _of_stack(name, self.name)
                 if part and source.first <= part.layer < source.first + count:
                     names[part._replace(layer=part.layer - source.first + start).name] = name
                 elif part is None and (is_first if self._is_first(name) or name in self._tied_to_first else is_last):
                     names[name] = name
             self._check_layers(source, count)
-            views.append(_view(source.model, dict(sorted(names.items(), key=self._place)), self._cast))
-        zoo = align(views[0], views[1:], self._on_mismatch)
-        return Slice(zoo, tuple(sources), base, start, count, self.name)
+            views.append(_view(source.model, dict(sorted(names.items(), key=self._place)), cast))
+        zoo = _zoo(views, self._on_mismatch)
+        return Slice(zoo, tuple(sources), base, start, count, self.name, self._module)
 
     def _is_first(self, name: str) -> bool:
         return _of_stack(name, self.name) is None and (is_before_layers(name) or in_layer(name) is not None)
@@ -162,15 +163,26 @@ class Stack:
             )
 
 
-def _view(model: Model, names: Mapping[str, str], cast: Cast) -> Checkpoint:
+def _zoo(views: Sequence[Selection], on_mismatch: OnMismatch) -> Zoo:
+    """Return a zoo whose base, which results are like, has the dtypes in which all values of a tensor can be held."""
+    zoo = align(views[0], views[1:], on_mismatch)
+    for tensor in zoo.tensors:
+        dtypes = [each.tensors[name].read_dtype for each, name in zip(zoo.checkpoints, tensor.names, strict=True)]
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        if dtype != dtypes[0]:
+            views[0].widen(tensor.names[0], dtype)
+    return zoo
+
+
+def _view(model: Model, names: Mapping[str, str], cast: Cast) -> Selection:
     held = model.checkpoint
     tensors = {new: cast.selected(model, old) for new, old in names.items() if old in held.tensors}
     return Selection(held, tensors, {new: old for new, old in names.items() if old not in held.tensors})
 
 
-def _names(model: Model) -> list[str]:
+def _names(model: Model, module: Module) -> list[str]:
     """Return the names of a model's tensors and buffers."""
-    return [*model.checkpoint.tensors, *model.checkpoint.buffers]
+    return [name for name in (*model.checkpoint.tensors, *model.checkpoint.buffers) if module.has(name)]
 
 
 def _of_stack(name: str, stack: str) -> InLayer | None:
@@ -183,14 +195,14 @@ def is_before_layers(name: str) -> bool:
     return not is_head(name) and any(part in name for part in _BEFORE_LAYERS)
 
 
-def stack_of(model: Model) -> str:
-    """Return what comes before the numbers of a model's layers in the names of its tensors.
+def stack_of(model: Model, module: Module) -> str:
+    """Return what comes before the numbers of the layers of a model's module in the names of its tensors.
 
     Raises:
         OptionError: it cannot be told.
     """
     counts: dict[str, int] = {}
-    for name in model.checkpoint.tensors:
+    for name in filter(module.has, model.checkpoint.tensors):
         if part := in_layer(name):
             counts[part.stack] = max(counts.get(part.stack, 0), part.layer + 1)
     named = layer_count(model.checkpoint.config)
@@ -199,6 +211,6 @@ def stack_of(model: Model) -> str:
         seen = ", ".join(f"{stack}0 to {count - 1}" for stack, count in counts.items()) or "none"
         raise OptionError(
             f"{model.text}: it cannot be told which of its numbered tensors are the layers ({seen}); merge such models "
-            "whole, with `models`"
+            "whole, with `models`, or their `modules` one by one"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""The tokenizer of a result: whose files it gets, and how many rows its embeddings have with it."""
+"""The tokenizer of a result: whose files it gets, and the rows that its embeddings have with it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from mergekern._internal.text import listed
 from mergekern.checkpoints.configuration import read_json_object
-from mergekern.checkpoints.tying import is_head
 from mergekern.errors import CheckpointError, OptionError, did_you_mean
+from mergekern.merging.recipes.chat_templates import CHAT_TEMPLATES
+from mergekern.merging.recipes.embeddings import Embeddings, rows_of_vocabulary
 from mergekern.merging.recipes.models import Model, Models
 from mergekern.merging.recipes.schema import ModelPart, Recipe
-from mergekern.merging.recipes.slices import is_before_layers
+from mergekern.merging.recipes.tokenizer_files import check_removable, with_vocabulary
+from mergekern.merging.recipes.vocabulary import Vocabulary, read_vocabulary
 
 # Files that belong to a tokenizer.
 _FILES = re.compile(
@@ -22,11 +25,6 @@ _FILES = re.compile(
     r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|spiece\.model"
 )
 _CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-# The chat templates that are known by name.
-_TEMPLATES = {
-    "chatml": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-    "'<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
-}
 
 
 @dataclass(frozen=True)
@@ -34,31 +32,38 @@ class Tokenizer:
     """The tokenizer of a result.
 
     Attributes:
-        model: whose files it is; None for those of the model that the result is laid out like.
+        folder: whose files it is; None for those of the model that the result is laid out like.
         template: the chat template; None for that of the files.
-        vocabulary: the number of tokens; None where the recipe does not name a tokenizer.
-        rows: rows of embeddings in a model -> rows in the result, where those differ.
+        held: the tokens that the files have; None where the recipe names no tokenizer.
+        embeddings: the rows of embeddings and heads for its tokens; None where the recipe names no tokenizer.
+        assumed: the models whose tokens are not known.
+        notes: what is left out, and which rows are zeros.
     """
 
-    model: Model | None = None
+    folder: Path | None = None
     template: str | None = None
-    vocabulary: int | None = None
-    rows: Mapping[int, int] = field(default_factory=dict)
+    held: Vocabulary | None = None
+    embeddings: Embeddings | None = None
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def files(self, copied: Mapping[str, Path]) -> dict[str, Path | bytes]:
         """Return the files of a result, given those that would be copied without a tokenizer of its own."""
         found: dict[str, Path | bytes] = dict(copied)
-        if self.model is not None and self.model.folder is not None:
+        if self.folder is not None:
             found = {name: path for name, path in found.items() if not _FILES.fullmatch(name)}
-            found |= tokenizer_files(self.model.folder)
+            found |= tokenizer_files(self.folder)
+        if self.held is not None and self.embeddings is not None:
+            found = with_vocabulary(found, self.held, self.embeddings.vocabulary)
         if self.template is not None:
             found.pop("chat_template.json", None)
             found[_TEMPLATE] = self.template.encode()
-            path = found.get(_CONFIG)
-            if isinstance(path, Path):
-                config = {name: value for name, value in read_json_object(path).items() if name != "chat_template"}
+            if _CONFIG in found:
+                content = found[_CONFIG]
+                read = json.loads(content) if isinstance(content, bytes) else read_json_object(content)
                 # Where programs of before 2025 look for it.
-                config["chat_template"] = self.template
+                config = {**{name: value for name, value in read.items() if name != "chat_template"},
+                          "chat_template": self.template}  # fmt: skip
                 found[_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
         return found
 
@@ -67,86 +72,68 @@ def find_tokenizer(recipe: Recipe, models: Models, donor: Model) -> Tokenizer:
     """Return the tokenizer that a recipe asks for.
 
     Raises:
-        OptionError: vocabularies differ, so that embeddings would have to be made anew.
-        CheckpointError: a model has no tokenizer.
+        OptionError: embeddings cannot be made for its tokens.
+        CheckpointError: the base, or the model that is named, has no tokenizer.
     """
-    of = recipe.tokenizer_of
+    source = recipe.tokenizer_of
     template = _template(recipe.chat_template, models.opened)
-    if of is None:
+    if source is None:
         return Tokenizer(template=template)
+    tokens = (recipe.tokenizer.tokens if recipe.tokenizer else None) or {}
     merged = models.opened
-    if of == "union":
-        source = donor
-    elif of == "base":
-        if recipe.base_model is None:
-            raise OptionError("tokenizer_source: base needs a base_model")
-        source = models[recipe.base_model]
-    else:
-        source = models[ModelPart.model_validate(of)]
-    vocabulary = vocabulary_of(source)
+    whole = {donor.text: _needed(donor.folder, donor.text)}
+    of_models = {donor.text: whole[donor.text].below(rows_of_vocabulary(donor))}
+    assumed = []
     for model in merged:
-        if model is not source and vocabulary_of(model) != vocabulary:
-            raise OptionError(
-                f"tokenizer_source: the vocabularies of {source.text} and {model.text} differ, and embeddings are not "
-                "made anew here; leave tokenizer_source out, or merge models of one vocabulary"
-            )
-    count = len(vocabulary)
-    if sorted(vocabulary.values()) != list(range(count)):
+        if model is donor:
+            continue
+        held = read_vocabulary(model.folder) if model.folder else None
+        if held is None:
+            assumed.append(f"{model.text} has no tokenizer that can be read; its tokens count as those of {donor.text}")
+        whole[model.text] = held or whole[donor.text]
+        of_models[model.text] = whole[model.text].below(rows_of_vocabulary(model))
+    folder, files = donor.folder, whole[donor.text]
+    found = of_models[donor.text]
+    if source == "union":
+        found = found.united([of_models[model.text] for model in merged if model is not donor])
+    elif source != "base":
+        part = ModelPart.model_validate(source)
+        folder = models.folder(part)
+        found = files = _needed(folder, part.text)
+    found = found.plus(tokens)
+    assert folder is not None
+    check_removable(folder, files, found)
+    count = len(found.numbers)
+    if sorted(found.numbers.values()) != list(range(count)):
         raise OptionError(
-            f"tokenizer_source: the {count} tokens of {source.text} are not numbered from 0 on without gaps; leave "
+            f"tokenizer_source: the {count} tokens of {folder} are not numbered from 0 on without gaps; leave "
             "tokenizer_source out"
         )
-    return Tokenizer(source, template, count, _rows(merged, count))
+    multiple = (recipe.tokenizer.pad_to_multiple_of if recipe.tokenizer else None) or 1
+    embeddings = Embeddings(found, of_models, tokens, -count % multiple)
+    return Tokenizer(folder, template, files, embeddings, tuple(assumed), tuple(_notes(embeddings, merged)))
 
 
-def _rows(models: Sequence[Model], count: int) -> dict[int, int]:
-    """Return how many rows of embeddings are kept: those of tokens."""
-    found = {}
-    for model in models:
-        for name, tensor in model.checkpoint.tensors.items():
-            if len(tensor.shape) != 2 or not (is_head(name) or _is_embedding(name)):
-                continue
-            if tensor.shape[0] < count:
-                raise OptionError(
-                    f"tokenizer_source: {name!r} of {model.text} has {tensor.shape[0]} rows for {count} tokens; leave "
-                    "tokenizer_source out"
-                )
-            if tensor.shape[0] > count:
-                found[tensor.shape[0]] = count
+def _needed(folder: Path | None, text: str) -> Vocabulary:
+    found = read_vocabulary(folder) if folder else None
+    if found is None:
+        raise CheckpointError(
+            f"{text}: has no tokenizer.json, vocab.json or vocab.txt, which tokenizer_source needs; leave it out"
+        )
     return found
 
 
-def _is_embedding(name: str) -> bool:
-    return is_before_layers(name) and any(part in name for part in ("embed_tokens", "wte", "word_embed", "embed_in"))
-
-
-def vocabulary_of(model: Model) -> dict[str, int]:
-    """Return the numbers of a model's tokens.
-
-    Raises:
-        CheckpointError: the model has no tokenizer, or one whose vocabulary cannot be read.
-    """
-    folder = model.folder
-    if folder is not None and (folder / "tokenizer.json").is_file():
-        content = read_json_object(folder / "tokenizer.json")
-        vocabulary = content.get("model", {}).get("vocab")
-        if isinstance(vocabulary, list):  # Unigram: pairs of token and score.
-            vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
-        if isinstance(vocabulary, dict):
-            added = {each["content"]: each["id"] for each in content.get("added_tokens", [])}
-            return {**vocabulary, **added}
-    if folder is not None and (folder / "vocab.json").is_file():
-        added_tokens = folder / "added_tokens.json"
-        return {
-            **read_json_object(folder / "vocab.json"),
-            **(read_json_object(added_tokens) if added_tokens.is_file() else {}),
-        }
-    if folder is not None and (folder / "vocab.txt").is_file():
-        lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
-        return {token: number for number, token in enumerate(lines)}
-    raise CheckpointError(
-        f"{model.text}: has no tokenizer.json, vocab.json or vocab.txt, which tokenizer_source needs; leave it out"
-    )
+def _notes(embeddings: Embeddings, models: Sequence[Model]) -> list[str]:
+    """Return which tokens no model has, and how many rows of each model go into no row of the result."""
+    numbers, notes = embeddings.vocabulary.numbers, []
+    held = [embeddings.of_models[model.text].numbers for model in models]
+    if unknown := [token for token in numbers if token not in embeddings.tokens and not any(token in n for n in held)]:
+        notes.append(f"tokens that no model has, whose rows are zeros ({len(unknown):,}): {listed(unknown)}")
+    for model, own in zip(models, held, strict=True):
+        rows = model.rows_of_embedding
+        if rows is not None and (lost := rows - sum(token in numbers for token in own)) > 0:
+            notes.append(f"rows of embeddings of {model.text} that belong to no token of the result: {lost:,}")
+    return notes
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
@@ -155,15 +142,15 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def _template(named: str | None, models: Sequence[Model]) -> str | None:
-    if named is None or named in _TEMPLATES:
-        return _TEMPLATES.get(named or "")
+    if named is None or named in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES.get(named or "")
     if named == "auto":
         found = [text for model in models if model.folder and (text := _own_template(model.folder))]
         return Counter(found).most_common(1)[0][0] if found else None
     if len(named) < 20 or "{" not in named:
         raise OptionError(
-            f"chat_template {named[:40]!r} is not supported{did_you_mean(named, [*_TEMPLATES, 'auto'])}; give auto, "
-            f"{', '.join(_TEMPLATES)}, or the text of a template"
+            f"chat_template {named[:40]!r} is not supported{did_you_mean(named, [*CHAT_TEMPLATES, 'auto'])}; give "
+            f"auto, {', '.join(CHAT_TEMPLATES)}, or the text of a template"
         )
     return named
 
