@@ -50,8 +50,8 @@ SEED = 0
 BLOCK, FRESH, GAINS = 30, 1, 2
 # At most this many passes: 253 vectors. Flat spectra reach it.
 MOST_PASSES = 8
-# The largest short side that is factorised directly. On one thread 768 × 3072 takes 59 ms so, and 42 by five passes or 95
-# by the eight of noise; 1024 × 4096 takes 130 ms, and 66 or 134.
+# The largest short side that is factorised directly. On one thread 768 × 3072 takes 59 ms so, and 42 by five passes or
+# 95 by the eight of noise; 1024 × 4096 takes 130 ms, and 66 or 134.
 DIRECT = 768
 # Vectors beyond those asked for that the subspace must have room for.
 SPARE = 25
