@@ -11,6 +11,7 @@ from mergekern.kernels.gram import whole
 from mergekern.kernels.interference import Triplets
 from mergekern.kernels.interference import reference as interference_reference
 from mergekern.kernels.overlap import reference as overlap_reference
+from mergekern.kernels.randomized_spectrum import most_vectors
 from mergekern.kernels.signs import reference as signs_reference
 from mergekern.kernels.spectrum import reference as spectrum_reference
 
@@ -144,8 +145,7 @@ def test_large_spectrum(benchmark, describe, shape, implementation):
             assert (np.abs(found.values - expected.values) <= 2 * found.estimates.values).all()
             missed = 10 - np.linalg.norm(found.left_top.T @ expected.left_top) ** 2
             assert missed <= np.square(2 * found.estimates.vectors).sum() + 1e-5
-            vectors = 64 * (len(passes) - 1) + 10
-            count = counts.randomized_spectrum(shape, 2, len(passes), vectors)
+            count = counts.randomized_spectrum(shape, 2, len(passes), most_vectors(len(passes)))
         describe(f"{case}/{implementation}", count, group=case)
         benchmark.pedantic(exact if implementation == "exact" else randomized, rounds=3, warmup_rounds=1)
 

@@ -9,14 +9,15 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 import mergekern
-from benchmarks import counts
 from benchmarks.conftest import ZOOS
+from benchmarks.counts import Counts
 from benchmarks.llama_zoo import make_zoo
 
 MODELS, DIRECTIONS = 3, 200
+# Rates of the machine are of all threads and of the time that passes: processor time has no ceiling by them.
+NO_CEILING = Counts(0, 0)
 LAYERS = int(os.environ.get("MERGEKERN_BENCH_LAYERS", "2"))
 TABLES = {}
 
@@ -34,7 +35,7 @@ def zoo():
 @pytest.mark.parametrize("svd", ["exact", "randomized"])
 def test_language_model(benchmark, describe, zoo, svd):
     case = f"compute_all/llama_l{LAYERS}x{MODELS}/processor_time"
-    describe(f"{case}/{svd}", counts.compute_all(load_file(zoo / "base.safetensors"), MODELS), group=case)
+    describe(f"{case}/{svd}", NO_CEILING, group=case)
     TABLES[svd] = benchmark.pedantic(mergekern.compute_all, args=(zoo,), kwargs={"svd": svd}, rounds=1)
     if svd == "randomized" and "exact" in TABLES:
         for name in TABLES[svd].estimated:

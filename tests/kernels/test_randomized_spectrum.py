@@ -123,7 +123,7 @@ def test_flat_noise_needs_more_than_there_is():
 
 @pytest.mark.parametrize("kind", ["flat noise", "12 just above noise", "step at 200"])
 def test_values_that_no_subspace_resolves_are_counted(kind):
-    """Ritz values of so few vectors are a tenth off, at the edge of noise, and of more equal values than they are."""
+    """Ritz values of so few vectors are a tenth off at the edge of noise."""
     tuned = with_values(SQUARE, SPECTRA[kind](SQUARE[0])).float()
     errors = assert_honest(factorise(tuned), torch.zeros_like(tuned), tuned)
     assert np.linalg.norm(errors.values) < 0.01 * torch.linalg.svdvals(tuned)[:LEADING].norm()

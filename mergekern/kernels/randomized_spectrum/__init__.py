@@ -50,9 +50,9 @@ SEED = 0
 BLOCK, FRESH, GAINS = 30, 1, 2
 # At most this many passes: 253 vectors. Flat spectra reach it.
 MOST_PASSES = 8
-# The largest short side that is factorised directly. On one thread 1024 × 4096 takes 0.13 s so; 1536 × 1536 takes
-# 0.23 s, and 0.05 s by five passes.
-DIRECT = 1024
+# The largest short side that is factorised directly. On one thread 768 × 3072 takes 59 ms so, and 42 by five passes or
+# 95 by the eight of noise; 1024 × 4096 takes 130 ms, and 66 or 134.
+DIRECT = 768
 # Vectors beyond those asked for that the subspace must have room for.
 SPARE = 25
 # Passes before the first look at the estimates.
