@@ -90,6 +90,7 @@ BAD = {
         tokens(new={"source": {"kind": "model_token", "model": "tokens/other", "token_id": 9, "token": "a"}}),
         "either `token` or `token_id`",
     ),
+    "no tokenizer": ({**tokens(), "tokenizer": None}, r"vocabularies differ: add tokenizer_source: union"),
     "no embedding": (
         {**tokens(), "models": [{"model": "bodies/none", "parameters": {"weight": 1}}]}, "has no embedding of tokens",
     ),

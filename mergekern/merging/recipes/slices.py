@@ -10,7 +10,7 @@ import torch
 
 from mergekern.checkpoints import Zoo
 from mergekern.checkpoints.selection import Selected, Selection
-from mergekern.checkpoints.tying import is_head
+from mergekern.checkpoints.tying import is_embedding, is_head
 from mergekern.checkpoints.zoo import OnMismatch, align
 from mergekern.errors import MismatchError, OptionError
 from mergekern.merging.depth import InLayer, depth_of, depths, in_layer
@@ -165,7 +165,14 @@ class Stack:
 
 def _zoo(views: Sequence[Selection], on_mismatch: OnMismatch) -> Zoo:
     """Return a zoo whose base, which results are like, has the dtypes in which all values of a tensor can be held."""
-    zoo = align(views[0], views[1:], on_mismatch)
+    try:
+        zoo = align(views[0], views[1:], on_mismatch)
+    except MismatchError as error:
+        for name in filter(is_embedding, views[0].tensors):
+            if len({each.tensors[name].shape[:1] for each in views if name in each.tensors}) > 1:
+                remedy = "vocabularies differ: add tokenizer_source: union, or base, to the recipe"
+                raise MismatchError(f"{error}\n{remedy}") from None
+        raise
     for tensor in zoo.tensors:
         dtypes = [each.tensors[name].read_dtype for each, name in zip(zoo.checkpoints, tensor.names, strict=True)]
         dtype = functools.reduce(torch.promote_types, dtypes)
