@@ -3,7 +3,7 @@ bytes.
 
 The commands alternate, so that what else the machine does meets all of them; the best of several rounds counts. Seconds
 of the processor (of all threads, the system's included) depend less on other work than those of the clock. Results are
-compared first: most elements of both are equal up to rounding.
+compared first: most elements of both are equal up to rounding; of random ones the shares of elements that changed.
 
     python benchmarks/llama_zoo.py FOLDER --models 3 --layers 6
     MERGEKERN_MERGEKIT=mergekit python -m benchmarks.merge_commands FOLDER --methods ties,linear
@@ -38,6 +38,10 @@ with open(out, "wb") as file:
 """
 # Elements of a tensor that may differ: where one breaks a tie otherwise.
 DIFFERENT, NEAR = 0.02, 2.0**-6
+# Random masks, and choices that rounding decides in float32.
+RANDOM = ("dare", "dare_ties", "della", "della_linear", "arcee_fusion")
+# What mergekit has as a method, and mergekern in recipes alone: a model taken as it is.
+PASSTHROUGH = "passthrough"
 
 
 class Seconds(NamedTuple):
@@ -58,21 +62,39 @@ def measured(command: list[str]) -> Seconds:
 def commands(folder: Path, method: str, place: Path) -> dict[str, list[str]]:
     """Return the commands that merge by a method, and the one that copies, by the ends of their cases."""
     base, models = folder / "base.safetensors", sorted(folder.glob("model_*.safetensors"))
-    models = models[: METHODS[method].most]
-    paths, out = [str(path) for path in models], place / "out.safetensors"
+    models = models[: most_of(method)]
+    paths, out, config = [str(path) for path in models], place / "out.safetensors", place / f"{method}.yaml"
+    with safe_open(base, "pt") as file:
+        dtype = str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
     ours = [sys.executable, "-m", "mergekern", "merge", *paths, "--base", str(base), "--method", method]
+    if method == PASSTHROUGH:
+        config.write_text(f"merge_method: passthrough\nmodels: [{{model: {paths[0]}}}]\n")
+        ours = [sys.executable, "-m", "mergekern", "merge", "--config", str(config)]
+    elif METHODS[method].mergekit is not None:
+        config.write_text(mergekit_config(paths, str(base), method, out_dtype=dtype))
     found = {
         "": [*ours, "--out", str(out), "--overwrite", "--device", "cpu"],
         "/copy": [sys.executable, "-c", COPY, *paths, str(base), str(place / "copy")],
     }
     program = mergekit_baseline.command()
-    if program is not None and METHODS[method].mergekit is not None:
-        config = place / f"{method}.yaml"
-        with safe_open(base, "pt") as file:
-            dtype = str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
-        config.write_text(mergekit_config(paths, str(base), method, out_dtype=dtype))
+    if program is not None and config.exists():
         found["/mergekit"] = [str(program), str(config), str(place / "mergekit"), "--quiet"]
     return found
+
+
+def most_of(method: str) -> int | None:
+    """Return how many models a method merges at most."""
+    return 1 if method == PASSTHROUGH else METHODS[method].most
+
+
+def changed(path: Path, base: Path) -> float:
+    """Return the share of elements that are not those of the base."""
+    different = total = 0
+    with safe_open(path, "pt") as first, safe_open(base, "pt") as second:
+        for name in first.keys():  # noqa: SIM118
+            one, other = first.get_tensor(name), second.get_tensor(name)
+            different, total = different + int((one != other).sum()), total + one.numel()
+    return different / total
 
 
 def agreement(ours: Path, theirs: Path) -> float:
@@ -104,9 +126,14 @@ def main(folder: Path, methods: str, rounds: int, results: Path | None) -> None:
             for end, command in chosen.items():
                 runs.setdefault(end, []).append(measured(command))
         if "/mergekit" in chosen:
-            alike = agreement(place / "out.safetensors", place / "mergekit" / "model.safetensors")
+            results_of_both = place / "out.safetensors", place / "mergekit" / "model.safetensors"
+            if method in RANDOM:
+                first, second = (changed(path, folder / "base.safetensors") for path in results_of_both)
+                alike = 1 - abs(first - second)
+            else:
+                alike = agreement(*results_of_both)
             assert alike > 1 - DIFFERENT, f"{method}: {alike:.1%} of the elements are alike"
-        models = min(METHODS[method].most or 9, len(list(folder.glob("model_*.safetensors"))))
+        models = min(most_of(method) or 9, len(list(folder.glob("model_*.safetensors"))))
         for end, seconds in runs.items():
             best = min(seconds, key=lambda each: each.processor)
             click.echo(f"{method}{end}: {min(s.wall for s in seconds):.1f} s, {best.processor:.1f} s of the processor")

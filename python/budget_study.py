@@ -134,21 +134,18 @@ def as_markdown(name: str, by_target: Mapping[str, pd.DataFrame], methods: pd.Da
     for target, found in by_target.items():
         lines += [f"| {name}: {TARGETS[target].lower()} | {' | '.join(f'm = {m}' for m in BUDGETS)} |"]
         lines.append("|---|" + "---|" * len(BUDGETS))
+        known = dict(zip(found.index.tolist(), found.to_numpy().tolist(), strict=True))
         for way in WAYS:
             cells = [
-                " · ".join("-" if np.isnan(v) else f"{v:.2f}" for v in found.loc[(way, m)])
-                if (way, m) in found.index
-                else "-"
+                " · ".join("-" if np.isnan(value) else f"{value:.2f}" for value in known.get((way, m), [np.nan]))
                 for m in BUDGETS
             ]
             lines.append(f"| {way} | {' | '.join(cells)} |")
         lines.append("")
-    lines += [
-        f"| {name}: regret of the method | {' | '.join(f'm = {m}' for m in methods)} |",
-        "|---|" + "---|" * methods.shape[1],
-    ]
-    for way, row in methods.iterrows():
-        lines.append(f"| {way} | {' | '.join(f'{value:.2f}' for value in row)} |")
+    lines.append(f"| {name}: regret of the method | {' | '.join(f'm = {m}' for m in methods)} |")
+    lines.append("|---|" + "---|" * methods.shape[1])
+    for chosen, row in methods.iterrows():
+        lines.append(f"| {chosen} | {' | '.join(f'{value:.2f}' for value in row)} |")
     return "\n".join(lines)
 
 

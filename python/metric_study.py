@@ -50,7 +50,7 @@ def as_markdown(found: dict[tuple[str, str], pd.DataFrame]) -> str:
     heads = [*(f"{zoo}, {TARGETS[target]}" for zoo, target in found), "mean"]
     lines = [f"| metric | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for name, row in means.sort_values("mean", ascending=False).iterrows():
-        lines.append(f"| `{name}` | {' | '.join('-' if np.isnan(r) else f'{r:.2f}' for r in row)} |")
+        lines.append(f"| {name} | {' | '.join('-' if np.isnan(r) else f'{r:.2f}' for r in row)} |")
     return "\n".join(lines)
 
 

@@ -129,7 +129,7 @@ def weights_of_others(unseen: dict[str, pd.DataFrame]) -> None:
     for study, found in unseen.items():
         left = found.drop(index=means.index)
         if len(unseen) > 1:
-            best = means.drop(columns=study).mean(axis=1).idxmax()
+            best = str(means.drop(columns=study).mean(axis=1).idxmax())
             left.loc["probes+metrics, weights of the other zoos"] = found.loc[best]
         unseen[study] = left
 

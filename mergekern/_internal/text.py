@@ -26,3 +26,16 @@ def listed(names: Iterable[str], most: int = NAMED) -> str:
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def readable_bytes(count: float) -> str:
+    """Return a number of bytes in the unit that suits it.
+
+    >>> readable_bytes(345_000_000)
+    '345 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

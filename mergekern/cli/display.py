@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
+from mergekern._internal.text import readable_bytes
 from mergekern.progress import Progress
 
 # Characters that a terminal obeys, or that turn or hide the text around them: control characters but for line breaks,
@@ -134,16 +135,3 @@ def progress_line(p: Progress) -> str:
 def show(table: NameTable) -> None:
     """Print a table, as wide as it is."""
     plain_console().print(table)
-
-
-def readable_bytes(count: float) -> str:
-    """Return a number of bytes in the unit that suits it.
-
-    >>> readable_bytes(345_000_000)
-    '345 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

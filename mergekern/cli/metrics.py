@@ -12,7 +12,8 @@ import click
 
 import mergekern
 from mergekern._internal.files import check_output
-from mergekern.cli.display import NameTable, progress_display, readable_bytes, say, show
+from mergekern._internal.text import readable_bytes
+from mergekern.cli.display import NameTable, progress_display, say, show
 from mergekern.cli.models import NamedPath, models_of, say_what_is_left_out
 from mergekern.cli.parameters import (
     ByteSize,

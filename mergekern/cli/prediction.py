@@ -221,8 +221,8 @@ def plan(
         say(f"{first}+{second}")
     deviation = chosen["mean_sd"].iloc[-1]
     say(
-        f"{count} merges; with them, effects leave a standard deviation of {deviation:.2f} times the residual's on the "
-        "mean of a pair",
+        f"after these {count} merges, what two models add to a merge is uncertain by {deviation:.2f} times the scatter "
+        "of merges around it; more merges make it less",
         err=True,
     )
     if out is not None:

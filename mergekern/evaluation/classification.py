@@ -18,6 +18,7 @@ from mergekern.errors import EvaluationError
 from mergekern.evaluation.evaluator import Evaluator, check_known
 from mergekern.evaluation.examples import TABLES, TENSORS, files_by_task, read_table, read_tensors
 from mergekern.evaluation.processors import Processor, processor_of
+from mergekern.functional.processors import give_padding
 
 Inputs = dict[str, torch.Tensor]
 
@@ -30,12 +31,14 @@ class Samples:
         labels: classes, as numbers or by their names in the configuration of the model.
         inputs: (first, last, length) -> the inputs of these samples, by keyword; "" stands for the only one. Texts are
             cut off at `length` tokens, if it is not None.
+        pad: the token that texts are padded with; None for others.
         head: weight (classes, h) and bias (classes,) of a head on what the model returns; empty where it has its own.
     """
 
     labels: list[Any]
     inputs: Callable[[int, int, int | None], Inputs]
     head: dict[str, torch.Tensor] = field(default_factory=dict)
+    pad: int | None = None
 
 
 class Accuracy(Evaluator):
@@ -73,7 +76,10 @@ class Accuracy(Evaluator):
         samples = self._samples[task]
         device = next(model.parameters()).device
         labels = _classes(samples.labels, model).to(device)
-        length = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        config: Any = getattr(model, "config", None)
+        length = getattr(config, "max_position_embeddings", None)
+        if samples.pad is not None and getattr(config, "pad_token_id", 0) is None:
+            config.pad_token_id = samples.pad  # by which decoders find the last token of a text
         right = 0
         with torch.inference_mode():
             for first in range(0, len(labels), self._batch_size):
@@ -101,8 +107,11 @@ class Accuracy(Evaluator):
         if "text" not in frame:
             raise EvaluationError(f"{path}: examples have a text or an image; it has {', '.join(map(str, frame))}")
         tokenizer = processor_of(zoo, self._given, "AutoTokenizer", "processor")
+        pad = None
+        if hasattr(tokenizer, "pad_token_id"):
+            pad = give_padding(tokenizer, "of --processor" if self._given else "of the base", EvaluationError)
         texts = frame[["text", "text_pair"] if "text_pair" in frame else ["text"]]
-        return Samples(frame["label"].tolist(), lambda *part: _tokens(tokenizer, texts, *part))
+        return Samples(frame["label"].tolist(), lambda *part: _tokens(tokenizer, texts, *part), pad=pad)
 
 
 def _tensors(path: Path) -> Samples:

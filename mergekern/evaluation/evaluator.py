@@ -108,7 +108,8 @@ def check_known(tasks: Sequence[str], known: Sequence[str], where: str) -> None:
     """Raise EvaluationError if a task is not among those that are known."""
     if lacking := [task for task in tasks if task not in known]:
         raise EvaluationError(
-            f"{where} has nothing for the task {listed(map(repr, lacking), 5)}{did_you_mean(lacking[0], known)}; it "
+            f"{where} has nothing for the task{'s' * (len(lacking) > 1)} {listed(map(repr, lacking), 5)}"
+            f"{did_you_mean(lacking[0], known)}; it "
             f"has {listed(known, 8) or 'none'}; --task MODEL=TASK (tasks=) says which task a model is for"
         )
 

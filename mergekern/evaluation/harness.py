@@ -50,6 +50,7 @@ class Harness(Evaluator):
         """Import the harness, and read the tokenizer; see `Evaluator`."""
         _lm_eval()
         self._tokenizer = processor_of(zoo, self._given, "AutoTokenizer", "tokenizer")
+        check_end(self._tokenizer)
 
     def __call__(self, model: Any, task: str) -> float:
         """Return the metric of a task."""
@@ -73,6 +74,15 @@ class Harness(Evaluator):
             if better.get(name := key.partition(",")[0]):
                 return values[name]
         raise EvaluationError(f"the task {task!r} has no metric of which larger values are better; name one (metric=)")
+
+
+def check_end(tokenizer: Any) -> None:
+    """Raise EvaluationError if a tokenizer has no token that ends a text: the harness begins and ends texts by it."""
+    if getattr(tokenizer, "eos_token_id", 0) is None:
+        raise EvaluationError(
+            "the tokenizer has no token that ends a text (eos_token), which lm-evaluation-harness needs: set "
+            "tokenizer.eos_token, save it (save_pretrained), and give its folder (--processor, tokenizer=)"
+        )
 
 
 def _lm_eval() -> Any:

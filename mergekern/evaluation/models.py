@@ -14,7 +14,7 @@ from torch import nn
 
 from mergekern._internal.extras import needs
 from mergekern.checkpoints import Zoo
-from mergekern.checkpoints.configuration import CONFIG, configuration_of_result
+from mergekern.checkpoints.configuration import CONFIG
 from mergekern.checkpoints.folder_files import home
 from mergekern.errors import EvaluationError, MismatchError
 from mergekern.functional.calibration.architectures import excess
@@ -163,9 +163,8 @@ def _architecture(folder: Path, plan: OutputPlan) -> tuple[Any, Any]:
         ) from error
     if reason := excess(plan.config):
         raise EvaluationError(f"{folder}: {reason}")
-    said = configuration_of_result(plan.config, dtype=None, is_tied=plan.is_tied)
     with TemporaryDirectory() as temporary:
-        Path(temporary, CONFIG).write_text(json.dumps(said))
+        Path(temporary, CONFIG).write_text(json.dumps(plan.configuration))
         try:
             config = transformers.AutoConfig.from_pretrained(temporary)
         except Exception as error:  # of many kinds, as the library checks values in many ways

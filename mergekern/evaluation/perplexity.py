@@ -17,6 +17,7 @@ from mergekern.evaluation.processors import Processor, processor_of
 
 # Tokens of a window where neither tokenizer nor model says how many it takes.
 WINDOW = 2048
+_OTHER = "perplexity is of models that continue a text"
 
 
 class Perplexity(Evaluator):
@@ -58,7 +59,10 @@ class Perplexity(Evaluator):
         """Tokenise the texts; see `Evaluator`."""
         check_known(tasks, list(self._texts), "the folder of texts")
         tokenizer = processor_of(zoo, self._given, "AutoTokenizer", "tokenizer")
-        self._tokens = {task: tokenizer(self._texts[task])["input_ids"] for task in tasks}
+        try:
+            self._tokens = {task: tokenizer(self._texts[task])["input_ids"] for task in tasks}
+        except Exception as error:  # the library of tokenizers raises Exception itself
+            raise EvaluationError(f"the tokenizer fails on the texts: {error}") from error
         self._longest = getattr(tokenizer, "model_max_length", WINDOW)
         for task, of_task in self._tokens.items():
             if all(len(tokens) < 2 for tokens in of_task):
@@ -66,12 +70,16 @@ class Perplexity(Evaluator):
 
     def __call__(self, model: nn.Module, task: str) -> float:
         """Return 1 / perplexity of a model on the texts of a task."""
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise EvaluationError(f"a {type(model).__name__} has an encoder: {_OTHER}")
         loss, count = 0.0, 0
         with torch.inference_mode():
             for tokens, is_token in self._batches(model, task):
-                logits = model(input_ids=tokens, attention_mask=is_token.long()).logits[:, :-1]
+                logits = model(input_ids=tokens, attention_mask=is_token.long()).logits
+                if logits.dim() != 3:
+                    raise EvaluationError(f"a {type(model).__name__} tells no next token: {_OTHER}")
                 losses = nn.functional.cross_entropy(
-                    logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+                    logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
                 )
                 counted = is_token[:, 1:].flatten()
                 loss += float(losses[counted].double().sum())

@@ -45,3 +45,24 @@ def first_processor(folders: Iterable[Path], auto: Auto, what: str, error: type[
             said = str(reason).strip().partition("\n")[0][:200] or type(reason).__name__
             raise error(f"{folder}: the {what} in it cannot be read: {said}") from reason
     return None
+
+
+def give_padding(tokenizer: Any, where: str, error: type[MergekernError]) -> int:
+    """Return the token that a tokenizer pads with: where it has none, it gets its last token, or that of unknown words.
+
+    Args:
+        tokenizer: which is changed.
+        where: it comes from, for errors.
+        error: kind of error that is raised.
+
+    Raises:
+        MergekernError: of this kind; it has none of these.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise error(
+            f"the tokenizer {where} has no token for padding, nor one that ends a text: set tokenizer.pad_token, and "
+            "save it there (save_pretrained)"
+        )
+    return int(tokenizer.pad_token_id)

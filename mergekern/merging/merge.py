@@ -166,7 +166,7 @@ def merge(
     path, owners = Path(output), plans.owners(request.models)
     if plans.are_of_each:
         if path.suffix == ".safetensors":
-            raise OutputError(f"{path}: with heads='each' a folder is written, in which each model has its own")
+            raise OutputError(f"{path}: with heads='each' (--heads each) a folder is written, not a file")
         targets = [target_in(path, request, owner, zoo, plans) for owner in owners]
         _write_new(path, *_files(stream, targets, route, overwrite, on_mismatch, io, progress, tensors))
         return path

@@ -153,10 +153,15 @@ class OutputPlan:
         others |= files_of_owner(self.owner, self.base, beside.copied)[0]
         for name in self.own_folders:
             others |= beside.submodels[name]
-        config = configuration_of_result(self.config, dtype=self._dtype_said, is_tied=self.is_tied)
+        config = self.configuration
         if self.config and config != self.like_whom.config:
             others[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
         return layout(self.like_whom, self.entries, self.aliases, others)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """config.json as it is true of the result."""
+        return configuration_of_result(self.config, dtype=self._dtype_said, is_tied=self.is_tied)
 
     @property
     def _dtype_said(self) -> str | None:

@@ -16,6 +16,7 @@ import xxhash
 
 from mergekern._internal.claims import workspace
 from mergekern._internal.files import write_atomically
+from mergekern._internal.text import readable_bytes
 from mergekern.checkpoints import Checkpoint, LayerStream, Zoo, open_checkpoint
 from mergekern.checkpoints.layout import Layout
 from mergekern.checkpoints.records import check_name, check_target, is_merged, record_path
@@ -104,7 +105,7 @@ class MergeFiles:
         )
         with as_output_errors(place):
             free = shutil.disk_usage(place).free
-        sizes = f"{len(targets)} merges need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        sizes = f"{len(targets)} merges need {readable_bytes(needed)}, and {readable_bytes(free)} are free"
         if needed > free:
             raise OutputError(f"{place}: {sizes}; make room, merge fewer, or choose dtype='bfloat16'")
         if len(targets) > 1:

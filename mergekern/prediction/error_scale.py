@@ -9,9 +9,9 @@ from scipy.optimize import minimize_scalar
 
 # Variance of |e| over its squared mean, for normal errors.
 SHAPE = np.pi / 2 - 1
-# Standard deviation of the slope before any error is seen. With 0.25, intervals of 80 % cover 72 to 91 % in each tenth
-# of the predictions, on the study's data and on simulated zoos whose errors depend on the prediction or do not (100
-# draws of each size; `python/interval_coverage.py`).
+# Standard deviation of the slope before any error is seen. With 0.25, intervals of 80 % cover 75 to 90 % in each tenth
+# of predictions of prior+additive, on the study's data and on simulated zoos whose errors depend on the prediction or
+# do not (100 draws of each size; `python/interval_coverage.py`).
 SLOPE_SD = 0.25
 STEEPEST = 2.0
 # Predictions beyond this many standard deviations count as this far away.

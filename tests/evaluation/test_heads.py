@@ -167,12 +167,16 @@ def test_images_and_adapters_and_tokens(tmp_path, zoo):
         assert share(loaded(tmp_path / "of_adapters" / name), name) == score
     config = transformers.BertConfig(vocab_size=20, **SMALL)
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "tokens" / "base")
-    for labels in (3, 5):
+    for labels, dtype in ((3, torch.float32), (5, torch.bfloat16)):
         config.num_labels = labels
-        transformers.BertForTokenClassification(config).save_pretrained(tmp_path / "tokens" / f"of_{labels}")
-    found = measure_merges(
-        tmp_path / "tokens", evaluate=lambda model, task: float(task == f"of_{model.config.num_labels}"), methods="ties"
-    )
+        model = transformers.BertForTokenClassification(config).to(dtype)
+        model.save_pretrained(tmp_path / "tokens" / f"of_{labels}")
+
+    def evaluate(model, task):
+        assert model.dtype == torch.float32  # the base's, as in the files that merge writes
+        return float(task == f"of_{model.config.num_labels}")
+
+    found = measure_merges(tmp_path / "tokens", evaluate=evaluate, methods="ties")
     assert found.scores["accuracy"].tolist() == [1.0]
     assert found.models[["own_accuracy", "base_accuracy"]].eq(1.0).all(axis=None)
 

@@ -14,6 +14,7 @@ import mergekern
 from mergekern import EvaluationError, measure_merges
 from mergekern.cli import main
 from mergekern.evaluation import Accuracy, Harness, Perplexity
+from mergekern.evaluation.harness import check_end
 from tests.support.digits import Network, accuracy, samples
 
 transformers = pytest.importorskip("transformers")
@@ -261,3 +262,36 @@ def test_the_metric_of_a_task_of_the_harness():
     found["higher_is_better"]["arc_easy"] = {"acc": False}
     with pytest.raises(EvaluationError, match="no metric of which larger"):
         Harness(["arc_easy"])._chosen(found, "arc_easy")
+
+
+def test_tokenizers_without_tokens_that_evaluators_need(tmp_path):
+    """A decoder that classifies, by a tokenizer that pads with no token; and one that cannot end a text."""
+    config = transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=16, num_labels=2)
+    zoo = save_zoo(tmp_path / "zoo", lambda name: transformers.GPT2ForSequenceClassification(config))
+    read = tokenizer()
+    read.pad_token = None
+    read.save_pretrained(zoo / "base")
+    texts, labels = TEXTS["first"], [0, 1, 1]
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(tmp_path / "all.csv", index=False)
+    found = measure_merges(zoo, evaluate=Accuracy(tmp_path / "all.csv"), methods="ties", device="cpu")
+    model = transformers.GPT2ForSequenceClassification.from_pretrained(zoo / "first").eval()
+    with torch.no_grad():
+        told = [int(model(**read(text, return_tensors="pt")).logits.argmax()) for text in texts]
+    assert found.models["own_accuracy"][0] == np.mean(np.equal(told, labels))
+    read.unk_token = None
+    with pytest.raises(
+        EvaluationError, match=r"no token for padding, nor one that ends a text: set tokenizer\.pad_tok"
+    ):
+        measure_merges(zoo, evaluate=Accuracy(tmp_path / "all.csv", processor=read), methods="ties")
+    with pytest.raises(EvaluationError, match=r"no token that ends a text \(eos_token\).*--processor"):
+        check_end(read)
+    check_end(transformers.PreTrainedTokenizerFast(tokenizer_object=read.backend_tokenizer, eos_token="[UNK]"))
+
+
+def test_perplexity_is_of_models_that_continue_a_text(classifiers, tmp_path):
+    with pytest.raises(EvaluationError, match=r"a BertForSequenceClassification tells no next token: perplexity"):
+        measure_merges(classifiers, evaluate=Perplexity(TEXTS), methods="ties")
+    config = transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    zoo = save_zoo(tmp_path, lambda name: transformers.T5ForConditionalGeneration(config))
+    with pytest.raises(EvaluationError, match="a T5ForConditionalGeneration has an encoder"):
+        measure_merges(zoo, evaluate=Perplexity(TEXTS, tokenizer=tokenizer()), methods="ties")

@@ -102,6 +102,31 @@ def test_product(product, rows, sizes, nearly):
     np.testing.assert_allclose(product(left, weights, right), expected, atol=1e-7)
 
 
+def two_blocks(sines, rounding=0.0, shape=(120, 40)):
+    """Return two blocks of orthonormal columns at angles of which some are given; the first only nearly orthonormal."""
+    (rows, k), rng = shape, np.random.default_rng(0)
+    both = orthonormal(rows, 2 * k, seed=1)
+    sines = np.append(sines, np.sort(rng.random(k - len(sines))))
+    first, second = both[:, :k], both[:, :k] * np.sqrt(1 - sines**2) + both[:, k:] * sines
+    first, second = (block @ orthonormal(k, k, seed) for seed, block in enumerate((first, second)))
+    return first + rounding * rng.standard_normal(first.shape), np.linalg.qr(second)[0]
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-13])
+@pytest.mark.parametrize("sines", [[1e-4], [2e-5, 5e-5], [1e-8, 1e-5], [0.0, 1e-5], [3e-7], [1e-6, 1e-3]], ids=str)
+def test_root_of_two_blocks_at_small_angles(sines, rounding):
+    blocks = two_blocks(sines, rounding)
+    stack = np.hstack(blocks)
+    np.testing.assert_allclose(stack @ on_cpu.inverse_root_of_blocks(blocks), reference.polar(stack), atol=1e-8)
+
+
+def test_small_angles_take_half_the_size_unless_rounding_would_show(monkeypatch):
+    fine, coarse = two_blocks([2e-5]), two_blocks([2e-5], rounding=1e-12)
+    monkeypatch.setattr(on_cpu, "inverse_root", lambda columns: "all columns")
+    assert on_cpu.inverse_root_of_blocks(fine).shape == (80, 80)
+    assert on_cpu.inverse_root_of_blocks(coarse) == "all columns"
+
+
 def test_product_of_nothing():
     blocks = [np.zeros((4, 0)), np.zeros((4, 0))]
     assert not on_cpu.polar_product(blocks, [np.zeros(0)] * 2, blocks).any()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -122,6 +123,30 @@ def test_a_model_without_tokenizer_counts_as_the_base_and_is_said(place, tmp_pat
     assert f"plain that belong to no token of the result: {zoo.TOKENS - 21}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "b"}]},
+        {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": 7}]},
+        {"model": {"vocab": {"a": "0"}}},
+        {"model": {"vocab": {"a": -1}}},
+        {"model": {"vocab": [["a", 0.0], []]}},
+        {"model": {"vocab": [{"a": 0}]}},
+        {"model": []},
+    ],
+    ids=repr,
+)
+def test_a_tokenizer_that_says_something_else(content, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    shutil.copytree("tokens/base", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(content))
+    models = [{"model": str(tmp_path / "model"), "parameters": {"weight": 1}}]
+    recipe = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
+    with pytest.raises(mergekern.CheckpointError, match=r"not a usable tokenizer|the number of token 'a' is"):
+        mergekern.merge_recipe(recipe, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_keys_without_effect_are_said(place, monkeypatch, caplog):
     monkeypatch.chdir(place)
     models = [{"model": "llama/one"}, {"model": "llama/two"}]
@@ -141,3 +166,34 @@ def test_tensors_of_no_module_are_said(place, monkeypatch, caplog):
     assert f"tensors of no module of the recipe, which the result lacks ({lost}): decoder." in caplog.text
     with pytest.raises(mergekern.OptionError, match="shared and default each have all tensors of no other module"):
         mergekern.merge_recipe({"merge_method": "passthrough", "modules": {"shared": part, "default": part}})
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "shared", "size"),
+    [
+        ("dare_linear", {"density": 0.3}, {}, 1.0),
+        ("dare_ties", {"density": 0.6}, {"rescale": False}, 0.6),
+        ("della", {"density": 0.5, "epsilon": 0.4}, {}, 1.0),
+        ("della_linear", {"density": 0.7, "epsilon": 0.2}, {"rescale": False}, None),
+    ],
+)
+def test_random_masks_have_the_density_and_the_size_of_mergekits(method, own, shared, size, place, monkeypatch):
+    """Masks are others: but of a tensor it too keeps `density`, of the larger half of a row `density + epsilon / 2`."""
+    monkeypatch.chdir(place)
+    models = [{"model": "bert/one", "parameters": {"weight": 1, **own}}]
+    found = mergekern.merge_recipe(
+        {"merge_method": method, "base_model": "bert/base", "models": models, "parameters": shared, "dtype": "float32"}
+    )
+    base, tuned = (mergekern.checkpoints.open_checkpoint(place / "bert" / name) for name in ("base", "one"))
+    kept = of_larger = elements = 0
+    ratios = []
+    for name in (name for name, tensor in base.tensors.items() if len(tensor.shape) == 2):
+        delta, merged = tuned.read(name) - base.read(name), found[name] - base.read(name)
+        larger = delta.abs() > delta.abs().median(1, keepdim=True).values
+        kept, elements = kept + int((merged != 0).sum()), elements + delta.numel()
+        of_larger += int(((merged != 0) & larger).sum()) / int(larger.sum()) * delta.numel()
+        ratios.append(float(merged.abs().sum() / delta.abs().sum()))
+    assert kept / elements == pytest.approx(own["density"], abs=0.03)
+    assert of_larger / elements == pytest.approx(own["density"] + own.get("epsilon", 0) / 2, abs=0.05)
+    if size is not None:
+        assert np.mean(ratios) == pytest.approx(size, abs=1e-5 if size == 1 else 0.04)

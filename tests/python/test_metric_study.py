@@ -31,5 +31,5 @@ def test_table_has_the_best_metric_first_and_no_numbers_that_are_not_known(zoo):
     )
     head, _, first, *_ = text.splitlines()
     assert head == "| metric | cnn, raw | cnn, normalised | mean |"
-    assert first == "| `task_vector_l2_distance` | 1.00 | 1.00 | 1.00 |"
+    assert first == "| task_vector_l2_distance | 1.00 | 1.00 | 1.00 |"
     assert "nan" not in as_markdown({("cnn", "normalized_accuracy"): alone(*zoo, "normalized_accuracy")[["tsv"]]})

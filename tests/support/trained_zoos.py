@@ -128,10 +128,41 @@ SHIFTS = {"first": (0, 1), "second": (HALF, 2)}
 
 def patterns(name, count, draw):
     """Return texts in which each word stands so many words after the one before it, around a half of the words."""
-    first, stride = STRIDES[name]
+    return continued(*STRIDES[name], count, draw)
+
+
+def continued(first, stride, count, draw):
+    """Return texts in which each word of a half, from `first` on, stands so many words after the one before it."""
     starts = torch.randint(HALF, (count, 1), generator=draw)
     rows = first + (starts + stride * torch.arange(LENGTH)) % HALF
     return [" ".join(WORDS[index] for index in row) for row in rows.tolist()]
+
+
+# Six language models of one base: where their words begin, and by how many words the next one is on.
+SIX_STRIDES = {
+    "ones": (0, 1), "fives": (0, 5), "sevens": (0, 7), "late_ones": (HALF, 1), "late_fives": (HALF, 5),
+    "late_sevens": (HALF, 7),
+}  # fmt: skip
+
+
+def six_languages(folder, steps=25):
+    """A Llama, and six that continue other patterns: see `SIX_STRIDES`."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    sizes = {**SIZES, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(vocab_size=27, max_position_embeddings=16, **sizes, **WIDE, pad_token_id=0)
+    tokens = tokenizer()
+    base = transformers.LlamaForCausalLM(config)
+    save(train(base, (_masked(tokens, draw) for _ in range(10))), folder / "base")
+    for how in SIX_STRIDES.items():
+        model = transformers.LlamaForCausalLM.from_pretrained(folder / "base")
+        save(train(model, (_continued(tokens, how[1], draw) for _ in range(steps)), 1e-2), folder / how[0])
+    return folder
+
+
+def _continued(tokens, how, draw):
+    inputs = tokens(continued(*how, 16, draw), return_tensors="pt")
+    return {"input_ids": inputs["input_ids"], "labels": inputs["input_ids"]}
 
 
 def language_zoo(folder, steps=50, lora=False):

@@ -14,7 +14,7 @@ from mergekern._internal.extras import needs
 from mergekern.errors import CalibrationError
 from mergekern.functional.calibration.architectures import library
 from mergekern.functional.calibration.losses import IGNORED
-from mergekern.functional.processors import Auto, first_processor
+from mergekern.functional.processors import Auto, first_processor, give_padding
 
 # Inputs, targets of language models, and the token of padding.
 Prepared = tuple[dict[str, Tensor], Tensor | None, int | None]
@@ -81,17 +81,14 @@ def _tokens(texts: Any, folders: Sequence[Path], max_length: int) -> tuple[dict[
     ):
         raise CalibrationError("texts are strings, or pairs of them, one for each sample")
     tokenizer = _first(folders, "AutoTokenizer", "tokenizer")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token_id is None:
-        raise CalibrationError(f"the tokenizer in {folders[0]} has no token for padding, nor one for the end")
+    pad = give_padding(tokenizer, f"in {folders[0]}", CalibrationError)
     tokenizer.padding_side = "right"
     try:
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     except Exception as error:  # the library of tokenizers raises Exception itself
         line = str(error).strip().partition("\n")[0][:200]
         raise CalibrationError(f"the tokenizer in {folders[0]} fails on the samples: {line}") from error
-    return dict(encoded), int(tokenizer.pad_token_id)
+    return dict(encoded), pad
 
 
 def _masked(inputs: Mapping[str, Tensor]) -> Tensor:

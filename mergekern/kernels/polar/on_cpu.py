@@ -15,6 +15,9 @@ RESOLVED = 1e-4
 # Cosines below this count as zero in the inverse root of two blocks, since adding their squares to 1 has no effect in
 # float64.
 _NO_COSINE = 1e-8
+# Largest part of a direction of unit length that may lie within the first of two blocks, where it should be orthogonal
+# to it: the error of a polar factor then stays below that of RESOLVED.
+_MOST_WITHIN = 1e-9
 
 
 def polar(matrix: np.ndarray) -> np.ndarray:
@@ -66,23 +69,47 @@ def inverse_root_of_blocks(blocks: Sequence[np.ndarray]) -> np.ndarray:
 def _inverse_root_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return R for two blocks, from the singular values c of C = X_1ᵀX_2, which are cosines of principal angles.
 
-    The Gram matrix [[I, C], [Cᵀ, I]] has the eigenvalues 1 ± c, so that a problem of half the size gives its root. Let
-    C = X·diag(c)·Yᵀ, and let even and odd be half the sum and half the difference of (1 + c)^(−1/2) and (1 − c)^(−1/2).
-    Then
-
-        R = [[I + X·diag(even − 1)·Xᵀ, X·diag(odd)·Yᵀ], [Y·diag(odd)·Xᵀ, Y·diag(even)·Yᵀ]]
+    The Gram matrix [[I, C], [Cᵀ, I]] has the eigenvalues 1 ± c, so that a problem of half the size gives its root.
+    Cosines do not resolve small angles. Where there are some, the singular values of X_2 − X_1·C do, which are sines.
     """
     cosines = first.T @ second
     squares, vectors = leading_eigen(cosines.T @ cosines)
     squares = np.clip(squares, 0.0, 1.0)
     c = np.sqrt(squares)
-    above, below = 1.0 + c, (1.0 - squares) / (1.0 + c)  # 1 − c without cancellation
-    # `below` has squared singular values of X, with an error of 1e-16. Values that are not resolved but may count need
-    # the general method. Values below half the tolerance are zero for any rounding.
-    if ((below > 0.5 * RANK_TOLERANCE**2) & (below < RESOLVED**2)).any():
+    below = (1.0 - squares) / (1.0 + c)  # 1 − c without cancellation
+    if (below >= RESOLVED**2).all():
+        return _root_of_angles(cosines, vectors, c, below)
+    apart = second - first @ cosines
+    sines, vectors = resolved_eigen(apart)
+    c = np.linalg.norm(cosines @ vectors.T, axis=0)
+    below = sines**2 / (1.0 + c)
+    is_small = (below < RESOLVED**2) & (below > RANK_TOLERANCE**2)
+    small = apart @ vectors[is_small].T
+    below[is_small] = np.square(small).sum(axis=0) / (1.0 + c[is_small])
+    # The root multiplies a small direction by below^(−1/2), and so what of the direction lies within X_1, which is
+    # rounding: X_1 is not quite orthonormal.
+    within = np.linalg.norm(first.T @ small, axis=0) / np.sqrt(below[is_small])
+    if within.max(initial=0.0) > _MOST_WITHIN:
         return inverse_root(np.hstack([first, second]))
-    plus = above**-0.5
-    minus = np.where(below > RANK_TOLERANCE**2, below, np.inf) ** -0.5
+    return _root_of_angles(cosines, vectors, c, below)
+
+
+def _root_of_angles(cosines: np.ndarray, vectors: np.ndarray, c: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Return R for two blocks, from their principal angles.
+
+    Let C = X·diag(c)·Yᵀ, and let even and odd be half the sum and half the difference of (1 + c)^(−1/2) and
+    (1 − c)^(−1/2). Then
+
+        R = [[I + X·diag(even − 1)·Xᵀ, X·diag(odd)·Yᵀ], [Y·diag(odd)·Xᵀ, Y·diag(even)·Yᵀ]]
+
+    Args:
+        cosines: C.
+        vectors: the columns of Y as rows.
+        c, below: c and 1 − c.
+    """
+    plus = (1.0 + c) ** -0.5
+    is_null = below <= RANK_TOLERANCE**2 * (1.0 + c.max(initial=0.0))
+    minus = np.where(is_null, np.inf, below) ** -0.5
     even, odd = 0.5 * (plus + minus), 0.5 * (plus - minus)
     # Only Y of C = X·diag(c)·Yᵀ is known, and X·diag(c) = C·Y. Hence even − 1 is divided by c², and odd by c. The
     # limits for c = 0 follow from even = 1 + 3/8·c² + …, odd = −1/2·c − …

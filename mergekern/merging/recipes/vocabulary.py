@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekern.checkpoints.configuration import read_json_object
+from mergekern.errors import CheckpointError
 
 # An added token as files of tokenizers hold it, without its number.
 AddedToken = dict[str, Any]
@@ -78,8 +79,23 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Return the vocabulary of the tokenizer in a folder, as transformers reads it; None where there is none.
 
     Raises:
-        CheckpointError: a file of it cannot be read.
+        CheckpointError: a file of it cannot be read, or does not say what the files of tokenizers say.
     """
+    try:
+        found = _read_whole(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder}: not a usable tokenizer ({type(error).__name__}: {error}); leave `tokenizer` and "
+            "`tokenizer_source` out"
+        ) from error
+    for token, number in found.numbers.items() if found else ():
+        if type(number) is not int or number < 0:
+            raise CheckpointError(f"{folder}: the number of token {token!r} is {number!r}")
+    return found
+
+
+def _read_whole(folder: Path) -> Vocabulary | None:
+    """Return the vocabulary with the tokens that tokenizer_config.json names."""
     found = _read_tokenizer(folder)
     if found is None:
         return None
@@ -126,4 +142,6 @@ def _entry(token: str | AddedToken) -> AddedToken:
     """Return an added token with all its flags; a plain one is found in text that the tokenizer has normalised."""
     given: AddedToken = {"content": token, "normalized": True} if isinstance(token, str) else token
     flags = {name: bool(given.get(name, False)) for name in _FLAGS}
+    if not isinstance(given["content"], str):
+        raise TypeError(f"the token {given['content']!r} is no text")
     return {"content": given["content"], **flags}
