@@ -167,6 +167,7 @@ def best_merge(
     how |= {"device": device, "max_memory": max_memory, "calibration": calibration, "heads": heads}
     search = _Search(zoo, Path(out), names, target, budget, how, progress)
     with locked(Path(out)):
+        prepared = search.prepare()
         table = search.metrics_of(metrics)
         asked = {"evaluator": evaluator.name, "tasks": of_model, "options": options or {}}
         if calibration is not None:
@@ -174,7 +175,7 @@ def best_merge(
         if heads is not None:
             asked["heads"] = {"of": heads, "tensors": sorted(zoo.heads), "hash": hash_of_heads(zoo)}
         search.check_same(asked, table)
-        found = search.run(table.to_pandas())
+        found = search.run(*prepared, table.to_pandas())
         best = search.answer(found)
         paths = merge_all(
             zoo, methods=best.method, groups=[best.models], options=_options_of(best.method, options),
@@ -234,15 +235,19 @@ class _Search:
                 raise OutputError(f"{self.folder}: has a search with other {', '.join(other)}; give another folder")
         write_atomically(path, f"{json.dumps(said, indent=2)}\n".encode())
 
-    def run(self, metrics: pd.DataFrame) -> MeasuredMerges:
-        """Measure models and merges, and return all that was measured."""
-        evaluator, options = self.how["evaluate"], self.how["options"] or {}
+    def prepare(self) -> tuple[Files, Measurement]:
+        """Return the files and what measures, so that what cannot be evaluated is found before metrics are computed."""
+        evaluator = self.how["evaluate"]
         files = Files(self.folder / SCORES, self.folder / MODELS, evaluator.score, self.zoo.model_names)
-        measurement = Measurement(
+        return files, Measurement(
             self.zoo, files, evaluator, self.how["tasks"], self.how["model"], heads=self.how["heads"],
             device=self.how["device"], max_memory=self.how["max_memory"], progress=self.progress,
             calibration=self.how["calibration"],
         )  # fmt: skip
+
+    def run(self, files: Files, measurement: Measurement, metrics: pd.DataFrame) -> MeasuredMerges:
+        """Measure models and merges, and return all that was measured."""
+        options = self.how["options"] or {}
         measurement.expect(min(self.budget, len(self.pairs) * len(self.methods)))
         measurement.measure_models()
         prior = self._prior(files.frames()[1])

@@ -67,6 +67,7 @@ class Accuracy(Evaluator):
     def prepare(self, zoo: Zoo, tasks: Sequence[str]) -> None:
         """Read the samples; see `Evaluator`."""
         check_known(tasks, list(self._files), str(self._where))
+        self._samples = {}
         for task in tasks:
             path = self._files[task]
             self._samples[task] = _tensors(path) if path.suffix == TENSORS else self._table(path, zoo)
@@ -128,7 +129,9 @@ def _tensors(path: Path) -> Samples:
 def _tokens(tokenizer: Any, texts: pd.DataFrame, first: int, last: int, length: int | None) -> Inputs:
     columns = [texts[name][first:last].astype(str).tolist() for name in texts]
     longest = min(length or tokenizer.model_max_length, tokenizer.model_max_length)
-    return dict(tokenizer(*columns, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
+    # A tokenizer that knows no longest text says 1e30, which is no length to cut off at.
+    cut = {"truncation": True, "max_length": longest} if longest < 1 << 30 else {}
+    return dict(tokenizer(*columns, padding=True, return_tensors="pt", **cut))
 
 
 def _images(processor: Any, paths: Sequence[Path]) -> Inputs:

@@ -40,6 +40,8 @@ class Evaluator(ABC):
     def prepare(self, zoo: Zoo, tasks: Sequence[str]) -> None:  # noqa: B027 (most have nothing to prepare)
         """Check, before anything is evaluated, that all tasks can be; and open what belongs to the zoo.
 
+        Where models have heads of their own, a copy is prepared for each: for its tasks, and a zoo of it alone.
+
         Raises:
             EvaluationError: a task is not known, or something is missing.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,14 @@ from mergekern.evaluation.rows import Row
 from mergekern.functional.isolation import undisturbed
 from mergekern.kernels import dispatch
 from mergekern.merging.gathered import Gathered, gather
-from mergekern.merging.in_memory import MERGED_BYTES, as_it_is, base_in_memory, merges_in_memory, route_on
+from mergekern.merging.in_memory import (
+    MERGED_BYTES,
+    as_it_is,
+    base_in_memory,
+    merges_in_memory,
+    route_on,
+    select_models,
+)
 from mergekern.merging.output import StateDict
 from mergekern.merging.plans import Plans
 from mergekern.merging.request import Request
@@ -91,10 +99,18 @@ class Measurement:
         self._plans, self._route = Plans(zoo, heads, None), route_on(device, max_memory)
         place = dispatch.choose(device).device
         self._make = makers_of(zoo, self._plans, model, evaluator.needs_module, place)
-        evaluator.prepare(zoo, sorted({task for given in tasks.values() for task in given}))
-        self._evaluation = Evaluation(evaluator, tasks, place)
+        self._evaluations = {owner: Evaluation(own, tasks, place) for owner, own in self._prepared(evaluator, tasks)}
         self._base_lacks, self._lack = files.models_without(BASE), files.models_without(OWN)
         self._pace = Pace(len(self._lack), len(self._lack) + len(list(self._parts(self._base_lacks))))
+
+    def _prepared(self, evaluator: Evaluator, tasks: Mapping[str, Sequence[str]]) -> Iterator[tuple[int, Evaluator]]:
+        """Yield each owner of results, with the evaluator that is prepared for the tasks these are evaluated on."""
+        for owner, names in self._parts(self._zoo.model_names):
+            seen, own = self._zoo, evaluator
+            if self._plans.are_of_each:
+                seen, own = select_models(self._zoo, [owner - 1]), copy.copy(evaluator)
+            own.prepare(seen, sorted({task for name in names for task in tasks[name]}))
+            yield owner, own
 
     def expect(self, merges: int) -> None:
         """Count merges that will be measured, or by a negative number that will not, for the estimate of the time."""
@@ -155,7 +171,7 @@ class Measurement:
         found: dict[str, float | str] = {}
         with self._pace.evaluating():
             for owner, state, names in results:
-                found |= self._evaluation.scores(self._make[owner](state), names)
+                found |= self._evaluations[owner].scores(self._make[owner](state), names)
         return found
 
     def _made(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Any]]:

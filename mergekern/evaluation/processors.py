@@ -20,6 +20,8 @@ Processor = Callable[..., Any] | str | os.PathLike[str] | None
 def processor_of(zoo: Zoo, given: Processor, kind: Auto, what: str) -> Any:
     """Return what was given, or what transformers reads in the folder of the base, or else of a model.
 
+    In a zoo of one model, which is evaluated with its own head, that of the model comes before the base's.
+
     Args:
         zoo: whose folders are tried.
         given: what was given.
@@ -34,7 +36,9 @@ def processor_of(zoo: Zoo, given: Processor, kind: Auto, what: str) -> Any:
     if given is not None:
         folders = [Path(given)]
     else:
-        folders = [folder for checkpoint in zoo.checkpoints if (folder := home(checkpoint)) is not None]
+        of_one = len(zoo.models) == 1  # the one whose head is evaluated
+        checkpoints = reversed(zoo.checkpoints) if of_one else zoo.checkpoints
+        folders = [folder for checkpoint in checkpoints if (folder := home(checkpoint)) is not None]
     try:
         found = first_processor(folders, kind, what, EvaluationError)
     except ImportError as error:

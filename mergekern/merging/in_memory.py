@@ -58,7 +58,7 @@ def merges_in_memory(
     for start in range(0, len(requests), size):
         together = requests[start : start + size]
         models = sorted({model for request in together for model in request.models})
-        part = zoo if len(models) == len(zoo.models) else _select(zoo, models)
+        part = zoo if len(models) == len(zoo.models) else select_models(zoo, models)
         sinks: list[Any] = [plan.in_memory_of(request.models) for request in together]
         merges = [
             dataclasses.replace(request, models=tuple(map(models.index, request.models))).merge_into(sink, part)
@@ -91,7 +91,7 @@ def base_in_memory(zoo: Zoo, plan: OutputPlan) -> StateDict:
     return sink.finished()
 
 
-def _select(zoo: Zoo, models: Sequence[int]) -> Zoo:
+def select_models(zoo: Zoo, models: Sequence[int]) -> Zoo:
     """Return the zoo of some of the models, with the same tensors."""
     tensors = tuple(tensor.select(models) for tensor in zoo.tensors)
     return dataclasses.replace(zoo, models=tuple(zoo.models[model] for model in models), tensors=tensors)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import mergekern
 from mergekern import EvaluationError, OptionError, OutputError, best_merge, measure_merges
 from mergekern.cli import main
+from mergekern.evaluation import Perplexity
 from mergekern.prediction import MergePredictor
 from mergekern.prediction.search import LIKENESS, next_merges
 from tests.support.digits import TURNS, accuracy
@@ -226,3 +227,9 @@ def test_a_merge_that_gains_nothing_is_said_to_gain_nothing(digits_zoo, tmp_path
     page = (tmp_path / "found" / "report.html").read_text("utf-8")
     assert "no better than the base" in page
     assert "Just as good is" in page
+
+
+def test_what_cannot_be_evaluated_is_found_before_metrics_are_computed(digits_zoo, tmp_path):
+    with pytest.raises(EvaluationError, match="runs a module: give the function"):
+        search(digits_zoo, tmp_path / "found", evaluate=Perplexity(["a b"]), target="inverse_perplexity")
+    assert not [path for path in (tmp_path / "found").rglob("*") if path.name != ".lock"]

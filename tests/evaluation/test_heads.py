@@ -181,6 +181,33 @@ def test_images_and_adapters_and_tokens(tmp_path, zoo):
     assert found.models[["own_accuracy", "base_accuracy"]].eq(1.0).all(axis=None)
 
 
+def test_texts_are_read_by_the_tokenizer_of_the_model_whose_head_it_is(tmp_path):
+    read = trained.tokenizer()
+    config = transformers.BertConfig(vocab_size=27, max_position_embeddings=8, **SMALL)
+    for labels, name in enumerate(("base", "a", "b"), 2):
+        config.num_labels = labels
+        model = transformers.BertForSequenceClassification(config)
+        if name == "b":
+            read.backend_tokenizer.pre_tokenizer = None  # a text is one word, which is unknown
+        model.save_pretrained(tmp_path / "zoo" / name)
+        read.save_pretrained(tmp_path / "zoo" / name)
+    lengths = {}
+
+    class Lengths(Accuracy):
+        def __call__(self, model, task):
+            lengths[task] = self._samples[task].inputs(0, 1, None)["input_ids"].shape[1]
+            return super().__call__(model, task)
+
+    pd.DataFrame({"text": ["w1 w2 w3"], "label": [0]}).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame({"text": ["w1 w2 w3"], "label": [0]}).to_csv(tmp_path / "b.csv", index=False)
+    measure_merges(tmp_path / "zoo", evaluate=Lengths(tmp_path), methods="ties")
+    assert lengths == {"a": 3, "b": 1}
+    for path in (tmp_path / "zoo" / "b").glob("tokenizer*"):
+        path.unlink()
+    measure_merges(tmp_path / "zoo", evaluate=Lengths(tmp_path), methods="ties")
+    assert lengths == {"a": 3, "b": 3}  # the base's
+
+
 # --- plain files, and what is decided where nothing is said
 
 BODY = {f"layers.{n}.{part}.weight": torch.ones(3, 3) for n in range(2) for part in "abcd"}
