@@ -38,8 +38,8 @@ with open(out, "wb") as file:
 """
 # Elements of a tensor that may differ: where one breaks a tie otherwise.
 DIFFERENT, NEAR = 0.02, 2.0**-6
-# Random masks, and choices that rounding decides in float32.
-RANDOM = ("dare", "dare_ties", "della", "della_linear", "arcee_fusion")
+# Random masks.
+RANDOM = ("dare", "dare_ties", "della", "della_linear")
 # What mergekit has as a method, and mergekern in recipes alone: a model taken as it is.
 PASSTHROUGH = "passthrough"
 
