@@ -65,9 +65,7 @@ def of_target(table: pd.DataFrame, scores: Mapping[str, pd.Series], target: str)
                     [np.nan, np.nan, *_points(random_regrets(_held_out(y.iloc[left])))]
                 )
                 rows.setdefault(("oracle", m), []).append([1.0, 0.0, 0.0, 0.0])
-    means = {
-        key: np.nanmean(values, axis=0) if key[0] != "random" else np.mean(values, 0) for key, values in rows.items()
-    }
+    means = {key: pd.DataFrame(values).mean().tolist() for key, values in rows.items()}  # of what is defined
     return pd.DataFrame(means, ["r", "rmse", "pair", "partner"]).T
 
 
