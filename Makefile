@@ -9,13 +9,14 @@ PTX := build/ptx-$(TRITON)
 
 .PHONY: demo test quick test-processors fuzz ptx bench gpu-check sanitize lint readme docs dist clean
 
-# The metrics of a zoo, and the study of a smaller one: merges, predictors, findings.
+# A zoo, its metrics, and the best merge that 20 measurements find.
 demo: $(VENV)/.installed
 	$(RUN) python/make_digits_zoo.py zoo
 	$(VENV)/bin/mergekern metrics zoo --calibration zoo/calibration --model-fn python/make_digits_zoo.py:build_model \
 		--per-layer --summary --out zoo/metrics.parquet
 	$(VENV)/bin/mergekern report zoo/metrics.parquet --title "20 tasks on handwritten digits" --out zoo/report.html
-	$(VENV)/bin/mergekern study demo --quick --methods weight_average,ties,tsv
+	$(VENV)/bin/mergekern best zoo --evaluate accuracy --data zoo/calibration --model-fn python/make_digits_zoo.py:build_model \
+		--target normalized_accuracy --budget 20 --out demo
 
 # A file of tests a process, one process a core.
 test: $(VENV)/.tools

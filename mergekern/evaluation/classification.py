@@ -48,7 +48,8 @@ class Accuracy(Evaluator):
         data: a folder with a file for each task, or one file for all models. A .jsonl, .csv or .parquet file has the
             columns label and text (and perhaps text_pair), or label and image, the path of a file. A .safetensors file
             has the tensors labels and inputs (or `inputs.KEYWORD`, for each of several), and perhaps head.weight and
-            head.bias of a head on the features that the model returns, as `Calibration.save` writes them. A label is
+            head.bias of a head on the features that the model returns, as `Calibration.save` writes them; of a file
+            with test.labels and test.inputs those count, and not the samples that metrics see. A label is
             the number of its class, or its name in the configuration of the model (label2id).
         processor: a tokenizer or image processor like those of transformers, or its folder; by default that in the
             base's folder. Texts that are longer than the model takes are cut off.

@@ -74,14 +74,18 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return `inputs` (or `inputs.KEYWORD` of each), `labels` and the head, if there is one, of a file of samples.
 
+    Where the file also has samples for tests, `test.inputs` and `test.labels`, it is those: the others are for metrics.
+
     Raises:
         EvaluationError: it cannot be read, or lacks one of them.
     """
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            wanted = [name for name in names if name.split(".")[0] in ("inputs", "labels", "head")]
-            tensors = {name: file.get_tensor(name) for name in wanted}
+            part = "test." if "test.labels" in names else ""
+            kinds = [f"{part}inputs", f"{part}labels", "head"]
+            wanted = [name for name in names if any(f"{name}.".startswith(f"{kind}.") for kind in kinds)]
+            tensors = {name.removeprefix(part): file.get_tensor(name) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise EvaluationError(f"{path}: not a readable safetensors file ({error})") from error
     if "labels" not in tensors or not any(name.split(".")[0] == "inputs" for name in tensors):

@@ -14,6 +14,7 @@ import mergekern
 from mergekern import EvaluationError, measure_merges
 from mergekern.cli import main
 from mergekern.evaluation import Accuracy, Harness, Perplexity
+from mergekern.evaluation.examples import read_tensors
 from mergekern.evaluation.harness import check_end
 from tests.support.digits import Network, accuracy, samples
 
@@ -205,6 +206,23 @@ def test_accuracy_on_tensors_with_and_without_a_head(digits_zoo, tmp_path):
     found = measure_merges(bodies, base, evaluate=Accuracy(tmp_path), model=body, methods="ties", device="cpu").models
     for row in found.itertuples():
         assert row.own_accuracy == float(accuracy(bodies[row.model] | second | bodies[row.model], row.model))
+
+
+def test_samples_for_tests_count_where_a_file_has_them(tmp_path):
+    tests = {"inputs": torch.ones(3, 2), "inputs.mask": torch.ones(3, 1), "labels": torch.arange(3)}
+    head = {"head.weight": torch.ones(3, 2), "head.bias": torch.zeros(3)}
+    metrics = {
+        "inputs": torch.zeros(4, 2),
+        "inputs.mask": torch.zeros(4, 1),
+        "labels": torch.zeros(4),
+        "inputs_2": torch.ones(1),
+    }
+    save_file(
+        metrics | {f"test.{name}": values for name, values in tests.items()} | head, tmp_path / "task.safetensors"
+    )
+    found = read_tensors(tmp_path / "task.safetensors")
+    assert found.keys() == (tests | head).keys()
+    assert all(torch.equal(found[name], values) for name, values in (tests | head).items())
 
 
 @pytest.mark.parametrize(

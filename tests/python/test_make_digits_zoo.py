@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -150,6 +152,21 @@ def test_mergekern_runs_the_models_on_the_samples(zoo, tmp_path):
     assert not table.notes
     assert table.provenance["calibration"]["layer"] == "blocks.3"
     assert table.provenance["calibration"]["samples"] == dict.fromkeys(sorted(TASKS), 10)
+
+
+def test_mergekern_finds_the_best_merge(zoo, tmp_path):
+    """The last command of `make demo` works on the zoo."""
+    out = tmp_path / "found"
+    line = ["best", zoo, "--evaluate", "accuracy", "--data", zoo / "calibration", "--model-fn", f"{SCRIPT}:build_model"]
+    line += ["--target", "normalized_accuracy", "--budget", "4", "--out", out]
+    result = CliRunner().invoke(cli.main, [*map(str, line)])
+    assert result.exit_code == 0, result.output
+    scores, models = pd.read_csv(out / "scores.csv"), pd.read_csv(out / "models.csv")
+    records = json.loads((zoo / "model.json").read_text())["tasks"]
+    own = models.set_index("model")["own_accuracy"]
+    np.testing.assert_allclose(own, [records[name]["accuracy"] for name in own.index])  # on the samples for tests
+    assert len(scores) == 4
+    assert (out / "report.html").exists()
 
 
 def test_a_second_run_leaves_everything(script, zoo):
