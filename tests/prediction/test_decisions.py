@@ -115,6 +115,14 @@ def test_intervals_reach_beyond_what_is_promised_near_the_limit_of_an_accuracy(t
     assert (done["high"] == done["score"]).all()
 
 
+def test_promises_beyond_the_limit_of_an_accuracy_are_cut_off(table):
+    scores = make_scores(table, noise=0.0)
+    scores = 1.1 - 0.5 * (scores.max() - scores) / np.ptp(scores)
+    fitted = predictors(table, tsv=scores[scores < 1])
+    assert (fitted[0].uncut(table)["prediction"] > 1.02).any()
+    assert recommend(fitted, table)["score"].max() == 1.0
+
+
 def test_questions_by_hand(recommended):
     assert best_pair(recommended).name == ("a", "b")
     assert best_partners(recommended, "c").index[0] == ("c", "d")
