@@ -21,7 +21,7 @@ import pandas as pd
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from mergekern._internal.files import write_atomically
+from marked_tables import write_table
 from mergekern.prediction import IncompletePairsWarning, make_predictor, model_scores, recommend
 from mergekern.prediction.correlation import pearson_r
 from mergekern.prediction.figures import choice_regrets, random_regrets
@@ -193,9 +193,7 @@ def main(studies: tuple[Path, ...], folder: Path | None, page: Path | None) -> N
             parts.append(as_markdown(name, by_target, of_methods(table, scores["accuracy"])))
             Console().print(parts[-1], soft_wrap=True)
     if page is not None:
-        before, _, rest = page.read_text("utf-8").partition(MARKS[0])
-        found = "\n\n".join(parts)
-        write_atomically(page, f"{before}{MARKS[0]}\n\n{found}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}".encode())
+        write_table(page, MARKS, "\n\n".join(parts))
 
 
 if __name__ == "__main__":

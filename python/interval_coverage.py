@@ -22,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from mergekern._internal.files import write_atomically
+from marked_tables import write_table
 from mergekern.prediction import conformal_intervals, make_predictor, model_scores
 from mergekern.prediction.refits import fit_estimator, predict_pairs, predicted_sd
 
@@ -141,12 +141,6 @@ def as_markdown(found: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str, table: str) -> str:
-    """Return a page with what is between its marks replaced."""
-    before, rest = page.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-
-
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--draws", default=100, show_default=True, type=click.IntRange(min=1))
@@ -158,7 +152,7 @@ def main(folder: Path, draws: int, kinds: tuple[str, ...], page: Path | None) ->
         found = coverage(folder, draws, kinds)
     Console().print(as_markdown(found), soft_wrap=True)
     if page is not None:
-        write_atomically(page, with_table(page.read_text("utf-8"), as_markdown(found)).encode())
+        write_table(page, MARKS, as_markdown(found))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from mergekern._internal.files import write_atomically
+from marked_tables import write_table
 from mergekern.metrics import CATALOGUE, metric_of
 from mergekern.prediction.pairs import pair_key
 from mergekern.study.stages import scores_by_method
@@ -77,9 +77,7 @@ def main(studies: tuple[Path, ...], published: Path | None, page: Path | None) -
     table = as_markdown(found)
     console.print(table, soft_wrap=True)
     if page is not None:
-        before, _, rest = page.read_text("utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        write_atomically(page, f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}".encode())
+        write_table(page, MARKS, table)
 
 
 if __name__ == "__main__":

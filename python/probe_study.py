@@ -26,7 +26,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 import mergekern
-from mergekern._internal.files import write_atomically
+from marked_tables import write_table
 from mergekern.prediction import (
     ConformalIntervals,
     IncompletePairsWarning,
@@ -205,9 +205,7 @@ def main(studies: tuple[Path, ...], page: Path | None) -> None:
     found = as_markdown(unseen, costs)
     Console().print(found, soft_wrap=True)
     if page is not None:
-        before, _, rest = page.read_text("utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        write_atomically(page, f"{before}{MARKS[0]}\n\n{found}\n\n{MARKS[1]}{after}".encode())
+        write_table(page, MARKS, found)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def parse_options_of_methods(
 
 # How models are evaluated, and how they are read.
 evaluation_options = with_options(
-    click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from [default: base.* in a "
-                 "folder ZOO]."),
+    click.option("--base", type=path_type, help="The checkpoint all models were fine-tuned from "
+                 "[default: base.* or base/ in a folder ZOO]."),
     click.option("--evaluate", type=Evaluate(), required=True, help="FILE.py:FUNCTION or package.module:function, "
                  "called with a model and a task: it returns a number, the larger, the better. Its code is run. Or a "
                  "ready one: accuracy, perplexity (as 1/perplexity), or lm-eval:TASK of lm-evaluation-harness."),

@@ -23,7 +23,7 @@ def first_processor(folders: Iterable[Path], auto: Auto, what: str, error: type[
     """Return what transformers reads in the first of some folders that has its files; None where none has.
 
     Args:
-        folders: of models.
+        folders: folders of models, in this order.
         auto: the class of transformers that reads it.
         what: its name in errors.
         error: kind of error that is raised.
@@ -48,11 +48,11 @@ def first_processor(folders: Iterable[Path], auto: Auto, what: str, error: type[
 
 
 def give_padding(tokenizer: Any, where: str, error: type[MergekernError]) -> int:
-    """Return the token that a tokenizer pads with: where it has none, it gets its last token, or that of unknown words.
+    """Return the token that a tokenizer pads with: where it has none, that which ends a text, or of unknown words.
 
     Args:
-        tokenizer: which is changed.
-        where: it comes from, for errors.
+        tokenizer: tokenizer, which is changed.
+        where: where it comes from, for errors.
         error: kind of error that is raised.
 
     Raises:

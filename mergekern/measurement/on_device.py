@@ -103,7 +103,7 @@ class _Results(NamedTuple):
 
     Attributes:
         inner: inner products (N, N).
-        spectra: of all models; None where nothing is factorised.
+        spectra: spectra of all models; None where nothing is factorised.
         signs: where task vectors agree in sign; None where it is not wanted, or measured on the processor.
         fetched: the event behind the copies.
     """

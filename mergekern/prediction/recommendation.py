@@ -75,7 +75,7 @@ def _offer(predictor: MergePredictor, predicted: pd.DataFrame) -> pd.DataFrame:
     cut off at the limits: the interval reaches beyond the score on both sides, unless the score is a limit itself.
 
     Args:
-        predictor: of the method.
+        predictor: predictor of the method's scores.
         predicted: result of `MergePredictor.uncut`, in the order of the pairs.
     """
     centre, slope = calibration(predictor)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from marked_tables import with_table
 from tests.support.measurements import PUBLISHED, needs_published
 
 ROOT = Path(__file__).parents[2]
@@ -43,5 +44,5 @@ def test_the_table_of_a_page_is_replaced(script, monkeypatch):
     assert len(found) == 2
     assert found["known"].between(0, 1).all()
     page = f"a\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\nb\n"
-    assert script.with_table(page, table) == f"a\n{script.MARKS[0]}\n\n{table}\n\n{script.MARKS[1]}\nb\n"
+    assert with_table(page, script.MARKS, table) == f"a\n{script.MARKS[0]}\n\n{table}\n\n{script.MARKS[1]}\nb\n"
     assert script.MARKS[0] in (ROOT / "docs" / "prediction.md").read_text("utf-8")

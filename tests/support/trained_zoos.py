@@ -57,43 +57,30 @@ def texts_of(classes, first, count, draw):
 
 
 CLASSIFIERS = {"first": (2, 0), "second": (3, 8)}  # name -> classes, first word
-
-
-def classifier_zoo(folder, steps=40):
-    """A body without head, and two classifiers of it with other labels."""
-    torch.manual_seed(0)
-    draw = torch.Generator().manual_seed(1)
-    config = transformers.BertConfig(vocab_size=27, max_position_embeddings=16, **SIZES, **WIDE)
-    tokens = tokenizer()
-    body = transformers.BertForSequenceClassification(config)
-    train(body, (_labelled(tokens, 2, 4 * (step % 5), draw) for step in range(20)))
-    save(body.bert, folder / "base")
-    for name, (classes, first) in CLASSIFIERS.items():
-        model = transformers.BertForSequenceClassification.from_pretrained(folder / "base", num_labels=classes)
-        train(model, (_labelled(tokens, classes, first, draw) for _ in range(steps)), 2e-3)
-        save(model, folder / name, [f"{name}-{label}" for label in range(classes)])
-    return folder
-
-
-# Name -> classes, first word: six tasks of one body, four numbers of labels.
+# Six tasks of one body, four numbers of labels.
 SIX = {"reviews": (2, 0), "topics": (4, 0), "tones": (3, 8), "intents": (5, 0), "stances": (2, 12), "genres": (3, 4)}
 
 
-def six_classifiers(folder, steps=25):
-    """A body without head, and six classifiers of it with heads of their own: see `SIX`."""
+def classifier_zoo(folder, tasks=CLASSIFIERS, layers=2, steps=40):
+    """A body without head, and classifiers of it for tasks with other labels."""
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
-    sizes = {**SIZES, "num_hidden_layers": 1}
+    sizes = {**SIZES, "num_hidden_layers": layers}
     config = transformers.BertConfig(vocab_size=27, max_position_embeddings=16, **sizes, **WIDE)
     tokens = tokenizer()
     body = transformers.BertForSequenceClassification(config)
     train(body, (_labelled(tokens, 2, 4 * (step % 5), draw) for step in range(20)))
     save(body.bert, folder / "base")
-    for name, (classes, first) in SIX.items():
+    for name, (classes, first) in tasks.items():
         model = transformers.BertForSequenceClassification.from_pretrained(folder / "base", num_labels=classes)
         train(model, (_labelled(tokens, classes, first, draw) for _ in range(steps)), 2e-3)
         save(model, folder / name, [f"{name}-{label}" for label in range(classes)])
     return folder
+
+
+def six_classifiers(folder):
+    """The zoo of `SIX`, of one layer."""
+    return classifier_zoo(folder, SIX, layers=1, steps=25)
 
 
 def classifier_adapter(base, folder, classes, first, steps=30):

@@ -61,7 +61,7 @@ def count(newest: Quadrature, before: Quadrature, errors: np.ndarray, leading: i
     """Return the leading singular values, by counting.
 
     Args:
-        newest, before: of a subspace, and of the same without its newest block.
+        newest, before: quadratures of a subspace, and of the same without its newest block.
         errors: (p,) estimated errors of the newest Ritz values.
         leading: number of values, at most p.
 

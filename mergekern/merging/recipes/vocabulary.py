@@ -16,6 +16,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Where tokenizer_config.json names tokens by what they are for.
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_AS_SPECIAL = {"normalized": False, "special": True}
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,6 @@ def _read_whole(folder: Path) -> Vocabulary | None:
             further.append({**_AS_SPECIAL, **each} if isinstance(each, dict) else {"content": each, **_AS_SPECIAL})
     known = found.numbers
     return found.plus(each for each in further if each.get("content") not in known)
-
-
-_AS_SPECIAL = {"normalized": False, "special": True}
 
 
 def _read_tokenizer(folder: Path) -> Vocabulary | None:
