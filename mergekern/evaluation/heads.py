@@ -63,11 +63,11 @@ def open_with_heads(
         told_apart = _told_apart(opened)
         if told_apart is None:
             raise
-        return _said(told_apart, sorted(told_apart.heads)), EACH
+        return _said(told_apart, sorted(told_apart.heads), match=False), EACH
     differ = {*heads_of_other_labels(zoo)[0], *(name for names in skipped_names(zoo) for name in names)}
     told_apart = _told_apart(opened) if differ else None
     if told_apart is not None and (found := sorted(differ & told_apart.heads)):
-        return _said(told_apart, found), EACH
+        return _said(told_apart, found, match=not zoo.skipped), EACH
     return zoo, None
 
 
@@ -79,13 +79,13 @@ def _told_apart(opened: partial[Zoo]) -> Zoo | None:
         return None
 
 
-def _said(zoo: Zoo, differ: Sequence[str]) -> Zoo:
-    """Say that each task is measured with its own head, and return the zoo."""
+def _said(zoo: Zoo, differ: Sequence[str], match: bool) -> Zoo:
+    """Say that each task is measured with its own head, and return the zoo; `match`: whether they could be merged."""
     note = (
         f"heads of the models differ ({len(differ):,}): {listed(differ)}; they are not merged, and each model's task "
-        'is measured with its own (heads="each"); heads="merged" (--heads merged) merges them'
+        'is measured with its own (heads="each")'
     )
-    show([], [note])
+    show([], [f'{note}; heads="merged" (--heads merged) merges them' if match else note])
     return zoo
 
 

@@ -308,3 +308,10 @@ def test_a_head_without_configuration_is_no_module(zoo, tmp_path):
     with pytest.raises(EvaluationError, match=r"no config\.json of transformers beside the weights of 'topics'"):
         measure_merges(models, zoo / "base", evaluate=rows_and_body, methods="ties", scores=tmp_path / "s.csv")
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_merging_heads_is_offered_only_where_they_match(caplog):
+    models = {name: {"body.w": torch.ones(2, 2), "head.w": torch.ones(n, 2)} for n, name in enumerate("ab", 3)}
+    measure_merges(models, {"body.w": torch.zeros(2, 2)}, evaluate=lambda state, task: 0.5, methods="weight_average")
+    assert 'own (heads="each")' in caplog.text
+    assert "merges them" not in caplog.text
